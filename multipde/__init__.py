@@ -1,0 +1,62 @@
+"""Convolution stencils as differential operators: networks that move between resolutions, trained coarse to fine.
+
+This module is the index: every public name, loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multipde.mesh.parametrization import (
+        StencilParametrization as StencilParametrization,
+        bake as bake,
+        coefficients as coefficients,
+        mesh_size as mesh_size,
+        reparametrize as reparametrize,
+        set_mesh_size as set_mesh_size,
+        skipped_layers as skipped_layers,
+    )
+
+_INDEX = {
+    "multipde.mesh.stencil": ["StencilBasis"],
+    "multipde.mesh.parametrization": [
+        "StencilParametrization",
+        "bake",
+        "coefficients",
+        "mesh_size",
+        "reparametrize",
+        "set_mesh_size",
+        "skipped_layers",
+        "stencil_layers",
+    ],
+    "multipde.mesh.pyramid": ["image_pyramid", "prolong_images", "resize_images", "restrict_images"],
+    "multipde.mesh.transfer": ["transfer_stencil"],
+    "multipde.networks.config": ["NetworkConfig", "preset", "preset_names"],
+    "multipde.networks.convert": ["Conversion", "carry_optimizer_state", "conversion", "convert", "recalibrate"],
+    "multipde.networks.dynamics": ["Block"],
+    "multipde.networks.layers": ["Connector", "Opening", "ResidualLayer", "SymmetricLayer", "TVNorm"],
+    "multipde.networks.network": ["PDENet", "count_flops", "num_weights"],
+    "multipde.networks.stability": ["energy", "operator_norm", "step_bound"],
+    "multipde.data.datasets": ["ImageData", "load_data"],
+    "multipde.data.shapes": ["render_shapes"],
+    "multipde.training.schedule": ["Level", "Schedule"],
+    "multipde.training.checkpoint": ["load", "save"],
+    "multipde.training.evaluate": ["Metrics", "evaluate"],
+    "multipde.training.loop": ["Run", "resume", "train"],
+}
+_HOME = {name: module for module, names in _INDEX.items() for name in names}
+
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'multipde' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

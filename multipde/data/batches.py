@@ -1,0 +1,96 @@
+"""Batches as the network takes them: shuffled, normalised and augmented on the device."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from multipde.data.images import Batch, ImageSet
+from multipde.data.seeds import stream, stream_seed
+
+
+class Normalize:
+    """(x/255 - mean) / std per channel, for images on 0..255.
+
+    Shape:
+        - x, result: (N, C, *size)
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        self.scale = [1 / (255 * s) for s in std]
+        self.shift = [-m / s for m, s in zip(mean, std, strict=True)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.scale:
+            return x / 255
+        shape = (-1, *(1,) * (x.dim() - 2))
+        return x * x.new_tensor(self.scale).view(shape) + x.new_tensor(self.shift).view(shape)
+
+
+class Augment:
+    """Horizontal flip, zero padding by 1/16 and a random crop back to the size, drawn for every image alone.
+
+    The draw depends only on the key, so a repeated run and a resumed one see the same pictures.
+
+    Args:
+        size: image side in pixels; the padding is max(1, round(size/16)).
+
+    Reference: Ruthotto & Haber (2018), section 5.
+    """
+
+    def __init__(self, size: int):
+        from kornia import augmentation
+
+        self.padding = max(1, round(size / 16))
+        self.flip = augmentation.RandomHorizontalFlip(p=0.5)
+        self.crop = augmentation.RandomCrop((size, size), padding=self.padding, cropping_mode="slice")
+
+    def __call__(self, x: Tensor, *key: int | str) -> Tensor:
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(stream_seed(*key))
+            return self.crop(self.flip(x))
+
+
+def training_batches(
+    images: ImageSet,
+    indices: Tensor,
+    size: int,
+    batch: int,
+    device: torch.device,
+    normalize: Normalize,
+    *,
+    key: tuple[int | str, ...],
+    augment: Augment | None = None,
+) -> Iterator[Batch]:
+    """One epoch in random order; a last batch that is not full is dropped, unless it is the only one.
+
+    Args:
+        indices: the images to train on.
+        key: name of the random stream of this epoch.
+        augment: None for the images as they are.
+
+    Shape:
+        - each: images (batch, C, size, size), labels (batch,)
+    """
+    order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
+    if len(order) > batch:
+        order = order[: len(order) // batch * batch]
+    for i, (x, labels) in enumerate(images.batches(size, order, batch, device)):
+        x = normalize(x)
+        if augment is not None:
+            x = augment(x, *key, i)
+        yield x.contiguous(memory_format=torch.channels_last), labels
+
+
+def evaluation_batches(
+    images: ImageSet, indices: Tensor | None, size: int, batch: int, device: torch.device, normalize: Normalize
+) -> Iterator[Batch]:
+    """All images, or those of the indices, in order, normalised.
+
+    Shape:
+        - each: images (at most batch, C, size, size), labels
+    """
+    order = torch.arange(len(images)) if indices is None else indices
+    for x, labels in images.batches(size, order, batch, device):
+        yield normalize(x).contiguous(memory_format=torch.channels_last), labels

@@ -1,0 +1,126 @@
+"""Image files as tensors: decoded, made square, and kept decoded for the next start."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from multipde.mesh.pyramid import resize_images
+
+
+def decode_image(path: Path, size: int | None = None) -> Tensor:
+    """One image file as RGB; grey is repeated, transparency dropped.
+
+    Args:
+        size: side of the square to which it is averaged; None keeps the size of the file.
+
+    Shape:
+        - result: (3, height, width), uint8
+
+    Raises:
+        ValueError: a file that is not an image or is broken, with its path.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            pixels = torch.from_numpy(np.array(file.convert("RGB")))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image must be readable, got {path}: {error}") from None
+    image = pixels.permute(2, 0, 1).contiguous()
+    if size is None or image.shape[1:] == (size, size):
+        return image
+    return resize_images(image[None].float(), (size, size))[0].round().to(torch.uint8)
+
+
+def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
+    """How many of the files have which (height, width); only the headers are read.
+
+    Raises:
+        ValueError: a file that is not an image, with its path.
+    """
+    from PIL import Image
+
+    def read(path: Path) -> tuple[int, int]:
+        try:
+            with Image.open(path) as file:
+                return file.height, file.width
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"image must be readable, got {path}: {error}") from None
+
+    with ThreadPoolExecutor() as pool:
+        return Counter(pool.map(read, paths))
+
+
+def decode_images(paths: Sequence[Path], size: int) -> Tensor:
+    """All files as one tensor.
+
+    Shape:
+        - result: (num, 3, size, size), uint8
+
+    Raises:
+        ValueError: the first broken file, with its path.
+    """
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+
+    def decode(index: int) -> None:
+        images[index] = decode_image(paths[index], size)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(decode, range(len(paths))):
+            pass
+    return images
+
+
+class DecodedCache:
+    """Images decoded before, kept as long as no file's path, length or time of change differs.
+
+    Args:
+        paths: all files, in order.
+        size: what the caller asked for, part of the key.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int | None):
+        digest = hashlib.sha256(f"rgb {size}".encode())
+        for path in paths:
+            stat = os.stat(path)
+            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        self.file = cache_directory() / f"images-{digest.hexdigest()[:24]}.safetensors"
+
+    def read(self) -> tuple[Tensor, list[str]] | None:
+        """The images and the notes kept with them, None where there are none."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.file.exists():
+            return None
+        try:
+            with safe_open(self.file, "pt") as stored:
+                return stored.get_tensor("images"), json.loads(stored.metadata()["notes"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            return None
+
+    def write(self, images: Tensor, notes: Sequence[str]) -> None:
+        """Keep the images if the place allows it; a run does not depend on it."""
+        from safetensors.torch import save_file
+
+        partial = self.file.with_suffix(f".{os.getpid()}.partial")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"images": images}, partial, metadata={"notes": json.dumps(list(notes))})
+            os.replace(partial, self.file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+
+
+def cache_directory() -> Path:
+    """Where decoded images are kept: MULTIPDE_CACHE, else the user's cache directory."""
+    if chosen := os.environ.get("MULTIPDE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multipde"

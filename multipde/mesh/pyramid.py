@@ -1,0 +1,124 @@
+"""Images on coarser and finer meshes: exact cell averages, and the pyramid they make."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from multipde.mesh.separable import apply_along_axes, per_axis
+
+
+def cell_average_matrix(num_from: int, num_to: int) -> Tensor:
+    """Averages over the cells of a mesh with num_to cells of a function constant on each of num_from cells.
+
+        M[i, j] = |cell_i ∩ cell_j| / |cell_i|
+
+    Rows sum to one, so constants are kept; the mean of every image is kept. Restriction and prolongation are adjoint up
+    to the ratio of the cell sizes: M(n → m)ᵀ = (m/n) M(m → n).
+
+    >>> cell_average_matrix(4, 2)
+    tensor([[0.5000, 0.5000, 0.0000, 0.0000],
+            [0.0000, 0.0000, 0.5000, 0.5000]], dtype=torch.float64)
+
+    Shape:
+        - result: (num_to, num_from), float64
+    """
+    for name, num in (("num_from", num_from), ("num_to", num_to)):
+        if num < 1:
+            raise ValueError(f"{name} must be positive, got {num}")
+    edges_from = torch.arange(num_from + 1, dtype=torch.float64) * num_to
+    edges_to = torch.arange(num_to + 1, dtype=torch.float64) * num_from
+    left = torch.maximum(edges_to[:-1, None], edges_from[None, :-1])
+    right = torch.minimum(edges_to[1:, None], edges_from[None, 1:])
+    return (right - left).clamp_min(0) / num_from
+
+
+def restrict_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
+    """Images on a coarser mesh, by exact averages over its cells; any ratio, the 2x2 mean at ratio 2.
+
+    Args:
+        size: pixels of the result, one number or one per axis, none above that of the images.
+
+    Shape:
+        - images: (N, C, *size), floating point
+        - result: (N, C, *new size)
+
+    Raises:
+        ValueError: an axis would grow.
+    """
+    old, new = _sizes(images, size)
+    if any(n > o for o, n in zip(old, new, strict=True)):
+        raise ValueError(f"size must not exceed the image size {old} in a restriction, got {new}")
+    if old == new:
+        return images
+    if all(o % n == 0 for o, n in zip(old, new, strict=True)):
+        pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(old) - 1]
+        return pool(images, tuple(o // n for o, n in zip(old, new, strict=True)))
+    return _cell_averages(images, old, new)
+
+
+def prolong_images(images: Tensor, size: int | Sequence[int], order: int = 0) -> Tensor:
+    """Images on a finer mesh.
+
+    order 0: cell averages of the piecewise constant image, at integer ratios the nearest neighbour (the adjoint of the
+    restriction, up to the ratio of cell sizes). order 1: cell-centred linear interpolation, [1 3 3 1]/4 at ratio 2.
+
+    Args:
+        size: pixels of the result, one number or one per axis, none below that of the images.
+
+    Shape:
+        - images: (N, C, *size), floating point
+        - result: (N, C, *new size)
+
+    Raises:
+        ValueError: an axis would shrink, or the order is neither 0 nor 1.
+    """
+    old, new = _sizes(images, size)
+    if any(n < o for o, n in zip(old, new, strict=True)):
+        raise ValueError(f"size must not be below the image size {old} in a prolongation, got {new}")
+    if order not in (0, 1):
+        raise ValueError(f"order must be 0 (constant) or 1 (linear), got {order}")
+    if old == new:
+        return images
+    if order == 1:
+        mode = ("linear", "bilinear", "trilinear")[len(old) - 1]
+        return functional.interpolate(images, new, mode=mode, align_corners=False)
+    return _cell_averages(images, old, new)
+
+
+def resize_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
+    """Images as cell averages on a mesh of any size, coarser or finer along each axis.
+
+    Shape:
+        - images: (N, C, *size), floating point
+        - result: (N, C, *new size)
+    """
+    old, new = _sizes(images, size)
+    if all(n <= o for o, n in zip(old, new, strict=True)):
+        return restrict_images(images, size)
+    return _cell_averages(images, old, new)
+
+
+def image_pyramid(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The same images at several sizes, finest (level 0) first.
+
+    Shape:
+        - images: (N, C, *size), at least as fine as the largest size
+        - result: one tensor (N, C, *size) for each of the sizes, largest first
+    """
+    return [restrict_images(images, size) for size in sorted(sizes, reverse=True)]
+
+
+def _sizes(images: Tensor, size: int | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    dim = images.dim() - 2
+    if dim not in (1, 2, 3):
+        raise ValueError(f"images must have shape (N, C, *size) with 1 to 3 axes, got {tuple(images.shape)}")
+    new = per_axis(size, dim, "size")
+    if min(new) < 1:
+        raise ValueError(f"size must be positive, got {size}")
+    return tuple(images.shape[2:]), new
+
+
+def _cell_averages(images: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    return apply_along_axes([cell_average_matrix(o, n).to(images) for o, n in zip(old, new, strict=True)], images)

@@ -1,0 +1,34 @@
+"""Linear maps that factor over the axes of a tensor: one matrix per axis."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def apply_along_axes(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Apply (M_1 ⊗ ... ⊗ M_d) to the trailing d axes of x.
+
+    Shape:
+        - matrices: d tensors (m_i, n_i)
+        - x: (*, n_1, ..., n_d)
+        - result: (*, m_1, ..., m_d)
+    """
+    for axis, matrix in enumerate(matrices, start=-len(matrices)):
+        x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+    return x
+
+
+def per_axis(value: T | Sequence[T], dim: int, name: str) -> tuple[T, ...]:
+    """Spread one value over all axes, or check that there is one value per axis.
+
+    Raises:
+        ValueError: the sequence does not have one entry per axis.
+    """
+    if not isinstance(value, Sequence):
+        return (value,) * dim
+    if len(value) != dim:
+        raise ValueError(f"{name} must be one number or {dim} numbers (one per axis), got {tuple(value)}")
+    return tuple(value)

@@ -1,0 +1,148 @@
+"""The β basis: a convolution stencil is a weighted sum of discretised derivatives."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import cached_property, reduce
+
+import torch
+from torch import Tensor
+
+from multipde.mesh.separable import apply_along_axes, per_axis
+
+REACTIONS = {"121": (1 / 4, 2 / 4, 1 / 4), "141": (1 / 6, 4 / 6, 1 / 6)}
+"""Averaging stencils for the term of order zero: the paper's, and the one that makes the Galerkin map the identity on β."""
+
+
+class StencilBasis:
+    """Coordinates for stencils: coefficients β of derivative terms on a mesh of size h.
+
+        θ = A(h) β,    width 3, one axis:    A(h) = [[1/4, -1/(2h), -1/h²],
+                                                     [1/2,    0   ,  2/h²],
+                                                     [1/4,  1/(2h), -1/h²]]
+
+    Column k stands for (-1)^(k//2) dᵏ/dxᵏ: reaction, convection, diffusion, and for wider stencils their products
+
+        diffusion^(k//2) · convection^(k%2) · reaction^(m - k//2 - k%2),    width 2m+1, k = 0..2m.
+
+    In d dimensions A is the Kronecker product of the axes' matrices, so β has the shape of the stencil and β[i, j]
+    belongs to d_yⁱ d_xʲ. The term of order k is exact on polynomials of degree k+1, but for the reaction, which smooths
+    x² by h²/2 (``"121"``) or h²/3 (``"141"``).
+
+    >>> basis = StencilBasis(width=3, dim=1, mesh_size=0.5)
+    >>> basis.matrix
+    tensor([[ 0.2500, -1.0000, -4.0000],
+            [ 0.5000,  0.0000,  8.0000],
+            [ 0.2500,  1.0000, -4.0000]], dtype=torch.float64)
+    >>> print(StencilBasis(width=3, dim=2, mesh_size=1 / 32))
+    StencilBasis 3x3, h = 0.03125 x 0.03125, reaction 121
+    orders (y, x): (0, 0) (0, 1) (0, 2) (1, 0) (1, 1) (1, 2) (2, 0) (2, 1) (2, 2)
+
+    Args:
+        width: taps per axis, odd; one number or one per axis.
+        dim: number of axes, 1 to 3.
+        mesh_size: distance h between pixel centres, the domain side being 1; one number or one per axis.
+        reaction: averaging taps of the zeroth order term, ``"121"`` (the paper) or ``"141"``.
+
+    Convention: stencils are applied as torch applies them (correlation), so that order 1 is +d/dx; order 2 is -d²/dx²,
+        the paper's sign, under which a positive coefficient diffuses.
+
+    Raises:
+        ValueError: an even width, a mesh size that is not positive, an unknown reaction, a dimension outside 1..3.
+
+    Reference: Ruthotto & Haber (2018), section 2.2.
+    """
+
+    def __init__(
+        self,
+        width: int | Sequence[int] = 3,
+        dim: int = 2,
+        mesh_size: float | Sequence[float] = 1.0,
+        reaction: str = "121",
+    ):
+        if dim not in (1, 2, 3):
+            raise ValueError(f"dim must be 1, 2 or 3, got {dim}")
+        self.dim = dim
+        self.width = per_axis(width, dim, "width")
+        self.mesh_size = tuple(float(h) for h in per_axis(mesh_size, dim, "mesh_size"))
+        if any(w < 1 or w % 2 == 0 for w in self.width):
+            raise ValueError(f"width must be odd and positive, got {width}")
+        check_mesh_size(self.mesh_size)
+        if reaction not in REACTIONS:
+            raise ValueError(f"reaction must be one of {', '.join(REACTIONS)}, got {reaction!r}")
+        self.reaction = reaction
+
+    @property
+    def orders(self) -> list[tuple[int, ...]]:
+        """Multi-index of each column of the matrix, row-major."""
+        return list(itertools.product(*(range(w) for w in self.width)))
+
+    @cached_property
+    def axis_matrices(self) -> list[Tensor]:
+        """The factors of the Kronecker product, one float64 matrix (width, width) per axis."""
+        return [_axis_matrix(w, h, self.reaction) for w, h in zip(self.width, self.mesh_size, strict=True)]
+
+    @property
+    def matrix(self) -> Tensor:
+        """A(h) in float64: flattened stencil = matrix @ flattened β, both row-major."""
+        return reduce(torch.kron, self.axis_matrices)
+
+    def to_stencil(self, beta: Tensor) -> Tensor:
+        """θ = A(h) β, computed in float64 on the CPU and returned as β came.
+
+        Shape:
+            - beta, result: (*, *width)
+        """
+        self._check_shape(beta, "beta")
+        return apply_along_axes(self.axis_matrices, beta.to("cpu", torch.float64)).to(beta)
+
+    def to_beta(self, stencil: Tensor) -> Tensor:
+        """β = A(h)⁻¹ θ, axis by axis in float64 on the CPU, returned as θ came.
+
+        Shape:
+            - stencil, result: (*, *width)
+        """
+        self._check_shape(stencil, "stencil")
+        inverses = [torch.linalg.inv(a) for a in self.axis_matrices]
+        return apply_along_axes(inverses, stencil.to("cpu", torch.float64)).to(stencil)
+
+    def _check_shape(self, x: Tensor, name: str) -> None:
+        if tuple(x.shape[-self.dim :]) != self.width:
+            raise ValueError(f"{name} must end in the axes {self.width}, got shape {tuple(x.shape)}")
+
+    def __str__(self) -> str:
+        width, h = ("x".join(f"{v:g}" for v in self.width), " x ".join(f"{v:g}" for v in self.mesh_size))
+        axes = ", ".join(("z", "y", "x")[-self.dim :])
+        return (
+            f"StencilBasis {width}, h = {h}, reaction {self.reaction}\n"
+            f"orders ({axes}): {' '.join(str(o) for o in self.orders)}"
+        )
+
+
+def check_mesh_size(mesh_size: Sequence[float], name: str = "mesh_size") -> None:
+    """Raise ValueError unless every mesh size is positive and finite."""
+    if not all(math.isfinite(h) and h > 0 for h in mesh_size):
+        raise ValueError(f"{name} must be positive, got {mesh_size[0] if len(mesh_size) == 1 else tuple(mesh_size)}")
+
+
+def _axis_matrix(width: int, h: float, reaction: str) -> Tensor:
+    factors = {
+        "reaction": torch.tensor(REACTIONS[reaction], dtype=torch.float64),
+        "convection": torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64) / (2 * h),
+        "diffusion": torch.tensor([-1.0, 2.0, -1.0], dtype=torch.float64) / h**2,
+    }
+    m = width // 2
+    columns = []
+    for order in range(width):
+        names = ["diffusion"] * (order // 2) + ["convection"] * (order % 2)
+        names += ["reaction"] * (m - len(names))
+        columns.append(reduce(_compose, (factors[name] for name in names), torch.ones(1, dtype=torch.float64)))
+    return torch.stack(columns, dim=1)
+
+
+def _compose(a: Tensor, b: Tensor) -> Tensor:
+    """Taps of the operator that applies stencil b and then stencil a."""
+    taps = torch.zeros(len(a) + len(b) - 1, dtype=a.dtype)
+    for i, tap in enumerate(a):
+        taps[i : i + len(b)] += tap * b
+    return taps

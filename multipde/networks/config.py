@@ -1,0 +1,221 @@
+"""The description of a PDE network as plain data, and the presets of the paper."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from multipde.mesh.parametrization import COORDINATES
+from multipde.mesh.separable import per_axis
+from multipde.mesh.stencil import REACTIONS
+from multipde.networks.controls import INTERPOLATIONS
+from multipde.networks.dynamics import DYNAMICS, check_dynamics
+from multipde.networks.layers import ACTIVATIONS, NORMS
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Everything that determines a `PDENet` but its weights. Frozen, plain data; derived values are properties.
+
+    Args:
+        dynamics: ``"parabolic"``, ``"hamiltonian"``, ``"second_order"`` or ``"resnet"``.
+        channels: of each block; the mesh doubles from block to block.
+        out_channels: of the last connector, in front of the classifier.
+        steps: time steps, one number or one per block.
+        dt: time step, one number or one per block.
+        classes: number of classes.
+        size: image side in pixels, one number or one per axis; divisible by 2^(blocks-1).
+        dim: number of axes of the images, 1 to 3.
+        width: taps per axis of the stencils, odd.
+        controls: nodes of the control grid, one number or one per block; None for one per step.
+        interpolation: of the controls in time, ``"linear"`` or ``"constant"``.
+        norm: ``"tv"``, eq. (9), or ``"none"``.
+        activation: ``"relu"``, ``"tanh"`` or ``"identity"``.
+        eps: ε of eq. (9).
+        coordinates: of the stored stencils, ``"stencil"`` or ``"beta"``.
+        reference: size to whose mesh the stored stencils belong; None for ``size``.
+        reaction: zeroth order taps of the basis, ``"121"`` or ``"141"``.
+        class_names: one per class, or empty.
+        mean: of each input channel on [0, 1], subtracted from the images; empty for none.
+        std: of each input channel, by which the images are divided; empty for none.
+
+    Raises:
+        ValueError: any value outside its range, with the name of the argument.
+    """
+
+    dynamics: str
+    channels: tuple[int, ...]
+    out_channels: int
+    steps: int | tuple[int, ...] = 3
+    dt: float | tuple[float, ...] = 1.0
+    classes: int = 10
+    in_channels: int = 3
+    size: int | tuple[int, ...] = 32
+    dim: int = 2
+    width: int = 3
+    controls: int | tuple[int, ...] | None = None
+    interpolation: str = "linear"
+    norm: str = "tv"
+    activation: str = "relu"
+    eps: float = 1e-3
+    coordinates: str = "stencil"
+    reference: int | tuple[int, ...] | None = None
+    reaction: str = "121"
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        for field in fields(self):  # lists come from JSON and from users
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        if not self.channels:
+            raise ValueError("channels must name at least one block, got ()")
+        for channels in self.channels:
+            check_dynamics(self.dynamics, channels)
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+        for name in ("out_channels", "classes", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.width < 1 or self.width % 2 == 0:
+            raise ValueError(f"width must be odd and positive, got {self.width}")
+        self._check_times()
+        check_size(self.sizes, self.num_blocks)
+        if min(self.references) < 1:
+            raise ValueError(f"reference must be positive, got {self.reference}")
+        for name, values, num in (
+            ("class_names", self.class_names, self.classes),
+            ("mean", self.mean, self.in_channels),
+            ("std", self.std, self.in_channels),
+        ):
+            if values and len(values) != num:
+                raise ValueError(f"{name} must have {num} entries, got {len(values)}")
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    def _check_times(self) -> None:
+        for name in ("steps", "dt", "controls"):
+            values = self._per_block(name)
+            if len(values) != self.num_blocks:
+                raise ValueError(f"{name} must be one number or one per block ({self.num_blocks}), got {values}")
+            if not all(v is None or (math.isfinite(v) and v > 0) for v in values):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for steps, controls in zip(self.block_steps, self.block_controls, strict=True):
+            if controls > steps:
+                raise ValueError(f"controls must not exceed steps = {steps}, got {controls}")
+
+    def _per_block(self, name: str) -> tuple[Any, ...]:
+        value = getattr(self, name)
+        return value if isinstance(value, Sequence) else (value,) * self.num_blocks
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.channels)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Image size per axis."""
+        return per_axis(self.size, self.dim, "size")
+
+    @property
+    def references(self) -> tuple[int, ...]:
+        """Size per axis to whose mesh the stored stencils belong."""
+        return self.sizes if self.reference is None else per_axis(self.reference, self.dim, "reference")
+
+    @property
+    def block_steps(self) -> tuple[int, ...]:
+        """Time steps of each block."""
+        return self._per_block("steps")
+
+    @property
+    def block_dt(self) -> tuple[float, ...]:
+        """Time step of each block."""
+        return self._per_block("dt")
+
+    @property
+    def block_controls(self) -> tuple[int, ...]:
+        """Nodes of the control grid of each block."""
+        controls = self._per_block("controls")
+        return tuple(s if c is None else c for c, s in zip(controls, self.block_steps, strict=True))
+
+    @property
+    def final_times(self) -> tuple[float, ...]:
+        """T = dt · steps of each block."""
+        return tuple(dt * n for dt, n in zip(self.block_dt, self.block_steps, strict=True))
+
+    def on_mesh(self, size: int | tuple[int, ...]) -> "NetworkConfig":
+        """The same network for another image size; an explicit reference moves by the same factor."""
+        new = per_axis(size, self.dim, "size")
+        if self.reference is None:
+            return replace(self, size=size)
+        moved = [r * n / s for r, n, s in zip(self.references, new, self.sizes, strict=True)]
+        if any(r != round(r) for r in moved):
+            raise ValueError(f"reference must stay a whole number of pixels, got {moved} at size {size}")
+        return replace(self, size=size, reference=tuple(round(r) for r in moved))
+
+    def with_steps(self, steps: int | tuple[int, ...]) -> "NetworkConfig":
+        """The same network with other numbers of time steps over the same final times, dt = T/steps."""
+        blocks = steps if isinstance(steps, Sequence) else (steps,) * self.num_blocks
+        if len(blocks) != self.num_blocks or min(blocks) < 1:
+            raise ValueError(f"steps must be positive, one number or one per block ({self.num_blocks}), got {steps}")
+        if tuple(blocks) == self.block_steps:
+            return self
+        dt = tuple(t / n for t, n in zip(self.final_times, blocks, strict=True))
+        return replace(self, steps=steps, dt=dt[0] if len(set(dt)) == 1 else dt)
+
+
+_CHOICES = {
+    "dim": (1, 2, 3),
+    "interpolation": INTERPOLATIONS,
+    "norm": NORMS,
+    "activation": tuple(ACTIVATIONS),
+    "coordinates": COORDINATES,
+    "reaction": tuple(REACTIONS),
+}
+
+
+def check_size(sizes: Sequence[int], num_blocks: int) -> None:
+    """Raise ValueError unless every axis can be halved between all blocks."""
+    divisor = 2 ** (num_blocks - 1)
+    if any(s < 1 or s % divisor for s in sizes):
+        shown = sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
+        raise ValueError(
+            f"size must be a positive multiple of {divisor} (halved between {num_blocks} blocks), got {shown}"
+        )
+
+
+_DATA = {
+    "stl10": {"channels": (16, 32, 64, 128), "out_channels": 128, "size": 96},
+    "cifar10": {"channels": (32, 64, 112), "out_channels": 112, "size": 32},
+    "cifar100": {"channels": (32, 64, 128), "out_channels": 256, "size": 32, "classes": 100},
+    "shapes": {"channels": (16, 32, 64), "out_channels": 64, "size": 32},
+}
+
+
+def preset_names() -> list[str]:
+    """All names that `preset` knows."""
+    return [f"{data}-{dynamics}" for data in _DATA for dynamics in DYNAMICS]
+
+
+def preset(name: str) -> NetworkConfig:
+    """The network of the paper for a data set and a dynamics, and one for the embedded shapes.
+
+    >>> preset("cifar10-hamiltonian").channels
+    (32, 64, 112)
+
+    Args:
+        name: ``"<data>-<dynamics>"``, data one of stl10, cifar10, cifar100, shapes.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Reference: Ruthotto & Haber (2018), section 5.
+    """
+    data, _, dynamics = name.partition("-")
+    if data not in _DATA or dynamics not in DYNAMICS:
+        raise ValueError(f"preset must be one of {', '.join(preset_names())}, got {name!r}")
+    return NetworkConfig(dynamics=dynamics, **_DATA[data])

@@ -1,0 +1,253 @@
+"""Whole networks between meshes: stencils, time grid, optimizer state, BatchNorm statistics."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from multipde.mesh.parametrization import mesh_size, stencil_layers, stencil_parametrization
+from multipde.mesh.separable import per_axis
+from multipde.mesh.transfer import check_factor, check_method, transfer_stencil
+from multipde.networks.controls import interpolation_matrix
+from multipde.networks.dynamics import Block
+from multipde.networks.network import PDENet
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A linear map of the parameters of a network; calling it gives the converted network, a new module.
+
+    Because it is linear, momentum moves by the same map, so that a momentum step and the conversion commute: see
+    `carry_optimizer_state`.
+
+    Args:
+        factor: new size / old size, one number or one per axis.
+        method: a key of `multipde.mesh.transfer.METHODS`.
+        steps: new numbers of time steps of a `PDENet`, None to keep them.
+    """
+
+    factor: float | tuple[float, ...] = 1.0
+    method: str = "copy"
+    steps: int | tuple[int, ...] | None = None
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        check_method(self.method)
+        model = copy.deepcopy(model)
+        for layer in stencil_layers(model).values():
+            self._move(layer)
+        if isinstance(model, PDENet):
+            model.config = model.config.on_mesh(self._new_size(model))
+            _settle_mesh(model)
+            if self.steps is not None:
+                model = _with_steps(model, self.steps)
+        elif self.steps is not None:
+            raise ValueError(f"steps must be left out for a model that is no PDENet, got {self.steps}")
+        return model
+
+    @torch.no_grad()
+    def _move(self, layer: nn.Module) -> None:
+        dim = len(layer.kernel_size)  # pyright: ignore[reportArgumentType]
+        factor = check_factor(self.factor, dim)
+        p = stencil_parametrization(layer)
+        weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
+        if p is None:
+            weight.copy_(transfer_stencil(weight, self.method, factor, dim))
+            return
+        new = transfer_stencil(weight, self.method, factor, dim, p.reaction)
+        p.move(
+            [h / f for h, f in zip(p.mesh_size, factor, strict=True)],
+            [h / f for h, f in zip(p.reference, factor, strict=True)],
+        )
+        if self.method != "copy":
+            layer.parametrizations.weight.original.copy_(p.right_inverse(new))  # pyright: ignore
+
+    def _new_size(self, model: PDENet) -> int | tuple[int, ...]:
+        factor = check_factor(self.factor, model.config.dim)
+        sizes = [s * f for s, f in zip(model.config.sizes, factor, strict=True)]
+        if any(abs(s - round(s)) > 1e-6 for s in sizes):
+            raise ValueError(f"factor must give a whole number of pixels, got {self.factor} for {model.config.sizes}")
+        rounded = tuple(round(s) for s in sizes)
+        return rounded[0] if len(set(rounded)) == 1 else rounded
+
+
+def convert(
+    model: nn.Module,
+    *,
+    size: int | Sequence[int] | None = None,
+    factor: float | Sequence[float] | None = None,
+    method: str | None = None,
+    steps: int | Sequence[int] | None = None,
+) -> nn.Module:
+    """A trained network for images of another size, as a new module; the given one stays as it is.
+
+    Every stencil is moved by the method; strides, padding, 1x1 and transposed convolutions stay. Statistics of
+    BatchNorm are copied: `recalibrate` measures them at the new size.
+
+    Args:
+        model: any module, reparametrised or plain.
+        size: new image size, one number or one per axis; needs a `PDENet` or a reparametrised module.
+        factor: instead of the size, new size / old size: 2 is finer, 0.5 coarser.
+        method: ``"copy"``, ``"rediscretize"`` or ``"galerkin"``, see `transfer_stencil`; copy if left out.
+        steps: of a `PDENet`, one number or one per block; T stays and the controls are interpolated.
+
+    Raises:
+        ValueError: both or none of size, factor and steps; a size where the mesh is not known; a size that the
+            network cannot have; an unknown method.
+
+    Reference: Ruthotto & Haber (2018), section 2.2; Haber, Ruthotto & Holtham (2017).
+    """
+    return conversion(model, size=size, factor=factor, method=method, steps=steps)(model)
+
+
+def conversion(
+    model: nn.Module,
+    *,
+    size: int | Sequence[int] | None = None,
+    factor: float | Sequence[float] | None = None,
+    method: str | None = None,
+    steps: int | Sequence[int] | None = None,
+) -> Conversion:
+    """The map that `convert` applies, kept for the optimizer state. Arguments and errors as there."""
+    if size is not None and factor is not None:
+        raise ValueError(f"factor must be left out where size is given, got size={size} and factor={factor}")
+    if size is None and factor is None and steps is None:
+        raise ValueError("size, factor or steps must be given, got none of them")
+    if method is not None:
+        check_method(method)
+    if size is not None:
+        factor = _factor_to(model, size)
+    moved = 1.0 if factor is None else tuple(factor) if isinstance(factor, Sequence) else float(factor)
+    return Conversion(moved, method or "copy", tuple(steps) if isinstance(steps, Sequence) else steps)
+
+
+def carry_optimizer_state(
+    conversion: Conversion,
+    old_model: nn.Module,
+    old_optimizer: torch.optim.Optimizer,
+    new_model: nn.Module,
+    new_optimizer: torch.optim.Optimizer,
+) -> None:
+    """Move an optimizer's state with the network, by parameter name.
+
+    Momentum moves by the linear map of the parameters themselves, v' = L v: then (p - lr v)' = p' - lr v'. State that
+    is no such linear quantity (second moments) is kept where the conversion leaves the parameter as it is, and starts
+    anew elsewhere.
+
+    Args:
+        new_model: what ``conversion(old_model)`` gave.
+        new_optimizer: an optimizer of the same kind over the parameters of the new model; its state is replaced.
+    """
+    old = dict(old_model.named_parameters())
+    new = dict(new_model.named_parameters())
+    for p in new.values():
+        new_optimizer.state.pop(p, None)
+    for key in _linear_keys(old_optimizer):
+        holder = copy.deepcopy(old_model)
+        with torch.no_grad():
+            for name, p in holder.named_parameters():
+                buffer = old_optimizer.state.get(old[name], {}).get(key)
+                p.zero_() if buffer is None else p.copy_(buffer)
+        for name, moved in conversion(holder).named_parameters():
+            new_optimizer.state[new[name]][key] = moved.detach().clone()
+    with torch.no_grad():
+        unchanged = {n for n, p in new.items() if n in old and p.shape == old[n].shape and torch.equal(p, old[n])}
+    for name, p in new.items():
+        rest = {k: v for k, v in old_optimizer.state.get(old.get(name), {}).items() if k not in LINEAR_STATE}
+        if rest and name in unchanged:
+            new_optimizer.state[p].update(copy.deepcopy(rest))
+        elif rest:
+            del new_optimizer.state[p]
+
+
+LINEAR_STATE = ("momentum_buffer", "exp_avg")
+"""State of torch's optimizers that is a running mean of gradients."""
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Measure the statistics of every BatchNorm layer anew: cumulative means over the batches.
+
+    Only these statistics change; weights and the training flags stay.
+
+    Args:
+        batches: images as the model takes them, a few hundred in all.
+
+    Returns:
+        How many layers were measured.
+
+    Raises:
+        ValueError: no batch was given.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    training = {m: m.training for m in model.modules()}
+    momentum = [m.momentum for m in norms]
+    saved = [copy.deepcopy(m.state_dict()) for m in norms]
+    num_batches = 0
+    try:
+        model.eval()
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None
+            m.train()
+        for images in batches if norms else ():
+            model(images)
+            num_batches += 1
+    finally:
+        for m, value, state in zip(norms, momentum, saved, strict=True):
+            m.momentum = value
+            if not num_batches:
+                m.load_state_dict(state)
+        for m, flag in training.items():
+            m.training = flag
+    if norms and not num_batches:
+        raise ValueError("batches must hold at least one batch of images, got none")
+    return len(norms)
+
+
+def _linear_keys(optimizer: torch.optim.Optimizer) -> list[str]:
+    return [key for key in LINEAR_STATE if any(state.get(key) is not None for state in optimizer.state.values())]
+
+
+def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]:
+    if isinstance(model, PDENet):
+        new = per_axis(size, model.config.dim, "size")
+        return tuple(n / s for n, s in zip(new, model.config.sizes, strict=True))
+    try:
+        h = mesh_size(model)
+    except ValueError:
+        raise ValueError("factor must be given for a plain module, whose mesh is not known, got size") from None
+    dim = len(next(iter(stencil_layers(model).values())).kernel_size)  # pyright: ignore[reportArgumentType]
+    return tuple(n * v for n, v in zip(per_axis(size, dim, "size"), per_axis(h, dim, "mesh_size"), strict=True))
+
+
+def _settle_mesh(net: PDENet) -> None:
+    """Mesh sizes as the config has them, free of the rounding of repeated divisions."""
+    h, reference = [1 / s for s in net.config.sizes], [1 / s for s in net.config.references]
+    for layer in stencil_layers(net).values():
+        if p := stencil_parametrization(layer):
+            p.move(h, reference)
+
+
+def _with_steps(net: PDENet, steps: int | tuple[int, ...]) -> PDENet:
+    config = net.config.with_steps(steps)
+    if config is net.config:
+        return net
+    result = PDENet(config).train(net.training)
+    reference = next(net.parameters())
+    result.to(reference.device, reference.dtype)
+    result.opening, result.connectors, result.classifier = net.opening, net.connectors, net.classifier
+    for old, new in zip(net.blocks, result.blocks, strict=True):
+        _interpolate_controls(old, new, config.interpolation)  # pyright: ignore[reportArgumentType]
+    return result
+
+
+@torch.no_grad()
+def _interpolate_controls(old: Block, new: Block, interpolation: str) -> None:
+    matrix = interpolation_matrix(len(old.controls), len(new.controls), interpolation)
+    nodes = [dict(node.named_parameters()) for node in old.controls]
+    for row, node in zip(matrix.tolist(), new.controls, strict=True):
+        for name, p in node.named_parameters():
+            p.copy_(sum(w * old_node[name] for w, old_node in zip(row, nodes, strict=True) if w))  # pyright: ignore

@@ -1,0 +1,209 @@
+"""Time stepping: the dynamics of the paper as a table, and the block that runs one of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from multipde.networks.controls import combine, interpolation_matrix
+from multipde.networks.layers import ResidualLayer, SymmetricLayer
+
+State = tuple[Tensor, ...]
+Force = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """One time integrator. ``forces`` are the layers F of the present step, ``num_layers`` of them.
+
+    Args:
+        start: features to state.
+        step: (state, forces, dt) to the next state.
+        inverse: (state, forces, dt) to the previous state; None where the dynamics is not reversible.
+        finish: state to features.
+        num_parts: into how many parts the channels are divided.
+    """
+
+    equation: str
+    layer: type[SymmetricLayer] | type[ResidualLayer]
+    num_layers: int
+    num_parts: int
+    start: Callable[[Tensor], State]
+    step: Callable[[State, tuple[Force, ...], float], State]
+    inverse: Callable[[State, tuple[Force, ...], float], State] | None
+    finish: Callable[[State], Tensor]
+
+
+def _euler_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
+    """Forward Euler: y' = y + dt F(y)."""
+    (y,), (f,) = state, forces
+    return (torch.add(y, f(y), alpha=dt),)
+
+
+def _verlet_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
+    """Symplectic Verlet, eq. (10): y' = y + dt F1(z), z' = z - dt F2(y')."""
+    (y, z), (f1, f2) = state, forces
+    y = torch.add(y, f1(z), alpha=dt)
+    return y, torch.sub(z, f2(y), alpha=dt)
+
+
+def _verlet_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
+    """z = z' + dt F2(y'), y = y' - dt F1(z)."""
+    (y, z), (f1, f2) = state, forces
+    z = torch.add(z, f2(y), alpha=dt)
+    return torch.sub(y, f1(z), alpha=dt), z
+
+
+def _leapfrog_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
+    """Leapfrog for eq. (11), state (y, y_prev): y_next = 2y - y_prev + dt² F(y)."""
+    (y, y_prev), (f,) = state, forces
+    return torch.add(2 * y - y_prev, f(y), alpha=dt**2), y
+
+
+def _leapfrog_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
+    """The same step with the roles of y_next and y_prev exchanged."""
+    (y_next, y), (f,) = state, forces
+    return y, torch.add(2 * y - y_next, f(y), alpha=dt**2)
+
+
+DYNAMICS = {
+    "parabolic": Dynamics(
+        "y' = y + dt F(y)", SymmetricLayer, 1, 1, lambda y: (y,), _euler_step, None, lambda state: state[0]
+    ),
+    "hamiltonian": Dynamics(
+        "y' = y + dt F1(z), z' = z - dt F2(y')",
+        SymmetricLayer,
+        2,
+        2,
+        lambda y: tuple(y.chunk(2, dim=1)),
+        _verlet_step,
+        _verlet_inverse,
+        lambda state: torch.cat(state, dim=1),
+    ),
+    "second_order": Dynamics(
+        "y_next = 2y - y_prev + dt² F(y)",
+        SymmetricLayer,
+        1,
+        1,
+        lambda y: (y, y),
+        _leapfrog_step,
+        _leapfrog_inverse,
+        lambda state: state[0],
+    ),
+    "resnet": Dynamics(
+        "y' = y + dt K2 σ(N(K1 y))", ResidualLayer, 1, 1, lambda y: (y,), _euler_step, None, lambda state: state[0]
+    ),
+}
+"""parabolic (8), hamiltonian (10), second_order (11), and the plain ResNet (3) as the baseline."""
+
+
+class Block(nn.Module):
+    """Time steps of one dynamics on one mesh.
+
+    The controls θ live on a time grid of their own, with at most as many nodes as there are steps; each step takes θ
+    at its time, interpolated.
+
+    Args:
+        dynamics: a key of `DYNAMICS`.
+        channels: number of channels C; even for hamiltonian.
+        steps: number of time steps N.
+        dt: time step.
+        controls: nodes of the control grid; None for one per step.
+        interpolation: of the controls in time, ``"linear"`` or ``"constant"``.
+
+    Shape:
+        - y, result: (N, C, *size)
+
+    Raises:
+        ValueError: an unknown dynamics, odd channels for hamiltonian, more controls than steps.
+    """
+
+    def __init__(
+        self,
+        dynamics: str,
+        channels: int,
+        steps: int = 3,
+        dt: float = 1.0,
+        controls: int | None = None,
+        *,
+        width: int = 3,
+        dim: int = 2,
+        norm: str = "tv",
+        activation: str = "relu",
+        eps: float = 1e-3,
+        interpolation: str = "linear",
+    ):
+        super().__init__()
+        check_dynamics(dynamics, channels)
+        num_controls = steps if controls is None else controls
+        if not 1 <= num_controls <= steps:
+            raise ValueError(f"controls must be between 1 and steps = {steps}, got {num_controls}")
+        self.dynamics, self.steps, self.dt = dynamics, steps, dt
+        part = channels // self.scheme.num_parts
+        self.controls = nn.ModuleList(
+            nn.ModuleList(
+                self.scheme.layer(part, width, dim, norm, activation, eps) for _ in range(self.scheme.num_layers)
+            )
+            for _ in range(num_controls)
+        )
+        self.weights = interpolation_matrix(num_controls, steps, interpolation)
+
+    @property
+    def scheme(self) -> Dynamics:
+        """The row of the table."""
+        return DYNAMICS[self.dynamics]
+
+    def forces(self) -> list[tuple[Force, ...]]:
+        """The layers F of every step, with the controls of its time."""
+        if len(self.controls) == self.steps:
+            return [tuple(node) for node in self.controls]  # pyright: ignore[reportArgumentType]
+        nodes = [[layer.controls() for layer in node] for node in self.controls]  # pyright: ignore
+        layers = list(self.controls[0])  # pyright: ignore[reportArgumentType]
+        return [
+            tuple(_Force(layer, combine([node[i] for node in nodes], row)) for i, layer in enumerate(layers))
+            for row in self.weights
+        ]
+
+    def propagate(self, state: State) -> State:
+        """All steps forwards, from state to state."""
+        for forces in self.forces():
+            state = self.scheme.step(state, forces, self.dt)
+        return state
+
+    def inverse(self, state: State) -> State:
+        """All steps backwards: the state from which `propagate` came.
+
+        Raises:
+            ValueError: the dynamics is not reversible.
+        """
+        if self.scheme.inverse is None:
+            raise ValueError(f"dynamics must be hamiltonian or second_order to be inverted, got {self.dynamics!r}")
+        for forces in reversed(self.forces()):
+            state = self.scheme.inverse(state, forces, self.dt)
+        return state
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.scheme.finish(self.propagate(self.scheme.start(y)))
+
+    def extra_repr(self) -> str:
+        return f"{self.dynamics}: {self.scheme.equation}, steps={self.steps}, dt={self.dt:g}"
+
+
+@dataclass(frozen=True)
+class _Force:
+    """A layer with controls that are not its own."""
+
+    layer: SymmetricLayer | ResidualLayer
+    controls: tuple[Tensor, ...]
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return self.layer.evaluate(y, self.controls)
+
+
+def check_dynamics(dynamics: str, channels: int) -> None:
+    """Raise ValueError for an unknown dynamics, or channels that do not divide into its parts."""
+    if dynamics not in DYNAMICS:
+        raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}, got {dynamics!r}")
+    if channels < 1 or channels % DYNAMICS[dynamics].num_parts:
+        raise ValueError(f"channels must be positive and even for {dynamics}, got {channels}")

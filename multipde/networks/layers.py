@@ -1,0 +1,160 @@
+"""The parts of a PDE network: TV norm (9), symmetric layer (7), residual layer (1), opening and connector."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+CONVOLVE_TRANSPOSED = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "identity": lambda x: x}
+NORMS = ("tv", "none")
+
+
+class TVNorm(nn.Module):
+    """Pixelwise normalisation, eq. (9), with a trainable scale and bias per channel.
+
+        N(y) = a · y / sqrt(Σ_c y_c² + ε) + b
+
+    Nothing is remembered from batch to batch.
+
+    Args:
+        channels: number of channels C.
+        eps: ε, under the root.
+
+    Shape:
+        - y, result: (N, C, *size)
+
+    Reference: Ruthotto & Haber (2018), eq. (9).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-3):
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return tv_norm(y, self.scale, self.bias, self.eps)
+
+
+def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Eq. (9) as a function of its controls, see `TVNorm`."""
+    shape = (-1, *(1,) * (y.dim() - 2))
+    inverse = torch.rsqrt(y.square().sum(dim=1, keepdim=True) + eps)
+    return torch.addcmul(bias.view(shape).to(y.dtype), y * inverse, scale.view(shape).to(y.dtype))
+
+
+class _ControlledLayer(nn.Module):
+    """A layer F(θ, y) whose controls θ can be given from outside, so that they may live on another time grid."""
+
+    conv: nn.Module
+
+    def __init__(self, channels: int, width: int, dim: int, norm: str, activation: str, eps: float):
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.dim, self.padding, self.eps, self.activation = dim, width // 2, eps, activation
+        self.conv = CONV[dim](channels, channels, width, padding=self.padding, bias=False)
+        self.norm = TVNorm(channels, eps) if norm == "tv" else None
+
+    def controls(self) -> tuple[Tensor, ...]:
+        """θ: the stencils of K, then scale and bias of the norm if there is one."""
+        norm = () if self.norm is None else (self.norm.scale, self.norm.bias)
+        return (self.conv.weight, *norm)  # pyright: ignore[reportReturnType]
+
+    def hidden(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
+        """σ(N(K y))."""
+        z = CONVOLVE[self.dim](y, controls[0], padding=self.padding)
+        if self.norm is not None:
+            z = tv_norm(z, controls[1], controls[2], self.eps)
+        return ACTIVATIONS[self.activation](z)
+
+    def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.evaluate(y, self.controls())
+
+
+class SymmetricLayer(_ControlledLayer):
+    """The symmetric layer, eq. (7).
+
+        F(y) = -Kᵀ σ(N(K y))
+
+    Its Jacobian is negative semidefinite for N = identity and a nondecreasing σ.
+
+    Args:
+        channels: number of channels C.
+        width: taps per axis, odd.
+        norm: ``"tv"`` for eq. (9), ``"none"`` for N = identity.
+        activation: σ: ``"relu"``, ``"tanh"`` or ``"identity"``.
+
+    Shape:
+        - y, result: (N, C, *size)
+
+    Reference: Ruthotto & Haber (2018), eq. (7).
+    """
+
+    def __init__(
+        self, channels: int, width: int = 3, dim: int = 2, norm: str = "tv", activation: str = "relu", eps: float = 1e-3
+    ):
+        super().__init__(channels, width, dim, norm, activation, eps)
+
+    def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
+        """F(θ, y) for given controls."""
+        return -CONVOLVE_TRANSPOSED[self.dim](self.hidden(y, controls), controls[0], padding=self.padding)
+
+
+class ResidualLayer(_ControlledLayer):
+    """The layer of a plain ResNet, eq. (1), with two independent convolutions: F(y) = K₂ σ(N(K₁ y)).
+
+    Args and shapes as for `SymmetricLayer`.
+
+    Reference: Ruthotto & Haber (2018), eq. (1).
+    """
+
+    def __init__(
+        self, channels: int, width: int = 3, dim: int = 2, norm: str = "tv", activation: str = "relu", eps: float = 1e-3
+    ):
+        super().__init__(channels, width, dim, norm, activation, eps)
+        self.conv2 = CONV[dim](channels, channels, width, padding=self.padding, bias=False)
+
+    def controls(self) -> tuple[Tensor, ...]:
+        return (*super().controls(), self.conv2.weight)
+
+    def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
+        """F(θ, y) for given controls."""
+        return CONVOLVE[self.dim](self.hidden(y, controls), controls[-1], padding=self.padding)
+
+
+class Opening(nn.Sequential):
+    """From image to features: convolution without bias, batch normalisation, ReLU.
+
+    Shape:
+        - input: (N, in_channels, *size)
+        - result: (N, channels, *size)
+    """
+
+    def __init__(self, in_channels: int, channels: int, width: int = 3, dim: int = 2):
+        conv = CONV[dim](in_channels, channels, width, padding=width // 2, bias=False)
+        super().__init__(conv, BATCH_NORM[dim](channels), nn.ReLU())
+
+
+class Connector(Opening):
+    """From one number of channels to another: 1x1 convolution without bias, batch normalisation, ReLU.
+
+    Shape:
+        - input: (N, channels_from, *size)
+        - result: (N, channels_to, *size)
+    """
+
+    def __init__(self, channels_from: int, channels_to: int, dim: int = 2):
+        super().__init__(channels_from, channels_to, 1, dim)

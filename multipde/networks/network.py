@@ -1,0 +1,133 @@
+"""The network of the paper: opening, blocks on coarser and coarser meshes, classifier."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from multipde.mesh.parametrization import reparametrize
+from multipde.networks.config import NetworkConfig, check_size
+from multipde.networks.dynamics import Block
+from multipde.networks.layers import Connector, Opening
+
+_POOL = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+
+
+class PDENet(nn.Module):
+    """Classifier whose blocks are discretised PDEs, with every stencil on its mesh.
+
+        opening → block → connector → 2x2 mean → block → ... → connector → mean over pixels → linear
+
+    Block k works at mesh size h 2ᵏ, h = 1/size. ``print(net)`` shows the blocks as a table.
+
+    >>> net = PDENet(NetworkConfig("hamiltonian", channels=(8, 16), out_channels=16, size=16))
+    >>> net(torch.zeros(5, 3, 16, 16)).shape
+    torch.Size([5, 10])
+
+    Shape:
+        - input: (N, in_channels, *size), images normalised with the config's mean and std
+        - result: (N, classes), scores before the softmax
+
+    Reference: Ruthotto & Haber (2018), section 5.
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.opening = Opening(config.in_channels, config.channels[0], config.width, config.dim)
+        self.blocks = nn.ModuleList()
+        self.connectors = nn.ModuleList()
+        for k, channels in enumerate(config.channels):
+            self.blocks.append(
+                Block(
+                    config.dynamics,
+                    channels,
+                    config.block_steps[k],
+                    config.block_dt[k],
+                    config.block_controls[k],
+                    width=config.width,
+                    dim=config.dim,
+                    norm=config.norm,
+                    activation=config.activation,
+                    eps=config.eps,
+                    interpolation=config.interpolation,
+                )
+            )
+            following = (*config.channels[1:], config.out_channels)[k]
+            self.connectors.append(Connector(channels, following, config.dim))
+        self.classifier = nn.Linear(config.out_channels, config.classes)
+        if config.width > 1:
+            self._put_on_mesh()
+
+    def _put_on_mesh(self) -> None:
+        c = self.config
+        mesh_size, reference = [1 / s for s in c.sizes], [1 / s for s in c.references]
+        for part, stride in [(self.opening, 1), *((block, 2**k) for k, block in enumerate(self.blocks))]:
+            reparametrize(
+                part,
+                mesh_size,
+                reference=reference,
+                coordinates=c.coordinates,
+                reaction=c.reaction,
+                stride=stride,
+            )
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier sees: the features of the last mesh, averaged over its pixels.
+
+        Shape:
+            - x: (N, in_channels, *size)
+            - result: (N, out_channels)
+
+        Raises:
+            ValueError: an input of another shape, or one that cannot be halved between the blocks.
+        """
+        if x.dim() != self.config.dim + 2 or x.shape[1] != self.config.in_channels:
+            expected = f"(N, {self.config.in_channels}{', size' * self.config.dim})"
+            raise ValueError(f"input must have shape {expected}, got {tuple(x.shape)}")
+        check_size(x.shape[2:], self.config.num_blocks)
+        y = self.opening(x)
+        for k, (block, connector) in enumerate(zip(self.blocks, self.connectors, strict=True)):
+            y = connector(block(y if k == 0 else _POOL[self.config.dim](y, 2)))
+        return y.mean(dim=tuple(range(2, y.dim())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+    def __repr__(self) -> str:
+        c = self.config
+        size = "x".join(str(s) for s in c.sizes)
+        lines = [
+            f"PDENet {c.dynamics}, {c.in_channels} channels of {size} pixels to {c.classes} classes, "
+            f"{num_weights(self):,} weights",
+            f"{'block':>5} {'size':>9} {'h':>9} {'channels':>8} {'steps':>5} {'dt':>6} {'controls':>8} {'weights':>9}",
+        ]
+        for k, block in enumerate(self.blocks):
+            sizes = "x".join(str(s // 2**k) for s in c.sizes)
+            lines.append(
+                f"{k:>5} {sizes:>9} {2**k / c.sizes[-1]:>9.5f} {c.channels[k]:>8} {c.block_steps[k]:>5} "
+                f"{c.block_dt[k]:>6.3g} {c.block_controls[k]:>8} {num_weights(block):>9,}"
+            )
+        return "\n".join(lines)
+
+
+def num_weights(module: nn.Module) -> int:
+    """Number of trainable weights."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def count_flops(config: NetworkConfig, training: bool = False) -> int:
+    """Floating point operations per image, as torch counts them (convolutions and products, multiply and add as two).
+
+    Args:
+        training: count the backward pass too.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        net = PDENet(config).train(training)
+        images = torch.empty(2, config.in_channels, *config.sizes)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+        score = net(images)
+        if training:
+            score.sum().backward()
+    return counter.get_total_flops() // 2
