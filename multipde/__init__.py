@@ -42,7 +42,8 @@ _INDEX = {
     "multipde.training.schedule": ["Level", "Schedule"],
     "multipde.training.checkpoint": ["load", "save"],
     "multipde.training.evaluate": ["Metrics", "evaluate"],
-    "multipde.training.loop": ["Run", "resume", "train"],
+    "multipde.training.run": ["Run", "resume", "train"],
+    "multipde.training.settings": ["TrainSettings"],
 }
 _HOME = {name: module for module, names in _INDEX.items() for name in names}
 

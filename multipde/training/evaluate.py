@@ -1,0 +1,134 @@
+"""Accuracy, loss and cost of a network on images of any size."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from multipde.data.batches import Normalize, evaluation_batches
+from multipde.data.datasets import load_data
+from multipde.data.images import Batch
+from multipde.networks.network import PDENet, count_flops
+
+AMP = ("off", "bf16")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What an evaluation gives.
+
+    Args:
+        accuracy: share of the images whose class has the highest score.
+        loss: mean cross entropy.
+        num_images: how many were seen.
+        seconds: wall time.
+        flops: per image, forwards; None where they are not counted.
+    """
+
+    accuracy: float
+    loss: float
+    num_images: int
+    seconds: float
+    flops: int | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput, input included."""
+        return self.num_images / self.seconds
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    size: int | None = None,
+    *,
+    part: str = "test",
+    batch: int = 250,
+    device: str | torch.device = "auto",
+    amp: str = "off",
+    num_images: int | None = None,
+) -> Metrics:
+    """Accuracy and cross entropy of a model on images averaged to a size; the model is taken as it is.
+
+    Args:
+        model: a `PDENet`, whose config says how to normalise, or any classifier for images normalised with the mean
+            and standard deviation of the data.
+        data: what `load_data` takes.
+        size: image side in pixels; that of the network, or of the data for another model, if left out.
+        part: ``"test"`` or ``"train"``.
+        device: where to compute; the model is moved there.
+        num_images: only the first so many.
+
+    Raises:
+        ValueError: data that do not suit the model.
+    """
+    config = model.config if isinstance(model, PDENet) else None
+    target = size or (config.sizes[0] if config else None)
+    images = load_data(data, size=target)
+    if config is not None and len(images.class_names) != config.classes:
+        raise ValueError(f"data must have the model's {config.classes} classes, got {len(images.class_names)}")
+    if part not in ("test", "train"):
+        raise ValueError(f"part must be test or train, got {part!r}")
+    normalize = Normalize(*(config.mean, config.std) if config else (images.mean, images.std))
+    where = choose_device(device)
+    chosen = getattr(images, part)
+    indices = torch.arange(min(num_images or len(chosen), len(chosen)))
+    side = target or images.size
+    model.to(where)
+    metrics = evaluate_batches(model, evaluation_batches(chosen, indices, side, batch, where, normalize), where, amp)
+    flops = count_flops(config.on_mesh(side)) if config else None
+    return Metrics(metrics.accuracy, metrics.loss, metrics.num_images, metrics.seconds, flops)
+
+
+@torch.no_grad()
+def evaluate_batches(model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off") -> Metrics:
+    """Accuracy and cross entropy over batches that are ready for the model; its training flag stays."""
+    start = time.perf_counter()
+    training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    num = 0
+    try:
+        for x, labels in batches:
+            with autocast(device, amp):
+                scores = model(x)
+            loss += functional.cross_entropy(scores.float(), labels, reduction="sum")
+            correct += (scores.argmax(1) == labels).sum()
+            num += len(labels)
+    finally:
+        model.train(training)
+    if not num:
+        raise ValueError("batches must hold at least one image, got none")
+    return Metrics(correct.item() / num, loss.item() / num, num, time.perf_counter() - start)
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device of that name; ``"auto"`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch has here, got {device!r} ({str(error).splitlines()[0]})") from None
+    return chosen
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """Mixed precision as asked for: ``"off"``, or ``"bf16"`` for bfloat16 convolutions and products.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if amp not in AMP:
+        raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")

@@ -1,0 +1,81 @@
+"""What a run says: a line of metrics per epoch in a file, and the screen. Nothing else in the library prints."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Advance = Callable[[float, str], None]
+
+
+class Log:
+    """Writes metrics.jsonl and talks to the user: a bar with the time left in a terminal, plain lines elsewhere.
+
+    Args:
+        file: metrics file, appended to; None writes none.
+        quiet: say nothing.
+    """
+
+    def __init__(self, file: Path | None = None, quiet: bool = False, console: Console | None = None):
+        self.file = file
+        self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one line to the metrics file."""
+        if self.file is not None:
+            with self.file.open("a") as handle:
+                handle.write(json.dumps(row) + "\n")
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        self.console.print(text, markup=False)
+
+    def table(self, rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
+        """Rows with the same keys as a table, numbers to the right."""
+        if self.console.is_terminal:
+            table = Table(title=title, title_justify="left", title_style="bold")
+            for name in rows[0]:
+                table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
+            for row in rows:
+                table.add_row(*row.values())
+            self.console.print(table)
+            return
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+        if title:
+            self.say(title)
+        for row in [{name: name for name in rows[0]}, *rows]:
+            cells = (v.ljust(widths[k]) if k in LEFT else v.rjust(widths[k]) for k, v in row.items())
+            self.say("  ".join(cells).rstrip())
+
+    @contextmanager
+    def progress(self, total: float, done: float = 0.0) -> Iterator[Advance]:
+        """A bar over the whole work, advanced by shares of it; silent where there is no terminal."""
+        if not self.console.is_terminal or self.console.quiet:
+            yield lambda amount, text: None
+            return
+        columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task("", total=total, completed=done)
+            yield lambda amount, text: bar.update(task, advance=amount, description=text)
+
+
+LEFT = ("name", "layer", "order", "method", "part")
+"""Columns of words."""
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics file, a torn last line left out."""
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

@@ -1,0 +1,248 @@
+"""Coarse to fine: train a level, convert the network, train the next."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from multipde.data.batches import Augment, Normalize, evaluation_batches, training_batches
+from multipde.data.datasets import ImageData, split_indices
+from multipde.data.seeds import stream, stream_seed
+from multipde.networks.config import NetworkConfig
+from multipde.networks.convert import carry_optimizer_state, conversion, recalibrate
+from multipde.networks.network import PDENet
+from multipde.training.checkpoint import write_checkpoint
+from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches
+from multipde.training.log import Advance, Log
+from multipde.training.regularization import Regularizer, project_to_box
+from multipde.training.schedule import Level, Schedule
+from multipde.training.settings import TrainSettings
+
+MOVE_IMAGES = 2000
+"""Validation images on which a move between levels is judged."""
+
+
+@dataclass
+class Progress:
+    """Where a training stands; with the network, all that a checkpoint holds.
+
+    Args:
+        index: of the level in the schedule.
+        epoch: epochs of this level that are done.
+        checkpoints: how many were written.
+        flops: spent so far.
+        seconds: spent so far.
+        moves: a record for every move between levels.
+    """
+
+    index: int = 0
+    epoch: int = 0
+    checkpoints: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    best_accuracy: float = -1.0
+    levels: list[dict[str, Any]] = field(default_factory=list)
+    moves: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one network through a schedule; every random draw is named by (seed, level, epoch, batch).
+
+    Args:
+        net: the network of the first level, or of the level at which `restore` takes up.
+        schedule: with its network.
+        run_dir: where checkpoints go.
+    """
+
+    def __init__(
+        self, net: PDENet, schedule: Schedule, data: ImageData, settings: TrainSettings, run_dir: Path, log: Log
+    ):
+        self.schedule, self.data, self.settings, self.run_dir, self.log = schedule, data, settings, run_dir, log
+        self.device = choose_device(settings.device)
+        autocast(self.device, settings.amp)  # a wrong name is told before anything is done
+        self.train_indices, self.validation_indices = split_indices(len(data.train), settings.seed, settings.validation)
+        self.normalize = Normalize(net.config.mean, net.config.std)
+        self.regularizer = Regularizer(settings.alpha1, settings.alpha2)
+        self.net = self._place(net)
+        self.optimizer = self._make_optimizer(self.net)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+
+    def run(self) -> PDENet:
+        """All that is left of the schedule; the best weights at the last level."""
+        per_image = self.schedule.flops()
+        num = len(self.train_indices)
+        total = sum(num * w for w in self.schedule.work())
+        with self.log.progress(total, self.progress.flops) as advance:
+            while True:
+                level = self.schedule.levels[self.progress.index]
+                while self.progress.epoch < level.epochs:
+                    self._epoch(level, per_image[self.progress.index], advance)
+                if self.progress.index + 1 == len(self.schedule.levels):
+                    break
+                self._next_level()
+        self.net.load_state_dict(self.best)
+        return self.net
+
+    def restore(self, best: dict[str, Tensor], trainer: Mapping[str, Any]) -> None:
+        """Take up where a checkpoint was written."""
+        self.best = best
+        self.progress = Progress(**trainer["progress"])
+        parameters = dict(self.net.named_parameters())
+        for name, buffer in trainer["momentum"].items():
+            p = parameters[name]
+            self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
+
+    def validate(self, size: int, num_images: int | None = None) -> Metrics:
+        """Accuracy and loss on the validation images."""
+        indices = self.validation_indices[:num_images]
+        batches = evaluation_batches(self.data.train, indices, size, 250, self.device, self.normalize)
+        return evaluate_batches(self.net, batches, self.device, self.settings.amp)
+
+    def _place(self, net: PDENet) -> PDENet:
+        net.to(self.device)
+        if net.config.dim == 2:
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return net
+
+    def _make_optimizer(self, net: PDENet) -> torch.optim.SGD:
+        fused = self.device.type in ("cpu", "cuda")
+        return torch.optim.SGD(net.parameters(), lr=0.1, momentum=self.settings.momentum, fused=fused)
+
+    def _epoch(self, level: Level, flops: int, advance: Advance) -> None:
+        p, started = self.progress, time.perf_counter()
+        loss, accuracy, num_images = self._train_epoch(level, flops, advance)
+        seconds = time.perf_counter() - started
+        if not torch.isfinite(torch.tensor(loss)):
+            raise ValueError(
+                f"loss must stay finite, got {loss} at size {level.size}, epoch {p.epoch + 1}; type a smaller "
+                f"--learning-rate than {level.learning_rate:g}"
+            )
+        validation = self.validate(level.size)
+        p.epoch += 1
+        p.flops += flops * num_images
+        p.seconds += time.perf_counter() - started
+        if validation.accuracy > p.best_accuracy:
+            p.best_accuracy = validation.accuracy
+            self.best = {name: t.detach().cpu().clone() for name, t in self.net.state_dict().items()}
+        row = {
+            "level": self.schedule.number(p.index),
+            "size": level.size,
+            "steps": list(self.net.config.block_steps),
+            "epoch": p.epoch,
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "validation_loss": validation.loss,
+            "validation_accuracy": validation.accuracy,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(num_images / seconds, 1),
+            "total_seconds": round(p.seconds, 3),
+            "total_flops": p.flops,
+        }
+        self.log.metrics(row)
+        self.log.say(
+            f"size {level.size:>3}  epoch {p.epoch:>2}/{level.epochs}  loss {loss:.3f}  train {accuracy:6.1%}  "
+            f"validation {validation.accuracy:6.1%}  {row['images_per_second']:>6.0f} images/s  {p.seconds:>5.0f} s"
+        )
+        if p.epoch == level.epochs:
+            p.levels.append({k: row[k] for k in ("level", "size", "total_seconds", "total_flops")})
+            p.levels[-1]["validation_accuracy"] = p.best_accuracy
+        self._write_checkpoint()
+
+    def _train_epoch(self, level: Level, flops: int, advance: Advance) -> tuple[float, float, int]:
+        """One pass over the training images: mean loss, accuracy and number of images."""
+        p, s = self.progress, self.settings
+        key = (s.seed, "train", p.index, p.epoch)
+        augment = Augment(level.size) if s.augment else None
+        batches = training_batches(
+            self.data.train,
+            self.train_indices,
+            level.size,
+            level.batch,
+            self.device,
+            self.normalize,
+            key=key,
+            augment=augment,
+        )
+        num_batches = max(1, len(self.train_indices) // level.batch)
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        num_images = 0
+        self.net.train()
+        for i, (x, labels) in enumerate(batches):
+            for group in self.optimizer.param_groups:
+                group["lr"] = level.rate((p.epoch + i / num_batches) / level.epochs)
+            with autocast(self.device, s.amp):
+                scores = self.net(x)
+            loss = functional.cross_entropy(scores.float(), labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss + self.regularizer(self.net)).backward()
+            self.optimizer.step()
+            if s.box:
+                project_to_box(self.net, s.box)
+            loss_sum += loss.detach() * len(labels)
+            correct += (scores.argmax(1) == labels).sum()
+            num_images += len(labels)
+            advance(flops * len(labels), f"size {level.size}, epoch {p.epoch + 1} of {level.epochs}")
+        return loss_sum.item() / num_images, correct.item() / num_images, num_images
+
+    def _next_level(self) -> None:
+        """Convert network and momentum to the next level, measure BatchNorm anew, and say what the move cost."""
+        p = self.progress
+        old_level, level = self.schedule.levels[p.index : p.index + 2]
+        started = time.perf_counter()
+        before = self.validate(old_level.size, MOVE_IMAGES).accuracy
+        target = self.schedule.configs()[p.index + 1]
+        move = conversion(self.net, size=level.size, method=self.settings.transfer, steps=target.block_steps)
+        old_net, old_optimizer = self.net, self.optimizer
+        self.net = self._place(move(old_net))  # pyright: ignore[reportArgumentType]
+        self.optimizer = self._make_optimizer(self.net)
+        carry_optimizer_state(move, old_net, old_optimizer, self.net, self.optimizer)
+        moved = self.validate(level.size, MOVE_IMAGES).accuracy
+        recalibrate(self.net, self._calibration_images(level.size, p.index + 1))
+        after = self.validate(level.size, MOVE_IMAGES).accuracy
+        p.index, p.epoch, p.best_accuracy = p.index + 1, 0, -1.0
+        p.seconds += time.perf_counter() - started
+        p.moves.append(
+            {
+                "from": old_level.size,
+                "to": level.size,
+                "method": self.settings.transfer,
+                "accuracy_before": before,
+                "accuracy_moved": moved,
+                "accuracy_recalibrated": after,
+            }
+        )
+        self.log.say(
+            f"move {old_level.size} -> {level.size} by {self.settings.transfer}: validation {before:.1%} before, "
+            f"{moved:.1%} after, {after:.1%} with BatchNorm recalibrated"
+        )
+
+    def _calibration_images(self, size: int, index: int):
+        order = torch.randperm(len(self.train_indices), generator=stream(self.settings.seed, "calibrate", index))
+        chosen = self.train_indices[order[: self.settings.calibration_images]]
+        for x, _ in evaluation_batches(self.data.train, chosen, size, 250, self.device, self.normalize):
+            yield x
+
+    def _write_checkpoint(self) -> None:
+        self.progress.checkpoints += 1
+        names = {p: name for name, p in self.net.named_parameters()}
+        momentum = {
+            names[p]: state["momentum_buffer"].detach().cpu().clone()
+            for p, state in self.optimizer.state.items()
+            if state.get("momentum_buffer") is not None
+        }
+        trainer = {"progress": vars(self.progress).copy(), "momentum": momentum}
+        write_checkpoint(self.run_dir, self.progress.checkpoints, self.net, self.best, trainer)
+
+
+def initial_network(config: NetworkConfig, seed: int) -> PDENet:
+    """A network with the weights that the seed draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "weights"))
+        return PDENet(config)

@@ -1,0 +1,250 @@
+"""A run: the directory in which a training is recorded, from its settings to its result."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multipde.data.batches import Normalize, evaluation_batches
+from multipde.data.datasets import ImageData, load_data
+from multipde.networks.config import NetworkConfig
+from multipde.networks.convert import convert, recalibrate
+from multipde.networks.network import PDENet
+from multipde.training.checkpoint import (
+    FORMAT,
+    load,
+    network_from_record,
+    newest_checkpoint,
+    read_checkpoint,
+    read_json,
+    write_network,
+    write_text,
+)
+from multipde.training.evaluate import evaluate_batches
+from multipde.training.log import Log, read_metrics
+from multipde.training.loop import Trainer, initial_network
+from multipde.training.schedule import Level, Schedule
+from multipde.training.settings import TrainSettings
+
+RECORD, RESULT, METRICS = "run.json", "result.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Args:
+        directory: where it is recorded; `load` reads its network.
+        model: the best weights on the validation images at the last level.
+        result: test accuracy and cross entropy, seconds, FLOPs, a record per level and per move.
+        metrics: a row per epoch.
+    """
+
+    directory: Path
+    model: PDENet
+    result: Mapping[str, Any]
+    metrics: list[dict[str, Any]]
+
+
+def train(
+    config: NetworkConfig,
+    schedule: Schedule,
+    data: Any,
+    run_dir: str | Path,
+    *,
+    settings: TrainSettings | None = None,
+    init: str | Path | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train a network from coarse to fine and record everything in a new directory.
+
+    Args:
+        config: the network; size and steps follow the schedule, classes and normalisation the data.
+        schedule: the levels.
+        data: a name, a pair of torchvision-style data sets or of (images, labels), or an `ImageData`.
+        run_dir: a directory that does not exist or is empty.
+        init: a checkpoint to start from instead of random weights; it is converted to the first level if need be.
+        data_options: for `load_data`, where data is a name.
+        quiet: say nothing.
+
+    Raises:
+        FileExistsError: the run directory is not empty.
+        ValueError: anything in config, schedule, settings or data that does not fit.
+    """
+    run_dir, settings = Path(run_dir), settings or TrainSettings()
+    check_new(run_dir)
+    options = dict(data_options or {})
+    config = network_for(config, schedule, init)
+    images = load_data(data, size=max(level.size for level in schedule.levels), **options)
+    config = _suit(config, images)
+    plan = schedule.of(config)
+    start = plan.configs()[0]
+    net = initial_network(start, settings.seed) if init is None else None
+    trainer = Trainer(net or PDENet(start), plan, images, settings, run_dir, Log(run_dir / METRICS, quiet))
+    if init is not None:
+        trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record = {
+        "format": FORMAT,
+        "network": asdict(config),
+        "levels": [asdict(level) for level in schedule.levels],
+        "settings": asdict(settings),
+        "data": data if isinstance(data, str) else None,
+        "data_options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
+        "init": None if init is None else str(init),
+        "versions": {"multipde": _version(), "torch": torch.__version__},
+    }
+    write_text(run_dir / RECORD, json.dumps(record, indent=1) + "\n")
+    return _finish(trainer, images)
+
+
+def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run:
+    """Go on with a run from its last checkpoint, as if it had never been interrupted.
+
+    A run without a checkpoint starts again from its record; a finished one is returned as it is.
+
+    Args:
+        data: the data of a run that was not given a name for them.
+
+    Raises:
+        ValueError: no run, or data that are missing.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / RECORD).exists():
+        raise ValueError(f"run must be a directory with a {RECORD}, got {run_dir}; leave --resume out to start one")
+    record = read_json(run_dir / RECORD)
+    log = Log(run_dir / METRICS, quiet)
+    if (run_dir / RESULT).exists():
+        log.say(f"{run_dir} is finished; nothing to do")
+        return Run(run_dir, load(run_dir), read_json(run_dir / RESULT), read_metrics(run_dir / METRICS))
+    try:
+        levels = [Level(**level) for level in record["levels"]]
+        settings = TrainSettings(**record["settings"])
+        options, source, init = record["data_options"], data or record["data"], record["init"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run_dir / RECORD} must be the record of a run, got {error}") from None
+    if source is None:
+        raise ValueError(f"data must be given to resume {run_dir}, which was trained on data without a name")
+    plan = Schedule(levels, network_from_record(record.get("network"), run_dir / RECORD))
+    images = load_data(source, size=max(level.size for level in levels), **options)
+    newest = newest_checkpoint(run_dir)
+    if newest is None:
+        start = plan.configs()[0]
+        trainer = Trainer(initial_network(start, settings.seed), plan, images, settings, run_dir, log)
+        if init is not None:
+            trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
+        write_text(run_dir / METRICS, "")
+        log.say(f"{run_dir} has no checkpoint: starting again")
+        return _finish(trainer, images)
+    net, best, state = read_checkpoint(newest)
+    trainer = Trainer(net, plan, images, settings, run_dir, log)
+    trainer.restore(best, state)
+    rows = read_metrics(run_dir / METRICS)[: trainer.progress.checkpoints]
+    write_text(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    level = levels[trainer.progress.index]
+    log.say(f"resuming {run_dir} at size {level.size} after epoch {trainer.progress.epoch} of {level.epochs}")
+    return _finish(trainer, images)
+
+
+def check_new(run_dir: Path) -> None:
+    """Raise FileExistsError for a run directory that would be overwritten."""
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise FileExistsError(f"run must be a new or empty directory, got {run_dir}; type --resume to go on with it")
+
+
+def network_for(config: NetworkConfig, schedule: Schedule, init: str | Path | None) -> NetworkConfig:
+    """The network that will be trained: the given one, or that of the checkpoint to start from.
+
+    Raises:
+        ValueError: a checkpoint of another dynamics or other channels.
+    """
+    if init is None:
+        return config
+    found = load(init).config
+    for name in ("dynamics", "channels", "out_channels", "classes"):
+        if getattr(found, name) != getattr(config, name):
+            raise ValueError(f"{name} must be that of the checkpoint {init}, {getattr(found, name)}, "
+                             f"got {getattr(config, name)}")
+    return found.on_mesh(schedule.levels[0].size)
+
+
+def _suit(config: NetworkConfig, images: ImageData) -> NetworkConfig:
+    """Classes, input channels and normalisation from the data."""
+    named = config.class_names and tuple(config.class_names) != images.class_names
+    if named:
+        raise ValueError(f"data must have the classes of the network, got {images.class_names[:3]}... instead of "
+                         f"{config.class_names[:3]}...")
+    return replace(
+        config,
+        classes=len(images.class_names),
+        class_names=images.class_names,
+        in_channels=len(images.mean),
+        mean=config.mean or images.mean,
+        std=config.std or images.std,
+    )
+
+
+def _taken_up(init: str | Path, start: NetworkConfig, trainer: Trainer) -> PDENet:
+    """The checkpoint on the mesh and time grid of the first level."""
+    net = load(init)
+    if net.config.sizes != start.sizes:
+        net = convert(net, size=start.size, method=trainer.settings.transfer, steps=start.block_steps)
+        recalibrate(trainer._place(net), trainer._calibration_images(start.sizes[0], 0))  # pyright: ignore
+    elif net.config.block_steps != start.block_steps:
+        net = convert(net, steps=start.block_steps)
+    return net  # pyright: ignore[reportReturnType]
+
+
+def _finish(trainer: Trainer, images: ImageData) -> Run:
+    """Train what is left, test the best weights, write them and the result."""
+    log, run_dir, size = trainer.log, trainer.run_dir, trainer.schedule.levels[-1].size
+    for note in images.notes:
+        log.say(f"note: {note}")
+    log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
+    model = trainer.run()
+    batches = evaluation_batches(images.test, None, size, 250, trainer.device, trainer.normalize)
+    test = evaluate_batches(model, batches, trainer.device, trainer.settings.amp)
+    progress = trainer.progress
+    result = {
+        "format": FORMAT,
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "seconds": progress.seconds,
+        "flops": progress.flops,
+        "levels": progress.levels,
+        "moves": progress.moves,
+    }
+    write_network(model, run_dir)
+    write_text(run_dir / RESULT, json.dumps(result, indent=1) + "\n")
+    log.table(_summary(trainer.schedule, progress.levels), "What each level took and reached")
+    log.say(
+        f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {size} "
+        f"after {progress.seconds / 60:.1f} min; written to {run_dir}"
+    )
+    return Run(run_dir, model, result, read_metrics(run_dir / METRICS))
+
+
+def _summary(schedule: Schedule, levels: list[dict[str, Any]]) -> list[dict[str, str]]:
+    rows, flops, seconds = [], 0.0, 0.0
+    total_flops, total_seconds = levels[-1]["total_flops"], levels[-1]["total_seconds"]
+    for planned, reached in zip(schedule.rows(), levels, strict=True):
+        rows.append(
+            {name: planned[name] for name in ("level", "size", "steps", "epochs")}
+            | {
+                "share of work": f"{(reached['total_flops'] - flops) / total_flops:.0%}",
+                "share of time": f"{(reached['total_seconds'] - seconds) / total_seconds:.0%}",
+                "best validation": f"{reached['validation_accuracy']:.1%}",
+            }
+        )
+        flops, seconds = reached["total_flops"], reached["total_seconds"]
+    return rows
+
+
+def _version() -> str:
+    from multipde import __version__
+
+    return __version__

@@ -1,0 +1,177 @@
+"""The plan of a coarse-to-fine training: levels, their learning rates, and what each costs."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from multipde.networks.config import NetworkConfig
+from multipde.networks.network import count_flops
+
+
+def _one_cycle(fraction: float) -> float:
+    """Linear from 1/10 to 1 over the first quarter, then half a cosine to zero."""
+    if fraction < 0.25:
+        return 0.1 + 0.9 * fraction / 0.25
+    return 0.5 * (1 + math.cos(math.pi * (fraction - 0.25) / 0.75))
+
+
+def _piecewise(fraction: float) -> float:
+    """The paper's: 1, 1/5 and 1/25 for 60, 20 and 20 per cent of the epochs."""
+    return 1.0 if fraction < 0.6 else 0.2 if fraction < 0.8 else 0.04
+
+
+POLICIES: dict[str, Callable[[float], float]] = {"one_cycle": _one_cycle, "piecewise": _piecewise}
+"""Learning rate over its peak as a function of the share of the level that is done, in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One mesh of the schedule.
+
+    Args:
+        size: image side in pixels.
+        epochs: passes over the training images.
+        steps: time steps, one number or one per block; None keeps those of the network.
+        batch: images per optimizer step.
+        learning_rate: its peak.
+        policy: ``"one_cycle"`` or ``"piecewise"``, see `POLICIES`.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    size: int
+    epochs: int
+    steps: int | tuple[int, ...] | None = None
+    batch: int = 125
+    learning_rate: float = 0.1
+    policy: str = "one_cycle"
+
+    def __post_init__(self):
+        if isinstance(self.steps, list):
+            object.__setattr__(self, "steps", tuple(self.steps))
+        for name in ("size", "epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+
+    def rate(self, fraction: float) -> float:
+        """Learning rate when this share of the level is done."""
+        return self.learning_rate * POLICIES[self.policy](fraction)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Levels in the order in which they are trained; level 0 is the finest.
+
+    ``print(schedule)`` shows them with their share of the work: as torch counts it where the network is given, by
+    epochs · pixels · steps otherwise.
+
+    >>> print(Schedule([Level(16, epochs=4, steps=3), Level(32, epochs=1, steps=3)]))
+    level  size        h  steps  epochs  batch  learning rate  MFLOPs/image   share
+        1    16  0.06250      3       4    125            0.1             -    50 %
+        0    32  0.03125      3       1    125            0.1             -    50 %
+
+    Args:
+        levels: at least one.
+        network: the network to be trained; its size and steps are replaced by those of each level.
+
+    Raises:
+        ValueError: no level, or a level that the network cannot have.
+    """
+
+    levels: tuple[Level, ...]
+    network: NetworkConfig | None = None
+
+    def __init__(self, levels: Sequence[Level], network: NetworkConfig | None = None):
+        object.__setattr__(self, "levels", tuple(levels))
+        object.__setattr__(self, "network", network)
+        if not self.levels:
+            raise ValueError("levels must name at least one level, got none")
+        if network is not None:
+            self.configs()
+
+    def of(self, network: NetworkConfig) -> "Schedule":
+        """The same levels for a network."""
+        return Schedule(self.levels, network)
+
+    def configs(self) -> list[NetworkConfig]:
+        """The network of each level: T is dt · steps of the first one and stays.
+
+        Raises:
+            ValueError: the schedule has no network, or a level does not suit it.
+        """
+        if self.network is None:
+            raise ValueError("network must be given to know the levels' networks, got None; use schedule.of(network)")
+        first = self.levels[0]
+        config = self.network if first.steps is None else replace(self.network, steps=first.steps)
+        configs = []
+        for level in self.levels:
+            config = config.on_mesh(level.size)
+            configs.append(config if level.steps is None else config.with_steps(level.steps))
+        return configs
+
+    def flops(self) -> list[int]:
+        """Floating point operations of each level per image and pass, forwards and backwards.
+
+        Raises:
+            ValueError: the schedule has no network.
+        """
+        return [_training_flops(config) for config in self.configs()]
+
+    def work(self) -> list[float]:
+        """Work of each level for one training image: FLOPs, or epochs · pixels · steps without a network."""
+        if self.network is not None:
+            return [level.epochs * float(f) for level, f in zip(self.levels, self.flops(), strict=True)]
+        return [
+            level.epochs * float(level.size) ** 2 * (level.steps if isinstance(level.steps, int) else 1)
+            for level in self.levels
+        ]
+
+    def number(self, index: int) -> int:
+        """Level number of the index-th level trained: levels of one size share it, the finest has 0."""
+        sizes = sorted({level.size for level in self.levels}, reverse=True)
+        return sizes.index(self.levels[index].size)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table as text, a row per level."""
+        work = self.work()
+        configs = self.configs() if self.network is not None else [None] * len(self.levels)
+        flops = self.flops() if self.network is not None else [None] * len(self.levels)
+        return [
+            {
+                "level": str(self.number(i)),
+                "size": str(level.size),
+                "h": f"{1 / level.size:.5f}",
+                "steps": _steps_text(config.steps if config else level.steps),
+                "epochs": str(level.epochs),
+                "batch": str(level.batch),
+                "learning rate": f"{level.learning_rate:g}",
+                "MFLOPs/image": "-" if f is None else f"{f / 1e6:.1f}",
+                "share": f"{100 * w / sum(work):.0f} %",
+            }
+            for i, (level, config, f, w) in enumerate(zip(self.levels, configs, flops, work, strict=True))
+        ]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = {name: max(len(name), 6, *(len(row[name]) for row in rows)) for name in rows[0]}
+        widths["level"], widths["size"], widths["h"] = 5, 4, 7
+        lines = ["  ".join(name.rjust(widths[name]) for name in rows[0])]
+        lines += ["  ".join(row[name].rjust(widths[name]) for name in row) for row in rows]
+        return "\n".join(lines)
+
+
+@lru_cache
+def _training_flops(config: NetworkConfig) -> int:
+    return count_flops(config, training=True)
+
+
+def _steps_text(steps: int | tuple[int, ...] | None) -> str:
+    if steps is None:
+        return "-"
+    return str(steps) if isinstance(steps, int) else ",".join(str(s) for s in steps)
