@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from multipde.mesh.parametrization import (
         StencilParametrization as StencilParametrization,
+    )
+    from multipde.mesh.parametrization import (
         bake as bake,
+    )
+    from multipde.mesh.parametrization import (
         coefficients as coefficients,
+    )
+    from multipde.mesh.parametrization import (
         mesh_size as mesh_size,
+    )
+    from multipde.mesh.parametrization import (
         reparametrize as reparametrize,
+    )
+    from multipde.mesh.parametrization import (
         set_mesh_size as set_mesh_size,
+    )
+    from multipde.mesh.parametrization import (
         skipped_layers as skipped_layers,
     )
 

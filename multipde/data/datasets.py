@@ -86,7 +86,7 @@ def load_data(
 
 
 def split_indices(num: int, seed: int, validation: float = 0.2) -> tuple[Tensor, Tensor]:
-    """A random split into training and validation indices, sorted, the same for the same seed.
+    """A random split into training and validation indices, in random order, the same for the same seed.
 
     Raises:
         ValueError: a share that leaves one of the two empty.
@@ -95,7 +95,7 @@ def split_indices(num: int, seed: int, validation: float = 0.2) -> tuple[Tensor,
     if not 0 < num_validation < num:
         raise ValueError(f"validation must leave images on both sides, got {validation} of {num} images")
     order = torch.randperm(num, generator=stream(seed, "split"))
-    return order[num_validation:].sort().values, order[:num_validation].sort().values
+    return order[num_validation:], order[:num_validation]
 
 
 def _finish(

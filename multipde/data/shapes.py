@@ -39,10 +39,7 @@ def render_shapes(num: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     if num < 1:
         raise ValueError(f"num must be positive, got {num}")
     labels = torch.randint(len(CLASS_NAMES), (num,), generator=stream(seed, "labels"))
-    parts = [
-        _render(chunk, size, stream(seed, "shapes", i))
-        for i, chunk in enumerate(labels.split(500))
-    ]
+    parts = [_render(chunk, size, stream(seed, "shapes", i)) for i, chunk in enumerate(labels.split(500))]
     return torch.cat(parts), labels
 
 
@@ -52,15 +49,16 @@ def _render(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(num, *shape, generator=generator)
 
-    centre, radius, angle = uniform(0.38, 0.62, 2), uniform(0.17, 0.32), uniform(0, 2 * math.pi)
-    colours = uniform(0, 1, 3, 3)  # shape, and both ends of the ramp
-    contrast = uniform(0.25, 0.6, 1)
-    direction = torch.nn.functional.normalize(uniform(-1, 1, 3), dim=1)
+    radius = 0.16 * 2.5 ** uniform(0, 1)  # 0.16 to 0.4, evenly on a logarithmic scale
+    centre, angle = 0.5 + (0.5 - radius[:, None]) * uniform(-0.7, 0.7, 2), uniform(0, 2 * math.pi)
+    colours = uniform(0, 0.6, 3, 3)  # shape, and both ends of the ramp
+    contrast = uniform(0.4, 0.9, 1)
+    direction = torch.nn.functional.normalize(uniform(0, 1, 3), dim=1)
     colours[:, 0] = (colours[:, 1:].mean(1) + contrast * direction).clamp(0, 1)
     colours[:, 1:] = colours[:, 1:].mean(1, keepdim=True) + 0.3 * (
         colours[:, 1:] - colours[:, 1:].mean(1, keepdim=True)
     )
-    patch, ramp, noise = uniform(0.1, 0.9, 2), uniform(0, 2 * math.pi), uniform(0.03, 0.1)
+    patch, ramp, noise = uniform(0.1, 0.9, 2), uniform(0, 2 * math.pi), uniform(0.02, 0.06)
 
     points = (torch.arange(FINE_SIZE) + 0.5) / FINE_SIZE
     y, x = torch.meshgrid(points, points, indexing="ij")

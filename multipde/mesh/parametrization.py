@@ -285,9 +285,7 @@ def _check_unshared(layers: dict[str, nn.Module]) -> None:
             raise ValueError(f"layers must not share a weight, got {first!r} and {name!r} with the same one")
 
 
-def _trace_strides(
-    module: nn.Module, layers: dict[str, nn.Module], example: Tensor
-) -> dict[str, tuple[float, ...]]:
+def _trace_strides(module: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> dict[str, tuple[float, ...]]:
     """Ratio of each layer's mesh to that of the example, from the sizes of what reaches it first."""
     sizes: dict[str, tuple[int, ...]] = {}
 

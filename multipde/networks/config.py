@@ -219,3 +219,23 @@ def preset(name: str) -> NetworkConfig:
     if data not in _DATA or dynamics not in DYNAMICS:
         raise ValueError(f"preset must be one of {', '.join(preset_names())}, got {name!r}")
     return NetworkConfig(dynamics=dynamics, **_DATA[data])
+
+
+def default_network(data: str, dynamics: str | None = None, size: int = 32, name: str | None = None) -> NetworkConfig:
+    """The network for a data set: its preset; for images of your own that of CIFAR-10, from 64 pixels that of STL-10.
+
+    Args:
+        dynamics: None for hamiltonian, or that of the named preset.
+        name: a preset to take instead.
+
+    Raises:
+        ValueError: a preset of another dynamics.
+    """
+    if name is not None:
+        config = preset(name)
+        if dynamics not in (None, config.dynamics):
+            raise ValueError(f"dynamics must be that of the preset {name}, got {dynamics}")
+        return config
+    if data not in _DATA:
+        data = "stl10" if size >= 64 else "cifar10"
+    return preset(f"{data}-{dynamics or 'hamiltonian'}")

@@ -28,10 +28,15 @@ def save(model: PDENet, directory: str | Path) -> Path:
         FileExistsError: the directory exists and is not empty.
     """
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"directory must be new or empty, got {directory}")
+    check_new(directory)
     write_directory(directory, lambda partial: write_network(model, partial))
     return directory
+
+
+def check_new(directory: Path) -> None:
+    """Raise FileExistsError for a directory in which something would be overwritten."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"directory must be new or empty, got {directory}")
 
 
 def load(directory: str | Path) -> PDENet:

@@ -119,7 +119,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be one that torch has here, got {device!r} ({str(error).splitlines()[0]})") from None
+        raise ValueError(
+            f"device must be one that torch has here, got {device!r} ({str(error).splitlines()[0]})"
+        ) from None
     return chosen
 
 

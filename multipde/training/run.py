@@ -1,5 +1,6 @@
 """A run: the directory in which a training is recorded, from its settings to its result."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -8,13 +9,14 @@ from typing import Any
 
 import torch
 
-from multipde.data.batches import Normalize, evaluation_batches
+from multipde.data.batches import evaluation_batches
 from multipde.data.datasets import ImageData, load_data
 from multipde.networks.config import NetworkConfig
 from multipde.networks.convert import convert, recalibrate
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import (
     FORMAT,
+    check_new,
     load,
     network_from_record,
     newest_checkpoint,
@@ -50,7 +52,7 @@ class Run:
 
 
 def train(
-    config: NetworkConfig,
+    config: NetworkConfig | None,
     schedule: Schedule,
     data: Any,
     run_dir: str | Path,
@@ -63,7 +65,8 @@ def train(
     """Train a network from coarse to fine and record everything in a new directory.
 
     Args:
-        config: the network; size and steps follow the schedule, classes and normalisation the data.
+        config: the network; size and steps follow the schedule, classes and normalisation the data. None for that of
+            the checkpoint to start from.
         schedule: the levels.
         data: a name, a pair of torchvision-style data sets or of (images, labels), or an `ImageData`.
         run_dir: a directory that does not exist or is empty.
@@ -150,25 +153,36 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     return _finish(trainer, images)
 
 
-def check_new(run_dir: Path) -> None:
-    """Raise FileExistsError for a run directory that would be overwritten."""
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise FileExistsError(f"run must be a new or empty directory, got {run_dir}; type --resume to go on with it")
+def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
+    """Name and options of the data that a run was trained on; None for a directory that is no run."""
+    file = directory / RECORD
+    if not file.exists():
+        return None
+    record = read_json(file)
+    return None if record.get("data") is None else (record["data"], record.get("data_options", {}))
 
 
-def network_for(config: NetworkConfig, schedule: Schedule, init: str | Path | None) -> NetworkConfig:
+def next_run_directory(data: str, dynamics: str) -> Path:
+    """The first runs/DATA-DYNAMICS-N that does not exist."""
+    return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{data}-{dynamics}-{n}").exists())
+
+
+def network_for(config: NetworkConfig | None, schedule: Schedule, init: str | Path | None) -> NetworkConfig:
     """The network that will be trained: the given one, or that of the checkpoint to start from.
 
     Raises:
         ValueError: a checkpoint of another dynamics or other channels.
     """
     if init is None:
+        if config is None:
+            raise ValueError("config must be given where there is no checkpoint to start from, got None")
         return config
     found = load(init).config
-    for name in ("dynamics", "channels", "out_channels", "classes"):
+    for name in ("dynamics", "channels", "out_channels") if config else ():
         if getattr(found, name) != getattr(config, name):
-            raise ValueError(f"{name} must be that of the checkpoint {init}, {getattr(found, name)}, "
-                             f"got {getattr(config, name)}")
+            raise ValueError(
+                f"{name} must be that of the checkpoint {init}, {getattr(found, name)}, got {getattr(config, name)}"
+            )
     return found.on_mesh(schedule.levels[0].size)
 
 
@@ -176,8 +190,10 @@ def _suit(config: NetworkConfig, images: ImageData) -> NetworkConfig:
     """Classes, input channels and normalisation from the data."""
     named = config.class_names and tuple(config.class_names) != images.class_names
     if named:
-        raise ValueError(f"data must have the classes of the network, got {images.class_names[:3]}... instead of "
-                         f"{config.class_names[:3]}...")
+        raise ValueError(
+            f"data must have the classes of the network, got {images.class_names[:3]}... instead of "
+            f"{config.class_names[:3]}..."
+        )
     return replace(
         config,
         classes=len(images.class_names),

@@ -166,6 +166,40 @@ class Schedule:
         return "\n".join(lines)
 
 
+def levels_from_lists(
+    sizes: Sequence[int],
+    epochs: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+    batch: Sequence[int] = (125,),
+    learning_rate: Sequence[float] = (0.1,),
+    policy: str = "one_cycle",
+) -> list[Level]:
+    """Levels from a list per property, as long as that of the sizes; batch and learning rate may have one entry.
+
+    >>> [level.epochs for level in levels_from_lists([8, 16, 32])]
+    [5, 5, 2]
+
+    Args:
+        epochs: None for 5 on each level and 2 on the last.
+
+    Raises:
+        ValueError: no size, or a list of another length.
+    """
+    num = len(sizes)
+    if not num:
+        raise ValueError("sizes must name at least one level, got none")
+    lists = {
+        "epochs": [*(5,) * (num - 1), 2] if epochs is None else epochs,
+        "steps": (None,) * num if steps is None else steps,
+        "batch": tuple(batch) * num if len(batch) == 1 else batch,
+        "learning_rate": tuple(learning_rate) * num if len(learning_rate) == 1 else learning_rate,
+    }
+    for name, values in lists.items():
+        if len(values) != num:
+            raise ValueError(f"{name} must have one entry per size ({num}), got {len(values)}: {tuple(values)}")
+    return [Level(*row, policy=policy) for row in zip(sizes, *lists.values(), strict=True)]
+
+
 @lru_cache
 def _training_flops(config: NetworkConfig) -> int:
     return count_flops(config, training=True)

@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+DataName = Literal["shapes", "cifar10", "cifar100", "stl10", "folder"]
+DynamicsName = Literal["parabolic", "hamiltonian", "second_order", "resnet"]
+MethodName = Literal["copy", "rediscretize", "galerkin"]
+AmpName = Literal["off", "bf16"]
+
+Checkpoint = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which images."""
+
+    data: DataName | None = None
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: that of the run."""
+    root: Path | None = None
+    """Directory of the data set."""
+    download: bool = False
+    """Fetch cifar10, cifar100 or stl10 if it is not there."""
+    stream: bool | None = None
+    """Decode folder images batch by batch. Left out: where they would take more than 4 GiB."""
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for `multipde.load_data`."""
+        return {"root": self.root, "download": self.download, "stream_files": self.stream}
+
+    def of(self, checkpoint: Path) -> tuple[str, Mapping[str, Any]] | None:
+        """The data named here, else those that the checkpoint's run was trained on, if it is a run."""
+        if self.data is not None:
+            return self.data, self.options()
+        from multipde.training.run import recorded_data
+
+        return recorded_data(checkpoint)

@@ -1,0 +1,111 @@
+"""``multipde train``"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from multipde.cli.options import AmpName, DataName, DynamicsName, MethodName
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network coarse to fine: small images first, then the network is converted to the next size.
+
+    Without arguments: a complete training on the embedded shapes at 8, 16 and 32 pixels, about two minutes on two
+    cores. With CIFAR-10 as image files: multipde train --data folder --root data/cifar10 --amp bf16
+    """
+
+    data: DataName = "shapes"
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    root: Path | None = None
+    """Directory of the data set."""
+    download: bool = False
+    """Fetch cifar10, cifar100 or stl10 into ROOT if it is not there."""
+    stream: bool | None = None
+    """Decode folder images batch by batch. Left out: where they would take more than 4 GiB."""
+    preset: str | None = None
+    """Network, e.g. cifar10-second_order. Left out: the one for the data and the dynamics."""
+    dynamics: DynamicsName | None = None
+    """Time stepping of the blocks. Left out: hamiltonian."""
+    sizes: tuple[int, ...] = (8, 16, 32)
+    """Image sides in pixels, one per level, in the order of training."""
+    epochs: tuple[int, ...] | None = None
+    """Epochs per level. Left out: 5, and 2 on the last."""
+    steps: tuple[int, ...] | None = None
+    """Time steps per level; the final time T stays. Left out: those of the network."""
+    batch: tuple[int, ...] = (125,)
+    """Images per optimizer step, one number or one per level."""
+    learning_rate: tuple[float, ...] = (0.1,)
+    """Peak learning rate, one number or one per level."""
+    policy: Literal["one_cycle", "piecewise"] = "one_cycle"
+    """Learning rate within a level: one cycle, or 1, 1/5, 1/25 for 60, 20, 20 per cent (the paper's)."""
+    transfer: MethodName = "copy"
+    """How stencils move to the next level."""
+    init: Path | None = None
+    """Checkpoint to start from, e.g. a converted one."""
+    run: Annotated[Path | None, tyro.conf.arg(name="run")] = field(default=None)
+    """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
+    resume: bool = False
+    """Go on with the run in --run; everything else is taken from its record."""
+    seed: int = 0
+    """Of the weights, the split, the order of the images and their augmentation."""
+    momentum: float = 0.9
+    """Of the stochastic gradient descent."""
+    alpha1: float = 2e-4
+    """Weight of the total variation of the controls in time, eq. (13)."""
+    alpha2: float = 2e-4
+    """Weight of the squares of the controls, eq. (13)."""
+    box: float = 1.0
+    """Bound on the stencils of the symmetric layers; 0 for none."""
+    augment: bool = True
+    """Flip, pad and crop the training images."""
+    validation: float = 0.2
+    """Share of the training images set aside for validation."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    amp: AmpName = "off"
+    """Mixed precision; bf16 is about 1.7 times as fast where the processor has it."""
+    quiet: bool = False
+    """Say nothing."""
+
+    def run_command(self) -> None:
+        from multipde.networks.config import default_network
+        from multipde.training.run import next_run_directory, resume, train
+        from multipde.training.schedule import Schedule, levels_from_lists
+        from multipde.training.settings import TrainSettings
+
+        if self.resume:
+            resume(self._run_to_resume(), quiet=self.quiet)
+            return
+        levels = levels_from_lists(
+            self.sizes, self.epochs, self.steps, self.batch, self.learning_rate, policy=self.policy
+        )
+        named = self.preset is not None or self.dynamics is not None
+        config = None
+        if self.init is None or named:
+            config = default_network(self.data, self.dynamics, max(self.sizes), self.preset)
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)}
+        settings = TrainSettings(**{name: getattr(self, name) for name in shared})
+        options = {"root": self.root, "download": self.download, "stream_files": self.stream}
+        run = self.run or next_run_directory(self.data, config.dynamics if config else "init")
+        train(
+            config,
+            Schedule(levels),
+            self.data,
+            run,
+            settings=settings,
+            init=self.init,
+            data_options=options,
+            quiet=self.quiet,
+        )
+
+    def _run_to_resume(self) -> Path:
+        if self.run is None:
+            raise ValueError("run must be given with --resume; type --run DIR --resume")
+        own = ("run", "resume", "quiet")
+        changed = [f.name for f in fields(self) if f.name not in own and getattr(self, f.name) != f.default]
+        if changed:
+            flag = changed[0].replace("_", "-")
+            raise ValueError(f"resume takes everything from the run, got --{flag} too; leave it out")
+        return self.run

@@ -1,0 +1,32 @@
+"""What derivatives a network takes: the size of its coefficients by order."""
+
+import math
+
+from torch import nn
+
+from multipde.mesh.parametrization import coefficients, stencil_layers, stencil_parametrization
+
+
+def order_rms(module: nn.Module, physical: bool = False) -> dict[str, list[float]]:
+    """Root mean square of the coefficients β of every layer, by total order of the derivative.
+
+    Args:
+        module: a reparametrised module.
+        physical: β on the unit square; otherwise β_k/h^k with the layer's own h, the weight of hᵏ dᵏ/dxᵏ.
+
+    Returns:
+        Per layer one number for each total order 0, 1, ..., the highest.
+
+    Raises:
+        ValueError: a plain module.
+    """
+    result = {}
+    layers = stencil_layers(module)
+    for name, beta in coefficients(module).items():
+        basis = stencil_parametrization(layers[name]).basis()  # pyright: ignore[reportOptionalMemberAccess]
+        sums: dict[int, list[float]] = {}
+        for order, values in zip(basis.orders, beta.flatten(-basis.dim).unbind(-1), strict=True):
+            scale = 1.0 if physical else math.prod(h**-k for h, k in zip(basis.mesh_size, order, strict=True))
+            sums.setdefault(sum(order), []).append((values * scale).square().mean().item())
+        result[name] = [math.sqrt(sum(v) / len(v)) for _, v in sorted(sums.items())]
+    return result
