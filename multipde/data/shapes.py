@@ -81,7 +81,7 @@ def _render(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     background = background + 0.25 * blob * (colours[:, 0, :, None, None] - background)
     picture = background + inside * (colours[:, 0, :, None, None] - background)
     picture = picture + noise[:, None, None, None] * 3 * torch.randn(picture.shape, generator=generator)
-    return (resize_images(picture, size).clamp(0, 1) * 255).round().to(torch.uint8)
+    return (resize_images(picture.clamp(0, 1), size) * 255).round().to(torch.uint8)
 
 
 def _box(u: Tensor, v: Tensor, a: float, b: float) -> Tensor:

@@ -118,6 +118,8 @@ def conversion(
     if method is not None:
         check_method(method)
     if size is not None:
+        if min(size if isinstance(size, Sequence) else [size]) < 1:
+            raise ValueError(f"size must be positive, got {size}")
         factor = _factor_to(model, size)
     moved = 1.0 if factor is None else tuple(factor) if isinstance(factor, Sequence) else float(factor)
     return Conversion(moved, method or "copy", tuple(steps) if isinstance(steps, Sequence) else steps)
@@ -151,7 +153,8 @@ def carry_optimizer_state(
                 buffer = old_optimizer.state.get(old[name], {}).get(key)
                 p.zero_() if buffer is None else p.copy_(buffer)
         for name, moved in conversion(holder).named_parameters():
-            new_optimizer.state[new[name]][key] = moved.detach().clone()
+            p = new[name]  # fused optimizers need the layout of the parameter
+            new_optimizer.state[p][key] = torch.empty_like(p).copy_(moved.detach())
     with torch.no_grad():
         unchanged = {n for n, p in new.items() if n in old and p.shape == old[n].shape and torch.equal(p, old[n])}
     for name, p in new.items():

@@ -33,10 +33,10 @@ def save(model: PDENet, directory: str | Path) -> Path:
     return directory
 
 
-def check_new(directory: Path) -> None:
+def check_new(directory: Path, advice: str = "") -> None:
     """Raise FileExistsError for a directory in which something would be overwritten."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"directory must be new or empty, got {directory}")
+        raise FileExistsError(f"directory must be new or empty, got {directory}{advice}")
 
 
 def load(directory: str | Path) -> PDENet:

@@ -45,9 +45,9 @@ def evaluate_sizes(
     Raises:
         ValueError: no data, or what `load` and `convert` raise.
     """
+    net, where = load(checkpoint), choose_device(device)
     if data is None:
         raise ValueError(f"data must be given for {checkpoint}, which is no run; type --data NAME")
-    net, where = load(checkpoint), choose_device(device)
     own = net.config.sizes[0]
     chosen = tuple(sizes or (own,))
     nets = {(size, m): net if size == own else convert(net, size=size, method=m) for size in chosen for m in methods}

@@ -79,7 +79,7 @@ def train(
         ValueError: anything in config, schedule, settings or data that does not fit.
     """
     run_dir, settings = Path(run_dir), settings or TrainSettings()
-    check_new(run_dir)
+    check_new(run_dir, "; type --resume to go on with a run")
     options = dict(data_options or {})
     config = network_for(config, schedule, init)
     images = load_data(data, size=max(level.size for level in schedule.levels), **options)

@@ -32,7 +32,7 @@ class Level:
     Args:
         size: image side in pixels.
         epochs: passes over the training images.
-        steps: time steps, one number or one per block; None keeps those of the network.
+        steps: time steps, one number or one per block; None keeps those of the level before, or of the network.
         batch: images per optimizer step.
         learning_rate: its peak.
         policy: ``"one_cycle"`` or ``"piecewise"``, see `POLICIES`.
@@ -112,7 +112,8 @@ class Schedule:
         configs = []
         for level in self.levels:
             config = config.on_mesh(level.size)
-            configs.append(config if level.steps is None else config.with_steps(level.steps))
+            config = config if level.steps is None else config.with_steps(level.steps)
+            configs.append(config)
         return configs
 
     def flops(self) -> list[int]:

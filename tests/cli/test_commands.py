@@ -1,0 +1,193 @@
+"""Every command as a user types it, wrong arguments too."""
+
+import json
+import subprocess
+import sys
+import time
+from typing import get_args
+
+import pytest
+import torch
+from multipde.cli import options
+from multipde.cli.main import COMMANDS, main
+
+import multipde
+from multipde import NetworkConfig, PDENet, convert, load, num_weights, save
+from multipde.data.datasets import DATA_NAMES
+from multipde.mesh.transfer import METHODS
+from multipde.networks.dynamics import DYNAMICS
+from multipde.training.evaluate import AMP
+from tests.conftest import write_folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder data set, a run trained on it by the command, a plain checkpoint."""
+    root = tmp_path_factory.mktemp("cli")
+    write_folder(root / "data")
+    arguments = "--dynamics hamiltonian --sizes 8 16 --epochs 1 1 --batch 30 --quiet --device cpu"
+    main(["train", "--data", "folder", "--root", str(root / "data"), "--run", str(root / "run"), *arguments.split()])
+    save(PDENet(NetworkConfig("parabolic", (4, 6), 8, size=16)), root / "net")
+    return root
+
+
+def call(capsys, *arguments: str) -> str:
+    main([str(a) for a in arguments])
+    return capsys.readouterr().out
+
+
+def test_train_shows_its_plan_progress_and_result(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "data")
+    arguments = "--data folder --root data --sizes 8 16 --epochs 1 1 --batch 30 --steps 2 3 --preset shapes-parabolic"
+    out = call(capsys, "train", *arguments.split())
+    lines = out.splitlines()
+    assert "MFLOPs/image" in lines[1]
+    assert [line.split()[1] for line in lines[2:4]] == ["8", "16"]
+    assert any(line.startswith("move 8 -> 16 by copy") for line in lines)
+    assert lines[-1].startswith("test accuracy")
+    assert "runs/folder-parabolic-1" in lines[-1]
+    assert load(tmp_path / "runs/folder-parabolic-1").config.block_steps == (3, 3, 3)
+    again = call(capsys, "train", "--run", "runs/folder-parabolic-1", "--resume")
+    assert again.strip() == "runs/folder-parabolic-1 is finished; nothing to do"
+
+
+def test_evaluate_gives_a_row_per_size_and_method(capsys, place):
+    out = call(capsys, "evaluate", place / "run", "--sizes", "8", "16", "--method", "copy", "rediscretize", "galerkin")
+    rows = [line.split() for line in out.splitlines()[2:]]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("8", "copy"), ("8", "rediscretize"), ("8", "galerkin"), ("16", "-")
+    ]  # fmt: skip
+    result = json.loads((place / "run/result.json").read_text())
+    assert rows[-1][2] == f"{result['test_accuracy']:.2%}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_convert_writes_the_converted_network(capsys, place, tmp_path, method):
+    out = call(capsys, "convert", place / "run", "--size", "8", "--method", method, "--out", tmp_path / "new")
+    assert "4 BatchNorm layers recalibrated" in out
+    new, expected = load(tmp_path / "new"), convert(load(place / "run"), size=8, method=method)
+    for (name, p), q in zip(new.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert new.config.size == 8
+
+
+def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_path):
+    out = call(capsys, "convert", place / "net", "--steps", "6", "--out", tmp_path / "new")
+    assert "no data: BatchNorm keeps the statistics of the old size" in out
+    assert load(tmp_path / "new").config.final_times == (3.0, 3.0)
+
+
+def test_a_converted_checkpoint_goes_on_training(capsys, place, tmp_path):
+    call(capsys, "convert", place / "run", "--size", "8", "--out", tmp_path / "new")
+    data = ["--data", "folder", "--root", place / "data"]
+    arguments = ["--init", tmp_path / "new", "--sizes", "8", "--epochs", "1", "--run", tmp_path / "r", "--batch", "30"]
+    assert "test accuracy" in call(capsys, "train", *data, *arguments)
+
+
+def test_inspect_shows_blocks_weights_flops_and_orders(capsys, place):
+    out = call(capsys, "inspect", place / "run")
+    net = load(place / "run")
+    assert f"{num_weights(net):,} weights" in out
+    assert "classes: disc, ring, square" in out
+    assert "MFLOPs per image" in out
+    assert out.count("blocks.") == 18
+    assert "order 4" in out
+    assert call(capsys, "inspect", place / "run", "--physical") != out
+
+
+def test_choices_are_those_of_the_library():
+    assert set(get_args(options.DataName)) == set(DATA_NAMES)
+    assert set(get_args(options.DynamicsName)) == set(DYNAMICS)
+    assert set(get_args(options.MethodName)) == set(METHODS)
+    assert set(get_args(options.AmpName)) == set(AMP)
+
+
+def test_defaults_of_train_are_those_of_the_settings():
+    from dataclasses import fields
+
+    from multipde import TrainSettings
+
+    own = {f.name: f.default for f in fields(COMMANDS["train"])}
+    assert all(own[f.name] == f.default for f in fields(TrainSettings) if f.name in own)
+
+
+def test_help_is_there_for_every_command_and_quick(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+        assert len(capsys.readouterr().out) > 300
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "multipde", "--help"], capture_output=True, text=True, check=True)
+    assert "train" in done.stdout
+    assert time.perf_counter() - started < 2  # below 0.5 s on an idle machine: torch must not be imported
+    main(["--version"])
+    assert capsys.readouterr().out == f"multipde {multipde.__version__}\n"
+
+
+WRONG = [
+    ("train --sizes 8 16 --epochs 1", "epochs must have one entry per size (2), got 1"),
+    ("train --sizes 8 16 --steps 1", "steps must have one entry per size"),
+    ("train --sizes 8 16 --batch 1 2 3", "batch must have one entry per size"),
+    ("train --sizes 8 --learning-rate 1 2", "learning_rate must have one entry per size"),
+    ("train --sizes 6", "size must be a positive multiple of 4"),
+    ("train --sizes 0", "size must be positive, got 0"),
+    ("train --sizes", "sizes must name at least one level"),
+    ("train --epochs 0 1 1", "epochs must be positive, got 0"),
+    ("train --preset nothing", "preset must be one of"),
+    ("train --preset cifar10-resnet --dynamics parabolic", "dynamics must be that of the preset"),
+    ("train --data folder", "root must be given for data 'folder'; type --root DIR"),
+    ("train --data folder --root missing", "root must be a directory, got missing"),
+    ("train --data cifar10 --root {place}", "type --download to fetch it"),
+    ("train --data folder --root {place}", "root must hold train/CLASS/* and test/CLASS/*"),
+    ("train --run {place}/run", "directory must be new or empty"),
+    ("train --resume", "run must be given with --resume; type --run DIR --resume"),
+    ("train --resume --run {place}/net", "run must be a directory with a run.json"),
+    ("train --resume --run {place}/run --sizes 8", "resume takes everything from the run, got --sizes too"),
+    ("train --init {place}/data", "checkpoint must hold model.safetensors"),
+    ("train --init {place}/net --dynamics resnet", "dynamics must be that of the checkpoint"),
+    ("train --device gpu9", "device must be one that torch has here, got 'gpu9'"),
+    ("train --momentum 2", "momentum must lie in [0, 1), got 2.0"),
+    ("train --validation 1.5", "validation must lie in (0, 1), got 1.5"),
+    ("train --alpha1 -1", "alpha1 must not be negative, got -1.0"),
+    ("train --box -1", "box must not be negative"),
+    ("evaluate {place}/net", "data must be given for {place}/net, which is no run"),
+    ("evaluate {place}/nothing", "checkpoint must be a directory"),
+    ("evaluate {place}/run --sizes 7", "size must be a positive multiple of 4"),
+    ("evaluate {place}/net --data shapes --sizes -8", "size must be positive, got -8"),
+    ("evaluate {place}/run --data shapes", "data must have the classes of the checkpoint (disc, ring, square, ...)"),
+    ("convert {place}/net --size 8", "out must be given; type --out DIR"),
+    ("convert {place}/net --out new", "size, factor or steps must be given"),
+    ("convert {place}/net --size 9 --out new", "size must be a positive multiple of 2"),
+    ("convert {place}/net --size 8 --steps 0 --out new", "steps must be positive"),
+    ("convert {place}/net --size 8 --out {place}/run", "directory must be new or empty"),
+    ("convert {place}/data --size 8 --out new", "checkpoint must hold model.safetensors"),
+    ("inspect nowhere", "checkpoint must be a directory, got nowhere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_arguments_give_one_line_status_2_and_leave_nothing(
+    arguments, message, capsys, place, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(p for p in place.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.format(place=place).split())
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("multipde: ")
+    assert message.format(place=place) in captured.err
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(p for p in place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", ["", "fly", "train --sice 8", "train --data mnist", "evaluate", "train --seed x"])
+def test_usage_errors_are_the_parsers_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "Traceback" not in captured.out + captured.err

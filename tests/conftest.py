@@ -1,0 +1,35 @@
+"""Small data and runs for all tests; decoded images are kept in a directory of the test session."""
+
+import pytest
+import torch
+from PIL import Image
+
+from multipde.data.shapes import render_shapes
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("MULTIPDE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classes=("disc", "ring", "square")):
+    """A folder data set of shapes: root/train/CLASS/*, root/test/CLASS/*."""
+    for part, num, seed in (("train", num_train, 0), ("test", num_test, 1)):
+        images, labels = render_shapes(20 * num, size, seed)
+        for label, name in enumerate(classes):
+            chosen = images[labels == label][:num]
+            directory = root / part / name
+            directory.mkdir(parents=True)
+            for i, image in enumerate(chosen):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / f"{i:03d}{suffix}")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "shapes3")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,69 @@
+"""Batches: normalised, augmented by keys, each image once."""
+
+import torch
+
+from multipde import render_shapes
+from multipde.data.batches import Augment, Normalize, evaluation_batches, training_batches
+from multipde.data.images import TensorImages
+
+CPU = torch.device("cpu")
+
+
+def plain(size):
+    return {"size": size, "device": CPU, "normalize": Normalize((), ())}
+
+
+def test_normalize_is_the_formula():
+    x = torch.rand(2, 3, 4, 4) * 255
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    expected = (x / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(Normalize(mean.tolist(), std.tolist())(x), expected)
+
+
+def test_an_epoch_holds_every_image_once_and_drops_only_what_is_left_over():
+    images = TensorImages(torch.arange(23).view(23, 1, 1, 1).expand(23, 3, 4, 4).to(torch.uint8), torch.arange(23))
+    batches = list(training_batches(images, torch.arange(23), batch=5, key=(0,), **plain(4)))
+    seen = torch.cat([y for _, y in batches]).tolist()
+    assert len(batches) == 4
+    assert len(set(seen)) == 20
+    for x, y in batches:
+        torch.testing.assert_close(x[:, 0, 0, 0] * 255, y.float())
+    assert len(list(training_batches(images, torch.arange(3), batch=5, key=(0,), **plain(4)))) == 1
+    ordered = list(evaluation_batches(images, None, 4, 5, CPU, Normalize((), ())))
+    assert torch.cat([y for _, y in ordered]).tolist() == list(range(23))
+
+
+def test_the_key_decides_order_and_augmentation():
+    images = TensorImages(*render_shapes(20, 8))
+
+    def epoch(*key):
+        batches = training_batches(images, torch.arange(20), batch=5, key=key, augment=Augment(8), **plain(8))
+        return torch.cat([x for x, _ in batches])
+
+    state = torch.get_rng_state()
+    assert torch.equal(epoch(0, 1), epoch(0, 1))
+    assert not torch.equal(epoch(0, 1), epoch(0, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_augmentation_is_a_flip_and_a_shift_by_whole_pixels_over_zeros():
+    size, num = 32, 400
+    augment = Augment(size)
+    assert (augment.padding, Augment(8).padding, Augment(96).padding) == (2, 1, 6)
+    picture = torch.rand(1, 1, size, size) + 1
+    padded = torch.nn.functional.pad(picture, (2, 2, 2, 2))
+    candidates = {}
+    for flip in (False, True):
+        source = padded.flip(3) if flip else padded
+        for dy in range(5):
+            for dx in range(5):
+                candidates[flip, dy, dx] = source[0, 0, dy : dy + size, dx : dx + size]
+    result = augment(picture.expand(num, 1, size, size), "test")
+    found = {}
+    for image in result[:, 0]:
+        matches = [k for k, c in candidates.items() if torch.allclose(c, image, atol=1e-6)]
+        assert len(matches) == 1
+        found[matches[0]] = found.get(matches[0], 0) + 1
+    assert len(found) > 45  # of 50
+    flips = sum(v for (flip, _, _), v in found.items() if flip)
+    assert 160 < flips < 240

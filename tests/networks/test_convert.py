@@ -1,0 +1,206 @@
+"""Conversion of whole networks, and of the optimizer with them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from multipde import (
+    NetworkConfig,
+    PDENet,
+    carry_optimizer_state,
+    conversion,
+    convert,
+    mesh_size,
+    recalibrate,
+    reparametrize,
+    transfer_stencil,
+)
+from multipde.mesh.parametrization import stencil_layers
+
+METHODS = ("copy", "rediscretize", "galerkin")
+
+
+def network(**options) -> PDENet:
+    torch.manual_seed(0)
+    arguments = {"dynamics": "hamiltonian", "channels": (4, 6), "out_channels": 6, "size": 16} | options
+    return PDENet(NetworkConfig(**arguments)).double().eval()
+
+
+def images(num: int = 4, size: int = 16) -> torch.Tensor:
+    return torch.randn(num, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("coordinates", ["stencil", "beta"])
+@pytest.mark.parametrize("reference", [None, 32])
+@pytest.mark.parametrize("size", [8, 24, 64])
+def test_there_and_back_gives_the_same_function(method, coordinates, reference, size):
+    net = network(coordinates=coordinates, reference=reference)
+    away = convert(net, size=size, method=method)
+    assert (away.config.size, mesh_size(away)) == (size, 1 / size)
+    assert away(images(size=size)).shape == (4, 10)
+    torch.testing.assert_close(convert(away, size=16, method=method)(images()), net(images()))
+
+
+@pytest.mark.parametrize("coordinates", ["stencil", "beta"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stencil_moves_by_the_map_and_copy_keeps_the_numbers(method, coordinates):
+    net = network(coordinates=coordinates)
+    new = convert(net, factor=0.5, method=method)
+    for name, layer in stencil_layers(net).items():
+        moved = new.get_submodule(name)
+        torch.testing.assert_close(moved.weight, transfer_stencil(layer.weight, method, 0.5))
+        if method == "copy":
+            assert torch.equal(moved.parametrizations.weight.original, layer.parametrizations.weight.original)
+
+
+def test_conversion_is_never_in_place():
+    net = network()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    convert(net, size=8, method="galerkin", steps=6)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.config.size == 16
+
+
+def test_any_module_plain_or_reparametrised():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 7, stride=2, padding=3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1))
+    known = reparametrize(copy.deepcopy(plain), 1 / 32)
+    for method in METHODS:
+        by_factor, by_size = convert(plain, factor=2, method=method), convert(known, size=64, method=method)
+        assert mesh_size(by_size) == 1 / 64
+        for a, b in zip(by_factor, by_size, strict=True):
+            torch.testing.assert_close(a.weight, b.weight)
+        assert torch.equal(by_factor[2].weight, plain[2].weight)
+    anisotropic = convert(plain, factor=(2.0, 1.0), method="rediscretize")
+    torch.testing.assert_close(anisotropic[1].weight, transfer_stencil(plain[1].weight, "rediscretize", (2.0, 1.0)))
+
+
+def test_more_steps_keep_the_final_time_and_the_old_controls():
+    net = network(dynamics="parabolic")
+    finer = convert(net, steps=(6, 9))
+    assert finer.config.final_times == pytest.approx(net.config.final_times)
+    for old, new, ratio in zip(net.blocks, finer.blocks, (2, 3), strict=True):
+        for j, node in enumerate(old.controls):
+            assert torch.equal(node[0].conv.weight, new.controls[ratio * j][0].conv.weight)
+    coarser = convert(finer, steps=3)
+    torch.testing.assert_close(coarser(images()), net(images()))
+
+
+def test_explicit_controls_stay_when_steps_change():
+    net = network(steps=4, controls=2)
+    finer = convert(net, steps=8)
+    assert [len(b.controls) for b in finer.blocks] == [2, 2]
+    assert finer.config.block_dt == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("coordinates", ["stencil", "beta"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_momentum_step_and_the_conversion_commute(method, coordinates):
+    def optimizer(net):
+        return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+    net = network(coordinates=coordinates, reference=32)
+    old = optimizer(net)
+    for _ in range(2):
+        old.zero_grad()
+        net(images()).square().mean().backward()
+        old.step()
+    move = conversion(net, size=32, method=method, steps=6)
+    moved = move(net)
+    new = optimizer(moved)
+    carry_optimizer_state(move, net, old, moved, new)
+    for step, module in ((old, net), (new, moved)):  # a step of pure momentum: zero gradient
+        for p in module.parameters():
+            p.grad = torch.zeros_like(p)
+        step.step()
+    for a, b in zip(move(net).parameters(), moved.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_second_moments_are_kept_where_the_parameter_is_and_start_anew_elsewhere():
+    net = network()
+    old = torch.optim.Adam(net.parameters())
+    net(images()).square().mean().backward()
+    old.step()
+    for method, kept in (("copy", True), ("galerkin", False)):
+        move = conversion(net, size=8, method=method)
+        moved = move(net)
+        new = torch.optim.Adam(moved.parameters())
+        carry_optimizer_state(move, net, old, moved, new)
+        stencil = moved.opening[0].parametrizations.weight.original
+        assert ("exp_avg_sq" in new.state.get(stencil, {})) is kept
+        assert "exp_avg_sq" in new.state[moved.classifier.weight]
+        moved(images(size=8)).square().mean().backward()
+        new.step()
+
+
+def test_recalibrate_measures_exactly_the_statistics_of_the_images():
+    net = network()
+    x = 3 + 2 * images(8)
+    assert recalibrate(net, [x]) == 3
+    y = net.opening[0](x)
+    torch.testing.assert_close(net.opening[1].running_mean, y.mean((0, 2, 3)))
+    torch.testing.assert_close(net.opening[1].running_var, y.var((0, 2, 3)))
+    assert not any(m.training for m in net.modules())
+    assert net.opening[1].momentum == 0.1
+
+
+def test_recalibrate_averages_over_batches_and_keeps_weights_and_flags():
+    net = network().train()
+    weights = {k: v.clone() for k, v in net.named_parameters()}
+    parts = images(8).split(4)
+    recalibrate(net, parts)
+    means = torch.stack([net.opening[0](x).mean((0, 2, 3)) for x in parts]).mean(0)
+    torch.testing.assert_close(net.opening[1].running_mean, means)
+    assert all(torch.equal(v, weights[k]) for k, v in net.named_parameters())
+    assert all(m.training for m in net.modules())
+
+
+def test_recalibrate_without_images_is_refused_and_changes_nothing():
+    net = network()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="batches must hold at least one batch of images, got none"):
+        recalibrate(net, [])
+    torch.testing.assert_close(dict(net.state_dict()), dict(before))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "size, factor or steps must be given, got none"),
+        ({"size": 8, "factor": 0.5}, "factor must be left out where size is given"),
+        ({"size": 8, "method": "magic"}, "method must be one of copy, rediscretize, galerkin, got 'magic'"),
+        ({"size": 7}, "size must be a positive multiple of 2"),
+        ({"factor": 0.3}, "factor must give a whole number of pixels, got 0.3"),
+        ({"factor": -1}, "factor must be positive, got -1"),
+        ({"steps": 0}, "steps must be positive, one number or one per block"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        convert(network(), **arguments)
+
+
+def test_a_size_needs_a_known_mesh_and_steps_a_pdenet():
+    with pytest.raises(ValueError, match="factor must be given for a plain module"):
+        convert(nn.Conv2d(1, 1, 3), size=8)
+    with pytest.raises(ValueError, match="steps must be left out for a model that is no PDENet"):
+        convert(nn.Conv2d(1, 1, 3), factor=2, steps=4)
+
+
+@pytest.mark.parametrize("steps", [None, 6])
+def test_carried_momentum_has_the_layout_of_its_parameter(steps):
+    """torch's fused SGD reads raw memory on the CPU: another layout would be a silently wrong step."""
+    net = network().float().to(memory_format=torch.channels_last)
+    old = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=True)
+    net(images().float()).square().mean().backward()
+    old.step()
+    move = conversion(net, size=32, method="galerkin", steps=steps)
+    moved = move(net).to(memory_format=torch.channels_last)
+    new = torch.optim.SGD(moved.parameters(), lr=0.1, momentum=0.9, fused=True)
+    carry_optimizer_state(move, net, old, moved, new)
+    for p in moved.parameters():
+        assert new.state[p]["momentum_buffer"].stride() == p.stride()

@@ -1,0 +1,62 @@
+"""The house rules that a test can hold: imports point one way, the index is complete, files stay small."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import multipde
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "mesh": {"mesh"},
+    "networks": {"mesh", "networks"},
+    "data": {"mesh", "data"},
+    "training": {"mesh", "networks", "data", "training"},
+    "cli": {"mesh", "networks", "data", "training", "cli"},
+}
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for room in MAY_IMPORT:
+        folder = ROOT / "cli" if room == "cli" else ROOT / "multipde" / room
+        found += [(room, path) for path in sorted(folder.glob("*.py"))]
+    return found
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        rooms |= {name.split(".")[1] for name in names if name.startswith("multipde.")}
+    return rooms
+
+
+@pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: getattr(v, "stem", v))
+def test_imports_point_one_way(room, path):
+    assert imported_rooms(path) <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: getattr(v, "stem", v))
+def test_only_the_command_line_imports_tyro_and_only_the_log_prints(room, path):
+    text = path.read_text()
+    if room != "cli":
+        assert "tyro" not in text
+        assert "print(" not in text.replace("`print(", "").replace(">>> print(", "").replace(".print(", "")
+
+
+@pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: getattr(v, "stem", v))
+def test_files_stay_small(room, path):
+    assert len(path.read_text().splitlines()) <= 360
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in multipde.__all__:
+        assert getattr(multipde, name).__doc__, name
+    assert set(multipde.__all__) <= set(dir(multipde))
+    with pytest.raises(AttributeError, match="module 'multipde' has no attribute 'nothing'"):
+        multipde.nothing  # noqa: B018
+    importlib.reload(multipde)

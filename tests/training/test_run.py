@@ -1,0 +1,275 @@
+"""Runs: they learn, they are recorded, they resume as if nothing had happened."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from multipde import (
+    Level,
+    NetworkConfig,
+    PDENet,
+    Schedule,
+    TrainSettings,
+    convert,
+    evaluate,
+    load,
+    load_data,
+    resume,
+    save,
+    train,
+)
+from multipde.training.checkpoint import read_checkpoint
+from multipde.training.loop import Trainer
+from multipde.training.run import next_run_directory, recorded_data
+
+NETWORK = NetworkConfig("hamiltonian", (8, 12), 12, steps=2, size=16)
+SCHEDULE = Schedule([Level(8, 2, steps=2), Level(16, 2, steps=4)])
+OPTIONS = {"num_train": 500, "num_test": 120}
+
+
+def run(directory, schedule=SCHEDULE, network=NETWORK, data="shapes", **options):
+    settings = TrainSettings(**{"calibration_images": 100, "device": "cpu"} | options.pop("settings", {}))
+    named = {"data_options": OPTIONS} if data == "shapes" else {}
+    return train(network, schedule, data, directory, settings=settings, quiet=True, **named | options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run") / "a")
+
+
+def test_a_run_is_recorded_from_settings_to_result(finished):
+    rows = finished.metrics
+    assert [(r["level"], r["size"], r["epoch"]) for r in rows] == [(1, 8, 1), (1, 8, 2), (0, 16, 1), (0, 16, 2)]
+    assert rows[0]["steps"] == [2, 2]
+    assert rows[-1]["steps"] == [4, 4]
+    flops = [w * 375 for w in SCHEDULE.of(finished.model.config).of(NETWORK).work()]  # 400 in batches of 125
+    assert rows[-1]["total_flops"] == pytest.approx(sum(flops))
+    (move,) = finished.result["moves"]
+    assert (move["from"], move["to"], move["method"]) == (8, 16, "copy")
+    assert {"accuracy_before", "accuracy_moved", "accuracy_recalibrated"} <= set(move)
+    record = json.loads((finished.directory / "run.json").read_text())
+    assert record["levels"][1]["steps"] == 4
+    assert recorded_data(finished.directory) == ("shapes", OPTIONS)
+
+
+def test_the_written_network_is_the_tested_one(finished):
+    net = load(finished.directory)
+    assert net.config.class_names[0] == "disc"
+    assert (net.config.size, net.config.block_steps, net.config.final_times) == (16, (4, 4), (2.0, 2.0))
+    metrics = evaluate(net, load_data("shapes", size=16, **OPTIONS), device="cpu")
+    assert metrics.accuracy == finished.result["test_accuracy"]
+    assert metrics.loss == pytest.approx(finished.result["test_loss"])
+
+
+def test_equal_runs_give_equal_bytes_and_another_seed_others(finished, tmp_path):
+    again, other = run(tmp_path / "b"), run(tmp_path / "c", settings={"seed": 1})
+    first = (finished.directory / "model.safetensors").read_bytes()
+    assert (again.directory / "model.safetensors").read_bytes() == first
+    assert (other.directory / "model.safetensors").read_bytes() != first
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_resumed_run_is_the_undisturbed_one(finished, tmp_path, monkeypatch, stop_after):
+    written = Trainer._write_checkpoint
+
+    def interrupt(self):
+        written(self)
+        if self.progress.checkpoints == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_write_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b")
+    monkeypatch.setattr(Trainer, "_write_checkpoint", written)
+    with (tmp_path / "b/metrics.jsonl").open("a") as file:
+        file.write('{"torn": ')
+    assert load(tmp_path / "b").config.class_names
+    resumed = resume(tmp_path / "b", quiet=True)
+    assert (tmp_path / "b/model.safetensors").read_bytes() == (finished.directory / "model.safetensors").read_bytes()
+
+    def timeless(rows):
+        return [{k: v for k, v in r.items() if "second" not in k} for r in rows]
+
+    assert timeless(resumed.metrics) == timeless(finished.metrics)
+    assert resumed.result["test_accuracy"] == finished.result["test_accuracy"]
+    last, _, state = read_checkpoint(next((tmp_path / "b").glob("checkpoint-*")))
+    undisturbed, _, same = read_checkpoint(next(finished.directory.glob("checkpoint-*")))
+    for a, b in ((dict(last.state_dict()), dict(undisturbed.state_dict())), (state["momentum"], same["momentum"])):
+        assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_a_finished_run_and_one_without_a_checkpoint(finished, tmp_path):
+    before = (finished.directory / "result.json").stat().st_mtime_ns
+    assert resume(finished.directory, quiet=True).result == json.loads((finished.directory / "result.json").read_text())
+    assert (finished.directory / "result.json").stat().st_mtime_ns == before
+    (tmp_path / "b").mkdir()
+    shutil.copy(finished.directory / "run.json", tmp_path / "b")
+    resume(tmp_path / "b", quiet=True)
+    assert (tmp_path / "b/model.safetensors").read_bytes() == (finished.directory / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="run must be a directory with a run.json, got"):
+        resume(tmp_path)
+
+
+def test_training_learns(tmp_path):
+    data = load_data("shapes", size=8, num_train=3000, num_test=500)
+    network = replace(NETWORK, channels=(16, 24), out_channels=24, steps=3)
+    result = run(tmp_path / "r", Schedule([Level(8, 6, batch=50)]), network, data).result
+    assert result["test_accuracy"] > 0.25  # a tenth by chance
+
+
+@pytest.mark.parametrize("dynamics", ["parabolic", "second_order", "resnet"])
+def test_every_dynamics_trains_in_bf16_without_warnings(dynamics, tmp_path):
+    network = replace(NETWORK, dynamics=dynamics)
+    result = run(tmp_path / "r", Schedule([Level(8, 1), Level(16, 1)]), network, settings={"amp": "bf16"})
+    assert 0 <= result.result["test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("transfer", ["copy", "rediscretize", "galerkin"])
+def test_the_network_after_a_move_is_the_converted_one(transfer, tmp_path):
+    data = load_data("shapes", size=16, **OPTIONS)
+    config = replace(NETWORK, class_names=data.class_names, mean=data.mean, std=data.std)
+    plan = Schedule([Level(8, 1), Level(16, 1, steps=4)], config)
+    from multipde.training.log import Log
+    from multipde.training.loop import initial_network
+
+    net = initial_network(plan.configs()[0], 0)
+    settings = TrainSettings(transfer=transfer, calibration_images=100, device="cpu")
+    trainer = Trainer(net, plan, data, settings, tmp_path, Log(quiet=True))
+    trainer._next_level()
+    expected = dict(convert(net, size=16, method=transfer, steps=4).named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in trainer.net.named_parameters())
+    assert (trainer.progress.index, trainer.progress.epoch) == (1, 0)
+
+
+def test_a_checkpoint_can_start_a_run_and_is_converted_to_its_first_level(finished, tmp_path):
+    one = Schedule([Level(8, 1)])
+    second = run(tmp_path / "b", one, None, init=finished.directory)
+    assert second.model.config.size == 8
+    assert second.model.config.block_steps == (4, 4)
+    with pytest.raises(ValueError, match="channels must be that of the checkpoint"):
+        run(tmp_path / "c", one, replace(NETWORK, channels=(4, 4)), init=finished.directory)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(finished, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="type --resume"):
+        run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_diverging_loss_is_reported_with_its_place(tmp_path):
+    with pytest.raises(ValueError, match="loss must stay finite, got .* at size 8, epoch 1; type a smaller"):
+        run(tmp_path / "r", Schedule([Level(8, 1, learning_rate=1e20)]), settings={"box": 0.0})
+
+
+def test_data_without_a_name_must_be_given_again(tmp_path):
+    data = load_data("shapes", size=8, **OPTIONS)
+    run(tmp_path / "r", Schedule([Level(8, 1)]), data=data)
+    (tmp_path / "r/result.json").unlink()
+    with pytest.raises(ValueError, match="data must be given to resume"):
+        resume(tmp_path / "r")
+    assert resume(tmp_path / "r", data, quiet=True).result["test_accuracy"] >= 0
+
+
+def test_save_and_load_give_the_same_network_and_refuse_to_overwrite(tmp_path):
+    net = PDENet(replace(NETWORK, coordinates="beta", reference=32)).eval()
+    save(net, tmp_path / "net")
+    again = load(tmp_path / "net")
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again(x), net(x))
+    assert again.config == net.config
+    with pytest.raises(FileExistsError, match="directory must be new or empty"):
+        save(net, tmp_path / "net")
+
+
+def test_a_baked_network_is_saved_and_loaded_as_such(tmp_path):
+    from multipde import bake
+
+    net = bake(PDENet(NETWORK)).eval()
+    save(net, tmp_path / "net")
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(load(tmp_path / "net")(x), net(x))
+
+
+def test_free_run_directories_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/shapes-resnet-1").mkdir(parents=True)
+    assert next_run_directory("shapes", "resnet").name == "shapes-resnet-2"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "config.json").unlink(), "checkpoint must hold config.json"),
+        (lambda d: (d / "config.json").write_text("{"), "must be JSON, got"),
+        (lambda d: (d / "config.json").write_text("[]"), "must be a record of multipde"),
+        (lambda d: (d / "config.json").write_text('{"format": 99}'), "must have format 1 or older, got 99"),
+        (lambda d: (d / "config.json").write_text('{"format": 1}'), "must describe a network"),
+        (lambda d: edit(d, depth=4), "must hold known entries only, got 'depth'"),
+        (lambda d: edit(d, channels=[8, 16]), "must hold the weights that config.json describes"),
+        (lambda d: edit(d, dynamics=None), "dynamics must be one of"),
+        (lambda d: edit(d, channels=3), "must describe a network"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"abc"), "must be a safetensors file"),
+        (lambda d: (d / "model.safetensors").unlink(), "checkpoint must hold model.safetensors and config.json"),
+    ],
+)
+def test_damaged_checkpoints_are_named(damage, message, tmp_path):
+    save(PDENet(NETWORK), tmp_path / "net")
+    damage(tmp_path / "net")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "net")
+
+
+def edit(directory, **changes):
+    record = json.loads((directory / "config.json").read_text())
+    record["network"] |= changes
+    (directory / "config.json").write_text(json.dumps(record))
+
+
+def test_what_is_no_directory_is_named(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint must be a directory, got .*nothing"):
+        load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transfer": "magic"}, "method must be one of"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"box": -1.0}, "box must not be negative, got -1.0"),
+        ({"validation": 0.0}, r"validation must lie in \(0, 1\), got 0.0"),
+        ({"calibration_images": 1}, "calibration_images must be at least 2, got 1"),
+    ],
+)
+def test_bad_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "warp"}, "device must be one that torch has here, got 'warp'"),
+        ({"amp": "int4"}, "amp must be one of off, bf16, got 'int4'"),
+        ({"alpha1": -1.0}, "alpha1 must not be negative"),
+    ],
+)
+def test_nothing_is_written_before_everything_is_checked(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "r", settings=settings)
+    assert not (tmp_path / "r").exists()
+
+
+def test_evaluate_checks_data_against_the_model():
+    data = load_data("shapes", size=8, **OPTIONS)
+    with pytest.raises(ValueError, match="data must have the model's 3 classes, got 10"):
+        evaluate(PDENet(replace(NETWORK, classes=3)), data)
+    with pytest.raises(ValueError, match="part must be test or train, got 'all'"):
+        evaluate(PDENet(NETWORK), data, part="all")
+    metrics = evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)), data, num_images=50)
+    assert (metrics.num_images, metrics.flops) == (50, None)

@@ -1,0 +1,76 @@
+"""Schedules: what they cost, what they print, which network each level has."""
+
+import pytest
+
+from multipde import Level, NetworkConfig, Schedule, count_flops, preset
+from multipde.training.schedule import POLICIES, levels_from_lists
+
+NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, size=16)
+
+
+def test_levels_get_the_network_on_their_mesh_with_the_final_time_of_the_first():
+    plan = Schedule([Level(8, 1, steps=2), Level(16, 1, steps=4), Level(32, 1)], NETWORK)
+    configs = plan.configs()
+    assert [c.size for c in configs] == [8, 16, 32]
+    assert [c.block_steps for c in configs] == [(2, 2), (4, 4), (4, 4)]
+    assert [c.final_times for c in configs] == [(2.0, 2.0)] * 3
+
+
+def test_work_is_counted_by_torch():
+    plan = Schedule([Level(8, 3), Level(16, 2)], NETWORK)
+    expected = [n * count_flops(NETWORK.on_mesh(s), training=True) for n, s in ((3, 8), (2, 16))]
+    assert plan.work() == expected
+    shares = [row["share"] for row in plan.rows()]
+    assert shares == [f"{100 * w / sum(expected):.0f} %" for w in expected]
+
+
+def test_printed_numbers_are_those_of_the_levels():
+    plan = Schedule(levels_from_lists([8, 16, 32], [3, 6, 3]), preset("cifar10-hamiltonian"))
+    header, *rows = [line.split() for line in str(plan).splitlines()]
+    assert header[:4] == ["level", "size", "h", "steps"]
+    assert [row[0] for row in rows] == ["2", "1", "0"]
+    assert [float(row[2]) for row in rows] == [1 / 8, 1 / 16, 1 / 32]
+    flops = [count_flops(preset("cifar10-hamiltonian").on_mesh(s), training=True) / 1e6 for s in (8, 16, 32)]
+    assert [float(row[7]) for row in rows] == pytest.approx(flops, abs=0.05)
+    assert sum(int(row[8]) for row in rows) in (99, 100, 101)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_learning_rates_start_below_or_at_the_peak_and_end_small(policy):
+    level = Level(8, 5, learning_rate=0.2, policy=policy)
+    rates = [level.rate(i / 100) for i in range(100)]
+    assert max(rates) == pytest.approx(0.2)
+    assert rates[-1] <= 0.2 / 25 + 1e-12
+
+
+def test_the_papers_policy_has_60_20_20_per_cent():
+    level = Level(8, 100, learning_rate=0.1, policy="piecewise")
+    assert [level.rate(e / 100) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.004])
+
+
+def test_one_cycle_is_continuous():
+    rates = [POLICIES["one_cycle"](i / 1000) for i in range(1000)]
+    assert max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False)) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Level(0, 1), "size must be positive, got 0"),
+        (lambda: Level(8, 0), "epochs must be positive, got 0"),
+        (lambda: Level(8, 1, batch=0), "batch must be positive, got 0"),
+        (lambda: Level(8, 1, learning_rate=-1.0), "learning_rate must be positive, got -1.0"),
+        (lambda: Level(8, 1, policy="cosine"), "policy must be one of one_cycle, piecewise, got 'cosine'"),
+        (lambda: Schedule([]), "levels must name at least one level, got none"),
+        (lambda: Schedule([Level(7, 1)], NETWORK), "size must be a positive multiple of 2"),
+        (lambda: Schedule([Level(8, 1, steps=0)], NETWORK), "steps must be positive, got 0"),
+        (lambda: Schedule([Level(8, 1)]).configs(), "network must be given to know the levels' networks"),
+        (lambda: levels_from_lists([8, 16], [1]), r"epochs must have one entry per size \(2\), got 1: \(1,\)"),
+        (lambda: levels_from_lists([8, 16], None, [3]), "steps must have one entry per size"),
+        (lambda: levels_from_lists([8, 16], batch=[1, 2, 3]), "batch must have one entry per size"),
+        (lambda: levels_from_lists([]), "sizes must name at least one level, got none"),
+    ],
+)
+def test_bad_schedules_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
