@@ -3,11 +3,11 @@
 Every term converges with second order: halving h divides the error by four. Takes a second. What it reaches:
 
     size        h  reaction  convection  diffusion
-      16  0.06250  2.86e-02    1.62e-01   7.02e-01
-      32  0.03125  7.20e-03    4.28e-02   1.80e-01
-      64  0.01562  1.80e-03    1.10e-02   4.49e-02
-     128  0.00781  4.51e-04    2.77e-03   1.12e-02
-    observed order      2.00        1.99       2.00
+      16  0.06250  3.73e-02    1.57e-01   4.95e-01
+      32  0.03125  9.56e-03    4.01e-02   1.26e-01
+      64  0.01562  2.40e-03    1.01e-02   3.17e-02
+     128  0.00781  6.02e-04    2.52e-03   7.92e-03
+    observed order      2.00        2.00       2.00
 """
 
 import math

@@ -1,25 +1,27 @@
-"""Coarse to fine pays: the same work spent on 16 and then 32 pixels, and on 32 pixels alone.
+"""Coarse to fine pays: the same work spent on 8 and then 16 pixels, and on 16 pixels alone.
 
-Trains a small Hamiltonian network twice on the embedded shapes, both times with about the same number of floating point
-operations. Takes about 25 seconds on two cores. What it reaches:
+Trains a Hamiltonian network twice on the embedded shapes, both times with the same number of floating point operations.
+Takes about 45 seconds on two cores. What it reaches:
 
-RESULT
+    plan              GFLOPs  test accuracy
+    coarse to fine       548          92.6%
+    fine only            548          66.6%
 """
 
 import tempfile
 from pathlib import Path
 
-from multipde import Level, NetworkConfig, Schedule, TrainSettings, load_data, train
+from multipde import Level, Schedule, TrainSettings, load_data, preset, train
 
-NETWORK = NetworkConfig("hamiltonian", channels=(8, 16), out_channels=24, steps=2)
+NETWORK = preset("shapes-hamiltonian")
 PLANS = {
-    "coarse to fine": Schedule([Level(16, epochs=8), Level(32, epochs=2)], NETWORK),
-    "fine only": Schedule([Level(32, epochs=4)], NETWORK),
+    "coarse to fine": Schedule([Level(8, epochs=8, batch=50), Level(16, epochs=3, batch=50)]),
+    "fine only": Schedule([Level(16, epochs=5, batch=50)]),
 }
 
 
-def main() -> None:
-    data = load_data("shapes", size=32, num_train=3000, num_test=1000)
+def main(num_train: int = 4000) -> None:
+    data = load_data("shapes", size=16, num_train=num_train, num_test=1000)
     print(f"{'plan':<16}{'GFLOPs':>8}{'test accuracy':>15}")
     for name, plan in PLANS.items():
         with tempfile.TemporaryDirectory() as place:

@@ -1,0 +1,36 @@
+"""Every example runs, and prints what its docstring says where that does not depend on the machine."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, **arguments) -> None:
+    runpy.run_path(str(EXAMPLES / name), run_name="example")["main"](**arguments)
+
+
+@pytest.mark.parametrize("name", ["01_stencil.py", "04_your_own_model.py"])
+def test_what_the_docstring_promises_is_printed(name, capsys):
+    run(name)
+    printed = capsys.readouterr().out
+    promised = [line.strip() for line in (EXAMPLES / name).read_text().split('"""')[1].splitlines()]
+    table = [line for line in promised[promised.index("") :] if line][1 if name.startswith("01") else 0 :]
+    found = [" ".join(line.split()) for line in printed.splitlines()]
+    assert sum(" ".join(line.split()) in found for line in table) >= 5
+
+
+def test_coarse_to_fine_spends_the_same_work_twice(capsys):
+    run("02_coarse_to_fine.py", num_train=250)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    work = [float(row[-2]) for row in rows]
+    assert len(rows) == 2
+    assert work[0] == pytest.approx(work[1], rel=0.02)
+
+
+def test_convert_tries_every_method(capsys):
+    run("03_convert.py", num_train=250)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["copy", "rediscretize", "galerkin"]
