@@ -4,35 +4,12 @@ This module is the index: every public name, loaded when it is first used.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from multipde.mesh.parametrization import (
-        StencilParametrization as StencilParametrization,
-    )
-    from multipde.mesh.parametrization import (
-        bake as bake,
-    )
-    from multipde.mesh.parametrization import (
-        coefficients as coefficients,
-    )
-    from multipde.mesh.parametrization import (
-        mesh_size as mesh_size,
-    )
-    from multipde.mesh.parametrization import (
-        reparametrize as reparametrize,
-    )
-    from multipde.mesh.parametrization import (
-        set_mesh_size as set_mesh_size,
-    )
-    from multipde.mesh.parametrization import (
-        skipped_layers as skipped_layers,
-    )
+from typing import Any
 
 _INDEX = {
     "multipde.mesh.stencil": ["StencilBasis"],
-    "multipde.mesh.parametrization": [
-        "StencilParametrization",
+    "multipde.mesh.parametrization": ["StencilParametrization"],
+    "multipde.mesh.reparametrize": [
         "bake",
         "coefficients",
         "mesh_size",
@@ -63,7 +40,7 @@ __all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'multipde' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

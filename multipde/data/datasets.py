@@ -56,8 +56,8 @@ def load_data(
 
     Args:
         source: ``"shapes"`` (embedded), ``"cifar10"``, ``"cifar100"``, ``"stl10"`` (as torchvision stores them),
-            ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``); or a pair (train, test) of torchvision-style
-            data sets or of (images, labels) tensors, images uint8 or on [0, 1]; or an `ImageData`.
+            ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``); or a pair (train, test), each a
+            torchvision-style data set or (images, labels) tensors, images uint8 or on [0, 1]; or an `ImageData`.
         root: directory of the data set.
         size: side in pixels at which images are kept, the largest that is needed; their own if left out.
         download: fetch a torchvision data set that is not there.

@@ -11,7 +11,7 @@ from torch import Tensor
 from multipde.mesh.separable import apply_along_axes, per_axis
 
 REACTIONS = {"121": (1 / 4, 2 / 4, 1 / 4), "141": (1 / 6, 4 / 6, 1 / 6)}
-"""Averaging stencils for the term of order zero: the paper's, and the one that makes the Galerkin map the identity on β."""
+"""Averaging stencils for the term of order zero: the paper's, and the one with which the Galerkin map keeps β."""
 
 
 class StencilBasis:

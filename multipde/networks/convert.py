@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.mesh.parametrization import mesh_size, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import mesh_size, stencil_layers, stencil_parametrization
 from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import check_factor, check_method, transfer_stencil
 from multipde.networks.controls import interpolation_matrix
@@ -238,7 +238,8 @@ def _with_steps(net: PDENet, steps: int | tuple[int, ...]) -> PDENet:
     config = net.config.with_steps(steps)
     if config is net.config:
         return net
-    result = PDENet(config).train(net.training)
+    with torch.random.fork_rng(devices=[]):
+        result = PDENet(config).train(net.training)
     reference = next(net.parameters())
     result.to(reference.device, reference.dtype)
     result.opening, result.connectors, result.classifier = net.opening, net.connectors, net.classifier

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multipde.mesh.parametrization import reparametrize
+from multipde.mesh.reparametrize import reparametrize
 from multipde.networks.config import NetworkConfig, check_size
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import Connector, Opening

@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from multipde.mesh.parametrization import coefficients, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import coefficients, stencil_layers, stencil_parametrization
 
 
 def order_rms(module: nn.Module, physical: bool = False) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.mesh.parametrization import bake
+from multipde.mesh.reparametrize import bake
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 
@@ -170,7 +170,8 @@ def read_checkpoint(directory: Path) -> tuple[PDENet, dict[str, Tensor], dict[st
 
 
 def _read_network(directory: Path, name: str) -> PDENet:
-    model = PDENet(read_config(directory))
+    with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random stream
+        model = PDENet(read_config(directory))
     tensors = _read_tensors(directory / name)
     if not any("parametrizations" in key for key in tensors) and model.config.width > 1:
         bake(model)

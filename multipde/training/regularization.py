@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multipde.mesh.parametrization import stencil_parametrization
+from multipde.mesh.reparametrize import stencil_parametrization
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import SymmetricLayer
 from multipde.networks.network import PDENet

@@ -84,12 +84,7 @@ def train(
     config = network_for(config, schedule, init)
     images = load_data(data, size=max(level.size for level in schedule.levels), **options)
     config = _suit(config, images)
-    plan = schedule.of(config)
-    start = plan.configs()[0]
-    net = initial_network(start, settings.seed) if init is None else None
-    trainer = Trainer(net or PDENet(start), plan, images, settings, run_dir, Log(run_dir / METRICS, quiet))
-    if init is not None:
-        trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
+    trainer = _new_trainer(schedule.of(config), images, settings, run_dir, Log(run_dir / METRICS, quiet), init)
     run_dir.mkdir(parents=True, exist_ok=True)
     record = {
         "format": FORMAT,
@@ -97,8 +92,8 @@ def train(
         "levels": [asdict(level) for level in schedule.levels],
         "settings": asdict(settings),
         "data": data if isinstance(data, str) else None,
-        "data_options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
-        "init": None if init is None else str(init),
+        "data_options": {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in options.items()},
+        "init": None if init is None else str(Path(init).resolve()),
         "versions": {"multipde": _version(), "torch": torch.__version__},
     }
     write_text(run_dir / RECORD, json.dumps(record, indent=1) + "\n")
@@ -136,10 +131,7 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     images = load_data(source, size=max(level.size for level in levels), **options)
     newest = newest_checkpoint(run_dir)
     if newest is None:
-        start = plan.configs()[0]
-        trainer = Trainer(initial_network(start, settings.seed), plan, images, settings, run_dir, log)
-        if init is not None:
-            trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
+        trainer = _new_trainer(plan, images, settings, run_dir, log, init)
         write_text(run_dir / METRICS, "")
         log.say(f"{run_dir} has no checkpoint: starting again")
         return _finish(trainer, images)
@@ -183,7 +175,9 @@ def network_for(config: NetworkConfig | None, schedule: Schedule, init: str | Pa
             raise ValueError(
                 f"{name} must be that of the checkpoint {init}, {getattr(found, name)}, got {getattr(config, name)}"
             )
-    return found.on_mesh(schedule.levels[0].size)
+    first = schedule.levels[0]
+    found = found.on_mesh(first.size)
+    return found if first.steps is None else found.with_steps(first.steps)  # T is that of the checkpoint
 
 
 def _suit(config: NetworkConfig, images: ImageData) -> NetworkConfig:
@@ -204,6 +198,17 @@ def _suit(config: NetworkConfig, images: ImageData) -> NetworkConfig:
     )
 
 
+def _new_trainer(
+    plan: Schedule, images: ImageData, settings: TrainSettings, run_dir: Path, log: Log, init: str | Path | None
+) -> Trainer:
+    """At the first level, with the weights that the seed draws or those of a checkpoint."""
+    start = plan.configs()[0]
+    trainer = Trainer(initial_network(start, settings.seed), plan, images, settings, run_dir, log)
+    if init is not None:
+        trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
+    return trainer
+
+
 def _taken_up(init: str | Path, start: NetworkConfig, trainer: Trainer) -> PDENet:
     """The checkpoint on the mesh and time grid of the first level."""
     net = load(init)
@@ -221,7 +226,11 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
     for note in images.notes:
         log.say(f"note: {note}")
     log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
-    model = trainer.run()
+    try:
+        model = trainer.run()
+    except KeyboardInterrupt:
+        log.say(f"interrupted; go on after the last whole epoch with: multipde train --run {run_dir} --resume")
+        raise
     batches = evaluation_batches(images.test, None, size, 250, trainer.device, trainer.normalize)
     test = evaluate_batches(model, batches, trainer.device, trainer.settings.amp)
     progress = trainer.progress

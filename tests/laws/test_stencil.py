@@ -1,6 +1,7 @@
 """Laws of the β basis: exact on polynomials, second order on sines, invertible."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_every_term_converges_with_second_order_on_a_sine(width):
             points = x + h * (torch.arange(width, dtype=torch.float64) - width // 2)
             taps = StencilBasis(width, 1, h).matrix[:, order]
             errors.append(abs((taps * torch.sin(frequency * points)).sum().item() - exact))
-        rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+        rates = [math.log2(a / b) for a, b in pairwise(errors)]
         assert rates == pytest.approx([2, 2], abs=0.1)
 
 

@@ -1,5 +1,7 @@
 """Laws of the time grid and of the regulariser (13)."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def test_squares_are_invariant_under_constant_refinement(factor):
 def test_squares_converge_under_linear_refinement():
     net = network()
     values = [block_term(convert(net, steps=3 * n), 0.0, 1.0).item() for n in (1, 4, 16, 64)]
-    gaps = [abs(a - b) for a, b in zip(values, values[1:], strict=False)]
+    gaps = [abs(a - b) for a, b in pairwise(values)]
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2]
 
 

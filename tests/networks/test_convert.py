@@ -17,7 +17,7 @@ from multipde import (
     reparametrize,
     transfer_stencil,
 )
-from multipde.mesh.parametrization import stencil_layers
+from multipde.mesh.reparametrize import stencil_layers
 
 METHODS = ("copy", "rediscretize", "galerkin")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from multipde import NetworkConfig, PDENet, TVNorm, count_flops, mesh_size, num_weights, preset, preset_names
-from multipde.mesh.parametrization import stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization
 from multipde.networks.config import default_network
 from multipde.networks.spectrum import order_rms
 

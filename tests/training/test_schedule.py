@@ -1,5 +1,7 @@
 """Schedules: what they cost, what they print, which network each level has."""
 
+from itertools import pairwise
+
 import pytest
 
 from multipde import Level, NetworkConfig, Schedule, count_flops, preset
@@ -50,7 +52,7 @@ def test_the_papers_policy_has_60_20_20_per_cent():
 
 def test_one_cycle_is_continuous():
     rates = [POLICIES["one_cycle"](i / 1000) for i in range(1000)]
-    assert max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False)) < 0.005
+    assert max(abs(a - b) for a, b in pairwise(rates)) < 0.005
 
 
 @pytest.mark.parametrize(
