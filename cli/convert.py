@@ -37,5 +37,6 @@ class Convert(DataOptions):
             method=self.method,
             steps=self.steps,
             data=self.of(self.checkpoint),
+            need_data=self.data is not None or self.root is not None,
             log=Log(quiet=self.quiet),
         )

@@ -26,6 +26,8 @@ class Inspect:
         log.say(f"{flops[0] / 1e6:.1f} MFLOPs per image, {flops[1] / 1e6:.1f} in training")
         if net.config.class_names:
             log.say(f"classes: {', '.join(net.config.class_names)}")
+        if net.config.width == 1:
+            return
         unit = "unit square" if self.physical else "the layer's mesh"
         rows = [
             {"layer": layer} | {f"order {k}": f"{v:.3g}" for k, v in enumerate(rms)}

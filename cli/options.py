@@ -1,6 +1,5 @@
 """Options that several commands share."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,10 +31,12 @@ class DataOptions:
         """Keyword arguments for `multipde.load_data`."""
         return {"root": self.root, "download": self.download, "stream_files": self.stream}
 
-    def of(self, checkpoint: Path) -> tuple[str, Mapping[str, Any]] | None:
-        """The data named here, else those that the checkpoint's run was trained on, if it is a run."""
+    def of(self, checkpoint: Path) -> tuple[str, dict[str, Any]] | None:
+        """The data named here, else those of the checkpoint's run, with the other options given here."""
         if self.data is not None:
             return self.data, self.options()
         from multipde.training.run import recorded_data
 
-        return recorded_data(checkpoint)
+        recorded = recorded_data(checkpoint)
+        given = {name: value for name, value in self.options().items() if value}
+        return None if recorded is None else (recorded[0], recorded[1] | given)

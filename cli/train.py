@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from multipde.cli.options import AmpName, DataName, DynamicsName, MethodName
+from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(DataOptions):
     """Train a network coarse to fine: small images first, then the network is converted to the next size.
 
     Without arguments: a complete training on the embedded shapes at 8, 16 and 32 pixels, about two minutes on two
@@ -18,12 +18,6 @@ class Train:
 
     data: DataName = "shapes"
     """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
-    root: Path | None = None
-    """Directory of the data set."""
-    download: bool = False
-    """Fetch cifar10, cifar100 or stl10 into ROOT if it is not there."""
-    stream: bool | None = None
-    """Decode folder images batch by batch. Left out: where they would take more than 4 GiB."""
     preset: str | None = None
     """Network, e.g. cifar10-second_order. Left out: the one for the data and the dynamics."""
     dynamics: DynamicsName | None = None
@@ -70,8 +64,7 @@ class Train:
     """Say nothing."""
 
     def run_command(self) -> None:
-        from multipde.networks.config import default_network
-        from multipde.training.run import next_run_directory, resume, train
+        from multipde.training.run import next_run_directory, resume, starting_network, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.settings import TrainSettings
 
@@ -81,14 +74,10 @@ class Train:
         levels = levels_from_lists(
             self.sizes, self.epochs, self.steps, self.batch, self.learning_rate, policy=self.policy
         )
-        named = self.preset is not None or self.dynamics is not None
-        config = None
-        if self.init is None or named:
-            config = default_network(self.data, self.dynamics, max(self.sizes), self.preset)
+        config = starting_network(self.data, self.dynamics, max(self.sizes), self.preset, self.init)
         shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)}
         settings = TrainSettings(**{name: getattr(self, name) for name in shared})
-        options = {"root": self.root, "download": self.download, "stream_files": self.stream}
-        run = self.run or next_run_directory(self.data, config.dynamics if config else "init")
+        run = self.run or next_run_directory(self.data, config.dynamics)
         train(
             config,
             Schedule(levels),
@@ -96,7 +85,7 @@ class Train:
             run,
             settings=settings,
             init=self.init,
-            data_options=options,
+            data_options=self.options(),
             quiet=self.quiet,
         )
 

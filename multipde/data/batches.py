@@ -80,7 +80,7 @@ def training_batches(
         x = normalize(x)
         if augment is not None:
             x = augment(x, *key, i)
-        yield x.contiguous(memory_format=torch.channels_last), labels
+        yield _laid_out(x), labels
 
 
 def evaluation_batches(
@@ -93,4 +93,39 @@ def evaluation_batches(
     """
     order = torch.arange(len(images)) if indices is None else indices
     for x, labels in images.batches(size, order, batch, device):
-        yield normalize(x).contiguous(memory_format=torch.channels_last), labels
+        yield _laid_out(normalize(x)), labels
+
+
+def drawn_images(
+    images: ImageSet,
+    indices: Tensor | None,
+    num: int,
+    size: int,
+    device: torch.device,
+    normalize: Normalize,
+    key: tuple[int | str, ...],
+) -> Iterator[Tensor]:
+    """Batches of images drawn at random by the key from all or from the indices, at most ``num`` in all.
+
+    Shape:
+        - each: (at most 250, C, size, size)
+    """
+    chosen = drawn_indices(len(images) if indices is None else len(indices), num, key)
+    chosen = chosen if indices is None else indices[chosen]
+    for x, _ in evaluation_batches(images, chosen, size, 250, device, normalize):
+        yield x
+
+
+def drawn_indices(num: int, num_drawn: int | None, key: tuple[int | str, ...]) -> Tensor:
+    """At most ``num_drawn`` of the indices below ``num`` in random order, all for None.
+
+    Raises:
+        ValueError: a number that is not positive.
+    """
+    if num_drawn is not None and num_drawn < 1:
+        raise ValueError(f"num_images must be positive, got {num_drawn}")
+    return torch.randperm(num, generator=stream(*key))[:num_drawn]
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()

@@ -59,7 +59,8 @@ def load_data(
             ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``); or a pair (train, test), each a
             torchvision-style data set or (images, labels) tensors, images uint8 or on [0, 1]; or an `ImageData`.
         root: directory of the data set.
-        size: side in pixels at which images are kept, the largest that is needed; their own if left out.
+        size: largest side in pixels that is needed: shapes are rendered and folder images kept at it, other data and
+            square images that are smaller at their own.
         download: fetch a torchvision data set that is not there.
         stream_files: decode folder images batch by batch; None decides by their number and size.
         num_train: number of training shapes.
@@ -71,8 +72,12 @@ def load_data(
     """
     if isinstance(source, ImageData):
         return source
+    if size is not None and size < 1:
+        raise ValueError(f"size must be positive, got {size}")
     if isinstance(source, (tuple, list)) and len(source) == 2:
         return _from_pair(source)
+    if not isinstance(source, str):
+        raise ValueError(f"data must be a name or a pair (train, test), got {type(source).__name__}")
     if source == "shapes":
         side = size or 32
         train = TensorImages(*shapes.render_shapes(num_train, side, seed=2 * seed))
@@ -192,17 +197,23 @@ def _common_square(counts: dict[tuple[int, int], int], size: int | None) -> tupl
 
 
 def _load_torchvision(name: str, root: str | Path | None, download: bool) -> ImageData:
-    if not download:
+    if not download or root is None:
         _existing(name, root)
-    elif root is None:
-        raise ValueError(f"root must be given for data {name!r}; type --root DIR")
     try:
         train, test = _TORCHVISION[name](str(root), download)
     except RuntimeError as error:
         raise ValueError(f"root must hold {name}, got none in {root} ({error}); type --download to fetch it") from None
     except OSError as error:
         raise ValueError(f"{name} must be readable or downloadable, got {error}") from None
-    return _from_pair((train, test), name)
+    parts = [_stored(part) for part in (train, test)]
+    return _finish(name, *parts, train.classes, parts[0].images.shape[-1])
+
+
+def _stored(part: Any) -> TensorImages:
+    """The images that a torchvision set holds decoded: (N, H, W, C) in CIFAR, (N, C, H, W) in STL-10."""
+    images = torch.from_numpy(part.data)
+    labels = torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels)
+    return TensorImages(images if images.shape[1] == 3 else images.permute(0, 3, 1, 2).contiguous(), labels.long())
 
 
 def _cifar(name: str) -> Callable[[str, bool], tuple[Any, Any]]:
@@ -231,8 +242,11 @@ def _from_pair(pair: Sequence[Any], name: str = "own") -> ImageData:
             f"train and test images must have one shape, got {tuple(train.images.shape[1:])} "
             f"and {tuple(test.images.shape[1:])}"
         )
-    num_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    labels = torch.cat([train.labels, test.labels])
+    num_classes = int(labels.max()) + 1
     names = getattr(pair[0], "classes", None) or [str(k) for k in range(num_classes)]
+    if labels.min() < 0 or num_classes > len(names):
+        raise ValueError(f"labels must lie in 0..{len(names) - 1}, got {int(labels.min())} to {num_classes - 1}")
     return _finish(name, train, test, names, train.images.shape[-1])
 
 
@@ -247,8 +261,12 @@ def _as_tensors(part: Any, which: str) -> TensorImages:
         )
     if len(set(images.shape[2:])) != 1:
         raise ValueError(f"{which} images must be square, got {tuple(images.shape[2:])}")
+    if labels.is_floating_point() and bool((labels != labels.round()).any()):
+        raise ValueError(f"{which} labels must be whole numbers, got {labels.tolist()[:3]}")
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise ValueError(f"{which} images must be uint8 or lie in [0, 1], got {images.dtype}")
     if images.is_floating_point():
-        if images.min() < 0 or images.max() > 1:
+        if not bool(((images >= 0) & (images <= 1)).all()):
             raise ValueError(f"{which} images must be uint8 or lie in [0, 1], got {images.min():g} to {images.max():g}")
         images = (images * 255).round()
     return TensorImages(images.to(torch.uint8), labels.long())

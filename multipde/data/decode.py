@@ -4,14 +4,19 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from multipde.mesh.pyramid import resize_images
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def decode_image(path: Path, size: int | None = None) -> Tensor:
@@ -27,13 +32,9 @@ def decode_image(path: Path, size: int | None = None) -> Tensor:
         ValueError: a file that is not an image or is broken, with its path.
     """
     import numpy as np
-    from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            pixels = torch.from_numpy(np.array(file.convert("RGB")))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image must be readable, got {path}: {error}") from None
+    with _opened(path) as file:
+        pixels = torch.from_numpy(np.array(file.convert("RGB")))
     image = pixels.permute(2, 0, 1).contiguous()
     if size is None or image.shape[1:] == (size, size):
         return image
@@ -46,17 +47,25 @@ def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
     Raises:
         ValueError: a file that is not an image, with its path.
     """
-    from PIL import Image
 
     def read(path: Path) -> tuple[int, int]:
-        try:
-            with Image.open(path) as file:
-                return file.height, file.width
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"image must be readable, got {path}: {error}") from None
+        with _opened(path) as file:
+            return file.height, file.width
 
     with ThreadPoolExecutor() as pool:
         return Counter(pool.map(read, paths))
+
+
+@contextmanager
+def _opened(path: Path) -> "Iterator[Image.Image]":
+    """A file open as an image; whatever a decoder finds wrong becomes one ValueError with the path."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            yield file
+    except Exception as error:
+        raise ValueError(f"image must be readable, got {path}: {' '.join(str(error).split())}") from None
 
 
 def decode_images(paths: Sequence[Path], size: int) -> Tensor:
@@ -108,6 +117,7 @@ class DecodedCache:
 
     def write(self, images: Tensor, notes: Sequence[str]) -> None:
         """Keep the images if the place allows it; a run does not depend on it."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         partial = self.file.with_suffix(f".{os.getpid()}.partial")
@@ -115,7 +125,7 @@ class DecodedCache:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             save_file({"images": images}, partial, metadata={"notes": json.dumps(list(notes))})
             os.replace(partial, self.file)
-        except OSError:
+        except (OSError, SafetensorError):
             partial.unlink(missing_ok=True)
 
 

@@ -78,8 +78,11 @@ class StreamedImages:
             pin_memory=device.type == "cuda",
             multiprocessing_context="spawn" if self.num_workers else None,
         )
-        for images, labels in loader:
-            yield images.to(device, non_blocking=True).float(), labels.to(device, non_blocking=True)
+        try:
+            for images, labels in loader:
+                yield images.to(device, non_blocking=True).float(), labels.to(device, non_blocking=True)
+        except ValueError as error:  # a worker sends its traceback; the last line says which file it was
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
 
 @dataclass

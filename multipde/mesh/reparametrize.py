@@ -43,7 +43,8 @@ def reparametrize(
     """Give every stencil of a module a mesh size, in place; the function that it computes stays.
 
     The parameter objects stay too (same names with ``.parametrizations.weight.original``), so an optimizer made before
-    goes on. 1x1, even and transposed convolutions are left alone: `skipped_layers` lists them with the reason.
+    goes on; its momentum stays right where the parameter does, in stencil coordinates at the reference mesh. 1x1, even
+    and transposed convolutions are left alone: `skipped_layers` lists them with the reason.
 
     What is exact: ordinary and grouped convolutions, and dilated ones, whose taps are d·h apart. What is not: a strided
     convolution samples its output at every s-th pixel centre and not at the centres of the coarser cells, an offset of
@@ -69,7 +70,7 @@ def reparametrize(
     done = [name for name, layer in layers.items() if stencil_parametrization(layer)]
     if done:
         raise ValueError(f"module must be plain, got {done[0]!r} reparametrised already; use set_mesh_size or bake")
-    _check_unshared(layers)
+    check_unshared(layers)
     strides = _trace_strides(module, layers, example) if example is not None else {}
     made = {}
     for name, layer in layers.items():
@@ -161,7 +162,8 @@ def _reason_to_skip(layer: nn.Module) -> str:
     return ""
 
 
-def _check_unshared(layers: dict[str, nn.Module]) -> None:
+def check_unshared(layers: dict[str, nn.Module]) -> None:
+    """Raise ValueError if two layers have one weight, which would be moved twice."""
     owner: dict[int, str] = {}
     for name, layer in layers.items():
         first = owner.setdefault(id(layer.weight), name)

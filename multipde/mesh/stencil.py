@@ -26,8 +26,8 @@ class StencilBasis:
         diffusion^(k//2) · convection^(k%2) · reaction^(m - k//2 - k%2),    width 2m+1, k = 0..2m.
 
     In d dimensions A is the Kronecker product of the axes' matrices, so β has the shape of the stencil and β[i, j]
-    belongs to d_yⁱ d_xʲ. The term of order k is exact on polynomials of degree k+1, but for the reaction, which smooths
-    x² by h²/2 (``"121"``) or h²/3 (``"141"``).
+    belongs to d_yⁱ d_xʲ. The term of order k is exact on polynomials of degree up to k+1; the reaction of width 3
+    smooths x² by h²/2 (``"121"``) or h²/3 (``"141"``).
 
     >>> basis = StencilBasis(width=3, dim=1, mesh_size=0.5)
     >>> basis.matrix

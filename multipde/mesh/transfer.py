@@ -17,18 +17,16 @@ class Method:
     Args:
         exponent: 1 keeps β (smooth features), 0 keeps the stencil (features rough on the scale of the mesh).
         reaction: taps of the basis in which the terms are scaled; None takes those of the layer.
-        equation: the map in words.
     """
 
     exponent: float
     reaction: str | None
-    equation: str
 
 
 METHODS = {
-    "copy": Method(0, None, "θ' = θ"),
-    "rediscretize": Method(1, None, "θ' = A(H) A(h)⁻¹ θ"),
-    "galerkin": Method(1, "141", "θ' = A₁₄₁(H) A₁₄₁(h)⁻¹ θ, at H = 2h the inside of R K P"),
+    "copy": Method(0, None),
+    "rediscretize": Method(1, None),
+    "galerkin": Method(1, "141"),
 }
 
 
@@ -101,10 +99,10 @@ def transfer_stencil(
     return scale_orders(stencil, scales, METHODS[method].reaction or reaction)
 
 
-def check_method(method: str) -> None:
+def check_method(method: str, name: str = "method") -> None:
     """Raise ValueError for a method that is not in the table."""
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        raise ValueError(f"{name} must be one of {', '.join(METHODS)}, got {method!r}")
 
 
 def check_factor(factor: float | Sequence[float], dim: int) -> tuple[float, ...]:

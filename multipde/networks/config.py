@@ -70,13 +70,21 @@ class NetworkConfig:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
-        if not self.channels:
-            raise ValueError("channels must name at least one block, got ()")
+        for name in ("channels", "out_channels", "steps", "classes", "in_channels", "size", "width", "controls"):
+            value = getattr(self, name)
+            if not all(v is None or type(v) is int for v in (value if isinstance(value, tuple) else (value,))):
+                raise ValueError(f"{name} must be whole numbers, got {value!r}")
+        if not isinstance(self.channels, tuple) or not self.channels:
+            raise ValueError(f"channels must name at least one block, got {self.channels}")
         for channels in self.channels:
             check_dynamics(self.dynamics, channels)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be positive, got {self.eps}")
+        if bool(self.mean) != bool(self.std):
+            raise ValueError(f"mean and std must be given together, got {self.mean} and {self.std}")
         for name in ("out_channels", "classes", "in_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -28,7 +28,7 @@ def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linea
         raise ValueError(f"num_from and num_to must be positive, got {num_from} and {num_to}")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
-    matrix = torch.zeros(num_to, num_from, dtype=torch.float64)
+    matrix = torch.zeros(num_to, num_from, dtype=torch.float64, device="cpu")
     for j in range(num_to):
         left, rest = divmod(j * num_from, num_to)
         share = rest / num_to if interpolation == "linear" and left + 1 < num_from else 0.0

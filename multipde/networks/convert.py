@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.mesh.reparametrize import mesh_size, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import bake, check_unshared, mesh_size, stencil_layers, stencil_parametrization
 from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import check_factor, check_method, transfer_stencil
 from multipde.networks.controls import interpolation_matrix
@@ -35,6 +35,9 @@ class Conversion:
 
     def __call__(self, model: nn.Module) -> nn.Module:
         check_method(self.method)
+        check_unshared(stencil_layers(model))
+        if isinstance(model, PDENet):
+            model.check_mesh()
         model = copy.deepcopy(model)
         for layer in stencil_layers(model).values():
             self._move(layer)
@@ -134,35 +137,42 @@ def carry_optimizer_state(
 ) -> None:
     """Move an optimizer's state with the network, by parameter name.
 
-    Momentum moves by the linear map of the parameters themselves, v' = L v: then (p - lr v)' = p' - lr v'. State that
-    is no such linear quantity (second moments) is kept where the conversion leaves the parameter as it is, and starts
-    anew elsewhere.
+    Momentum moves by the linear map of the parameters themselves, v' = L v: then (p - lr v)' = p' - lr v'. An optimizer
+    that keeps more than momentum (second moments, which are no linear quantity) is carried for the parameters that the
+    conversion leaves as they are; the others start anew.
 
     Args:
         new_model: what ``conversion(old_model)`` gave.
-        new_optimizer: an optimizer of the same kind over the parameters of the new model; its state is replaced.
+        new_optimizer: a fresh optimizer of the same kind over the parameters of the new model.
     """
-    old = dict(old_model.named_parameters())
-    new = dict(new_model.named_parameters())
-    for p in new.values():
-        new_optimizer.state.pop(p, None)
-    for key in _linear_keys(old_optimizer):
-        holder = copy.deepcopy(old_model)
-        with torch.no_grad():
-            for name, p in holder.named_parameters():
-                buffer = old_optimizer.state.get(old[name], {}).get(key)
-                p.zero_() if buffer is None else p.copy_(buffer)
-        for name, moved in conversion(holder).named_parameters():
-            p = new[name]  # fused optimizers need the layout of the parameter
-            new_optimizer.state[p][key] = torch.empty_like(p).copy_(moved.detach())
-    with torch.no_grad():
-        unchanged = {n for n, p in new.items() if n in old and p.shape == old[n].shape and torch.equal(p, old[n])}
-    for name, p in new.items():
-        rest = {k: v for k, v in old_optimizer.state.get(old.get(name), {}).items() if k not in LINEAR_STATE}
-        if rest and name in unchanged:
-            new_optimizer.state[p].update(copy.deepcopy(rest))
-        elif rest:
-            del new_optimizer.state[p]
+    old = {name: (p, old_optimizer.state.get(p, {})) for name, p in old_model.named_parameters()}
+    only_momentum = all(set(state) <= set(LINEAR_STATE) for _, state in old.values())
+    moved = {key: _moved_state(conversion, old_model, old, key) for key in LINEAR_STATE if _has(old, key)}
+    for name, p in new_model.named_parameters():
+        if only_momentum:
+            for key, values in moved.items():  # fused optimizers need the layout of the parameter
+                new_optimizer.state[p][key] = torch.empty_like(p).copy_(values[name])
+        elif name in old and old[name][1] and torch.equal(p.detach().cpu(), old[name][0].detach().cpu()):
+            new_optimizer.state[p] = {
+                key: torch.empty_like(p).copy_(v) if isinstance(v, Tensor) and v.shape == p.shape else copy.deepcopy(v)
+                for key, v in old[name][1].items()
+            }
+
+
+def _has(old: dict[str, tuple[nn.Parameter, dict]], key: str) -> bool:
+    return any(state.get(key) is not None for _, state in old.values())
+
+
+@torch.no_grad()
+def _moved_state(
+    conversion: Conversion, model: nn.Module, old: dict[str, tuple[nn.Parameter, dict]], key: str
+) -> dict[str, Tensor]:
+    """The conversion applied to a copy of the model that holds the momentum in place of the parameters."""
+    holder = copy.deepcopy(model)
+    for name, p in holder.named_parameters():
+        buffer = old[name][1].get(key)
+        p.zero_() if buffer is None else p.copy_(buffer)
+    return {name: p.detach() for name, p in conversion(holder).named_parameters()}
 
 
 LINEAR_STATE = ("momentum_buffer", "exp_avg")
@@ -198,20 +208,18 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
         for images in batches if norms else ():
             model(images)
             num_batches += 1
+        if norms and not num_batches:
+            raise ValueError("batches must hold at least one batch of images, got none")
+    except BaseException:
+        for m, state in zip(norms, saved, strict=True):
+            m.load_state_dict(state)
+        raise
     finally:
-        for m, value, state in zip(norms, momentum, saved, strict=True):
+        for m, value in zip(norms, momentum, strict=True):
             m.momentum = value
-            if not num_batches:
-                m.load_state_dict(state)
         for m, flag in training.items():
             m.training = flag
-    if norms and not num_batches:
-        raise ValueError("batches must hold at least one batch of images, got none")
     return len(norms)
-
-
-def _linear_keys(optimizer: torch.optim.Optimizer) -> list[str]:
-    return [key for key in LINEAR_STATE if any(state.get(key) is not None for state in optimizer.state.values())]
 
 
 def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]:
@@ -240,6 +248,8 @@ def _with_steps(net: PDENet, steps: int | tuple[int, ...]) -> PDENet:
         return net
     with torch.random.fork_rng(devices=[]):
         result = PDENet(config).train(net.training)
+    if not any(stencil_parametrization(layer) for layer in stencil_layers(net).values()) and config.width > 1:
+        bake(result)
     reference = next(net.parameters())
     result.to(reference.device, reference.dtype)
     result.opening, result.connectors, result.classifier = net.opening, net.connectors, net.classifier

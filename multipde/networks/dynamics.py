@@ -147,7 +147,7 @@ class Block(nn.Module):
             )
             for _ in range(num_controls)
         )
-        self.weights = interpolation_matrix(num_controls, steps, interpolation)
+        self.time_weights = interpolation_matrix(num_controls, steps, interpolation)
 
     @property
     def scheme(self) -> Dynamics:
@@ -162,7 +162,7 @@ class Block(nn.Module):
         layers = list(self.controls[0])  # pyright: ignore[reportArgumentType]
         return [
             tuple(_Force(layer, combine([node[i] for node in nodes], row)) for i, layer in enumerate(layers))
-            for row in self.weights
+            for row in self.time_weights
         ]
 
     def propagate(self, state: State) -> State:

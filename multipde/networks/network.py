@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multipde.mesh.reparametrize import reparametrize
+from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
 from multipde.networks.config import NetworkConfig, check_size
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import Connector, Opening
@@ -55,11 +55,13 @@ class PDENet(nn.Module):
             following = (*config.channels[1:], config.out_channels)[k]
             self.connectors.append(Connector(channels, following, config.dim))
         self.classifier = nn.Linear(config.out_channels, config.classes)
-        if config.width > 1:
-            self._put_on_mesh()
+        self.put_on_mesh()
 
-    def _put_on_mesh(self) -> None:
+    def put_on_mesh(self) -> None:
+        """Give plain stencils the mesh sizes of the config; stencils of width one have none."""
         c = self.config
+        if c.width == 1:
+            return
         mesh_size, reference = [1 / s for s in c.sizes], [1 / s for s in c.references]
         for part, stride in [(self.opening, 1), *((block, 2**k) for k, block in enumerate(self.blocks))]:
             reparametrize(
@@ -70,6 +72,16 @@ class PDENet(nn.Module):
                 reaction=c.reaction,
                 stride=stride,
             )
+
+    def check_mesh(self) -> None:
+        """Raise ValueError if `set_mesh_size` has taken the stencils off the mesh of the config."""
+        for layer in stencil_layers(self).values():
+            p = stencil_parametrization(layer)
+            if p and any(abs(h * s - 1) > 1e-9 for h, s in zip(p.mesh_size, self.config.sizes, strict=True)):
+                raise ValueError(
+                    f"network must be on the mesh of its size {self.config.sizes}, got mesh size {p.mesh_size}; "
+                    "set_mesh_size moves it back, convert moves both"
+                )
 
     def features(self, x: Tensor) -> Tensor:
         """What the classifier sees: the features of the last mesh, averaged over its pixels.

@@ -27,8 +27,9 @@ def save(model: PDENet, directory: str | Path) -> Path:
     Raises:
         FileExistsError: the directory exists and is not empty.
     """
-    directory = Path(directory)
+    directory = Path(directory).resolve()
     check_new(directory)
+    model.check_mesh()
     write_directory(directory, lambda partial: write_network(model, partial))
     return directory
 
@@ -41,6 +42,8 @@ def check_new(directory: Path, advice: str = "") -> None:
 
 def load(directory: str | Path) -> PDENet:
     """Read a network that `save` wrote, or the best weights at the last level of a run directory.
+
+    Its stencils are on the mesh of its size, also where a baked network was saved.
 
     Raises:
         ValueError: no such directory, not a checkpoint, or one whose parts do not belong together.
@@ -56,17 +59,27 @@ def load(directory: str | Path) -> PDENet:
 
 
 def write_network(model: PDENet, directory: Path, name: str = MODEL) -> None:
-    """Write the two files of a network into a directory that is there."""
-    write_tensors(model.state_dict(), directory / name)
+    """Write the two files of a network into a directory that is there, each whole, the weights last."""
     record = {"format": FORMAT, "network": asdict(model.config)}
-    (directory / CONFIG).write_text(json.dumps(record, indent=1) + "\n")
+    write_text(directory / CONFIG, json.dumps(record, indent=1) + "\n")
+    partial = directory / f".{name}.partial-{os.getpid()}"
+    write_tensors(model.state_dict(), partial)
+    os.replace(partial, directory / name)
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """A state dict as a safetensors file."""
+    """A state dict as a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}, file)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}, file)
+    except SafetensorError as error:
+        raise OSError(f"{file} must be writable, got {error}") from None
 
 
 def write_directory(directory: Path, write: Callable[[Path], None]) -> None:
@@ -140,7 +153,8 @@ def network_from_record(record: Any, file: Path) -> NetworkConfig:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest trainer checkpoint of a run directory."""
-    return max(run.glob("checkpoint-*"), default=None)
+    found = [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
 def write_checkpoint(run: Path, number: int, model: PDENet, best: dict[str, Tensor], trainer: dict[str, Any]) -> None:
@@ -173,13 +187,16 @@ def _read_network(directory: Path, name: str) -> PDENet:
     with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random stream
         model = PDENet(read_config(directory))
     tensors = _read_tensors(directory / name)
-    if not any("parametrizations" in key for key in tensors) and model.config.width > 1:
+    plain = not any("parametrizations" in key for key in tensors) and model.config.width > 1
+    if plain:
         bake(model)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise ValueError(f"{directory / name} must hold the weights that {CONFIG} describes, got {detail}") from None
+    if plain:
+        model.put_on_mesh()
     return model.eval()
 
 

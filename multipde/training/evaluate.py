@@ -1,7 +1,7 @@
 """Accuracy, loss and cost of a network on images of any size."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from multipde.data.batches import Normalize, evaluation_batches
-from multipde.data.datasets import load_data
+from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
+from multipde.data.datasets import ImageData, load_data
 from multipde.data.images import Batch
+from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet, count_flops
 
 AMP = ("off", "bf16")
@@ -51,6 +52,7 @@ def evaluate(
     device: str | torch.device = "auto",
     amp: str = "off",
     num_images: int | None = None,
+    data_options: Mapping[str, Any] | None = None,
 ) -> Metrics:
     """Accuracy and cross entropy of a model on images averaged to a size; the model is taken as it is.
 
@@ -61,23 +63,24 @@ def evaluate(
         size: image side in pixels; that of the network, or of the data for another model, if left out.
         part: ``"test"`` or ``"train"``.
         device: where to compute; the model is moved there.
-        num_images: only the first so many.
+        num_images: only so many, drawn at random but always the same.
+        data_options: for `load_data`, where data is a name.
 
     Raises:
         ValueError: data that do not suit the model.
     """
     config = model.config if isinstance(model, PDENet) else None
-    target = size or (config.sizes[0] if config else None)
-    images = load_data(data, size=target)
-    if config is not None and len(images.class_names) != config.classes:
-        raise ValueError(f"data must have the model's {config.classes} classes, got {len(images.class_names)}")
+    target = config.sizes[0] if config and size is None else size
+    images = load_data(data, size=target, **(data_options or {}))
+    if config is not None:
+        check_classes(config, images)
     if part not in ("test", "train"):
         raise ValueError(f"part must be test or train, got {part!r}")
     normalize = Normalize(*(config.mean, config.std) if config else (images.mean, images.std))
     where = choose_device(device)
     chosen = getattr(images, part)
-    indices = torch.arange(min(num_images or len(chosen), len(chosen)))
-    side = target or images.size
+    indices = None if num_images is None else drawn_indices(len(chosen), num_images, (0, part))
+    side = images.size if target is None else target
     model.to(where)
     metrics = evaluate_batches(model, evaluation_batches(chosen, indices, side, batch, where, normalize), where, amp)
     flops = count_flops(config.on_mesh(side)) if config else None
@@ -105,6 +108,22 @@ def evaluate_batches(model: nn.Module, batches: Iterable[Batch], device: torch.d
     if not num:
         raise ValueError("batches must hold at least one image, got none")
     return Metrics(correct.item() / num, loss.item() / num, num, time.perf_counter() - start)
+
+
+def check_classes(config: NetworkConfig, images: ImageData) -> None:
+    """Raise ValueError unless the data have the classes and channels of the network."""
+    names = config.class_names or tuple(images.class_names[: config.classes])
+    if len(images.class_names) != config.classes or images.class_names != names:
+        raise ValueError(
+            f"data must have the {config.classes} classes of the network ({_some(names)}), got "
+            f"{len(images.class_names)} ({_some(images.class_names)})"
+        )
+    if len(images.mean) != config.in_channels:
+        raise ValueError(f"data must have the network's {config.in_channels} channels, got {len(images.mean)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def choose_device(device: str | torch.device) -> torch.device:

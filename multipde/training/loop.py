@@ -1,7 +1,7 @@
 """Coarse to fine: train a level, convert the network, train the next."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from multipde.data.batches import Augment, Normalize, evaluation_batches, training_batches
+from multipde.data.batches import Augment, Normalize, drawn_images, evaluation_batches, training_batches
 from multipde.data.datasets import ImageData, split_indices
-from multipde.data.seeds import stream, stream_seed
+from multipde.data.seeds import stream_seed
 from multipde.networks.config import NetworkConfig
 from multipde.networks.convert import carry_optimizer_state, conversion, recalibrate
 from multipde.networks.network import PDENet
@@ -28,7 +28,7 @@ MOVE_IMAGES = 2000
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a training stands; with the network, all that a checkpoint holds.
 
     Args:
@@ -68,22 +68,24 @@ class Trainer:
         self.train_indices, self.validation_indices = split_indices(len(data.train), settings.seed, settings.validation)
         self.normalize = Normalize(net.config.mean, net.config.std)
         self.regularizer = Regularizer(settings.alpha1, settings.alpha2)
-        self.net = self._place(net)
+        self.net = self.place(net)
         self.optimizer = self._make_optimizer(self.net)
-        self.progress = Progress()
+        self.state = TrainState()
         self.best: dict[str, Tensor] = {}
 
     def run(self) -> PDENet:
         """All that is left of the schedule; the best weights at the last level."""
         per_image = self.schedule.flops()
-        num = len(self.train_indices)
-        total = sum(num * w for w in self.schedule.work())
-        with self.log.progress(total, self.progress.flops) as advance:
+        total = sum(
+            level.epochs * f * _images_per_epoch(len(self.train_indices), level.batch)
+            for level, f in zip(self.schedule.levels, per_image, strict=True)
+        )
+        with self.log.progress(total, self.state.flops) as advance:
             while True:
-                level = self.schedule.levels[self.progress.index]
-                while self.progress.epoch < level.epochs:
-                    self._epoch(level, per_image[self.progress.index], advance)
-                if self.progress.index + 1 == len(self.schedule.levels):
+                level = self.schedule.levels[self.state.index]
+                while self.state.epoch < level.epochs:
+                    self._epoch(level, per_image[self.state.index], advance)
+                if self.state.index + 1 == len(self.schedule.levels):
                     break
                 self._next_level()
         self.net.load_state_dict(self.best)
@@ -92,7 +94,7 @@ class Trainer:
     def restore(self, best: dict[str, Tensor], trainer: Mapping[str, Any]) -> None:
         """Take up where a checkpoint was written."""
         self.best = best
-        self.progress = Progress(**trainer["progress"])
+        self.state = TrainState(**trainer["state"])
         parameters = dict(self.net.named_parameters())
         for name, buffer in trainer["momentum"].items():
             p = parameters[name]
@@ -104,7 +106,8 @@ class Trainer:
         batches = evaluation_batches(self.data.train, indices, size, 250, self.device, self.normalize)
         return evaluate_batches(self.net, batches, self.device, self.settings.amp)
 
-    def _place(self, net: PDENet) -> PDENet:
+    def place(self, net: PDENet) -> PDENet:
+        """The network on the device, in the layout that is fastest there."""
         net.to(self.device)
         if net.config.dim == 2:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -115,7 +118,7 @@ class Trainer:
         return torch.optim.SGD(net.parameters(), lr=0.1, momentum=self.settings.momentum, fused=fused)
 
     def _epoch(self, level: Level, flops: int, advance: Advance) -> None:
-        p, started = self.progress, time.perf_counter()
+        p, started = self.state, time.perf_counter()
         loss, accuracy, num_images = self._train_epoch(level, flops, advance)
         seconds = time.perf_counter() - started
         if not torch.isfinite(torch.tensor(loss)):
@@ -156,7 +159,7 @@ class Trainer:
 
     def _train_epoch(self, level: Level, flops: int, advance: Advance) -> tuple[float, float, int]:
         """One pass over the training images: mean loss, accuracy and number of images."""
-        p, s = self.progress, self.settings
+        p, s = self.state, self.settings
         key = (s.seed, "train", p.index, p.epoch)
         augment = Augment(level.size) if s.augment else None
         batches = training_batches(
@@ -193,18 +196,18 @@ class Trainer:
 
     def _next_level(self) -> None:
         """Convert network and momentum to the next level, measure BatchNorm anew, and say what the move cost."""
-        p = self.progress
+        p = self.state
         old_level, level = self.schedule.levels[p.index : p.index + 2]
         started = time.perf_counter()
         before = self.validate(old_level.size, MOVE_IMAGES).accuracy
         target = self.schedule.configs()[p.index + 1]
         move = conversion(self.net, size=level.size, method=self.settings.transfer, steps=target.block_steps)
         old_net, old_optimizer = self.net, self.optimizer
-        self.net = self._place(move(old_net))  # pyright: ignore[reportArgumentType]
+        self.net = self.place(move(old_net))  # pyright: ignore[reportArgumentType]
         self.optimizer = self._make_optimizer(self.net)
         carry_optimizer_state(move, old_net, old_optimizer, self.net, self.optimizer)
         moved = self.validate(level.size, MOVE_IMAGES).accuracy
-        recalibrate(self.net, self._calibration_images(level.size, p.index + 1))
+        recalibrate(self.net, self.calibration_images(level.size, p.index + 1))
         after = self.validate(level.size, MOVE_IMAGES).accuracy
         p.index, p.epoch, p.best_accuracy = p.index + 1, 0, -1.0
         p.seconds += time.perf_counter() - started
@@ -223,22 +226,26 @@ class Trainer:
             f"{moved:.1%} after, {after:.1%} with BatchNorm recalibrated"
         )
 
-    def _calibration_images(self, size: int, index: int):
-        order = torch.randperm(len(self.train_indices), generator=stream(self.settings.seed, "calibrate", index))
-        chosen = self.train_indices[order[: self.settings.calibration_images]]
-        for x, _ in evaluation_batches(self.data.train, chosen, size, 250, self.device, self.normalize):
-            yield x
+    def calibration_images(self, size: int, index: int) -> Iterator[Tensor]:
+        """Training images on which BatchNorm is measured anew at the index-th level."""
+        num, key = self.settings.calibration_images, (self.settings.seed, "calibrate", index)
+        return drawn_images(self.data.train, self.train_indices, num, size, self.device, self.normalize, key)
 
     def _write_checkpoint(self) -> None:
-        self.progress.checkpoints += 1
+        self.state.checkpoints += 1
         names = {p: name for name, p in self.net.named_parameters()}
         momentum = {
             names[p]: state["momentum_buffer"].detach().cpu().clone()
             for p, state in self.optimizer.state.items()
             if state.get("momentum_buffer") is not None
         }
-        trainer = {"progress": vars(self.progress).copy(), "momentum": momentum}
-        write_checkpoint(self.run_dir, self.progress.checkpoints, self.net, self.best, trainer)
+        trainer = {"state": vars(self.state).copy(), "momentum": momentum}
+        write_checkpoint(self.run_dir, self.state.checkpoints, self.net, self.best, trainer)
+
+
+def _images_per_epoch(num: int, batch: int) -> int:
+    """Whole batches only, unless there is but one."""
+    return num // batch * batch or num
 
 
 def initial_network(config: NetworkConfig, seed: int) -> PDENet:

@@ -7,17 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize, evaluation_batches
+from multipde.data.batches import Normalize, drawn_images, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
-from multipde.data.seeds import stream
 from multipde.networks.convert import convert, recalibrate
 from multipde.networks.network import PDENet, count_flops
 from multipde.training.checkpoint import check_new, load, save
-from multipde.training.evaluate import Metrics, choose_device, evaluate_batches
+from multipde.training.evaluate import Metrics, check_classes, choose_device, evaluate_batches
 from multipde.training.log import Log
-
-CALIBRATION_IMAGES = 2000
-"""Training images on which BatchNorm is measured anew."""
+from multipde.training.loop import MOVE_IMAGES
+from multipde.training.settings import TrainSettings
 
 DataSource = tuple[Any, Mapping[str, Any]]
 
@@ -37,7 +35,7 @@ def evaluate_sizes(
 
     Args:
         data: source and options for `load_data`.
-        num_images: only so many test images, drawn at random.
+        num_images: only so many test images, drawn at random but always the same.
 
     Returns:
         A record per row: size, method, accuracy, loss, and the same after recalibration, FLOPs, images per second.
@@ -47,25 +45,23 @@ def evaluate_sizes(
     """
     net, where = load(checkpoint), choose_device(device)
     if data is None:
-        raise ValueError(f"data must be given for {checkpoint}, which is no run; type --data NAME")
+        raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
     own = net.config.sizes[0]
     chosen = tuple(sizes or (own,))
-    nets = {(size, m): net if size == own else convert(net, size=size, method=m) for size in chosen for m in methods}
+    wanted = {(size, "-" if size == own else method): None for size in chosen for method in methods}
+    nets = {(size, m): net if m == "-" else convert(net, size=size, method=m) for size, m in wanted}
     images = _data_for(net, data, max(*chosen, own))
-    test = torch.randperm(len(images.test), generator=stream(0, "test"))[:num_images]
+    test = drawn_indices(len(images.test), num_images, (0, "test"))
     records: list[dict[str, Any]] = []
     for (size, method), candidate in nets.items():
-        if size == own and any(r["size"] == own for r in records):
-            continue
-        raw = _test(candidate, images, test, size, where, amp)
-        record = {"size": size, "method": "-" if size == own else method, "accuracy": raw.accuracy, "loss": raw.loss}
-        best = raw
-        if size != own:
-            recalibrate(candidate, calibration_images(candidate, images, size, where))
-            best = _test(candidate, images, test, size, where, amp)
-            record |= {"recalibrated_accuracy": best.accuracy, "recalibrated_loss": best.loss}
+        found = _test(candidate, images, test, size, where, amp)
+        record = {"size": size, "method": method, "accuracy": found.accuracy, "loss": found.loss}
+        if method != "-":
+            recalibrate(candidate, _calibration_images(net, images, size, where))
+            found = _test(candidate, images, test, size, where, amp)
+            record |= {"recalibrated_accuracy": found.accuracy, "recalibrated_loss": found.loss}
         flops = count_flops(candidate.config)  # pyright: ignore[reportArgumentType]
-        records.append(record | {"flops": flops, "images_per_second": best.images_per_second})
+        records.append(record | {"flops": flops, "images_per_second": found.images_per_second})
     if log is not None:
         log.table([_row(r) for r in records], f"{checkpoint} on {len(test):,} test images of {images.name}")
     return records
@@ -79,9 +75,14 @@ def convert_checkpoint(
     method: str = "copy",
     steps: int | None = None,
     data: DataSource | None = None,
+    need_data: bool = True,
     log: Log | None = None,
 ) -> PDENet:
     """A checkpoint converted and written to a new directory, BatchNorm recalibrated where there are data.
+
+    Args:
+        data: source and options for `load_data`.
+        need_data: refuse data that cannot be read; otherwise say so and go on without.
 
     Raises:
         FileExistsError: the new directory is not empty.
@@ -95,15 +96,22 @@ def convert_checkpoint(
     old = net.config.sizes[0]
     new: PDENet = convert(net, size=size, method=method, steps=steps)  # pyright: ignore[reportAssignmentType]
     target = new.config.sizes[0]
+    images = None
+    try:
+        images = None if data is None else _data_for(net, data, max(old, target))
+    except ValueError as error:
+        if need_data:
+            raise
+        log.say(f"the data of the run cannot be read ({error})")
     log.say(f"{checkpoint}: size {old} -> {target}, steps {net.config.steps} -> {new.config.steps}, method {method}")
-    if data is None:
+    if images is None:
         log.say("no data: BatchNorm keeps the statistics of the old size; --data NAME measures them anew")
     else:
-        images, device = _data_for(net, data, max(old, target)), torch.device("cpu")
-        test = torch.randperm(len(images.test), generator=stream(0, "test"))[:2000]
+        device = torch.device("cpu")
+        test = drawn_indices(len(images.test), MOVE_IMAGES, (0, "test"))
         before = _test(net, images, test, old, device, "off").accuracy
         moved = _test(new, images, test, target, device, "off").accuracy
-        num = recalibrate(new, calibration_images(new, images, target, device))
+        num = recalibrate(new, _calibration_images(net, images, target, device))
         after = _test(new, images, test, target, device, "off").accuracy
         log.say(
             f"test accuracy {before:.1%} before, {moved:.1%} after, {after:.1%} with {num} BatchNorm layers "
@@ -114,31 +122,27 @@ def convert_checkpoint(
     return new
 
 
-def calibration_images(net: PDENet, images: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Training images as the network takes them, drawn at random but always the same."""
-    order = torch.randperm(len(images.train), generator=stream(0, "calibrate"))[:CALIBRATION_IMAGES]
-    for x, _ in evaluation_batches(images.train, order, size, 250, device, _normalize(net)):
-        yield x
+def _calibration_images(net: PDENet, images: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:
+    num = TrainSettings().calibration_images
+    return drawn_images(images.train, None, num, size, device, _normalize(net), (0, "calibrate"))
 
 
 def _data_for(net: PDENet, data: DataSource, size: int) -> ImageData:
     source, options = data
     images = load_data(source, size=size, **options)
-    names = net.config.class_names
-    if len(images.class_names) != net.config.classes or (names and images.class_names != names):
-        raise ValueError(
-            f"data must have the classes of the checkpoint ({', '.join(names[:3]) or net.config.classes}, ...), "
-            f"got {', '.join(images.class_names[:3])}, ..."
-        )
+    check_classes(net.config, images)
     return images
 
 
 def _test(net: Any, images: ImageData, indices: Tensor, size: int, device: torch.device, amp: str) -> Metrics:
+    """Accuracy and speed after one batch to warm up."""
     net.to(device)
     if net.config.dim == 2:
         net.to(memory_format=torch.channels_last)
-    batches = evaluation_batches(images.test, indices, size, 250, device, _normalize(net))
-    return evaluate_batches(net, batches, device, amp)
+    for part in (indices[:250], indices):
+        batches = evaluation_batches(images.test, part, size, 250, device, _normalize(net))
+        metrics = evaluate_batches(net, batches, device, amp)
+    return metrics
 
 
 def _normalize(net: PDENet) -> Normalize:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from multipde.data.batches import evaluation_batches
 from multipde.data.datasets import ImageData, load_data
-from multipde.networks.config import NetworkConfig
+from multipde.networks.config import NetworkConfig, default_network
 from multipde.networks.convert import convert, recalibrate
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import (
@@ -25,7 +26,7 @@ from multipde.training.checkpoint import (
     write_network,
     write_text,
 )
-from multipde.training.evaluate import evaluate_batches
+from multipde.training.evaluate import check_classes, evaluate_batches
 from multipde.training.log import Log, read_metrics
 from multipde.training.loop import Trainer, initial_network
 from multipde.training.schedule import Level, Schedule
@@ -65,8 +66,8 @@ def train(
     """Train a network from coarse to fine and record everything in a new directory.
 
     Args:
-        config: the network; size and steps follow the schedule, classes and normalisation the data. None for that of
-            the checkpoint to start from.
+        config: the network; size and steps follow the schedule, classes and normalisation the data. Where there is a
+            checkpoint to start from, the network is that of the checkpoint; None, or one with the same channels.
         schedule: the levels.
         data: a name, a pair of torchvision-style data sets or of (images, labels), or an `ImageData`.
         run_dir: a directory that does not exist or is empty.
@@ -83,8 +84,9 @@ def train(
     options = dict(data_options or {})
     config = network_for(config, schedule, init)
     images = load_data(data, size=max(level.size for level in schedule.levels), **options)
-    config = _suit(config, images)
+    config = _suit(config, images, init)
     trainer = _new_trainer(schedule.of(config), images, settings, run_dir, Log(run_dir / METRICS, quiet), init)
+    check_new(run_dir, "; another run took it meanwhile")
     run_dir.mkdir(parents=True, exist_ok=True)
     record = {
         "format": FORMAT,
@@ -93,6 +95,7 @@ def train(
         "settings": asdict(settings),
         "data": data if isinstance(data, str) else None,
         "data_options": {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in options.items()},
+        "num_train": len(images.train),
         "init": None if init is None else str(Path(init).resolve()),
         "versions": {"multipde": _version(), "torch": torch.__version__},
     }
@@ -122,13 +125,19 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     try:
         levels = [Level(**level) for level in record["levels"]]
         settings = TrainSettings(**record["settings"])
-        options, source, init = record["data_options"], data or record["data"], record["init"]
+        options, init, num_train = record["data_options"], record["init"], record["num_train"]
+        source = record["data"] if data is None else data
     except (KeyError, TypeError) as error:
         raise ValueError(f"{run_dir / RECORD} must be the record of a run, got {error}") from None
     if source is None:
         raise ValueError(f"data must be given to resume {run_dir}, which was trained on data without a name")
     plan = Schedule(levels, network_from_record(record.get("network"), run_dir / RECORD))
     images = load_data(source, size=max(level.size for level in levels), **options)
+    check_classes(plan.configs()[0], images)
+    if len(images.train) != num_train:
+        raise ValueError(f"data must be those of the run, {num_train} training images, got {len(images.train)}")
+    for partial in run_dir.glob(".*.partial-*"):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     newest = newest_checkpoint(run_dir)
     if newest is None:
         trainer = _new_trainer(plan, images, settings, run_dir, log, init)
@@ -138,10 +147,10 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     net, best, state = read_checkpoint(newest)
     trainer = Trainer(net, plan, images, settings, run_dir, log)
     trainer.restore(best, state)
-    rows = read_metrics(run_dir / METRICS)[: trainer.progress.checkpoints]
+    rows = read_metrics(run_dir / METRICS)[: trainer.state.checkpoints]
     write_text(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
-    level = levels[trainer.progress.index]
-    log.say(f"resuming {run_dir} at size {level.size} after epoch {trainer.progress.epoch} of {level.epochs}")
+    level = levels[trainer.state.index]
+    log.say(f"resuming {run_dir} at size {level.size} after epoch {trainer.state.epoch} of {level.epochs}")
     return _finish(trainer, images)
 
 
@@ -157,6 +166,22 @@ def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
 def next_run_directory(data: str, dynamics: str) -> Path:
     """The first runs/DATA-DYNAMICS-N that does not exist."""
     return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{data}-{dynamics}-{n}").exists())
+
+
+def starting_network(
+    data: str, dynamics: str | None, size: int, preset_name: str | None, init: str | Path | None
+) -> NetworkConfig:
+    """The network that a user means: that of the checkpoint to start from, else of the preset, else for the data.
+
+    Raises:
+        ValueError: a checkpoint of another dynamics, or an unknown preset.
+    """
+    if init is None or preset_name is not None:
+        return default_network(data, dynamics, size, preset_name)
+    config = load(init).config
+    if dynamics not in (None, config.dynamics):
+        raise ValueError(f"dynamics must be that of the checkpoint {init}, {config.dynamics}, got {dynamics}")
+    return config
 
 
 def network_for(config: NetworkConfig | None, schedule: Schedule, init: str | Path | None) -> NetworkConfig:
@@ -180,14 +205,10 @@ def network_for(config: NetworkConfig | None, schedule: Schedule, init: str | Pa
     return found if first.steps is None else found.with_steps(first.steps)  # T is that of the checkpoint
 
 
-def _suit(config: NetworkConfig, images: ImageData) -> NetworkConfig:
-    """Classes, input channels and normalisation from the data."""
-    named = config.class_names and tuple(config.class_names) != images.class_names
-    if named:
-        raise ValueError(
-            f"data must have the classes of the network, got {images.class_names[:3]}... instead of "
-            f"{config.class_names[:3]}..."
-        )
+def _suit(config: NetworkConfig, images: ImageData, init: str | Path | None) -> NetworkConfig:
+    """Classes, input channels and normalisation from the data; a checkpoint must have these classes already."""
+    if init is not None or config.class_names:
+        check_classes(config, images)
     return replace(
         config,
         classes=len(images.class_names),
@@ -212,11 +233,10 @@ def _new_trainer(
 def _taken_up(init: str | Path, start: NetworkConfig, trainer: Trainer) -> PDENet:
     """The checkpoint on the mesh and time grid of the first level."""
     net = load(init)
-    if net.config.sizes != start.sizes:
-        net = convert(net, size=start.size, method=trainer.settings.transfer, steps=start.block_steps)
-        recalibrate(trainer._place(net), trainer._calibration_images(start.sizes[0], 0))  # pyright: ignore
-    elif net.config.block_steps != start.block_steps:
-        net = convert(net, steps=start.block_steps)
+    if net.config.sizes == start.sizes and net.config.block_steps == start.block_steps:
+        return net
+    net = convert(net, size=start.size, method=trainer.settings.transfer, steps=start.block_steps)
+    recalibrate(trainer.place(net), trainer.calibration_images(start.sizes[0], 0))  # pyright: ignore
     return net  # pyright: ignore[reportReturnType]
 
 
@@ -233,22 +253,22 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
         raise
     batches = evaluation_batches(images.test, None, size, 250, trainer.device, trainer.normalize)
     test = evaluate_batches(model, batches, trainer.device, trainer.settings.amp)
-    progress = trainer.progress
+    state = trainer.state
     result = {
         "format": FORMAT,
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
-        "seconds": progress.seconds,
-        "flops": progress.flops,
-        "levels": progress.levels,
-        "moves": progress.moves,
+        "seconds": state.seconds,
+        "flops": state.flops,
+        "levels": state.levels,
+        "moves": state.moves,
     }
     write_network(model, run_dir)
     write_text(run_dir / RESULT, json.dumps(result, indent=1) + "\n")
-    log.table(_summary(trainer.schedule, progress.levels), "What each level took and reached")
+    log.table(_summary(trainer.schedule, state.levels), "What each level took and reached")
     log.say(
         f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {size} "
-        f"after {progress.seconds / 60:.1f} min; written to {run_dir}"
+        f"after {state.seconds / 60:.1f} min; written to {run_dir}"
     )
     return Run(run_dir, model, result, read_metrics(run_dir / METRICS))
 

@@ -128,10 +128,13 @@ class Schedule:
         """Work of each level for one training image: FLOPs, or epochs · pixels · steps without a network."""
         if self.network is not None:
             return [level.epochs * float(f) for level, f in zip(self.levels, self.flops(), strict=True)]
-        return [
-            level.epochs * float(level.size) ** 2 * (level.steps if isinstance(level.steps, int) else 1)
-            for level in self.levels
-        ]
+        work, steps = [], 1.0
+        for level in self.levels:  # None keeps the steps of the level before
+            if level.steps is not None:
+                blocks = (level.steps,) if isinstance(level.steps, int) else level.steps
+                steps = sum(blocks) / len(blocks)
+            work.append(level.epochs * float(level.size) ** 2 * steps)
+        return work
 
     def number(self, index: int) -> int:
         """Level number of the index-th level trained: levels of one size share it, the finest has 0."""

@@ -40,7 +40,7 @@ class TrainSettings:
     amp: str = "off"
 
     def __post_init__(self):
-        check_method(self.transfer)
+        check_method(self.transfer, "transfer")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
         if not (math.isfinite(self.box) and self.box >= 0):

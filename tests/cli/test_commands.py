@@ -1,6 +1,7 @@
 """Every command as a user types it, wrong arguments too."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from multipde.cli import options
 from multipde.cli.main import COMMANDS, main
 
 import multipde
-from multipde import NetworkConfig, PDENet, convert, load, num_weights, save
+from multipde import NetworkConfig, PDENet, bake, convert, load, num_weights, save
 from multipde.data.datasets import DATA_NAMES
 from multipde.mesh.transfer import METHODS
 from multipde.networks.dynamics import DYNAMICS
@@ -76,6 +77,26 @@ def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_pa
     out = call(capsys, "convert", place / "net", "--steps", "6", "--out", tmp_path / "new")
     assert "no data: BatchNorm keeps the statistics of the old size" in out
     assert load(tmp_path / "new").config.final_times == (3.0, 3.0)
+
+
+def test_convert_goes_on_without_the_data_of_the_run_when_they_are_gone(capsys, place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["data_options"]["root"] = str(tmp_path / "gone")
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    out = call(capsys, "convert", tmp_path / "run", "--size", "8", "--out", tmp_path / "new")
+    assert "the data of the run cannot be read (root must be a directory, got" in out
+    assert load(tmp_path / "new").config.size == 8
+
+
+def test_a_baked_checkpoint_is_as_good_as_any(capsys, place, tmp_path):
+    net = bake(load(place / "run"))
+    save(net, tmp_path / "baked")
+    assert "order 4" in call(capsys, "inspect", tmp_path / "baked")
+    call(capsys, "convert", tmp_path / "baked", "--steps", "6", "--out", tmp_path / "new")
+    data = ["--data", "folder", "--root", place / "data"]
+    arguments = ["--init", tmp_path / "baked", "--sizes", "16", "--epochs", "1", "--run", tmp_path / "r"]
+    assert "test accuracy" in call(capsys, "train", *data, *arguments, "--batch", "30")
 
 
 def test_a_converted_checkpoint_goes_on_training(capsys, place, tmp_path):
@@ -152,11 +173,20 @@ WRONG = [
     ("train --validation 1.5", "validation must lie in (0, 1), got 1.5"),
     ("train --alpha1 -1", "alpha1 must not be negative, got -1.0"),
     ("train --box -1", "box must not be negative"),
-    ("evaluate {place}/net", "data must be given for {place}/net, which is no run"),
+    ("evaluate {place}/net", "data must be given for {place}/net, which does not name its own"),
     ("evaluate {place}/nothing", "checkpoint must be a directory"),
+    ("evaluate {place}/run --root {place}", "root must hold train/CLASS/* and test/CLASS/*"),
+    ("evaluate {place}/run --num-images 0", "num_images must be positive, got 0"),
+    ("evaluate {place}/run --num-images -5", "num_images must be positive, got -5"),
+    ("train --init {place}/net --data shapes --epochs 0 1 1", "epochs must be positive"),
+    ("train --init {place}/net --data folder --root {place}/data --sizes 8", "data must have the 10 classes"),
+    ("convert {place}/run --size 8 --root {place} --out new", "root must hold train/CLASS/*"),
     ("evaluate {place}/run --sizes 7", "size must be a positive multiple of 4"),
     ("evaluate {place}/net --data shapes --sizes -8", "size must be positive, got -8"),
-    ("evaluate {place}/run --data shapes", "data must have the classes of the checkpoint (disc, ring, square, ...)"),
+    (
+        "evaluate {place}/run --data shapes",
+        "the 3 classes of the network (disc, ring, square), got 10 (disc, ring, square, ...)",
+    ),
     ("convert {place}/net --size 8", "out must be given; type --out DIR"),
     ("convert {place}/net --out new", "size, factor or steps must be given"),
     ("convert {place}/net --size 9 --out new", "size must be a positive multiple of 2"),

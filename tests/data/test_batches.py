@@ -1,9 +1,17 @@
 """Batches: normalised, augmented by keys, each image once."""
 
+import pytest
 import torch
 
 from multipde import render_shapes
-from multipde.data.batches import Augment, Normalize, evaluation_batches, training_batches
+from multipde.data.batches import (
+    Augment,
+    Normalize,
+    drawn_images,
+    drawn_indices,
+    evaluation_batches,
+    training_batches,
+)
 from multipde.data.images import TensorImages
 
 CPU = torch.device("cpu")
@@ -31,6 +39,20 @@ def test_an_epoch_holds_every_image_once_and_drops_only_what_is_left_over():
     assert len(list(training_batches(images, torch.arange(3), batch=5, key=(0,), **plain(4)))) == 1
     ordered = list(evaluation_batches(images, None, 4, 5, CPU, Normalize((), ())))
     assert torch.cat([y for _, y in ordered]).tolist() == list(range(23))
+
+
+def test_drawn_images_are_random_within_the_indices_and_repeatable():
+    images = TensorImages(torch.arange(23).view(23, 1, 1, 1).expand(23, 3, 4, 4).to(torch.uint8), torch.arange(23))
+
+    def draw(*key):
+        parts = drawn_images(images, torch.arange(10, 20), 6, 4, CPU, Normalize((), ()), key)
+        return (torch.cat(list(parts))[:, 0, 0, 0] * 255).round().int().tolist()
+
+    assert draw(0) == draw(0) != draw(1)
+    assert len(set(draw(0))) == 6
+    assert set(draw(0)) <= set(range(10, 20))
+    with pytest.raises(ValueError, match="num_images must be positive, got 0"):
+        drawn_indices(5, 0, (0,))
 
 
 def test_the_key_decides_order_and_augmentation():

@@ -92,6 +92,16 @@ def test_a_broken_image_is_named_with_its_path(folder):
         load_data("folder", root=folder)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_streamed_image_is_named_in_one_line(folder, num_workers):
+    data = load_data("folder", root=folder, stream_files=True).test
+    data.num_workers = num_workers
+    good = data.paths[3].read_bytes()
+    data.paths[3].write_bytes(good[: len(good) // 2])
+    with pytest.raises(ValueError, match=r"^image must be readable, got .*003.png: [^\n]*$"):
+        all_images(data, 8)
+
+
 def test_an_empty_class_folder_is_named(folder):
     (folder / "train/zebra").mkdir()
     with pytest.raises(ValueError, match="class folder must hold images, got none in .*zebra"):
@@ -133,6 +143,9 @@ class FakeCIFAR10(torch.utils.data.Dataset):
         self.images, labels = render_shapes(6 if train else 4, 32)
         self.labels = labels % 2
 
+        self.data = self.images.permute(0, 2, 3, 1).numpy()
+        self.targets = self.labels.tolist()
+
     def __len__(self):
         return len(self.labels)
 
@@ -161,6 +174,10 @@ def test_tensors_and_data_sets_of_the_user():
     [
         ((torch.zeros(2, 3, 8, 8), torch.zeros(3)), "train must hold images"),
         ((torch.full((2, 3, 8, 8), 2.0), torch.zeros(2)), r"train images must be uint8 or lie in \[0, 1\], got 2 to 2"),
+        ((torch.zeros(2, 3, 8, 8, dtype=torch.int16), torch.zeros(2)), "train images must be uint8 or lie in .* int16"),
+        ((torch.full((2, 3, 8, 8), torch.nan), torch.zeros(2)), "train images must be uint8 or lie in"),
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([0.5, 1.0])), "train labels must be whole numbers"),
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([-1, 1])), "labels must lie in 0..1, got -1 to 1"),
         ((torch.zeros(2, 3, 8, 4), torch.zeros(2)), r"train images must be square, got \(8, 4\)"),
         ((torch.zeros(2, 3, 6, 6), torch.zeros(2)), "train and test images must have one shape"),
         (7, "train must be a data set or .images, labels. tensors, got int"),

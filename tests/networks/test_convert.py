@@ -9,6 +9,7 @@ from torch import nn
 from multipde import (
     NetworkConfig,
     PDENet,
+    bake,
     carry_optimizer_state,
     conversion,
     convert,
@@ -135,6 +136,46 @@ def test_second_moments_are_kept_where_the_parameter_is_and_start_anew_elsewhere
         assert "exp_avg_sq" in new.state[moved.classifier.weight]
         moved(images(size=8)).square().mean().backward()
         new.step()
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "Adagrad"])
+@pytest.mark.parametrize("arguments", [{"size": 8, "method": "galerkin"}, {"steps": 6}, {"size": 8}])
+def test_any_optimizer_goes_on_after_a_conversion(kind, arguments):
+    net = network()
+    old = getattr(torch.optim, kind)(net.parameters())
+    net(images()).square().mean().backward()
+    old.step()
+    move = conversion(net, **arguments)
+    moved = move(net)
+    new = getattr(torch.optim, kind)(moved.parameters())
+    carry_optimizer_state(move, net, old, moved, new)
+    moved(images(size=moved.config.size)).square().mean().backward()
+    new.step()
+    assert all(p.isfinite().all() for p in moved.parameters())
+
+
+def test_a_baked_network_takes_other_steps_and_stays_baked():
+    net = network()
+    expected = convert(net, steps=6)(images())
+    baked = convert(bake(copy.deepcopy(net)), steps=6)
+    torch.testing.assert_close(baked(images()), expected)
+    assert not any("parametrizations" in name for name in baked.state_dict())
+
+
+def test_a_shared_weight_is_refused():
+    tied = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="layers must not share a weight, got '0' and '1'"):
+        convert(tied, factor=2)
+
+
+def test_an_error_while_recalibrating_leaves_the_old_statistics():
+    net = network()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="input must have shape"):
+        recalibrate(net, [images(), images()[:, :2]])
+    torch.testing.assert_close(dict(net.state_dict()), dict(before))
+    assert net.opening[1].momentum == 0.1
 
 
 def test_recalibrate_measures_exactly_the_statistics_of_the_images():

@@ -92,8 +92,16 @@ def test_flops_are_those_of_the_convolutions():
     assert 2.5 * expected < count_flops(config, training=True) < 3.01 * expected
 
 
+@pytest.mark.parametrize("coordinates", ["stencil", "beta"])
+def test_flops_are_counted_for_coarse_control_grids_too(coordinates):
+    few, many = small(steps=6, controls=2, coordinates=coordinates), small(steps=6, coordinates=coordinates)
+    assert count_flops(few, training=True) == pytest.approx(count_flops(many, training=True), rel=0.1)
+
+
 def test_config_survives_json_and_deepcopy():
-    config = small(steps=(2, 3), dt=(1.0, 0.5), class_names=tuple("abcdefghij"), mean=(0.1, 0.2, 0.3))
+    config = small(
+        steps=(2, 3), dt=(1.0, 0.5), class_names=tuple("abcdefghij"), mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0)
+    )
     assert NetworkConfig(**json.loads(json.dumps(asdict(config)))) == config
     net = PDENet(config).eval()
     x = torch.randn(1, 3, 8, 8)
@@ -143,8 +151,11 @@ def test_default_networks():
         ({"classes": 0}, "classes must be positive, got 0"),
         ({"activation": "gelu"}, "activation must be one of relu, tanh, identity, got 'gelu'"),
         ({"norm": "batch"}, "norm must be one of tv, none, got 'batch'"),
+        ({"eps": 0.0}, "eps must be positive, got 0.0"),
+        ({"mean": (0.5, 0.5, 0.5)}, "mean and std must be given together"),
+        ({"steps": 2.5}, "steps must be whole numbers, got 2.5"),
         ({"class_names": ("a",)}, "class_names must have 10 entries, got 1"),
-        ({"std": (0.0, 1.0, 1.0)}, "std must be positive"),
+        ({"mean": (0.0,) * 3, "std": (0.0, 1.0, 1.0)}, "std must be positive"),
         ({"reference": 0}, "reference must be positive, got 0"),
     ],
 )

@@ -13,17 +13,21 @@ from multipde import (
     PDENet,
     Schedule,
     TrainSettings,
+    bake,
     convert,
     evaluate,
     load,
     load_data,
+    mesh_size,
     resume,
     save,
+    set_mesh_size,
     train,
 )
 from multipde.training.checkpoint import read_checkpoint
-from multipde.training.loop import Trainer
-from multipde.training.run import next_run_directory, recorded_data
+from multipde.training.log import Log
+from multipde.training.loop import Trainer, initial_network
+from multipde.training.run import _new_trainer, network_for, next_run_directory, recorded_data
 
 NETWORK = NetworkConfig("hamiltonian", (8, 12), 12, steps=2, size=16)
 SCHEDULE = Schedule([Level(8, 2, steps=2), Level(16, 2, steps=4)])
@@ -78,7 +82,7 @@ def test_a_resumed_run_is_the_undisturbed_one(finished, tmp_path, monkeypatch, s
 
     def interrupt(self):
         written(self)
-        if self.progress.checkpoints == stop_after:
+        if self.state.checkpoints == stop_after:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "_write_checkpoint", interrupt)
@@ -133,16 +137,13 @@ def test_the_network_after_a_move_is_the_converted_one(transfer, tmp_path):
     data = load_data("shapes", size=16, **OPTIONS)
     config = replace(NETWORK, class_names=data.class_names, mean=data.mean, std=data.std)
     plan = Schedule([Level(8, 1), Level(16, 1, steps=4)], config)
-    from multipde.training.log import Log
-    from multipde.training.loop import initial_network
-
     net = initial_network(plan.configs()[0], 0)
     settings = TrainSettings(transfer=transfer, calibration_images=100, device="cpu")
     trainer = Trainer(net, plan, data, settings, tmp_path, Log(quiet=True))
     trainer._next_level()
     expected = dict(convert(net, size=16, method=transfer, steps=4).named_parameters())
     assert all(torch.equal(p, expected[name]) for name, p in trainer.net.named_parameters())
-    assert (trainer.progress.index, trainer.progress.epoch) == (1, 0)
+    assert (trainer.state.index, trainer.state.epoch) == (1, 0)
 
 
 def test_a_checkpoint_can_start_a_run_and_is_converted_to_its_first_level(finished, tmp_path):
@@ -153,6 +154,42 @@ def test_a_checkpoint_can_start_a_run_and_is_converted_to_its_first_level(finish
     with pytest.raises(ValueError, match="channels must be that of the checkpoint"):
         run(tmp_path / "c", one, replace(NETWORK, channels=(4, 4)), init=finished.directory)
     assert not (tmp_path / "c").exists()
+
+
+def test_other_steps_keep_the_final_time_of_the_checkpoint(finished, tmp_path):
+    plan = Schedule([Level(16, 1, steps=8)], network_for(None, Schedule([Level(16, 1, steps=8)]), finished.directory))
+    data = load_data("shapes", size=16, **OPTIONS)
+    settings = TrainSettings(calibration_images=100, device="cpu")
+    trainer = _new_trainer(plan, data, settings, tmp_path, Log(quiet=True), finished.directory)
+    assert trainer.net.config.final_times == finished.model.config.final_times == (2.0, 2.0)
+    expected = convert(load(finished.directory), steps=8)
+    assert trainer.net.config == expected.config
+    assert all(torch.equal(p, q) for p, q in zip(trainer.net.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_checkpoint_for_other_classes_is_refused(finished, tmp_path):
+    save(PDENet(replace(NETWORK, classes=7)), tmp_path / "net")
+    with pytest.raises(ValueError, match="data must have the 7 classes of the network"):
+        run(tmp_path / "r", Schedule([Level(8, 1)]), None, init=tmp_path / "net")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_is_not_resumed_on_other_data(finished, tmp_path):
+    (tmp_path / "b").mkdir()
+    record = json.loads((finished.directory / "run.json").read_text())
+    record["data_options"]["num_train"] = 400
+    (tmp_path / "b/run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="data must be those of the run, 500 training images, got 400"):
+        resume(tmp_path / "b")
+
+
+def test_a_network_off_its_mesh_is_neither_saved_nor_converted(tmp_path):
+    net = PDENet(NETWORK)
+    set_mesh_size(net, 1 / 32)
+    for call in (lambda: save(net, tmp_path / "net"), lambda: convert(net, size=8)):
+        with pytest.raises(ValueError, match="network must be on the mesh of its size .16, 16., got mesh size"):
+            call()
+    assert not (tmp_path / "net").exists()
 
 
 def test_a_directory_in_use_is_refused_and_left_alone(finished, tmp_path):
@@ -187,13 +224,13 @@ def test_save_and_load_give_the_same_network_and_refuse_to_overwrite(tmp_path):
         save(net, tmp_path / "net")
 
 
-def test_a_baked_network_is_saved_and_loaded_as_such(tmp_path):
-    from multipde import bake
-
-    net = bake(PDENet(NETWORK)).eval()
+def test_a_baked_network_is_saved_and_comes_back_on_its_mesh(tmp_path):
+    net = bake(PDENet(replace(NETWORK, coordinates="beta"))).eval()
     save(net, tmp_path / "net")
     x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(load(tmp_path / "net")(x), net(x))
+    again = load(tmp_path / "net")
+    torch.testing.assert_close(again(x), net(x))
+    assert mesh_size(again) == 1 / 16
 
 
 def test_free_run_directories_are_numbered(tmp_path, monkeypatch):
@@ -213,7 +250,7 @@ def test_free_run_directories_are_numbered(tmp_path, monkeypatch):
         (lambda d: edit(d, depth=4), "must hold known entries only, got 'depth'"),
         (lambda d: edit(d, channels=[8, 16]), "must hold the weights that config.json describes"),
         (lambda d: edit(d, dynamics=None), "dynamics must be one of"),
-        (lambda d: edit(d, channels=3), "must describe a network"),
+        (lambda d: edit(d, channels=3), "channels must name at least one block, got 3"),
         (lambda d: (d / "model.safetensors").write_bytes(b"abc"), "must be a safetensors file"),
         (lambda d: (d / "model.safetensors").unlink(), "checkpoint must hold model.safetensors and config.json"),
     ],
@@ -239,7 +276,7 @@ def test_what_is_no_directory_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"transfer": "magic"}, "method must be one of"),
+        ({"transfer": "magic"}, "transfer must be one of"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ({"box": -1.0}, "box must not be negative, got -1.0"),
         ({"validation": 0.0}, r"validation must lie in \(0, 1\), got 0.0"),
@@ -267,7 +304,7 @@ def test_nothing_is_written_before_everything_is_checked(settings, message, tmp_
 
 def test_evaluate_checks_data_against_the_model():
     data = load_data("shapes", size=8, **OPTIONS)
-    with pytest.raises(ValueError, match="data must have the model's 3 classes, got 10"):
+    with pytest.raises(ValueError, match="data must have the 3 classes of the network"):
         evaluate(PDENet(replace(NETWORK, classes=3)), data)
     with pytest.raises(ValueError, match="part must be test or train, got 'all'"):
         evaluate(PDENet(NETWORK), data, part="all")

@@ -26,6 +26,11 @@ def test_work_is_counted_by_torch():
     assert shares == [f"{100 * w / sum(expected):.0f} %" for w in expected]
 
 
+def test_without_a_network_work_is_epochs_times_pixels_times_steps():
+    plan = Schedule([Level(8, 2, steps=3), Level(16, 1), Level(16, 1, steps=(2, 4, 6))])
+    assert plan.work() == [2 * 64 * 3, 256 * 3, 256 * 4]
+
+
 def test_printed_numbers_are_those_of_the_levels():
     plan = Schedule(levels_from_lists([8, 16, 32], [3, 6, 3]), preset("cifar10-hamiltonian"))
     header, *rows = [line.split() for line in str(plan).splitlines()]
