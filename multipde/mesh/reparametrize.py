@@ -30,6 +30,13 @@ def stencil_parametrization(layer: nn.Module) -> StencilParametrization | None:
     return last if isinstance(last, StencilParametrization) else None
 
 
+def stored_parameter(layer: nn.Module) -> nn.Parameter:
+    """What the optimizer sees of a layer's stencils: the weight, or p where the layer is reparametrised."""
+    if stencil_parametrization(layer):
+        return layer.parametrizations.weight.original  # pyright: ignore
+    return layer.weight  # pyright: ignore[reportReturnType]
+
+
 def reparametrize(
     module: nn.Module,
     mesh_size: float | Sequence[float],
@@ -166,7 +173,8 @@ def check_unshared(layers: dict[str, nn.Module]) -> None:
     """Raise ValueError if two layers have one weight, which would be moved twice."""
     owner: dict[int, str] = {}
     for name, layer in layers.items():
-        first = owner.setdefault(id(layer.weight), name)
+        held = stored_parameter(layer)
+        first = owner.setdefault(id(held), name)
         if first != name:
             raise ValueError(f"layers must not share a weight, got {first!r} and {name!r} with the same one")
 

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.mesh.reparametrize import bake, check_unshared, mesh_size, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import (
+    bake,
+    check_unshared,
+    mesh_size,
+    stencil_layers,
+    stencil_parametrization,
+    stored_parameter,
+)
 from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import check_factor, check_method, transfer_stencil
 from multipde.networks.controls import interpolation_matrix
@@ -65,7 +72,7 @@ class Conversion:
             [h / f for h, f in zip(p.reference, factor, strict=True)],
         )
         if self.method != "copy":
-            layer.parametrizations.weight.original.copy_(p.right_inverse(new))  # pyright: ignore
+            stored_parameter(layer).copy_(p.right_inverse(new))
 
     def _new_size(self, model: PDENet) -> int | tuple[int, ...]:
         factor = check_factor(self.factor, model.config.dim)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multipde.mesh.reparametrize import stencil_parametrization
+from multipde.mesh.reparametrize import stencil_parametrization, stored_parameter
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import SymmetricLayer
 from multipde.networks.network import PDENet
@@ -74,7 +74,7 @@ def project_to_box(net: PDENet, bound: float = 1.0) -> None:
         if p is None:
             layer.conv.weight.clamp_(-bound, bound)  # pyright: ignore[reportCallIssue]
             continue
-        original: Tensor = layer.conv.parametrizations.weight.original  # pyright: ignore
+        original = stored_parameter(layer.conv)
         if p.coordinates == "stencil":
             original.clamp_(-bound, bound)
         else:

@@ -72,9 +72,9 @@ class Schedule:
     epochs · pixels · steps otherwise.
 
     >>> print(Schedule([Level(16, epochs=4, steps=3), Level(32, epochs=1, steps=3)]))
-    level  size        h  steps  epochs  batch  learning rate  MFLOPs/image   share
-        1    16  0.06250      3       4    125            0.1             -    50 %
-        0    32  0.03125      3       1    125            0.1             -    50 %
+    level  size        h  steps  epochs  batch  learning rate  MFLOPs/image  share
+        1    16  0.06250      3       4    125            0.1             -   50 %
+        0    32  0.03125      3       1    125            0.1             -   50 %
 
     Args:
         levels: at least one.
@@ -163,8 +163,7 @@ class Schedule:
 
     def __str__(self) -> str:
         rows = self.rows()
-        widths = {name: max(len(name), 6, *(len(row[name]) for row in rows)) for name in rows[0]}
-        widths["level"], widths["size"], widths["h"] = 5, 4, 7
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
         lines = ["  ".join(name.rjust(widths[name]) for name in rows[0])]
         lines += ["  ".join(row[name].rjust(widths[name]) for name in row) for row in rows]
         return "\n".join(lines)
