@@ -1,9 +1,10 @@
 """Any module on a mesh: give its convolutions mesh sizes, move them, read their coefficients, go back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from multipde.mesh.parametrization import StencilParametrization
@@ -11,7 +12,7 @@ from multipde.mesh.separable import per_axis
 from multipde.mesh.stencil import check_mesh_size
 
 
-def stencil_layers(module: nn.Module) -> dict[str, nn.Module]:
+def stencil_layers(module: nn.Module) -> dict[str, _ConvNd]:
     """The convolutions that carry derivative stencils: Conv1d/2d/3d, all widths odd, not all one."""
     return {name: layer for name, layer in _convolutions(module).items() if not _reason_to_skip(layer)}
 
@@ -151,13 +152,12 @@ def _parametrizations(module: nn.Module) -> dict[str, StencilParametrization]:
     return found
 
 
-def _convolutions(module: nn.Module) -> dict[str, nn.Module]:
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, kinds)}
+def _convolutions(module: nn.Module) -> dict[str, _ConvNd]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, _ConvNd)}
 
 
-def _reason_to_skip(layer: nn.Module) -> str:
-    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+def _reason_to_skip(layer: _ConvNd) -> str:
+    if isinstance(layer, _ConvTransposeNd):
         return "transposed"
     if all(w == 1 for w in layer.kernel_size):
         return "1x1"
@@ -169,7 +169,7 @@ def _reason_to_skip(layer: nn.Module) -> str:
     return ""
 
 
-def check_unshared(layers: dict[str, nn.Module]) -> None:
+def check_unshared(layers: Mapping[str, _ConvNd]) -> None:
     """Raise ValueError if two layers have one weight, which would be moved twice."""
     owner: dict[int, str] = {}
     for name, layer in layers.items():
@@ -179,7 +179,7 @@ def check_unshared(layers: dict[str, nn.Module]) -> None:
             raise ValueError(f"layers must not share a weight, got {first!r} and {name!r} with the same one")
 
 
-def _trace_strides(module: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> dict[str, tuple[float, ...]]:
+def _trace_strides(module: nn.Module, layers: Mapping[str, _ConvNd], example: Tensor) -> dict[str, tuple[float, ...]]:
     """Ratio of each layer's mesh to that of the example, from the sizes of what reaches it first."""
     sizes: dict[str, tuple[int, ...]] = {}
 

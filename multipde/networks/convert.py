@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from multipde.mesh.reparametrize import (
     bake,
@@ -58,11 +59,11 @@ class Conversion:
         return model
 
     @torch.no_grad()
-    def _move(self, layer: nn.Module) -> None:
-        dim = len(layer.kernel_size)  # pyright: ignore[reportArgumentType]
+    def _move(self, layer: _ConvNd) -> None:
+        dim = len(layer.kernel_size)
         factor = check_factor(self.factor, dim)
         p = stencil_parametrization(layer)
-        weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
+        weight = layer.weight
         if p is None:
             weight.copy_(transfer_stencil(weight, self.method, factor, dim))
             return
@@ -237,7 +238,7 @@ def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]
         h = mesh_size(model)
     except ValueError:
         raise ValueError("factor must be given for a plain module, whose mesh is not known, got size") from None
-    dim = len(next(iter(stencil_layers(model).values())).kernel_size)  # pyright: ignore[reportArgumentType]
+    dim = len(next(iter(stencil_layers(model).values())).kernel_size)
     return tuple(n * v for n, v in zip(per_axis(size, dim, "size"), per_axis(h, dim, "mesh_size"), strict=True))
 
 
