@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import tyro
+
 from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.inspect import Inspect

@@ -1,10 +1,9 @@
 """``multipde train``"""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName
 
 
@@ -12,7 +11,7 @@ from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, M
 class Train(DataOptions):
     """Train a network coarse to fine: small images first, then the network is converted to the next size.
 
-    Without arguments: a complete training on the embedded shapes at 8, 16 and 32 pixels, about two minutes on two
+    Without arguments: a complete training on the embedded shapes at 8, 16 and 32 pixels, about a minute on two
     cores. With CIFAR-10 as image files: multipde train --data folder --root data/cifar10 --amp bf16
     """
 
@@ -38,7 +37,7 @@ class Train(DataOptions):
     """How stencils move to the next level."""
     init: Path | None = None
     """Checkpoint to start from, e.g. a converted one."""
-    run: Annotated[Path | None, tyro.conf.arg(name="run")] = field(default=None)
+    run: Path | None = None
     """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
     resume: bool = False
     """Go on with the run in --run; everything else is taken from its record."""

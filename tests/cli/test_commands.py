@@ -9,11 +9,11 @@ from typing import get_args
 
 import pytest
 import torch
-from multipde.cli import options
-from multipde.cli.main import COMMANDS, main
 
 import multipde
 from multipde import NetworkConfig, PDENet, bake, convert, load, num_weights, save
+from multipde.cli import options
+from multipde.cli.main import COMMANDS, main
 from multipde.data.datasets import DATA_NAMES
 from multipde.mesh.transfer import METHODS
 from multipde.networks.dynamics import DYNAMICS
