@@ -28,8 +28,8 @@ def main() -> None:
     print(f"left alone: {', '.join(f'{name} ({why})' for name, why in skipped_layers(net).items())}")
     beta = coefficients(net)
     print(f"{len(beta)} stencils, the first with β of shape {tuple(beta['conv1'].shape)}")
-    last = net.layer4[1].conv2.parametrizations.weight[0].basis()
-    print(f"the last one lies on a mesh {last.mesh_size[0] / mesh_size(net):.0f} times as wide")
+    last = net.get_submodule("layer4.1.conv2.parametrizations.weight.0")
+    print(f"the last one lies on a mesh {last.basis().mesh_size[0] * 64:.0f} times as wide")  # pyright: ignore
 
     fine = convert(net, size=128, method="rediscretize")
     print(f"converted to h = 1/{1 / mesh_size(fine):.0f}; the original is still at h = 1/{1 / mesh_size(net):.0f}")

@@ -36,7 +36,7 @@ _INDEX = {
 }
 _HOME = {name: module for module, names in _INDEX.items() for name in names}
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 
 

@@ -205,8 +205,8 @@ def _load_torchvision(name: str, root: str | Path | None, download: bool) -> Ima
         raise ValueError(f"root must hold {name}, got none in {root} ({error}); type --download to fetch it") from None
     except OSError as error:
         raise ValueError(f"{name} must be readable or downloadable, got {error}") from None
-    parts = [_stored(part) for part in (train, test)]
-    return _finish(name, *parts, train.classes, parts[0].images.shape[-1])
+    stored = _stored(train)
+    return _finish(name, stored, _stored(test), train.classes, stored.images.shape[-1])
 
 
 def _stored(part: Any) -> TensorImages:

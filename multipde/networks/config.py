@@ -117,7 +117,7 @@ class NetworkConfig:
 
     def _per_block(self, name: str) -> tuple[Any, ...]:
         value = getattr(self, name)
-        return value if isinstance(value, Sequence) else (value,) * self.num_blocks
+        return tuple(value) if isinstance(value, Sequence) else (value,) * self.num_blocks
 
     @property
     def num_blocks(self) -> int:

@@ -88,5 +88,6 @@ def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor) -> Tensor:
 
     Reference: Ruthotto & Haber (2018), eq. (12).
     """
-    ky = CONVOLVE[layer.dim](y, layer.conv.weight, padding=layer.padding)  # pyright: ignore[reportArgumentType]
-    return (velocity.flatten(1).square().sum(1) + (ky * layer.hidden(y, layer.controls())).flatten(1).sum(1)) / 2
+    controls = layer.controls()
+    ky = CONVOLVE[layer.dim](y, controls[0], padding=layer.padding)
+    return (velocity.flatten(1).square().sum(1) + (ky * layer.hidden(y, controls)).flatten(1).sum(1)) / 2

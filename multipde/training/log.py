@@ -60,7 +60,7 @@ class Log:
             return
         columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
         with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task("", total=total, completed=done)
+            task = bar.add_task("", total=total, completed=done)  # pyright: ignore[reportArgumentType]
             yield lambda amount, text: bar.update(task, advance=amount, description=text)
 
 

@@ -233,11 +233,10 @@ class Trainer:
 
     def _write_checkpoint(self) -> None:
         self.state.checkpoints += 1
-        names = {p: name for name, p in self.net.named_parameters()}
         momentum = {
-            names[p]: state["momentum_buffer"].detach().cpu().clone()
-            for p, state in self.optimizer.state.items()
-            if state.get("momentum_buffer") is not None
+            name: self.optimizer.state[p]["momentum_buffer"].detach().cpu().clone()
+            for name, p in self.net.named_parameters()
+            if self.optimizer.state.get(p, {}).get("momentum_buffer") is not None
         }
         trainer = {"state": vars(self.state).copy(), "momentum": momentum}
         write_checkpoint(self.run_dir, self.state.checkpoints, self.net, self.best, trainer)

@@ -17,7 +17,7 @@ def network(**options) -> PDENet:
 
 
 def block_term(net: PDENet, alpha1: float, alpha2: float) -> torch.Tensor:
-    return sum(Regularizer(alpha1, alpha2).block(b) for b in net.blocks)
+    return torch.stack([Regularizer(alpha1, alpha2).block(b) for b in net.blocks]).sum()  # pyright: ignore
 
 
 @pytest.mark.parametrize("factor", [2, 3])

@@ -65,7 +65,7 @@ def test_an_example_traces_strides_and_dilation_widens_the_mesh():
 @pytest.mark.parametrize("reaction", ["121", "141"])
 def test_moving_the_mesh_rediscretises_and_keeps_physical_coefficients(coordinates, reaction):
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 5)).double()
-    old = [c.weight.detach().clone() for c in model]
+    old = [c.weight.detach().clone() for c in model]  # pyright: ignore
     reparametrize(model, 1 / 16, coordinates=coordinates, reaction=reaction)
     beta = coefficients(model)
     set_mesh_size(model, 1 / 24)

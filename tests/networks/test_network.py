@@ -54,7 +54,7 @@ def test_every_block_lies_on_a_mesh_twice_as_wide():
     assert mesh_size(net) == 1 / 32
     for name, layer in stencil_layers(net).items():
         block = int(name.split(".")[1]) if name.startswith("blocks") else 0
-        assert stencil_parametrization(layer).basis().mesh_size == (2**block / 32,) * 2
+        assert stencil_parametrization(layer).basis().mesh_size == (2**block / 32,) * 2  # pyright: ignore
 
 
 def test_rectangles_have_a_mesh_size_per_axis():
@@ -118,7 +118,7 @@ def test_times_scale_with_steps_and_controls():
 def test_order_rms_sees_a_pure_derivative():
     net = PDENet(small())
     conv = net.opening[0]
-    basis = stencil_parametrization(conv).basis()
+    basis = stencil_parametrization(conv).basis()  # pyright: ignore[reportOptionalMemberAccess]
     beta = torch.zeros(4, 3, 3, 3, dtype=torch.float64)
     beta[:, :, 0, 2] = 5.0
     with torch.no_grad():
