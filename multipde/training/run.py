@@ -207,6 +207,8 @@ def network_for(config: NetworkConfig | None, schedule: Schedule, init: str | Pa
 
 def _suit(config: NetworkConfig, images: ImageData, init: str | Path | None) -> NetworkConfig:
     """Classes, input channels and normalisation from the data; a checkpoint must have these classes already."""
+    if config.dim != 2:
+        raise ValueError(f"dim must be 2 for a network that is trained on images, got {config.dim}")
     if init is not None or config.class_names:
         check_classes(config, images)
     return replace(

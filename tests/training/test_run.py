@@ -302,6 +302,12 @@ def test_nothing_is_written_before_everything_is_checked(settings, message, tmp_
     assert not (tmp_path / "r").exists()
 
 
+def test_only_networks_for_images_are_trained_here(tmp_path):
+    with pytest.raises(ValueError, match="dim must be 2 for a network that is trained on images, got 1"):
+        run(tmp_path / "r", network=replace(NETWORK, dim=1))
+    assert not (tmp_path / "r").exists()
+
+
 def test_evaluate_checks_data_against_the_model():
     data = load_data("shapes", size=8, **OPTIONS)
     with pytest.raises(ValueError, match="data must have the 3 classes of the network"):
