@@ -58,7 +58,7 @@ class Train(DataOptions):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
-    """Mixed precision; bf16 is about 1.7 times as fast where the processor has it."""
+    """Mixed precision; bf16 is faster where the processor has it."""
     quiet: bool = False
     """Say nothing."""
 

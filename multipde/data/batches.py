@@ -52,6 +52,11 @@ class Augment:
             return self.crop(self.flip(x))
 
 
+def images_per_epoch(num: int, batch: int) -> int:
+    """How many of the images an epoch of `training_batches` sees: whole batches only, unless there is but one."""
+    return num // batch * batch or num
+
+
 def training_batches(
     images: ImageSet,
     indices: Tensor,
@@ -74,8 +79,7 @@ def training_batches(
         - each: images (batch, C, size, size), labels (batch,)
     """
     order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
-    if len(order) > batch:
-        order = order[: len(order) // batch * batch]
+    order = order[: images_per_epoch(len(order), batch)]
     for i, (x, labels) in enumerate(images.batches(size, order, batch, device)):
         x = normalize(x)
         if augment is not None:

@@ -235,7 +235,7 @@ def _stl(root: str, download: bool) -> tuple[Any, Any]:
 _TORCHVISION = {"cifar10": _cifar("CIFAR10"), "cifar100": _cifar("CIFAR100"), "stl10": _stl}
 
 
-def _from_pair(pair: Sequence[Any], name: str = "own") -> ImageData:
+def _from_pair(pair: Sequence[Any]) -> ImageData:
     train, test = (_as_tensors(part, which) for part, which in zip(pair, ("train", "test"), strict=True))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(
@@ -247,7 +247,7 @@ def _from_pair(pair: Sequence[Any], name: str = "own") -> ImageData:
     names = getattr(pair[0], "classes", None) or [str(k) for k in range(num_classes)]
     if labels.min() < 0 or num_classes > len(names):
         raise ValueError(f"labels must lie in 0..{len(names) - 1}, got {int(labels.min())} to {num_classes - 1}")
-    return _finish(name, train, test, names, train.images.shape[-1])
+    return _finish("own", train, test, names, train.images.shape[-1])
 
 
 def _as_tensors(part: Any, which: str) -> TensorImages:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from multipde.mesh.modes import evaluation_mode
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.separable import per_axis
 from multipde.mesh.stencil import check_mesh_size
@@ -190,16 +191,12 @@ def _trace_strides(module: nn.Module, layers: Mapping[str, _ConvNd], example: Te
         return hook
 
     handles = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
-    training = {m: m.training for m in module.modules()}
     try:
-        module.eval()
-        with torch.no_grad():
+        with evaluation_mode(module), torch.no_grad():
             module(example)
     finally:
         for handle in handles:
             handle.remove()
-        for m, flag in training.items():
-            m.training = flag
     full = tuple(example.shape[2:])
     return {
         name: tuple(_nearest_ratio(f, s) for f, s in zip(full, size, strict=True))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from multipde.mesh.modes import evaluation_mode
 from multipde.mesh.reparametrize import (
     bake,
     check_unshared,
@@ -155,7 +156,8 @@ def carry_optimizer_state(
     """
     old = {name: (p, old_optimizer.state.get(p, {})) for name, p in old_model.named_parameters()}
     only_momentum = all(set(state) <= set(LINEAR_STATE) for _, state in old.values())
-    moved = {key: _moved_state(conversion, old_model, old, key) for key in LINEAR_STATE if _has(old, key)}
+    linear = [key for key in LINEAR_STATE if only_momentum and _has(old, key)]
+    moved = {key: _moved_state(conversion, old_model, old, key) for key in linear}
     for name, p in new_model.named_parameters():
         if only_momentum:
             for key, values in moved.items():  # fused optimizers need the layout of the parameter
@@ -203,19 +205,18 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
         ValueError: no batch was given.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    training = {m: m.training for m in model.modules()}
     momentum = [m.momentum for m in norms]
     saved = [copy.deepcopy(m.state_dict()) for m in norms]
     num_batches = 0
     try:
-        model.eval()
-        for m in norms:
-            m.reset_running_stats()
-            m.momentum = None
-            m.train()
-        for images in batches if norms else ():
-            model(images)
-            num_batches += 1
+        with evaluation_mode(model):
+            for m in norms:
+                m.reset_running_stats()
+                m.momentum = None
+                m.train()
+            for images in batches if norms else ():
+                model(images)
+                num_batches += 1
         if norms and not num_batches:
             raise ValueError("batches must hold at least one batch of images, got none")
     except BaseException:
@@ -225,8 +226,6 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     finally:
         for m, value in zip(norms, momentum, strict=True):
             m.momentum = value
-        for m, flag in training.items():
-            m.training = flag
     return len(norms)
 
 

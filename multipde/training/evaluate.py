@@ -12,6 +12,7 @@ from torch.nn import functional
 from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.images import Batch
+from multipde.mesh.modes import evaluation_mode
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet, count_flops
 
@@ -89,22 +90,18 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_batches(model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off") -> Metrics:
-    """Accuracy and cross entropy over batches that are ready for the model; its training flag stays."""
+    """Accuracy and cross entropy over batches that are ready for the model; training flags stay."""
     start = time.perf_counter()
-    training = model.training
-    model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num = 0
-    try:
+    with evaluation_mode(model):
         for x, labels in batches:
             with autocast(device, amp):
                 scores = model(x)
             loss += functional.cross_entropy(scores.float(), labels, reduction="sum")
             correct += (scores.argmax(1) == labels).sum()
             num += len(labels)
-    finally:
-        model.train(training)
     if not num:
         raise ValueError("batches must hold at least one image, got none")
     return Metrics(correct.item() / num, loss.item() / num, num, time.perf_counter() - start)
@@ -124,6 +121,14 @@ def check_classes(config: NetworkConfig, images: ImageData) -> None:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def place(net: PDENet, device: torch.device) -> PDENet:
+    """The network moved to the device, in the memory layout that is fastest there."""
+    net.to(device)
+    if net.config.dim == 2:
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return net
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -1,5 +1,6 @@
 """Coarse to fine: train a level, convert the network, train the next."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,14 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from multipde.data.batches import Augment, Normalize, drawn_images, evaluation_batches, training_batches
+from multipde.data.batches import (
+    Augment,
+    Normalize,
+    drawn_images,
+    evaluation_batches,
+    images_per_epoch,
+    training_batches,
+)
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.seeds import stream_seed
 from multipde.networks.config import NetworkConfig
 from multipde.networks.convert import carry_optimizer_state, conversion, recalibrate
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import write_checkpoint
-from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches
+from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, place
 from multipde.training.log import Advance, Log
 from multipde.training.regularization import Regularizer, project_to_box
 from multipde.training.schedule import Level, Schedule
@@ -68,7 +76,7 @@ class Trainer:
         self.train_indices, self.validation_indices = split_indices(len(data.train), settings.seed, settings.validation)
         self.normalize = Normalize(net.config.mean, net.config.std)
         self.regularizer = Regularizer(settings.alpha1, settings.alpha2)
-        self.net = self.place(net)
+        self.net = place(net, self.device)
         self.optimizer = self._make_optimizer(self.net)
         self.state = TrainState()
         self.best: dict[str, Tensor] = {}
@@ -77,7 +85,7 @@ class Trainer:
         """All that is left of the schedule; the best weights at the last level."""
         per_image = self.schedule.flops()
         total = sum(
-            level.epochs * f * _images_per_epoch(len(self.train_indices), level.batch)
+            level.epochs * f * images_per_epoch(len(self.train_indices), level.batch)
             for level, f in zip(self.schedule.levels, per_image, strict=True)
         )
         with self.log.progress(total, self.state.flops) as advance:
@@ -106,13 +114,6 @@ class Trainer:
         batches = evaluation_batches(self.data.train, indices, size, 250, self.device, self.normalize)
         return evaluate_batches(self.net, batches, self.device, self.settings.amp)
 
-    def place(self, net: PDENet) -> PDENet:
-        """The network on the device, in the layout that is fastest there."""
-        net.to(self.device)
-        if net.config.dim == 2:
-            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        return net
-
     def _make_optimizer(self, net: PDENet) -> torch.optim.SGD:
         fused = self.device.type in ("cpu", "cuda")
         return torch.optim.SGD(net.parameters(), lr=0.1, momentum=self.settings.momentum, fused=fused)
@@ -121,7 +122,7 @@ class Trainer:
         p, started = self.state, time.perf_counter()
         loss, accuracy, num_images = self._train_epoch(level, flops, advance)
         seconds = time.perf_counter() - started
-        if not torch.isfinite(torch.tensor(loss)):
+        if not math.isfinite(loss):
             raise ValueError(
                 f"loss must stay finite, got {loss} at size {level.size}, epoch {p.epoch + 1}; type a smaller "
                 f"--learning-rate than {level.learning_rate:g}"
@@ -172,14 +173,14 @@ class Trainer:
             key=key,
             augment=augment,
         )
-        num_batches = max(1, len(self.train_indices) // level.batch)
+        num_planned = images_per_epoch(len(self.train_indices), level.batch)
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         num_images = 0
         self.net.train()
-        for i, (x, labels) in enumerate(batches):
+        for x, labels in batches:
             for group in self.optimizer.param_groups:
-                group["lr"] = level.rate((p.epoch + i / num_batches) / level.epochs)
+                group["lr"] = level.rate((p.epoch + num_images / num_planned) / level.epochs)
             with autocast(self.device, s.amp):
                 scores = self.net(x)
             loss = functional.cross_entropy(scores.float(), labels)
@@ -203,7 +204,7 @@ class Trainer:
         target = self.schedule.configs()[p.index + 1]
         move = conversion(self.net, size=level.size, method=self.settings.transfer, steps=target.block_steps)
         old_net, old_optimizer = self.net, self.optimizer
-        self.net = self.place(move(old_net))  # pyright: ignore[reportArgumentType]
+        self.net = place(move(old_net), self.device)  # pyright: ignore[reportArgumentType]
         self.optimizer = self._make_optimizer(self.net)
         carry_optimizer_state(move, old_net, old_optimizer, self.net, self.optimizer)
         moved = self.validate(level.size, MOVE_IMAGES).accuracy
@@ -240,11 +241,6 @@ class Trainer:
         }
         trainer = {"state": vars(self.state).copy(), "momentum": momentum}
         write_checkpoint(self.run_dir, self.state.checkpoints, self.net, self.best, trainer)
-
-
-def _images_per_epoch(num: int, batch: int) -> int:
-    """Whole batches only, unless there is but one."""
-    return num // batch * batch or num
 
 
 def initial_network(config: NetworkConfig, seed: int) -> PDENet:

@@ -12,7 +12,7 @@ from multipde.data.datasets import ImageData, load_data
 from multipde.networks.convert import convert, recalibrate
 from multipde.networks.network import PDENet, count_flops
 from multipde.training.checkpoint import check_new, load, save
-from multipde.training.evaluate import Metrics, check_classes, choose_device, evaluate_batches
+from multipde.training.evaluate import Metrics, check_classes, choose_device, evaluate_batches, place
 from multipde.training.log import Log
 from multipde.training.loop import MOVE_IMAGES
 from multipde.training.settings import TrainSettings
@@ -136,9 +136,7 @@ def _data_for(net: PDENet, data: DataSource, size: int) -> ImageData:
 
 def _test(net: Any, images: ImageData, indices: Tensor, size: int, device: torch.device, amp: str) -> Metrics:
     """Accuracy and speed after one batch to warm up."""
-    net.to(device)
-    if net.config.dim == 2:
-        net.to(memory_format=torch.channels_last)
+    place(net, device)
     for part in (indices[:250], indices):
         batches = evaluation_batches(images.test, part, size, 250, device, _normalize(net))
         metrics = evaluate_batches(net, batches, device, amp)

@@ -26,7 +26,7 @@ from multipde.training.checkpoint import (
     write_network,
     write_text,
 )
-from multipde.training.evaluate import check_classes, evaluate_batches
+from multipde.training.evaluate import check_classes, evaluate_batches, place
 from multipde.training.log import Log, read_metrics
 from multipde.training.loop import Trainer, initial_network
 from multipde.training.schedule import Level, Schedule
@@ -238,7 +238,7 @@ def _taken_up(init: str | Path, start: NetworkConfig, trainer: Trainer) -> PDENe
     if net.config.sizes == start.sizes and net.config.block_steps == start.block_steps:
         return net
     net = convert(net, size=start.size, method=trainer.settings.transfer, steps=start.block_steps)
-    recalibrate(trainer.place(net), trainer.calibration_images(start.sizes[0], 0))  # pyright: ignore
+    recalibrate(place(net, trainer.device), trainer.calibration_images(start.sizes[0], 0))  # pyright: ignore
     return net  # pyright: ignore[reportReturnType]
 
 

@@ -308,6 +308,14 @@ def test_only_networks_for_images_are_trained_here(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_evaluating_keeps_the_training_flag_of_every_part():
+    net = PDENet(NETWORK).train()
+    net.opening[1].eval()  # a frozen BatchNorm
+    flags = [m.training for m in net.modules()]
+    evaluate(net, load_data("shapes", size=16, **OPTIONS), num_images=50, device="cpu")
+    assert [m.training for m in net.modules()] == flags
+
+
 def test_evaluate_checks_data_against_the_model():
     data = load_data("shapes", size=8, **OPTIONS)
     with pytest.raises(ValueError, match="data must have the 3 classes of the network"):
