@@ -142,7 +142,10 @@ def bake(module: nn.Module) -> nn.Module:
         ValueError: a plain module.
     """
     for name in _parametrizations(module):
-        parametrize.remove_parametrizations(module.get_submodule(name), "weight", leave_parametrized=True)
+        layer = module.get_submodule(name)
+        own = {k: v for k, v in vars(type(layer)).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(type(layer).__name__, type(layer).__bases__, own)  # torch strips the class, which copies share
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return module
 
 

@@ -1,4 +1,4 @@
-"""Maps of stencils between meshes. Every method scales the derivative terms; the table says by what."""
+"""Maps of stencils between meshes: one matrix on the taps for each. Fixed methods are rows of a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +29,9 @@ METHODS = {
     "galerkin": Method(1, "141"),
 }
 
+CALIBRATED = ("calibrated", "calibrated_full")
+"""Methods whose map is measured on images, layer by layer: see `multipde.calibrate`."""
+
 
 def order_scales(method: str, width: Sequence[int], factor: Sequence[float]) -> Tensor:
     """The scale of every derivative term: s[k1, ..., kd] = Π_a factor_a^(exponent · k_a).
@@ -43,7 +46,7 @@ def order_scales(method: str, width: Sequence[int], factor: Sequence[float]) -> 
     Shape:
         - result: width, float64
     """
-    check_method(method)
+    check_fixed(method)
     scales = torch.ones((), dtype=torch.float64)
     for w, f in zip(width, factor, strict=True):
         axis = f ** (METHODS[method].exponent * torch.arange(w, dtype=torch.float64))
@@ -51,16 +54,39 @@ def order_scales(method: str, width: Sequence[int], factor: Sequence[float]) -> 
     return scales
 
 
-def scale_orders(stencil: Tensor, scales: Tensor, reaction: str = "121") -> Tensor:
-    """θ' = A diag(s) A⁻¹ θ in pixel units, in float64, returned as the stencil came.
+def scaling_matrix(scales: Tensor, reaction: str = "121") -> Tensor:
+    """A diag(s) A⁻¹ in pixel units: the map of the taps that multiplies every derivative term by its scale.
 
     Shape:
-        - stencil, result: (*, *width)
         - scales: width
+        - result: (n, n), float64, n the number of taps
     """
-    basis = StencilBasis(tuple(scales.shape), scales.dim(), 1.0, reaction)
-    beta = basis.to_beta(stencil.to("cpu", torch.float64))
-    return basis.to_stencil(beta * scales).to(stencil)
+    basis = StencilBasis(tuple(scales.shape), scales.dim(), 1.0, reaction).matrix
+    return torch.linalg.solve(basis.T, (basis * scales.flatten().to(basis)).T).T
+
+
+def map_stencil(matrix: Tensor, stencil: Tensor) -> Tensor:
+    """θ' = M θ on the taps of every (out, in) pair, in float64, returned as the stencil came.
+
+    Shape:
+        - matrix: (n, n)
+        - stencil, result: (out channels, in channels, *width), n = product of the widths
+    """
+    flat = stencil.to("cpu", torch.float64).reshape(-1, len(matrix))
+    return (flat @ matrix.T).view(stencil.shape).to(stencil)
+
+
+def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], reaction: str = "121") -> Tensor:
+    """The matrix M of a fixed method on the taps, θ' = M θ; the identity exactly where nothing is to be moved.
+
+    Shape:
+        - result: (n, n), float64, n the number of taps
+    """
+    check_fixed(method)
+    scales = order_scales(method, width, factor)
+    if bool((scales == 1).all()):
+        return torch.eye(scales.numel(), dtype=torch.float64)
+    return scaling_matrix(scales, METHODS[method].reaction or reaction)
 
 
 def transfer_stencil(
@@ -87,22 +113,28 @@ def transfer_stencil(
         - stencil, result: (*, *width)
 
     Raises:
-        ValueError: an unknown method, a factor that is not positive.
+        ValueError: an unknown method, or one that needs images; a factor that is not positive.
 
     Reference: Ruthotto & Haber (2018), section 2.2; Haber, Ruthotto & Holtham (2017), section 3.
     """
-    check_method(method)
+    check_fixed(method)
     factors = check_factor(factor, dim)
-    if method == "copy" or all(f == 1 for f in factors):
+    if METHODS[method].exponent == 0 or all(f == 1 for f in factors):
         return stencil.clone()
-    scales = order_scales(method, stencil.shape[-dim:], factors)
-    return scale_orders(stencil, scales, METHODS[method].reaction or reaction)
+    return map_stencil(transfer_matrix(method, stencil.shape[-dim:], factors, reaction), stencil)
 
 
 def check_method(method: str, name: str = "method") -> None:
+    """Raise ValueError for a method that is neither in the table nor calibrated."""
+    if method not in (*METHODS, *CALIBRATED):
+        raise ValueError(f"{name} must be one of {', '.join((*METHODS, *CALIBRATED))}, got {method!r}")
+
+
+def check_fixed(method: str) -> None:
     """Raise ValueError for a method that is not in the table."""
-    if method not in METHODS:
-        raise ValueError(f"{name} must be one of {', '.join(METHODS)}, got {method!r}")
+    check_method(method)
+    if method in CALIBRATED:
+        raise ValueError(f"method must be one of {', '.join(METHODS)} where there are no images, got {method!r}")
 
 
 def check_factor(factor: float | Sequence[float], dim: int) -> tuple[float, ...]:

@@ -1,15 +1,13 @@
-"""Whole networks between meshes: stencils, time grid, optimizer state, BatchNorm statistics."""
+"""Whole networks between meshes: every stencil by its map, and the time grid."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from multipde.mesh.modes import evaluation_mode
 from multipde.mesh.reparametrize import (
     bake,
     check_unshared,
@@ -19,7 +17,8 @@ from multipde.mesh.reparametrize import (
     stored_parameter,
 )
 from multipde.mesh.separable import per_axis
-from multipde.mesh.transfer import check_factor, check_method, transfer_stencil
+from multipde.mesh.transfer import CALIBRATED, METHODS, check_factor, check_method, map_stencil, transfer_matrix
+from multipde.networks.calibration import Calibration, calibrate
 from multipde.networks.controls import interpolation_matrix
 from multipde.networks.dynamics import Block
 from multipde.networks.network import PDENet
@@ -34,24 +33,43 @@ class Conversion:
 
     Args:
         factor: new size / old size, one number or one per axis.
-        method: a key of `multipde.mesh.transfer.METHODS`.
+        method: ``"copy"``, ``"rediscretize"``, ``"galerkin"``, or what was calibrated.
         steps: new numbers of time steps of a `PDENet`, None to keep them.
+        calibration: of a calibrated method.
+        keep_reference: the stored parameter stays, and its reference mesh with it, so that the stencils follow by
+            rediscretisation and nothing moves that an optimizer sees; the method then has no say.
     """
 
     factor: float | tuple[float, ...] = 1.0
     method: str = "copy"
     steps: int | tuple[int, ...] | None = None
+    calibration: Calibration | None = None
+    keep_reference: bool = False
 
     def __call__(self, model: nn.Module) -> nn.Module:
+        return self._applied(model, lambda matrix: matrix)
+
+    def dual(self, model: nn.Module) -> nn.Module:
+        """The network whose stencils were mapped by M⁻ᵀ instead of M, as gradients are.
+
+        Raises:
+            ValueError: the number of steps changes, for which M has no inverse.
+        """
+        if isinstance(model, PDENet) and self.steps not in (None, model.config.steps, model.config.block_steps):
+            raise ValueError(f"steps must stay for the dual map, got {self.steps}")
+        return self._applied(model, lambda matrix: torch.linalg.inv(matrix).T)
+
+    def _applied(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
         check_method(self.method)
         check_unshared(stencil_layers(model))
         if isinstance(model, PDENet):
             model.check_mesh()
         model = copy.deepcopy(model)
-        for layer in stencil_layers(model).values():
-            self._move(layer)
+        for name, layer in stencil_layers(model).items():
+            self._move(name, layer, change)
         if isinstance(model, PDENet):
-            model.config = model.config.on_mesh(self._new_size(model))
+            new, old = model.config.on_mesh(self._new_size(model)), model.config
+            model.config = replace(new, reference=old.references) if self.keep_reference else new
             _settle_mesh(model)
             if self.steps is not None:
                 model = _with_steps(model, self.steps)
@@ -60,21 +78,31 @@ class Conversion:
         return model
 
     @torch.no_grad()
-    def _move(self, layer: _ConvNd) -> None:
-        dim = len(layer.kernel_size)
-        factor = check_factor(self.factor, dim)
+    def _move(self, name: str, layer: _ConvNd, change: Callable[[Tensor], Tensor]) -> None:
+        factor = check_factor(self.factor, len(layer.kernel_size))
         p = stencil_parametrization(layer)
-        weight = layer.weight
-        if p is None:
-            weight.copy_(transfer_stencil(weight, self.method, factor, dim))
+        if p is not None and self.keep_reference:
+            p.move([h / f for h, f in zip(p.mesh_size, factor, strict=True)], p.reference)
             return
-        new = transfer_stencil(weight, self.method, factor, dim, p.reaction)
+        matrix = self._matrix(name, layer, factor, p.reaction if p else "121")
+        new = layer.weight if matrix is None else map_stencil(change(matrix), layer.weight)
+        if p is None:
+            layer.weight.copy_(new)
+            return
         p.move(
             [h / f for h, f in zip(p.mesh_size, factor, strict=True)],
             [h / f for h, f in zip(p.reference, factor, strict=True)],
         )
-        if self.method != "copy":
+        if matrix is not None:
             stored_parameter(layer).copy_(p.right_inverse(new))
+
+    def _matrix(self, name: str, layer: _ConvNd, factor: tuple[float, ...], reaction: str) -> Tensor | None:
+        """M of a layer, None for the identity."""
+        if self.calibration is not None:
+            return self.calibration.matrices[name]
+        if METHODS[self.method].exponent == 0 or all(f == 1 for f in factor):
+            return None
+        return transfer_matrix(self.method, layer.kernel_size, factor, reaction)
 
     def _new_size(self, model: PDENet) -> int | tuple[int, ...]:
         factor = check_factor(self.factor, model.config.dim)
@@ -92,6 +120,7 @@ def convert(
     factor: float | Sequence[float] | None = None,
     method: str | None = None,
     steps: int | Sequence[int] | None = None,
+    calibration: Tensor | None = None,
 ) -> nn.Module:
     """A trained network for images of another size, as a new module; the given one stays as it is.
 
@@ -102,16 +131,18 @@ def convert(
         model: any module, reparametrised or plain.
         size: new image size, one number or one per axis; needs a `PDENet` or a reparametrised module.
         factor: instead of the size, new size / old size: 2 is finer, 0.5 coarser.
-        method: ``"copy"``, ``"rediscretize"`` or ``"galerkin"``, see `transfer_stencil`; copy if left out.
+        method: ``"copy"``, ``"rediscretize"`` or ``"galerkin"``, see `transfer_stencil`; ``"calibrated"`` or
+            ``"calibrated_full"``, see `calibrate`. Left out: calibrated where there are images, copy elsewhere.
         steps: of a `PDENet`, one number or one per block; T stays and the controls are interpolated.
+        calibration: a few hundred images as the model takes them, on the finer of the two meshes.
 
     Raises:
         ValueError: both or none of size, factor and steps; a size where the mesh is not known; a size that the
-            network cannot have; an unknown method.
+            network cannot have; an unknown method; a calibrated one without images.
 
     Reference: Ruthotto & Haber (2018), section 2.2; Haber, Ruthotto & Holtham (2017).
     """
-    return conversion(model, size=size, factor=factor, method=method, steps=steps)(model)
+    return conversion(model, size=size, factor=factor, method=method, steps=steps, calibration=calibration)(model)
 
 
 def conversion(
@@ -121,112 +152,28 @@ def conversion(
     factor: float | Sequence[float] | None = None,
     method: str | None = None,
     steps: int | Sequence[int] | None = None,
+    calibration: Tensor | None = None,
 ) -> Conversion:
     """The map that `convert` applies, kept for the optimizer state. Arguments and errors as there."""
     if size is not None and factor is not None:
         raise ValueError(f"factor must be left out where size is given, got size={size} and factor={factor}")
     if size is None and factor is None and steps is None:
         raise ValueError("size, factor or steps must be given, got none of them")
-    if method is not None:
-        check_method(method)
+    chosen = method or ("copy" if calibration is None else "calibrated")
+    check_method(chosen)
     if size is not None:
         if min(size if isinstance(size, Sequence) else [size]) < 1:
             raise ValueError(f"size must be positive, got {size}")
         factor = _factor_to(model, size)
     moved = 1.0 if factor is None else tuple(factor) if isinstance(factor, Sequence) else float(factor)
-    return Conversion(moved, method or "copy", tuple(steps) if isinstance(steps, Sequence) else steps)
-
-
-def carry_optimizer_state(
-    conversion: Conversion,
-    old_model: nn.Module,
-    old_optimizer: torch.optim.Optimizer,
-    new_model: nn.Module,
-    new_optimizer: torch.optim.Optimizer,
-) -> None:
-    """Move an optimizer's state with the network, by parameter name.
-
-    Momentum moves by the linear map of the parameters themselves, v' = L v: then (p - lr v)' = p' - lr v'. An optimizer
-    that keeps more than momentum (second moments, which are no linear quantity) is carried for the parameters that the
-    conversion leaves as they are; the others start anew.
-
-    Args:
-        new_model: what ``conversion(old_model)`` gave.
-        new_optimizer: a fresh optimizer of the same kind over the parameters of the new model.
-    """
-    old = {name: (p, old_optimizer.state.get(p, {})) for name, p in old_model.named_parameters()}
-    only_momentum = all(set(state) <= set(LINEAR_STATE) for _, state in old.values())
-    linear = [key for key in LINEAR_STATE if only_momentum and _has(old, key)]
-    moved = {key: _moved_state(conversion, old_model, old, key) for key in linear}
-    for name, p in new_model.named_parameters():
-        if only_momentum:
-            for key, values in moved.items():  # fused optimizers need the layout of the parameter
-                new_optimizer.state[p][key] = torch.empty_like(p).copy_(values[name])
-        elif name in old and old[name][1] and torch.equal(p.detach().cpu(), old[name][0].detach().cpu()):
-            new_optimizer.state[p] = {
-                key: torch.empty_like(p).copy_(v) if isinstance(v, Tensor) and v.shape == p.shape else copy.deepcopy(v)
-                for key, v in old[name][1].items()
-            }
-
-
-def _has(old: dict[str, tuple[nn.Parameter, dict]], key: str) -> bool:
-    return any(state.get(key) is not None for _, state in old.values())
-
-
-@torch.no_grad()
-def _moved_state(
-    conversion: Conversion, model: nn.Module, old: dict[str, tuple[nn.Parameter, dict]], key: str
-) -> dict[str, Tensor]:
-    """The conversion applied to a copy of the model that holds the momentum in place of the parameters."""
-    holder = copy.deepcopy(model)
-    for name, p in holder.named_parameters():
-        buffer = old[name][1].get(key)
-        p.zero_() if buffer is None else p.copy_(buffer)
-    return {name: p.detach() for name, p in conversion(holder).named_parameters()}
-
-
-LINEAR_STATE = ("momentum_buffer", "exp_avg")
-"""State of torch's optimizers that is a running mean of gradients."""
-
-
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Measure the statistics of every BatchNorm layer anew: cumulative means over the batches.
-
-    Only these statistics change; weights and the training flags stay.
-
-    Args:
-        batches: images as the model takes them, a few hundred in all.
-
-    Returns:
-        How many layers were measured.
-
-    Raises:
-        ValueError: no batch was given.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momentum = [m.momentum for m in norms]
-    saved = [copy.deepcopy(m.state_dict()) for m in norms]
-    num_batches = 0
-    try:
-        with evaluation_mode(model):
-            for m in norms:
-                m.reset_running_stats()
-                m.momentum = None
-                m.train()
-            for images in batches if norms else ():
-                model(images)
-                num_batches += 1
-        if norms and not num_batches:
-            raise ValueError("batches must hold at least one batch of images, got none")
-    except BaseException:
-        for m, state in zip(norms, saved, strict=True):
-            m.load_state_dict(state)
-        raise
-    finally:
-        for m, value in zip(norms, momentum, strict=True):
-            m.momentum = value
-    return len(norms)
+    blocks = tuple(steps) if isinstance(steps, Sequence) else steps
+    if chosen not in CALIBRATED:
+        return Conversion(moved, chosen, blocks)
+    if calibration is None:
+        raise ValueError(f"calibration must hold images for the method {chosen!r}, got None")
+    if factor is None or (isinstance(model, PDENet) and not stencil_layers(model)):
+        return Conversion(moved, "copy", blocks)
+    return Conversion(moved, chosen, blocks, calibrate(model, moved, calibration, chosen))
 
 
 def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]:

@@ -1,5 +1,7 @@
 """The parts of a PDE network: TV norm (9), symmetric layer (7), residual layer (1), opening and connector."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -50,10 +52,14 @@ def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
     return torch.addcmul(bias.view(shape).to(y.dtype), y * inverse, scale.view(shape).to(y.dtype))
 
 
-class _ControlledLayer(nn.Module):
-    """A layer F(θ, y) whose controls θ can be given from outside, so that they may live on another time grid."""
+class ControlledLayer(nn.Module):
+    """A layer F(θ, y) whose controls θ can be given from outside, so that they may live on another time grid.
+
+    ``watch`` is called with a convolution of the layer and what reaches it, each time before it is applied.
+    """
 
     conv: nn.Module
+    watch: Callable[[nn.Module, Tensor], None] | None = None
 
     def __init__(self, channels: int, width: int, dim: int, norm: str, activation: str, eps: float):
         super().__init__()
@@ -72,6 +78,8 @@ class _ControlledLayer(nn.Module):
 
     def hidden(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
         """σ(N(K y))."""
+        if self.watch is not None:
+            self.watch(self.conv, y)
         z = CONVOLVE[self.dim](y, controls[0], padding=self.padding)
         if self.norm is not None:
             z = tv_norm(z, controls[1], controls[2], self.eps)
@@ -84,7 +92,7 @@ class _ControlledLayer(nn.Module):
         return self.evaluate(y, self.controls())
 
 
-class SymmetricLayer(_ControlledLayer):
+class SymmetricLayer(ControlledLayer):
     """The symmetric layer, eq. (7).
 
         F(y) = -Kᵀ σ(N(K y))
@@ -113,7 +121,7 @@ class SymmetricLayer(_ControlledLayer):
         return -CONVOLVE_TRANSPOSED[self.dim](self.hidden(y, controls), controls[0], padding=self.padding)
 
 
-class ResidualLayer(_ControlledLayer):
+class ResidualLayer(ControlledLayer):
     """The layer of a plain ResNet, eq. (1), with two independent convolutions: F(y) = K₂ σ(N(K₁ y)).
 
     Args and shapes as for `SymmetricLayer`.
@@ -132,7 +140,10 @@ class ResidualLayer(_ControlledLayer):
 
     def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
         """F(θ, y) for given controls."""
-        return CONVOLVE[self.dim](self.hidden(y, controls), controls[-1], padding=self.padding)
+        z = self.hidden(y, controls)
+        if self.watch is not None:
+            self.watch(self.conv2, z)
+        return CONVOLVE[self.dim](z, controls[-1], padding=self.padding)
 
 
 class Opening(nn.Sequential):

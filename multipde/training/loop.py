@@ -21,8 +21,10 @@ from multipde.data.batches import (
 )
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.seeds import stream_seed
+from multipde.networks.calibration import recalibrate
 from multipde.networks.config import NetworkConfig
-from multipde.networks.convert import carry_optimizer_state, conversion, recalibrate
+from multipde.networks.convert import conversion
+from multipde.networks.momentum import carry_optimizer_state
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import write_checkpoint
 from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, place

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from multipde.data.batches import Normalize, drawn_images, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
-from multipde.networks.convert import convert, recalibrate
+from multipde.networks.calibration import recalibrate
+from multipde.networks.convert import convert
 from multipde.networks.network import PDENet, count_flops
 from multipde.training.checkpoint import check_new, load, save
 from multipde.training.evaluate import Metrics, check_classes, choose_device, evaluate_batches, place

@@ -12,8 +12,9 @@ import torch
 
 from multipde.data.batches import evaluation_batches
 from multipde.data.datasets import ImageData, load_data
+from multipde.networks.calibration import recalibrate
 from multipde.networks.config import NetworkConfig, default_network
-from multipde.networks.convert import convert, recalibrate
+from multipde.networks.convert import convert
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import (
     FORMAT,
