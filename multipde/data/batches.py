@@ -52,39 +52,64 @@ class Augment:
             return self.crop(self.flip(x))
 
 
-def images_per_epoch(num: int, batch: int) -> int:
-    """How many of the images an epoch of `training_batches` sees: whole batches only, unless there is but one."""
-    return num // batch * batch or num
+def images_per_epoch(num: int, batch: int, share: float = 1.0) -> int:
+    """How many of the images an epoch of `training_batches` sees: whole batches only, unless there is but one.
+
+    Args:
+        share: of the epoch, rounded to whole batches, at least one.
+    """
+    return max(1, round(num // batch * share)) * batch if num >= batch else num
 
 
 def training_batches(
     images: ImageSet,
     indices: Tensor,
-    size: int,
+    sizes: Sequence[tuple[int, float]],
     batch: int,
     device: torch.device,
     normalize: Normalize,
     *,
     key: tuple[int | str, ...],
-    augment: Augment | None = None,
+    augment: bool = False,
+    share: float = 1.0,
 ) -> Iterator[Batch]:
     """One epoch in random order; a last batch that is not full is dropped, unless it is the only one.
 
     Args:
         indices: the images to train on.
+        sizes: image sides, each with its share of the batches; which batch has which is drawn at random.
         key: name of the random stream of this epoch.
-        augment: None for the images as they are.
+        augment: flip, pad and crop.
+        share: of the epoch.
 
     Shape:
         - each: images (batch, C, size, size), labels (batch,)
     """
     order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
-    order = order[: images_per_epoch(len(order), batch)]
-    for i, (x, labels) in enumerate(images.batches(size, order, batch, device)):
+    order = order[: images_per_epoch(len(order), batch, share)]
+    drawn = _drawn_sizes(sizes, -(-len(order) // batch), key)
+    parts = order.split(batch)
+    streams = {}
+    for size, _ in sizes:
+        mine = [part for part, own in zip(parts, drawn, strict=True) if own == size]
+        if mine:
+            streams[size] = iter(images.batches(size, torch.cat(mine), batch, device))
+    transforms = {size: Augment(size) for size in streams} if augment else {}
+    for i, size in enumerate(drawn):
+        x, labels = next(streams[size])
         x = normalize(x)
-        if augment is not None:
-            x = augment(x, *key, i)
+        if augment:
+            x = transforms[size](x, *key, i)
         yield _laid_out(x), labels
+
+
+def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: tuple[int | str, ...]) -> list[int]:
+    """A size for each of the batches: as many as the shares say, in random order."""
+    if len(sizes) == 1:
+        return [sizes[0][0]] * num
+    edges = [round(num * sum(share for _, share in sizes[: i + 1])) for i in range(len(sizes))]
+    repeated = [size for (size, _), a, b in zip(sizes, [0, *edges], edges, strict=False) for _ in range(b - a)]
+    return [repeated[i] for i in torch.randperm(num, generator=stream(*key, "sizes"))]
 
 
 def evaluation_batches(

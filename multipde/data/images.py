@@ -13,6 +13,9 @@ from multipde.mesh.pyramid import resize_images
 
 Batch = tuple[Tensor, Tensor]
 
+NUM_LEVELS = 4
+"""How many levels of a set are kept on the device, the oldest given up first."""
+
 
 class ImageSet(Protocol):
     """Labelled images that can be drawn in any order at any size."""
@@ -28,7 +31,7 @@ class ImageSet(Protocol):
 
 @dataclass
 class TensorImages:
-    """Images as one uint8 tensor; the level in use lies on the device, averaged to its size once.
+    """Images as one uint8 tensor; the levels in use lie on the device, averaged to their sizes once.
 
     Shape:
         - images: (num, C, *size), uint8
@@ -37,19 +40,21 @@ class TensorImages:
 
     images: Tensor
     labels: Tensor
-    _level: tuple[int, torch.device, Tensor] | None = field(default=None, repr=False)
+    _levels: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def at_size(self, size: int, device: torch.device) -> Tensor:
         """All images as cell averages on the mesh of that size: uint8 at their own size, else float32."""
-        if self._level is None or self._level[:2] != (size, device):
+        if (size, device) not in self._levels:
             images = self.images.to(device)
             if size != images.shape[-1]:
                 images = torch.cat([resize_images(part.float(), size) for part in images.split(2048)])
-            self._level = (size, device, images)
-        return self._level[2]
+            if len(self._levels) == NUM_LEVELS:
+                self._levels.pop(next(iter(self._levels)))
+            self._levels[size, device] = images
+        return self._levels[size, device]
 
     def batches(self, size: int, order: Tensor, batch: int, device: torch.device) -> Iterator[Batch]:
         images, labels = self.at_size(size, device), self.labels.to(device)

@@ -63,12 +63,18 @@ class StencilParametrization(nn.Module):
         self.is_identity = self.coordinates == "stencil" and self.mesh_size == self.reference
         self._compute_matrix()
 
-    def _compute_matrix(self) -> None:
+    def tap_matrix(self) -> Tensor:
+        """G = A(h/h_ref) S, the stencils being W = G p, in float64.
+
+        Shape:
+            - result: (n, n), n the number of taps
+        """
         ratio = [h / ref for h, ref in zip(self.mesh_size, self.reference, strict=True)]
         matrix = StencilBasis(self.width, len(self.width), ratio, self.reaction).matrix
-        if self.coordinates == "stencil":
-            matrix = matrix @ torch.linalg.inv(self.unit_basis.matrix)
-        self.matrix = matrix.to(self.matrix.device, self.matrix.dtype)
+        return matrix @ torch.linalg.inv(self.unit_basis.matrix) if self.coordinates == "stencil" else matrix
+
+    def _compute_matrix(self) -> None:
+        self.matrix = self.tap_matrix().to(self.matrix.device, self.matrix.dtype)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)

@@ -143,8 +143,9 @@ def bake(module: nn.Module) -> nn.Module:
     """
     for name in _parametrizations(module):
         layer = module.get_submodule(name)
-        own = {k: v for k, v in vars(type(layer)).items() if k not in ("__dict__", "__weakref__")}
-        layer.__class__ = type(type(layer).__name__, type(layer).__bases__, own)  # torch strips the class, which copies share
+        cls = type(layer)  # torch strips it of its property, and copies of the layer share it
+        own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(cls.__name__, cls.__bases__, own)
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return module
 

@@ -74,7 +74,7 @@ LINEAR_STATE = ("momentum_buffer", "exp_avg")
 """State of torch's optimizers that is a running mean of gradients."""
 
 
-def check_rule(rule: str) -> None:
+def check_rule(rule: str, name: str = "rule") -> None:
     """Raise ValueError for a rule that there is not."""
     if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+        raise ValueError(f"{name} must be one of {', '.join(RULES)}, got {rule!r}")

@@ -227,7 +227,8 @@ def _new_trainer(
 ) -> Trainer:
     """At the first level, with the weights that the seed draws or those of a checkpoint."""
     start = plan.configs()[0]
-    trainer = Trainer(initial_network(start, settings.seed), plan, images, settings, run_dir, log)
+    reference = max(level.size for level in plan.levels) if settings.coordinates == "finest" else None
+    trainer = Trainer(initial_network(start, settings.seed, reference), plan, images, settings, run_dir, log)
     if init is not None:
         trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
     return trainer

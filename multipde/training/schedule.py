@@ -21,8 +21,19 @@ def _piecewise(fraction: float) -> float:
     return 1.0 if fraction < 0.6 else 0.2 if fraction < 0.8 else 0.04
 
 
-POLICIES: dict[str, Callable[[float], float]] = {"one_cycle": _one_cycle, "piecewise": _piecewise}
-"""Learning rate over its peak as a function of the share of the level that is done, in [0, 1)."""
+def _warm_up(fraction: float) -> float:
+    """Linear from 1/10 to 1 over the first tenth, then constant."""
+    return min(1.0, 0.1 + 9 * fraction)
+
+
+POLICIES: dict[str, Callable[[float], float]] = {
+    "one_cycle": _one_cycle,
+    "piecewise": _piecewise,
+    "across": _one_cycle,
+    "warm_up": _warm_up,
+}
+"""Learning rate over its peak as a function of the share of the level that is done, in [0, 1); for ``across`` the share
+of the work of all levels with this policy."""
 
 
 @dataclass(frozen=True)
@@ -31,37 +42,66 @@ class Level:
 
     Args:
         size: image side in pixels.
-        epochs: passes over the training images.
+        epochs: passes over the training images, the last of them perhaps in part; None to switch by the gain per
+            unit of work, see `multipde.training.switching`.
         steps: time steps, one number or one per block; None keeps those of the level before, or of the network.
         batch: images per optimizer step.
         learning_rate: its peak.
-        policy: ``"one_cycle"`` or ``"piecewise"``, see `POLICIES`.
+        policy: ``"one_cycle"``, ``"piecewise"``, ``"across"`` all levels, or ``"warm_up"``, see `POLICIES`.
+        mixed: every batch is at a size drawn at random, here (size, share of the batches), the largest the size of the
+            level; empty for that one size only.
 
     Raises:
         ValueError: a value outside its range.
     """
 
     size: int
-    epochs: int
+    epochs: float | None
     steps: int | tuple[int, ...] | None = None
     batch: int = 125
     learning_rate: float = 0.1
     policy: str = "one_cycle"
+    mixed: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self):
         if isinstance(self.steps, list):
             object.__setattr__(self, "steps", tuple(self.steps))
-        for name in ("size", "epochs", "batch"):
+        object.__setattr__(self, "mixed", tuple((int(size), float(share)) for size, share in self.mixed))
+        for name in ("size", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
+            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if self.mixed:
+            sizes, shares = zip(*self.mixed, strict=True)
+            if max(sizes) != self.size or len(set(sizes)) != len(sizes):
+                raise ValueError(f"mixed must name each size once, the largest {self.size}, got {sizes}")
+            if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+                raise ValueError(f"mixed must have positive shares that sum to 1, got {shares}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
 
-    def rate(self, fraction: float) -> float:
-        """Learning rate when this share of the level is done."""
-        return self.learning_rate * POLICIES[self.policy](fraction)
+    @property
+    def sizes(self) -> tuple[tuple[int, float], ...]:
+        """The sizes of the batches with the share of each."""
+        return self.mixed or ((self.size, 1.0),)
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of passes begun.
+
+        Raises:
+            ValueError: it is not known beforehand.
+        """
+        if self.epochs is None:
+            raise ValueError("epochs must be given to be counted, got None")
+        return math.ceil(self.epochs - 1e-9)
+
+    def share_of_epoch(self, epoch: int) -> float:
+        """How much of this pass is done: 1, or what is left of the last one."""
+        return 1.0 if self.epochs is None else min(1.0, self.epochs - epoch)
 
 
 @dataclass(frozen=True)
@@ -122,19 +162,28 @@ class Schedule:
         Raises:
             ValueError: the schedule has no network.
         """
-        return [_training_flops(config) for config in self.configs()]
+        return [level_flops(level, config) for level, config in zip(self.levels, self.configs(), strict=True)]
 
     def work(self) -> list[float]:
         """Work of each level for one training image: FLOPs, or epochs · pixels · steps without a network."""
         if self.network is not None:
-            return [level.epochs * float(f) for level, f in zip(self.levels, self.flops(), strict=True)]
+            return [(level.epochs or 0) * float(f) for level, f in zip(self.levels, self.flops(), strict=True)]
         work, steps = [], 1.0
         for level in self.levels:  # None keeps the steps of the level before
             if level.steps is not None:
                 blocks = (level.steps,) if isinstance(level.steps, int) else level.steps
                 steps = sum(blocks) / len(blocks)
-            work.append(level.epochs * float(level.size) ** 2 * steps)
+            pixels = sum(share * float(size) ** 2 for size, share in level.sizes)
+            work.append((level.epochs or 0) * pixels * steps)
         return work
+
+    def rate(self, index: int, fraction: float) -> float:
+        """Learning rate of the index-th level when this share of it is done."""
+        level = self.levels[index]
+        if level.policy == "across":
+            work = [w if other.policy == "across" else 0.0 for w, other in zip(self.work(), self.levels, strict=True)]
+            fraction = (sum(work[:index]) + fraction * work[index]) / sum(work)
+        return level.learning_rate * POLICIES[level.policy](fraction)
 
     def number(self, index: int) -> int:
         """Level number of the index-th level trained: levels of one size share it, the finest has 0."""
@@ -143,20 +192,20 @@ class Schedule:
 
     def rows(self) -> list[dict[str, str]]:
         """The table as text, a row per level."""
-        work = self.work()
+        work, known = self.work(), sum(level.epochs is not None for level in self.levels)
         configs = self.configs() if self.network is not None else [None] * len(self.levels)
         flops = self.flops() if self.network is not None else [None] * len(self.levels)
         return [
             {
                 "level": str(self.number(i)),
-                "size": str(level.size),
+                "size": "+".join(str(size) for size, _ in level.sizes),
                 "h": f"{1 / level.size:.5f}",
                 "steps": _steps_text(config.steps if config else level.steps),
-                "epochs": str(level.epochs),
+                "epochs": "auto" if level.epochs is None else f"{level.epochs:g}",
                 "batch": str(level.batch),
                 "learning rate": f"{level.learning_rate:g}",
                 "MFLOPs/image": "-" if f is None else f"{f / 1e6:.1f}",
-                "share": f"{100 * w / sum(work):.0f} %",
+                "share": "-" if known < len(work) else f"{100 * w / sum(work):.0f} %",
             }
             for i, (level, config, f, w) in enumerate(zip(self.levels, configs, flops, work, strict=True))
         ]
@@ -171,11 +220,13 @@ class Schedule:
 
 def levels_from_lists(
     sizes: Sequence[int],
-    epochs: Sequence[int] | None = None,
+    epochs: Sequence[float] | None = None,
     steps: Sequence[int] | None = None,
     batch: Sequence[int] = (125,),
     learning_rate: Sequence[float] = (0.1,),
     policy: str = "one_cycle",
+    mixed: bool = False,
+    auto: bool = False,
 ) -> list[Level]:
     """Levels from a list per property, as long as that of the sizes; batch and learning rate may have one entry.
 
@@ -184,15 +235,17 @@ def levels_from_lists(
 
     Args:
         epochs: None for 5 on each level and 2 on the last.
+        mixed: the batches of all levels at random in one, as many of each size.
+        auto: the number of epochs is found while training.
 
     Raises:
-        ValueError: no size, or a list of another length.
+        ValueError: no size, or a list of another length; levels to be mixed that differ in more than size and epochs.
     """
     num = len(sizes)
     if not num:
         raise ValueError("sizes must name at least one level, got none")
     lists = {
-        "epochs": [*(5,) * (num - 1), 2] if epochs is None else epochs,
+        "epochs": (None,) * num if auto else [*(5,) * (num - 1), 2] if epochs is None else epochs,
         "steps": (None,) * num if steps is None else steps,
         "batch": tuple(batch) * num if len(batch) == 1 else batch,
         "learning_rate": tuple(learning_rate) * num if len(learning_rate) == 1 else learning_rate,
@@ -200,7 +253,24 @@ def levels_from_lists(
     for name, values in lists.items():
         if len(values) != num:
             raise ValueError(f"{name} must have one entry per size ({num}), got {len(values)}: {tuple(values)}")
-    return [Level(*row, policy=policy) for row in zip(sizes, *lists.values(), strict=True)]
+    levels = [Level(*row, policy=policy) for row in zip(sizes, *lists.values(), strict=True)]
+    return [_mix(levels)] if mixed and num > 1 else levels
+
+
+def _mix(levels: Sequence[Level]) -> Level:
+    finest = max(levels, key=lambda level: level.size)
+    if any(replace(level, size=finest.size, epochs=finest.epochs) != finest for level in levels):
+        raise ValueError("levels must have the same steps, batch and learning rate to be mixed, got different ones")
+    if any(level.epochs is None for level in levels):
+        raise ValueError("epochs must be given for mixed levels, got auto")
+    total = sum(level.epochs or 0 for level in levels)
+    shares = tuple((level.size, (level.epochs or 0) / total) for level in levels)
+    return replace(finest, epochs=total, mixed=shares)
+
+
+def level_flops(level: Level, config: NetworkConfig) -> float:
+    """Floating point operations per training image of a level, forwards and backwards, for its network."""
+    return sum(share * _training_flops(replace(config, size=size, reference=None)) for size, share in level.sizes)
 
 
 @lru_cache

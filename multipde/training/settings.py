@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 
 from multipde.mesh.transfer import check_method
+from multipde.networks.momentum import check_rule
+
+COORDINATES = ("level", "finest")
 
 
 @dataclass(frozen=True)
@@ -13,13 +16,20 @@ class TrainSettings:
     Args:
         seed: of the weights, the split, the order of the images and their augmentation.
         transfer: method by which stencils move to the next level, see `multipde.convert`.
+        coordinates: where the trained parameter lives: ``"level"``, the stencils of each level's mesh, moved by the
+            transfer; or ``"finest"``, those of the finest mesh throughout, so that nothing is moved, every level
+            discretises the same problem, and regulariser and box belong to that mesh.
+        conditioning: with ``"finest"``, the power q of the preconditioner (GᵀG)⁻q, see `precondition`.
         momentum: of the stochastic gradient descent.
+        momentum_rule: how momentum moves with the network: ``"map"``, ``"dual"`` or ``"reset"``, see
+            `carry_optimizer_state`.
         alpha1: weight of the total variation in time, eq. (13).
         alpha2: weight of the squares, eq. (13).
         box: bound on the stencils of the symmetric layers; 0 for none.
         augment: flip, pad by 1/16 and crop the training images.
         validation: share of the training images set aside for validation.
-        calibration_images: how many training images measure BatchNorm anew after a move.
+        calibration_images: how many training images measure BatchNorm anew after a move, the first 256 of them the
+            derivative terms.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         amp: ``"off"`` or ``"bf16"``.
 
@@ -29,7 +39,10 @@ class TrainSettings:
 
     seed: int = 0
     transfer: str = "copy"
+    coordinates: str = "level"
+    conditioning: float = 0.5
     momentum: float = 0.9
+    momentum_rule: str = "map"
     alpha1: float = 2e-4
     alpha2: float = 2e-4
     box: float = 1.0
@@ -41,6 +54,11 @@ class TrainSettings:
 
     def __post_init__(self):
         check_method(self.transfer, "transfer")
+        check_rule(self.momentum_rule, "momentum_rule")
+        if self.coordinates not in COORDINATES:
+            raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {self.coordinates!r}")
+        if not 0 <= self.conditioning <= 1:
+            raise ValueError(f"conditioning must lie in [0, 1], got {self.conditioning}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
         if not (math.isfinite(self.box) and self.box >= 0):

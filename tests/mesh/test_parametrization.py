@@ -105,6 +105,15 @@ def test_bake_gives_plain_layers_with_the_present_stencils():
         mesh_size(model)
 
 
+def test_baking_a_copy_leaves_the_original_as_it_was():
+    model = reparametrize(mixed_model(), 1 / 32)
+    x = torch.randn(1, 3, 32, 32)
+    expected = model(x)
+    torch.testing.assert_close(bake(copy.deepcopy(model))(x), expected)
+    torch.testing.assert_close(model(x), expected)
+    assert mesh_size(model) == 1 / 32
+
+
 def test_the_mesh_travels_with_the_state_dict_and_is_not_overlooked():
     model = reparametrize(nn.Sequential(nn.Conv2d(1, 1, 3)), 1 / 16, reference=1 / 32)
     other = reparametrize(nn.Sequential(nn.Conv2d(1, 1, 3)), 1 / 16)

@@ -44,15 +44,35 @@ def test_printed_numbers_are_those_of_the_levels():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_learning_rates_start_below_or_at_the_peak_and_end_small(policy):
-    level = Level(8, 5, learning_rate=0.2, policy=policy)
-    rates = [level.rate(i / 100) for i in range(100)]
+    plan = Schedule([Level(8, 5, learning_rate=0.2, policy=policy)])
+    rates = [plan.rate(0, i / 100) for i in range(100)]
     assert max(rates) == pytest.approx(0.2)
-    assert rates[-1] <= 0.2 / 25 + 1e-12
+    assert policy == "warm_up" or rates[-1] <= 0.2 / 25 + 1e-12
+
+
+def test_one_cycle_across_all_levels_goes_by_the_work():
+    plan = Schedule([Level(s, 1, policy="across") for s in (16, 32)])  # work 1 : 4
+    rates = [plan.rate(0, f) for f in (0, 0.5)] + [plan.rate(1, f) for f in (0.5, 1)]
+    assert rates == pytest.approx([0.1 * POLICIES["one_cycle"](f) for f in (0, 0.1, 0.6, 1)])
+
+
+def test_part_of_an_epoch_and_mixed_levels_cost_what_they_do():
+    mixed = levels_from_lists([8, 32], epochs=[3, 1], mixed=True)
+    assert (mixed[0].size, mixed[0].epochs, mixed[0].sizes) == (32, 4, ((8, 0.75), (32, 0.25)))
+    plan, apart = Schedule(mixed), Schedule(levels_from_lists([8, 32], epochs=[3, 1], steps=[1, 1]))
+    assert plan.work()[0] == pytest.approx(sum(apart.work()))
+    config = preset("cifar10-hamiltonian")
+    assert plan.of(config).work()[0] == pytest.approx(sum(apart.of(config.with_steps(1)).work()) * 3, rel=0.3)
+    part = Level(8, 2.5)
+    assert (part.num_epochs, [part.share_of_epoch(e) for e in range(3)]) == (3, [1, 1, 0.5])
+    assert "8+32" in str(plan)
 
 
 def test_the_papers_policy_has_60_20_20_per_cent():
-    level = Level(8, 100, learning_rate=0.1, policy="piecewise")
-    assert [level.rate(e / 100) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.004])
+    plan = Schedule([Level(8, 100, learning_rate=0.1, policy="piecewise")])
+    assert [plan.rate(0, e / 100) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx(
+        [0.1, 0.1, 0.02, 0.02, 0.004, 0.004]
+    )
 
 
 def test_one_cycle_is_continuous():
@@ -67,7 +87,7 @@ def test_one_cycle_is_continuous():
         (lambda: Level(8, 0), "epochs must be positive, got 0"),
         (lambda: Level(8, 1, batch=0), "batch must be positive, got 0"),
         (lambda: Level(8, 1, learning_rate=-1.0), "learning_rate must be positive, got -1.0"),
-        (lambda: Level(8, 1, policy="cosine"), "policy must be one of one_cycle, piecewise, got 'cosine'"),
+        (lambda: Level(8, 1, policy="cosine"), "policy must be one of one_cycle, piecewise, across, warm_up, got"),
         (lambda: Schedule([]), "levels must name at least one level, got none"),
         (lambda: Schedule([Level(7, 1)], NETWORK), "size must be a positive multiple of 2"),
         (lambda: Schedule([Level(8, 1, steps=0)], NETWORK), "steps must be positive, got 0"),
