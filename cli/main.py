@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import tyro
 
+from multipde.cli.bench import Bench
 from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.inspect import Inspect
 from multipde.cli.train import Train
 
-COMMANDS = {"train": Train, "convert": Convert, "evaluate": Evaluate, "inspect": Inspect}
+COMMANDS = {"train": Train, "convert": Convert, "evaluate": Evaluate, "inspect": Inspect, "bench": Bench}
 
 DESCRIPTION = """Convolution stencils as differential operators: networks that move between image resolutions.
 

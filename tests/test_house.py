@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "networks": {"mesh", "networks"},
     "data": {"mesh", "data"},
     "training": {"mesh", "networks", "data", "training"},
-    "cli": {"mesh", "networks", "data", "training", "cli"},
+    "analysis": {"mesh", "networks", "data", "training", "analysis"},
+    "cli": {"mesh", "networks", "data", "training", "analysis", "cli"},
 }
 
 
@@ -22,7 +23,7 @@ def modules() -> list[tuple[str, Path]]:
     found = []
     for room in MAY_IMPORT:
         folder = ROOT / "cli" if room == "cli" else ROOT / "multipde" / room
-        found += [(room, path) for path in sorted(folder.glob("*.py"))]
+        found += [(room, path) for path in sorted(folder.rglob("*.py"))]
     return found
 
 

@@ -1,0 +1,217 @@
+"""The study behind the defaults: which way from coarse to fine gives the most accuracy for the same work."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multipde.networks.config import NetworkConfig, default_network
+from multipde.training.log import Log, read_metrics
+from multipde.training.run import RESULT, Run, resume, train
+from multipde.training.schedule import Level, Schedule, level_flops
+from multipde.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way from coarse to fine.
+
+    Args:
+        sizes: as parts of the full size, with the share of the work that is done at each.
+        settings: what it changes in the settings of the training.
+        mixed: the batches of all sizes in random order instead of one size after the other.
+    """
+
+    sizes: tuple[tuple[float, float], ...] = ((1 / 4, 0.125), (1 / 2, 0.375), (1, 0.5))
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mixed: bool = False
+
+
+GRADUAL = ((1 / 4, 0.06), (3 / 8, 0.07), (1 / 2, 0.19), (5 / 8, 0.15), (3 / 4, 0.14), (7 / 8, 0.15), (1, 0.24))
+
+ARMS = {
+    "fine only": Arm(((1, 1.0),)),
+    "copy": Arm(settings={"transfer": "copy"}),
+    "rediscretize": Arm(settings={"transfer": "rediscretize"}),
+    "galerkin": Arm(settings={"transfer": "galerkin"}),
+    "calibrated": Arm(settings={"transfer": "calibrated"}),
+    "mesh-invariant": Arm(settings={"coordinates": "finest"}),
+    "mixed": Arm(settings={"transfer": "copy"}, mixed=True),
+    "gradual": Arm(GRADUAL, {"transfer": "calibrated"}),
+    "gradual copy": Arm(GRADUAL, {"transfer": "copy"}),
+}
+"""Learning rate: one cycle across all levels, by work, in every arm."""
+
+STEP = 0.05
+"""Epochs are multiples of this."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of the study.
+
+    Args:
+        budget: work in epochs at the full size.
+    """
+
+    arm: str
+    dynamics: str = "hamiltonian"
+    budget: float = 2.0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its run directory."""
+        return f"{self.arm}-{self.dynamics}-{self.budget:g}-{self.seed}".replace(" ", "-")
+
+    def levels(self, network: NetworkConfig) -> list[Level]:
+        """Levels with the work of the budget for a network at the full size."""
+        arm, size = ARMS[self.arm], network.sizes[0]
+        parts = []
+        for part, share in arm.sizes:
+            level = Level(round(part * size), 1, policy="across")
+            flops = level_flops(Level(size, 1), network) / level_flops(level, network.on_mesh(level.size))
+            parts.append((level.size, max(1, round(share * self.budget * flops / STEP)) * STEP))
+        if not arm.mixed:
+            return [Level(side, epochs, policy="across") for side, epochs in parts]
+        total = sum(epochs for _, epochs in parts)
+        shares = tuple((side, epochs / total) for side, epochs in parts)
+        return [Level(size, total, policy="across", mixed=shares)]
+
+
+def all_arms(budget: float = 2.0, seed: int = 0) -> list[Task]:
+    """The first part of the study: every arm once on the Hamiltonian network."""
+    return [Task(arm, budget=budget, seed=seed) for arm in ARMS]
+
+
+def finalists(
+    rows: Sequence[Mapping[str, Any]], budget: float = 2.0, seeds: Sequence[int] = (0, 1, 2), num: int = 2
+) -> list[Task]:
+    """The second part: fine only, copy and the best others of the first part, all dynamics and several seeds.
+
+    The Hamiltonian network has the full budget, the others half of it.
+    """
+    found = [r for r in rows if r["dynamics"] == "hamiltonian" and r["budget"] == budget and r["seed"] == 0]
+    others = [r for r in found if r["arm"] not in ("fine only", "copy")]
+    best = [r["arm"] for r in sorted(others, key=lambda r: -r["test_accuracy"])[:num]]
+    return [
+        Task(arm, dynamics, budget if dynamics == "hamiltonian" else budget / 2, seed)
+        for seed in seeds
+        for dynamics in ("hamiltonian", "parabolic", "second_order", "resnet")
+        for arm in ("fine only", "copy", *best)
+    ]
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    data: str,
+    options: Mapping[str, Any],
+    out: Path,
+    *,
+    size: int = 32,
+    run_dir: Path = Path("runs/bench-transfer"),
+    settings: TrainSettings | None = None,
+    workers: int = 1,
+    log: Log | None = None,
+) -> list[dict[str, Any]]:
+    """Train what is not in the file yet and append a row for each as it is finished.
+
+    Args:
+        tasks: in the order in which they are started.
+        out: file of rows; those of the same data and size count as done.
+        run_dir: where the trainings are recorded; one that was interrupted is taken up.
+        workers: trainings at a time, each with its share of the processor's cores.
+
+    Returns:
+        All rows of the file that belong to these data and this size.
+    """
+    log, settings = log or Log(quiet=True), settings or TrainSettings()
+    label = Path(str(options["root"])).name if options.get("root") else data
+    done = {_task(row) for row in _rows(out, label, size)}
+    left = [task for task in dict.fromkeys(tasks) if task not in done]
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // workers)
+    log.say(f"{len(tasks) - len(left)} of {len(tasks)} trainings are in {out}; {len(left)} to do")
+    if not left:
+        return _rows(out, label, size)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        futures = {
+            pool.submit(_run, task, data, dict(options), size, run_dir / label, settings, threads): task
+            for task in left
+        }
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                row = {"data": label, "size": size, **asdict(futures[future]), **future.result(), "threads": threads}
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                log.say(
+                    f"{number}/{len(left)}  {row['dynamics']}, {row['arm']}, {row['budget']:g} epochs of work, seed "
+                    f"{row['seed']}: test accuracy {row['test_accuracy']:.2%}, {row['seconds'] / 60:.1f} min"
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return _rows(out, label, size)
+
+
+def _run(
+    task: Task,
+    data: str,
+    options: dict[str, Any],
+    size: int,
+    run_dir: Path,
+    settings: TrainSettings,
+    threads: int,
+) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    directory = run_dir / task.name
+    network = default_network(data, task.dynamics, size).on_mesh(size)
+    levels = task.levels(network)
+    chosen = TrainSettings(**{**asdict(settings), "seed": task.seed, **ARMS[task.arm].settings})
+    if directory.exists():
+        check_same(directory, levels, chosen)
+        run = resume(directory, quiet=True)
+    else:
+        run = train(network, Schedule(levels), data, directory, settings=chosen, data_options=options, quiet=True)
+    return _result(run, levels, chosen)
+
+
+def check_same(directory: Path, levels: Sequence[Level], settings: TrainSettings) -> None:
+    """Raise ValueError if a run directory records another training than this one."""
+    file = directory / "run.json"
+    record = json.loads(file.read_text()) if file.exists() else {}
+    same = Schedule([Level(**level) for level in record.get("levels", [])] or levels).levels == tuple(levels)
+    if not same or TrainSettings(**record.get("settings", asdict(settings))) != settings:
+        raise ValueError(
+            f"run_dir must hold runs of this study, got another training in {directory}; type --run-dir DIR"
+        )
+
+
+def _result(run: Run, levels: Sequence[Level], settings: TrainSettings) -> dict[str, Any]:
+    result = json.loads((run.directory / RESULT).read_text())
+    return {
+        **{key: result[key] for key in ("test_accuracy", "test_loss", "flops", "seconds", "moves")},
+        "curve": [
+            [row["size"], row["total_flops"], row["validation_accuracy"]]
+            for row in read_metrics(run.directory / "metrics.jsonl")
+        ],
+        "levels": [[level.size, round(level.epochs or 0, 4)] for level in levels],
+        "settings": asdict(settings),
+        "torch": torch.__version__,
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _task(row: Mapping[str, Any]) -> Task:
+    return Task(row["arm"], row["dynamics"], row["budget"], row["seed"])
+
+
+def _rows(out: Path, label: str, size: int) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(out) if row["data"] == label and row["size"] == size]

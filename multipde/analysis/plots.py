@@ -1,0 +1,60 @@
+"""Figures: one function each, rows in, file out; readable in grey and without red and green."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B2A300")
+MARKERS = "osD^v<>PX"
+DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 1)), "-", "--")
+
+
+def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Validation accuracy along each training against the work done, the test accuracy at the end as a marker.
+
+    A panel per dynamics; one line per arm, of its first seed and smallest budget; the accuracy on a coarse level is that
+    on images of its size.
+    """
+    plt = pyplot()
+    names = list(dict.fromkeys(row["dynamics"] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names) + 1.6, 4.0), sharey=True, squeeze=False)
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    for axis, name in zip(axes[0], names, strict=True):
+        for i, arm in enumerate(arms):
+            own = sorted(
+                (r for r in rows if r["dynamics"] == name and r["arm"] == arm), key=lambda r: (r["seed"], r["budget"])
+            )
+            if not own:
+                continue
+            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+            work = [flops / 1e12 for _, flops, _ in own[0]["curve"]]
+            axis.plot(work, [100 * a for _, _, a in own[0]["curve"]], linewidth=1.2, **style)
+            ends = [(r["flops"] / 1e12, 100 * r["test_accuracy"]) for r in own]
+            axis.plot(*zip(*ends, strict=True), MARKERS[i % len(MARKERS)], color=style["color"], label=arm, ms=5)
+            axis.lines[-1].set_linestyle("none")
+        axis.set_title(name)
+        axis.set_xlabel("work (TFLOPs, forwards and backwards)")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    handles = {h.get_label(): h for axis in axes[0] for h in axis.get_legend_handles_labels()[0]}
+    figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    save(figure, file)
+
+
+def pyplot():
+    """matplotlib.pyplot without a window."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "multipde"
+    return plt
+
+
+def save(figure: Any, file: Path) -> None:
+    """Write a figure and forget it; equal figures give equal bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None} if file.suffix == ".svg" else None
+    figure.savefig(file, bbox_inches="tight", metadata=metadata, dpi=150)
+    pyplot().close(figure)
