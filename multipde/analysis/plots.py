@@ -12,8 +12,8 @@ DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 1)
 def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Validation accuracy along each training against the work done, the test accuracy at the end as a marker.
 
-    A panel per dynamics; one line per arm, of its first seed and smallest budget; the accuracy on a coarse level is that
-    on images of its size.
+    A panel per dynamics; one line per arm, of its first seed and smallest budget. The accuracy on a coarse level is
+    that on images of its size.
     """
     plt = pyplot()
     names = list(dict.fromkeys(row["dynamics"] for row in rows))

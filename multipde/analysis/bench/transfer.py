@@ -189,9 +189,7 @@ def check_same(directory: Path, levels: Sequence[Level], settings: TrainSettings
     record = json.loads(file.read_text()) if file.exists() else {}
     same = Schedule([Level(**level) for level in record.get("levels", [])] or levels).levels == tuple(levels)
     if not same or TrainSettings(**record.get("settings", asdict(settings))) != settings:
-        raise ValueError(
-            f"run_dir must hold runs of this study, got another training in {directory}; type --run-dir DIR"
-        )
+        raise ValueError(f"run_dir must hold this study, got another training in {directory}; type --run-dir DIR")
 
 
 def _result(run: Run, levels: Sequence[Level], settings: TrainSettings) -> dict[str, Any]:
