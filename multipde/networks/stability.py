@@ -1,11 +1,16 @@
 """Stability of the time steps: operator norms, bounds on dt, and the energy of the hyperbolic dynamics."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from multipde.mesh.modes import evaluation_mode
+from multipde.networks.dynamics import Block
 from multipde.networks.layers import CONVOLVE, CONVOLVE_TRANSPOSED, SymmetricLayer
+from multipde.networks.network import PDENet
 
 
 @torch.no_grad()
@@ -62,15 +67,20 @@ def step_bound(dynamics: str, norms: Sequence[float]) -> float:
 
     Reference: Ruthotto & Haber (2018), section 3; Ascher (2010).
     """
+    return _bound(dynamics, [norm**2 for norm in norms])
+
+
+def _bound(dynamics: str, rho: Sequence[float]) -> float:
+    """The same from ρ = |K|², or from |∂F/∂y| where N is not the identity."""
     if dynamics == "hamiltonian":
-        product = norms[0] * norms[1]
+        product = math.sqrt(rho[0] * rho[1])
     elif dynamics == "parabolic":
-        product = norms[0] ** 2
+        product = rho[0]
     elif dynamics == "second_order":
-        product = norms[0]
+        product = math.sqrt(rho[0])
     else:
         raise ValueError(f"dynamics must be parabolic, hamiltonian or second_order to have a bound, got {dynamics!r}")
-    return 2 / product if product else float("inf")
+    return 2 / product if product else math.inf
 
 
 @torch.no_grad()
@@ -91,3 +101,127 @@ def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor) -> Tensor:
     controls = layer.controls()
     ky = CONVOLVE[layer.dim](y, controls[0], padding=layer.padding)
     return (velocity.flatten(1).square().sum(1) + (ky * layer.hidden(y, controls)).flatten(1).sum(1)) / 2
+
+
+@dataclass(frozen=True)
+class StepStability:
+    """One time step of a network on its mesh.
+
+    Args:
+        block: number of the block.
+        step: number of the step in it.
+        norms: |K| of the step's layers, zero padding included.
+        bound: largest stable dt for N = identity, see `step_bound`.
+        measured: the same with ρ = |∂F/∂y| measured along the data, N and σ included; the least of the images.
+    """
+
+    block: int
+    step: int
+    dt: float
+    norms: tuple[float, ...]
+    bound: float
+    measured: float
+
+    @property
+    def verdict(self) -> str:
+        """``"stable"`` below both bounds, ``"on data"`` below the measured one only, else ``"unstable"``."""
+        if self.dt > self.measured:
+            return "unstable"
+        return "stable" if self.dt <= self.bound else "on data"
+
+
+def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepStability]:
+    """Step bounds of every time step of a network: for N = identity from |K|, and measured along a batch.
+
+    |K| comes from power iteration on the real operator, boundary included. With the TV norm it bounds nothing; so the
+    norm of the Jacobian J of each layer F is measured at the features that reach it, by power iteration on JᵀJ for
+    every image, from below: ρ = |J| takes the place of |K|² in the bound. A measurement, not a proof.
+
+    Args:
+        batch: some ten images as the model takes them, at its size.
+
+    Raises:
+        ValueError: a dynamics without a bound (resnet).
+    """
+    config = model.config
+    _bound(config.dynamics, [1.0, 1.0])
+    steps: list[StepStability] = []
+    with evaluation_mode(model):
+        for k, block, features in _block_inputs(model, batch):
+            state = block.scheme.start(features)
+            for j, forces in enumerate(block.forces()):
+                inputs: list[Tensor] = []
+                spied = tuple(_spied(force, inputs) for force in forces)
+                with torch.no_grad():
+                    state = block.scheme.step(state, spied, block.dt)
+                rho = [_jacobian_norm(f, x, num_iterations, seed) for f, x in zip(forces, inputs, strict=True)]
+                norms = tuple(operator_norm(_stencils(f), x.shape[2:]) for f, x in zip(forces, inputs, strict=True))
+                measured = min(_bound(config.dynamics, per_image) for per_image in zip(*rho, strict=True))
+                steps.append(StepStability(k, j, block.dt, norms, step_bound(config.dynamics, norms), measured))
+    return steps
+
+
+def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | None = None) -> tuple[int, ...]:
+    """Least number of time steps of each block, T kept, with dt within the measured bound.
+
+    Args:
+        allowed: by block, how far beyond the bound dt may be, as dt/bound; 1 if left out or smaller.
+    """
+    result = []
+    for k in sorted({s.block for s in report}):
+        mine = [s for s in report if s.block == k]
+        ratio = max(s.dt / s.measured for s in mine)
+        limit = max(1.0, allowed[k]) if allowed else 1.0
+        result.append(max(len(mine), math.ceil(len(mine) * ratio / limit - 1e-9)))
+    return tuple(result)
+
+
+def step_ratios(report: Sequence[StepStability]) -> tuple[float, ...]:
+    """dt over its measured bound, the largest of each block."""
+    blocks = sorted({s.block for s in report})
+    return tuple(max(s.dt / s.measured for s in report if s.block == k) for k in blocks)
+
+
+def _block_inputs(model: PDENet, batch: Tensor):
+    """Number, block and what reaches it, block by block."""
+    found: list[Tensor] = []
+    handles = [
+        block.register_forward_pre_hook(lambda m, inputs: found.append(inputs[0].detach())) for block in model.blocks
+    ]
+    try:
+        with torch.no_grad():
+            model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(k, block, x) for k, (block, x) in enumerate(zip(model.blocks, found, strict=True))]
+
+
+def _spied(force: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def call(y: Tensor) -> Tensor:
+        inputs.append(y)
+        return force(y)
+
+    return call
+
+
+def _stencils(force: Callable[[Tensor], Tensor]) -> Tensor:
+    return (force.controls() if isinstance(force, nn.Module) else force.controls)[0]  # pyright: ignore
+
+
+def _jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: int, seed: int) -> list[float]:
+    """|∂F/∂y| of each image, by power iteration on JᵀJ."""
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(y.shape, generator=generator).to(y)
+    norms = torch.ones(len(y), dtype=y.dtype, device=y.device)
+    y = y.detach().requires_grad_()
+    with torch.enable_grad():
+        out = force(y)
+        u = torch.zeros_like(out, requires_grad=True)
+        (pulled,) = torch.autograd.grad(out, y, u, create_graph=True)  # Jᵀu, linear in u: its derivative gives J v
+        for _ in range(num_iterations):
+            v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *(1,) * (v.dim() - 1))
+            (jv,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
+            norms = jv.flatten(1).norm(dim=1)
+            (v,) = torch.autograd.grad(out, y, jv, retain_graph=True)
+    return norms.tolist()
