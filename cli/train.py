@@ -23,18 +23,33 @@ class Train(DataOptions):
     """Time stepping of the blocks. Left out: hamiltonian."""
     sizes: tuple[int, ...] = (8, 16, 32)
     """Image sides in pixels, one per level, in the order of training."""
-    epochs: tuple[int, ...] | None = None
-    """Epochs per level. Left out: 5, and 2 on the last."""
-    steps: tuple[int, ...] | None = None
-    """Time steps per level; the final time T stays. Left out: those of the network."""
+    epochs: tuple[float, ...] | Literal["auto"] | None = None
+    """Epochs per level, or auto with --budget: a level is left when it gains less than the next one would. Left out: 5,
+    and 2 on the last."""
+    budget: str | None = None
+    """With --epochs auto: how much to spend, e.g. 10min or 40TFLOPs."""
+    min_epochs: int = 1
+    """With --epochs auto: least number on each level."""
+    max_epochs: int = 100
+    """With --epochs auto: largest number on each level but the last."""
+    mixed: bool = False
+    """The batches of all levels in random order instead of one level after the other."""
+    steps: tuple[int, ...] | Literal["auto"] | None = None
+    """Time steps per level; the final time T stays. auto: more where the moved network would be less stable. Left out:
+    those of the network."""
     batch: tuple[int, ...] = (125,)
     """Images per optimizer step, one number or one per level."""
     learning_rate: tuple[float, ...] = (0.1,)
     """Peak learning rate, one number or one per level."""
-    policy: Literal["one_cycle", "piecewise"] = "one_cycle"
-    """Learning rate within a level: one cycle, or 1, 1/5, 1/25 for 60, 20, 20 per cent (the paper's)."""
+    policy: Literal["across", "one_cycle", "piecewise"] = "across"
+    """Learning rate: one cycle across all levels, by work; one cycle in each; or in each 1, 1/5, 1/25 for 60, 20, 20 per
+    cent (the paper's)."""
     transfer: MethodName = "copy"
     """How stencils move to the next level."""
+    coordinates: Literal["level", "finest"] = "level"
+    """Where the trained parameter lives: on each level's mesh, moved by --transfer, or on the finest mesh throughout."""
+    conditioning: float = 0.5
+    """With --coordinates finest: power of the preconditioner of the gradients, 0 for none to 1."""
     init: Path | None = None
     """Checkpoint to start from, e.g. a converted one."""
     run: Path | None = None
@@ -45,6 +60,8 @@ class Train(DataOptions):
     """Of the weights, the split, the order of the images and their augmentation."""
     momentum: float = 0.9
     """Of the stochastic gradient descent."""
+    momentum_rule: Literal["map", "dual", "reset"] = "map"
+    """How momentum moves with the stencils: as they do, as gradients do, or not at all."""
     alpha1: float = 2e-4
     """Weight of the total variation of the controls in time, eq. (13)."""
     alpha2: float = 2e-4
@@ -70,12 +87,21 @@ class Train(DataOptions):
         if self.resume:
             resume(self._run_to_resume(), quiet=self.quiet)
             return
+        is_auto = self.epochs == "auto"
         levels = levels_from_lists(
-            self.sizes, self.epochs, self.steps, self.batch, self.learning_rate, policy=self.policy
+            self.sizes,
+            None if isinstance(self.epochs, str) else self.epochs,
+            None if isinstance(self.steps, str) else self.steps,
+            self.batch,
+            self.learning_rate,
+            policy=self.policy,
+            mixed=self.mixed,
+            auto=is_auto,
         )
         config = starting_network(self.data, self.dynamics, max(self.sizes), self.preset, self.init)
         shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)}
-        settings = TrainSettings(**{name: getattr(self, name) for name in shared})
+        given = {name: getattr(self, name) for name in shared}
+        settings = TrainSettings(**given, auto_steps=self.steps == "auto")
         run = self.run or next_run_directory(self.data, config.dynamics)
         train(
             config,

@@ -110,6 +110,23 @@ def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None
         p.move(target, p.reference)
 
 
+@torch.no_grad()
+def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None:
+    """Let the stored parameters of a reparametrised module belong to another mesh, in place; the stencils stay.
+
+    Args:
+        reference: mesh size of the module's input to which the parameters belong from now on.
+
+    Raises:
+        ValueError: a plain module, a mesh size that is not positive.
+    """
+    for name, p in _parametrizations(module).items():
+        layer = module.get_submodule(name)
+        stencil = layer.weight.detach().clone()  # pyright: ignore
+        p.move(p.mesh_size, [float(h) for h in per_axis(reference, len(p.width), "reference")])
+        stored_parameter(layer).copy_(p.right_inverse(stencil))
+
+
 def mesh_size(module: nn.Module) -> float | tuple[float, ...]:
     """Mesh size of a reparametrised module's input: one number, or one per axis where they differ.
 

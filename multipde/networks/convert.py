@@ -1,6 +1,7 @@
 """Whole networks between meshes: every stencil by its map, and the time grid."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,6 +39,7 @@ class Conversion:
         calibration: of a calibrated method.
         keep_reference: the stored parameter stays, and its reference mesh with it, so that the stencils follow by
             rediscretisation and nothing moves that an optimizer sees; the method then has no say.
+        block_scales: of a `PDENet`, by what the stencils of each block are multiplied as well.
     """
 
     factor: float | tuple[float, ...] = 1.0
@@ -45,6 +47,7 @@ class Conversion:
     steps: int | tuple[int, ...] | None = None
     calibration: Calibration | None = None
     keep_reference: bool = False
+    block_scales: tuple[float, ...] | None = None
 
     def __call__(self, model: nn.Module) -> nn.Module:
         return self._applied(model, lambda matrix: matrix)
@@ -85,6 +88,9 @@ class Conversion:
             p.move([h / f for h, f in zip(p.mesh_size, factor, strict=True)], p.reference)
             return
         matrix = self._matrix(name, layer, factor, p.reaction if p else "121")
+        if self.block_scales and name.startswith("blocks."):
+            unmoved = torch.eye(math.prod(layer.kernel_size), dtype=torch.float64)
+            matrix = self.block_scales[int(name.split(".")[1])] * (unmoved if matrix is None else matrix)
         new = layer.weight if matrix is None else map_stencil(change(matrix), layer.weight)
         if p is None:
             layer.weight.copy_(new)

@@ -21,25 +21,26 @@ from multipde.data.batches import (
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.seeds import stream_seed
 from multipde.mesh.reparametrize import set_mesh_size
-from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.calibration import Calibration, recalibrate
 from multipde.networks.config import NetworkConfig
-from multipde.networks.convert import Conversion, conversion
+from multipde.networks.convert import conversion
 from multipde.networks.momentum import carry_optimizer_state
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import write_checkpoint
 from multipde.training.conditioning import Preconditioner, frozen_statistics
 from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, place
 from multipde.training.log import Advance, Log
+from multipde.training.pace import pace_of
 from multipde.training.regularization import Regularizer, project_to_box
 from multipde.training.schedule import Level, Schedule, level_flops
 from multipde.training.settings import TrainSettings
+from multipde.training.switch import DrawImages, plan_move
 
 MOVE_IMAGES = 2000
 """Validation images on which a move between levels is judged."""
 
-CALIBRATION_IMAGES = 256
-"""Training images on which derivative terms are measured; all of them go through the network at once."""
+UNKNOWN_EPOCHS = 10
+"""Length of a level that is left by its gain, as far as its learning rate is concerned."""
 
 
 @dataclass
@@ -53,6 +54,7 @@ class TrainState:
         flops: spent so far.
         seconds: spent so far.
         moves: a record for every move between levels.
+        pace: where the numbers of epochs are found while training, see `Pace`.
     """
 
     index: int = 0
@@ -63,6 +65,7 @@ class TrainState:
     best_accuracy: float = -1.0
     levels: list[dict[str, Any]] = field(default_factory=list)
     moves: list[dict[str, Any]] = field(default_factory=list)
+    pace: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -88,26 +91,55 @@ class Trainer:
         finest = settings.coordinates == "finest"
         self.preconditioner = Preconditioner(settings.conditioning) if finest and settings.conditioning else None
         self.optimizer = self._make_optimizer(self.net)
+        self.pace = pace_of(schedule, settings)
         self.state = TrainState()
         self.best: dict[str, Tensor] = {}
 
     def run(self) -> PDENet:
         """All that is left of the schedule; the best weights at the last level."""
-        num = len(self.train_indices)
-        total = sum(
-            f * sum(images_per_epoch(num, level.batch, level.share_of_epoch(e)) for e in range(level.num_epochs))
-            for level, f in zip(self.schedule.levels, self.schedule.flops(), strict=True)
-        )
-        with self.log.progress(total, self.state.flops) as advance:
+        with self.log.progress(self._planned_flops(), self.state.flops) as advance:
             while True:
-                level = self.schedule.levels[self.state.index]
-                while self.state.epoch < level.num_epochs:
-                    self._epoch(level, level_flops(level, self.net.config), advance)
+                if self.state.epoch == 0:
+                    self._begin_level()
+                while not self._is_done():
+                    self._epoch(self.level, level_flops(self.level, self.net.config), advance)
                 if self.state.index + 1 == len(self.schedule.levels):
                     break
                 self._next_level()
         self.net.load_state_dict(self.best)
         return self.net
+
+    @property
+    def level(self) -> Level:
+        """The present level, with the number of epochs that was found for it."""
+        level, planned = self.schedule.levels[self.state.index], self.state.pace.get("planned")
+        return level if planned is None else replace(level, epochs=planned)
+
+    def _planned_flops(self) -> float:
+        """Work of the whole schedule; of a budget in time, as much as an epoch of each level."""
+        if self.pace is not None and self.pace.budget.unit == "flops":
+            return self.pace.budget.amount
+        num = len(self.train_indices)
+        return sum(
+            f * sum(images_per_epoch(num, level.batch, level.share_of_epoch(e)) for e in range(level.num_epochs or 1))
+            for level, f in zip(self.schedule.levels, self.schedule.flops(), strict=True)
+        )
+
+    def _epoch_flops(self, index: int) -> float:
+        level, config = self.schedule.levels[index], self.net.config.on_mesh(self.schedule.levels[index].size)
+        return level_flops(level, config) * images_per_epoch(len(self.train_indices), level.batch)
+
+    def _begin_level(self) -> None:
+        """Where epochs are not given: what this level may cost, and, for the last one, how many it will have."""
+        p = self.state
+        if self.pace is not None:
+            is_last = p.index + 1 == len(self.schedule.levels)
+            started = p.moves[-1]["accuracy_recalibrated"] if p.index else 1 / self.net.config.classes
+            p.pace = self.pace.begin(p.pace, p.flops, p.seconds, self._epoch_flops(p.index), started, is_last)
+
+    def _is_done(self) -> bool:
+        level = self.level
+        return self.state.pace["leave"] if level.epochs is None else self.state.epoch >= level.num_epochs
 
     def restore(self, best: dict[str, Tensor], trainer: Mapping[str, Any]) -> None:
         """Take up where a checkpoint was written."""
@@ -141,6 +173,9 @@ class Trainer:
         p.epoch += 1
         p.flops += flops * num_images
         p.seconds += time.perf_counter() - started
+        if level.epochs is None and self.pace is not None:
+            follows = self._epoch_flops(p.index + 1)
+            p.pace = self.pace.after_epoch(p.pace, p.epoch, p.flops, p.seconds, validation.accuracy, follows)
         if validation.accuracy > p.best_accuracy:
             p.best_accuracy = validation.accuracy
             self.best = {name: t.detach().cpu().clone() for name, t in self.net.state_dict().items()}
@@ -160,10 +195,10 @@ class Trainer:
         }
         self.log.metrics(row)
         self.log.say(
-            f"size {level.size:>3}  epoch {p.epoch:>2}/{level.num_epochs}  loss {loss:.3f}  train {accuracy:6.1%}  "
-            f"validation {validation.accuracy:6.1%}  {row['images_per_second']:>6.0f} images/s  {p.seconds:>5.0f} s"
+            f"size {level.size:>3}  epoch {p.epoch:>2}/{level.num_epochs or '?'}  loss {loss:.3f}  "
+            f"train {accuracy:6.1%}  validation {validation.accuracy:6.1%}  {row['images_per_second']:>6.0f} images/s  {p.seconds:>5.0f} s"
         )
-        if p.epoch == level.num_epochs:
+        if self._is_done():
             p.levels.append({k: row[k] for k in ("level", "size", "total_seconds", "total_flops")})
             p.levels[-1]["validation_accuracy"] = p.best_accuracy
         self._write_checkpoint()
@@ -185,7 +220,7 @@ class Trainer:
         num_epoch = images_per_epoch(len(self.train_indices), level.batch)
         num_level = sum(
             images_per_epoch(len(self.train_indices), level.batch, level.share_of_epoch(e))
-            for e in range(level.num_epochs)
+            for e in range(level.num_epochs or UNKNOWN_EPOCHS)
         )
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -209,7 +244,7 @@ class Trainer:
             loss_sum += loss.detach() * len(labels)
             correct += (scores.argmax(1) == labels).sum()
             num_images += len(labels)
-            advance(flops * len(labels), f"size {level.size}, epoch {p.epoch + 1} of {level.num_epochs}")
+            advance(flops * len(labels), f"size {level.size}, epoch {p.epoch + 1} of {level.num_epochs or 'auto'}")
         self._put_on(level.size)
         return loss_sum.item() / num_images, correct.item() / num_images, num_images
 
@@ -219,8 +254,10 @@ class Trainer:
         old_level, level = self.schedule.levels[p.index : p.index + 2]
         started = time.perf_counter()
         before = self.validate(old_level.size, MOVE_IMAGES).accuracy
-        move = self._move_to(level, self.schedule.configs()[p.index + 1].block_steps)
-        method = "nothing moved" if move.keep_reference else move.method
+        move = plan_move(
+            self.net, level, self.schedule.configs()[p.index + 1].block_steps, self.settings, self.draw(p.index + 1)
+        )
+        method = "keeping the parameter" if move.keep_reference else move.method
         old_net, old_optimizer = self.net, self.optimizer
         self.net = place(move(old_net), self.device)  # pyright: ignore[reportArgumentType]
         self.optimizer = self._make_optimizer(self.net)
@@ -238,6 +275,8 @@ class Trainer:
                 "to": level.size,
                 "method": method,
                 "exponents": _rounded(move.calibration),
+                "steps": list(self.net.config.block_steps),
+                "block_scales": None if move.block_scales is None else list(move.block_scales),
                 "accuracy_before": before,
                 "accuracy_moved": moved,
                 "accuracy_recalibrated": after,
@@ -248,18 +287,15 @@ class Trainer:
             f"{moved:.1%} after, {after:.1%} with BatchNorm recalibrated"
         )
 
-    def _move_to(self, level: Level, steps: tuple[int, ...]) -> Conversion:
-        """The conversion to the next level, calibrated on training images if need be."""
-        s, old_size = self.settings, self.net.config.sizes[0]
-        if s.coordinates == "finest":
-            return replace(conversion(self.net, size=level.size, steps=steps), keep_reference=True)
-        images = None
-        if s.transfer in CALIBRATED:
-            key = (s.seed, "calibrate", self.state.index + 1)
-            num, size = min(CALIBRATION_IMAGES, s.calibration_images), max(level.size, old_size)
-            drawn = drawn_images(self.data.train, self.train_indices, num, size, self.device, self.normalize, key)
-            images = torch.cat(list(drawn))
-        return conversion(self.net, size=level.size, method=s.transfer, steps=steps, calibration=images)
+    def draw(self, index: int) -> DrawImages:
+        """Training images to measure on at the move to the index-th level."""
+        key = (self.settings.seed, "calibrate", index)
+
+        def draw(num: int, size: int) -> Tensor:
+            data = self.data.train, self.train_indices
+            return torch.cat(list(drawn_images(*data, num, size, self.device, self.normalize, key)))
+
+        return draw
 
     def _put_on(self, size: int) -> None:
         """Stencils for images of that size, where the parameter belongs to the finest mesh."""

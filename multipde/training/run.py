@@ -12,9 +12,9 @@ import torch
 
 from multipde.data.batches import evaluation_batches
 from multipde.data.datasets import ImageData, load_data
+from multipde.mesh.reparametrize import set_reference
 from multipde.networks.calibration import recalibrate
 from multipde.networks.config import NetworkConfig, default_network
-from multipde.networks.convert import convert
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import (
     FORMAT,
@@ -32,6 +32,7 @@ from multipde.training.log import Log, read_metrics
 from multipde.training.loop import Trainer, initial_network
 from multipde.training.schedule import Level, Schedule
 from multipde.training.settings import TrainSettings
+from multipde.training.switch import plan_move
 
 RECORD, RESULT, METRICS = "run.json", "result.json", "metrics.jsonl"
 
@@ -237,11 +238,16 @@ def _new_trainer(
 def _taken_up(init: str | Path, start: NetworkConfig, trainer: Trainer) -> PDENet:
     """The checkpoint on the mesh and time grid of the first level."""
     net = load(init)
-    if net.config.sizes == start.sizes and net.config.block_steps == start.block_steps:
-        return net
-    net = convert(net, size=start.size, method=trainer.settings.transfer, steps=start.block_steps)
-    recalibrate(place(net, trainer.device), trainer.calibration_images(start.sizes[0], 0))  # pyright: ignore
-    return net  # pyright: ignore[reportReturnType]
+    if net.config.sizes != start.sizes or net.config.block_steps != start.block_steps:
+        settings = replace(trainer.settings, coordinates="level", auto_steps=False)
+        move = plan_move(net, trainer.schedule.levels[0], start.block_steps, settings, trainer.draw(0))
+        net = place(move(net), trainer.device)  # pyright: ignore[reportArgumentType]
+        recalibrate(net, trainer.calibration_images(start.sizes[0], 0))
+    reference = trainer.net.config.references
+    if net.config.references != reference:
+        set_reference(net, [1 / s for s in reference])
+        net.config = replace(net.config, reference=reference)
+    return net
 
 
 def _finish(trainer: Trainer, images: ImageData) -> Run:

@@ -31,6 +31,8 @@ POLICIES: dict[str, Callable[[float], float]] = {
     "piecewise": _piecewise,
     "across": _one_cycle,
     "warm_up": _warm_up,
+    "constant": lambda fraction: 1.0,
+    "cool_down": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
 }
 """Learning rate over its peak as a function of the share of the level that is done, in [0, 1); for ``across`` the share
 of the work of all levels with this policy."""
@@ -47,7 +49,7 @@ class Level:
         steps: time steps, one number or one per block; None keeps those of the level before, or of the network.
         batch: images per optimizer step.
         learning_rate: its peak.
-        policy: ``"one_cycle"``, ``"piecewise"``, ``"across"`` all levels, or ``"warm_up"``, see `POLICIES`.
+        policy: a key of `POLICIES`: ``"one_cycle"``, ``"piecewise"``, ``"across"`` all levels, ...
         mixed: every batch is at a size drawn at random, here (size, share of the batches), the largest the size of the
             level; empty for that one size only.
 
@@ -90,14 +92,8 @@ class Level:
 
     @property
     def num_epochs(self) -> int:
-        """Number of passes begun.
-
-        Raises:
-            ValueError: it is not known beforehand.
-        """
-        if self.epochs is None:
-            raise ValueError("epochs must be given to be counted, got None")
-        return math.ceil(self.epochs - 1e-9)
+        """Number of passes begun; 0 where it is not known beforehand."""
+        return 0 if self.epochs is None else math.ceil(self.epochs - 1e-9)
 
     def share_of_epoch(self, epoch: int) -> float:
         """How much of this pass is done: 1, or what is left of the last one."""
@@ -236,7 +232,8 @@ def levels_from_lists(
     Args:
         epochs: None for 5 on each level and 2 on the last.
         mixed: the batches of all levels at random in one, as many of each size.
-        auto: the number of epochs is found while training.
+        auto: the number of epochs is found while training; the learning rate then rises on the first level and falls
+            on the last.
 
     Raises:
         ValueError: no size, or a list of another length; levels to be mixed that differ in more than size and epochs.
@@ -253,7 +250,11 @@ def levels_from_lists(
     for name, values in lists.items():
         if len(values) != num:
             raise ValueError(f"{name} must have one entry per size ({num}), got {len(values)}: {tuple(values)}")
-    levels = [Level(*row, policy=policy) for row in zip(sizes, *lists.values(), strict=True)]
+    policies = [policy] * num
+    if auto and num > 1:
+        policies = ["warm_up", *["constant"] * (num - 2), "cool_down"]
+    rows = zip(sizes, *lists.values(), policies, strict=True)
+    levels = [Level(*row) for row in rows]
     return [_mix(levels)] if mixed and num > 1 else levels
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from multipde.mesh.transfer import check_method
 from multipde.networks.momentum import check_rule
+from multipde.training.budget import parse_budget
 
 COORDINATES = ("level", "finest")
 
@@ -26,6 +27,11 @@ class TrainSettings:
         alpha1: weight of the total variation in time, eq. (13).
         alpha2: weight of the squares, eq. (13).
         box: bound on the stencils of the symmetric layers; 0 for none.
+        auto_steps: more time steps at a switch where the moved network would be less stable, see
+            `multipde.training.switch`.
+        budget: of a schedule whose levels have no number of epochs, e.g. ``"10min"`` or ``"40TFLOPs"``.
+        min_epochs: on each level of such a schedule.
+        max_epochs: on each level of such a schedule but the last.
         augment: flip, pad by 1/16 and crop the training images.
         validation: share of the training images set aside for validation.
         calibration_images: how many training images measure BatchNorm anew after a move, the first 256 of them the
@@ -46,6 +52,10 @@ class TrainSettings:
     alpha1: float = 2e-4
     alpha2: float = 2e-4
     box: float = 1.0
+    auto_steps: bool = False
+    budget: str | None = None
+    min_epochs: int = 1
+    max_epochs: int = 100
     augment: bool = True
     validation: float = 0.2
     calibration_images: int = 2000
@@ -63,6 +73,12 @@ class TrainSettings:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
         if not (math.isfinite(self.box) and self.box >= 0):
             raise ValueError(f"box must not be negative, got {self.box}")
+        if self.budget is not None:
+            parse_budget(self.budget)
+        if not 1 <= self.min_epochs <= self.max_epochs:
+            raise ValueError(
+                f"min_epochs must lie between 1 and max_epochs, got {self.min_epochs} and {self.max_epochs}"
+            )
         if not 0 < self.validation < 1:
             raise ValueError(f"validation must lie in (0, 1), got {self.validation}")
         if self.calibration_images < 2:

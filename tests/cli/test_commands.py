@@ -15,7 +15,7 @@ from multipde import NetworkConfig, PDENet, bake, convert, load, num_weights, sa
 from multipde.cli import options
 from multipde.cli.main import COMMANDS, main
 from multipde.data.datasets import DATA_NAMES
-from multipde.mesh.transfer import METHODS
+from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.dynamics import DYNAMICS
 from multipde.training.evaluate import AMP
 from tests.conftest import write_folder
@@ -120,7 +120,7 @@ def test_inspect_shows_blocks_weights_flops_and_orders(capsys, place):
 def test_choices_are_those_of_the_library():
     assert set(get_args(options.DataName)) == set(DATA_NAMES)
     assert set(get_args(options.DynamicsName)) == set(DYNAMICS)
-    assert set(get_args(options.MethodName)) == set(METHODS)
+    assert set(get_args(options.MethodName)) == {*METHODS, *CALIBRATED}
     assert set(get_args(options.AmpName)) == set(AMP)
 
 

@@ -1,0 +1,44 @@
+"""How much a training may cost, in time or in floating point operations."""
+
+import math
+import re
+from dataclasses import dataclass
+
+UNITS = {"min": ("seconds", 60.0), "h": ("seconds", 3600.0), "gflops": ("flops", 1e9), "tflops": ("flops", 1e12)}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a training may cost.
+
+    Args:
+        amount: in the unit.
+        unit: ``"seconds"`` or ``"flops"``.
+    """
+
+    amount: float
+    unit: str
+
+    def __post_init__(self):
+        if not (math.isfinite(self.amount) and self.amount > 0):
+            raise ValueError(f"budget must be positive, got {self.amount:g} {self.unit}")
+        if self.unit not in ("seconds", "flops"):
+            raise ValueError(f"unit must be seconds or flops, got {self.unit!r}")
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget as a user types it.
+
+    >>> parse_budget("10min")
+    Budget(amount=600.0, unit='seconds')
+    >>> parse_budget("40TFLOPs")
+    Budget(amount=40000000000000.0, unit='flops')
+
+    Raises:
+        ValueError: anything but a positive number with a unit.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]+)\s*", text.lower())
+    if not found or found[2] not in UNITS or not re.fullmatch(r"[0-9]*\.?[0-9]+(e[0-9]+)?", found[1]):
+        raise ValueError(f"budget must be a number with min, h, GFLOPs or TFLOPs, such as 10min, got {text!r}")
+    unit, factor = UNITS[found[2]]
+    return Budget(float(found[1]) * factor, unit)

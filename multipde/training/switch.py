@@ -1,0 +1,79 @@
+"""The move from one level to the next: by which map, and with how many time steps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from multipde.mesh.transfer import CALIBRATED
+from multipde.networks.convert import Conversion, conversion
+from multipde.networks.network import PDENet
+from multipde.networks.stability import stability_report, stable_steps, step_ratios
+from multipde.training.schedule import Level
+from multipde.training.settings import TrainSettings
+
+CALIBRATION_IMAGES = 256
+"""Training images on which derivative terms are measured; all of them go through the network at once."""
+
+STABILITY_IMAGES = 8
+"""Training images along which step bounds are measured."""
+
+GROWTH = 2
+"""By how much the number of steps may grow at one switch; the scale of the stencils does the rest."""
+
+DrawImages = Callable[[int, int], Tensor]
+"""(number, size) to training images as the network takes them."""
+
+
+def plan_move(
+    net: PDENet, level: Level, steps: tuple[int, ...], settings: TrainSettings, draw: DrawImages
+) -> Conversion:
+    """The conversion to a level: by the settings' method, calibrated on images if need be, stable if asked for.
+
+    With ``auto_steps`` the bound on dt is measured along images in the old network on its mesh and in the converted one
+    on the new mesh. Where dt exceeds its bound by more than before, and exceeds it at all, the block gets more steps
+    over the same final time, at most twice as many; what then is missing is made up by scaling its stencils down.
+
+    Args:
+        steps: planned time steps of each block.
+        draw: training images.
+    """
+    old_size = net.config.sizes[0]
+    if settings.coordinates == "finest":
+        return replace(conversion(net, size=level.size, steps=steps), keep_reference=True)
+    calibrated = settings.transfer in CALIBRATED and level.size != old_size
+    images = (
+        draw(min(CALIBRATION_IMAGES, settings.calibration_images), max(level.size, old_size)) if calibrated else None
+    )
+    method = settings.transfer if calibrated or settings.transfer not in CALIBRATED else "copy"
+    move = conversion(net, size=level.size, method=method, calibration=images)
+    if settings.auto_steps and net.config.dynamics != "resnet":
+        return stabilised(move, net, draw(STABILITY_IMAGES, old_size), draw(STABILITY_IMAGES, level.size))
+    return replace(move, steps=steps)
+
+
+def stabilised(move: Conversion, net: PDENet, old_images: Tensor, new_images: Tensor) -> Conversion:
+    """The conversion with more steps, and smaller stencils if that is not enough, so that no bound is broken worse.
+
+    Args:
+        old_images: as the network takes them.
+        new_images: as the converted network takes them.
+    """
+    before = step_ratios(stability_report(net, old_images))
+    moved: PDENet = move(net)  # pyright: ignore[reportAssignmentType]
+    present = moved.config.block_steps
+    wanted = stable_steps(stability_report(moved, new_images), before)
+    steps = tuple(min(w, GROWTH * n) for w, n in zip(wanted, present, strict=True))
+    move = replace(move, steps=steps)
+    if steps == wanted:
+        return move
+    refined: PDENet = move(net)  # pyright: ignore[reportAssignmentType]
+    after = step_ratios(stability_report(refined, new_images))
+    power = 1.0 if net.config.norm == "tv" else 0.5  # |J| grows with |K| behind the TV norm, with |K|² without
+    if net.config.dynamics == "second_order":
+        power *= 2
+    scales = tuple(
+        1.0 if w == n else min(1.0, (max(1.0, b) / a) ** power)
+        for w, n, a, b in zip(wanted, steps, after, before, strict=True)
+    )
+    return replace(move, block_scales=scales)
