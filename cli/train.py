@@ -42,12 +42,12 @@ class Train(DataOptions):
     learning_rate: tuple[float, ...] = (0.1,)
     """Peak learning rate, one number or one per level."""
     policy: Literal["across", "one_cycle", "piecewise"] = "across"
-    """Learning rate: one cycle across all levels, by work; one cycle in each; or in each 1, 1/5, 1/25 for 60, 20, 20 per
-    cent (the paper's)."""
+    """Learning rate: one cycle across all levels, by work; one cycle in each; or in each 1, 1/5, 1/25 for 60, 20, 20
+    per cent (the paper's)."""
     transfer: MethodName = "copy"
     """How stencils move to the next level."""
     coordinates: Literal["level", "finest"] = "level"
-    """Where the trained parameter lives: on each level's mesh, moved by --transfer, or on the finest mesh throughout."""
+    """Mesh of the trained parameter: that of each level, moved by --transfer, or the finest one throughout."""
     conditioning: float = 0.5
     """With --coordinates finest: power of the preconditioner of the gradients, 0 for none to 1."""
     init: Path | None = None

@@ -12,12 +12,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from multipde.mesh.modes import evaluation_mode
 from multipde.mesh.pyramid import resize_images
-from multipde.mesh.reparametrize import bake, stencil_layers, stencil_parametrization
 from multipde.mesh.stencil import StencilBasis
 from multipde.mesh.transfer import CALIBRATED, check_factor, map_stencil, scaling_matrix
-from multipde.networks.dynamics import Block
-from multipde.networks.layers import ControlledLayer
 from multipde.networks.network import PDENet
+from multipde.networks.watch import WatchedCopy
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,8 @@ def calibrate(
     dim = images.dim() - 2
     factors = check_factor(factor, dim)
     old_size, new_size = _sizes(model, factors, images)
-    old = _Watched(model)
-    covariances = old.covariances(resize_images(images, old_size))
-    new = _Watched(model)
+    covariances = _covariances(WatchedCopy(model), resize_images(images, old_size))
+    new = WatchedCopy(model)
     x = resize_images(images, new_size)
 
     def adapt(name: str, covariance: Tensor) -> None:
@@ -89,11 +86,11 @@ def calibrate(
             matrix, _ = _match(covariances[name], covariance, layer, new.reactions[member], method)
             layer.weight.copy_(map_stencil(matrix, new.weights[member]))
 
-    measured = new.covariances(x, adapt)
+    measured = _covariances(new, x, adapt)
     if any(len(group) > 1 for group in new.groups.values()):  # shared controls: once more, with the pooled measure
         for name, covariance in measured.items():
             adapt(name, covariance)
-        measured = new.covariances(x)
+        measured = _covariances(new, x)
     scales, matrices = {}, {}
     for name, group in new.groups.items():
         for member in group:
@@ -132,69 +129,20 @@ def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> 
     return total / (len(x) * x.shape[1] * math.prod(inner))
 
 
-class _Watched:
-    """A baked copy of a model whose stencil layers tell the covariance of the taps that reach them.
+def _covariances(
+    copy_: WatchedCopy, images: Tensor, seen: Callable[[str, Tensor], None] | None = None
+) -> dict[str, Tensor]:
+    """Covariance of the taps by group, pooled over its uses; ``seen`` is told at the first use."""
+    sums: dict[str, list[Tensor]] = {}
 
-    ``groups`` has the layers that share one measure: each its own, but the controls of a block with fewer nodes than
-    steps belong together, under the name of the first.
-    """
+    def watch(name: str, layer: _ConvNd, x: Tensor) -> None:
+        covariance = tap_covariance(x, layer.kernel_size, layer.dilation)
+        if name not in sums and seen is not None:
+            seen(name, covariance)
+        sums.setdefault(name, []).append(covariance)
 
-    def __init__(self, model: nn.Module):
-        self.reactions = {
-            name: p.reaction if (p := stencil_parametrization(layer)) else "121"
-            for name, layer in stencil_layers(model).items()
-        }
-        model = copy.deepcopy(model)
-        self.model = bake(model) if any(map(stencil_parametrization, stencil_layers(model).values())) else model
-        self.layers = stencil_layers(self.model)
-        self.weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        self.groups = _groups(self.model, self.layers)
-        self.names = {id(self.layers[name]): name for name in self.groups}
-
-    def covariances(self, images: Tensor, seen: Callable[[str, Tensor], None] | None = None) -> dict[str, Tensor]:
-        """Run the images through; covariance by group, pooled over its uses; ``seen`` is told at the first use."""
-        sums: dict[str, list[Tensor]] = {}
-
-        def watch(layer: nn.Module, x: Tensor) -> None:
-            name = self.names.get(id(layer))
-            if name is None:
-                return
-            conv: _ConvNd = layer  # pyright: ignore[reportAssignmentType]
-            covariance = tap_covariance(x, conv.kernel_size, conv.dilation)
-            if name not in sums and seen is not None:
-                seen(name, covariance)
-            sums.setdefault(name, []).append(covariance)
-
-        handles = []
-        inner = {id(conv) for m in self.model.modules() if isinstance(m, ControlledLayer) for conv in m.children()}
-        for module in self.model.modules():
-            if isinstance(module, ControlledLayer):
-                module.watch = watch
-            elif id(module) in self.names and id(module) not in inner:
-                handles.append(module.register_forward_pre_hook(lambda m, inputs: watch(m, inputs[0])))
-        self.model.eval()
-        for module in self.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
-        self.model(images)
-        for handle in handles:
-            handle.remove()
-        return {name: torch.stack(uses).mean(0) for name, uses in sums.items()}
-
-
-def _groups(model: nn.Module, layers: dict[str, _ConvNd]) -> dict[str, list[str]]:
-    leader = {name: name for name in layers}
-    for block_name, block in model.named_modules():
-        if isinstance(block, Block) and len(block.controls) < block.steps:
-            prefix = f"{block_name}.controls." if block_name else "controls."
-            for name in layers:
-                if name.startswith(prefix):
-                    rest = name.removeprefix(prefix).split(".", 1)[1]
-                    leader[name] = f"{prefix}0.{rest}"
-    groups: dict[str, list[str]] = {}
-    for name, first in leader.items():
-        groups.setdefault(first, []).append(name)
-    return groups
+    copy_.run(images, watch, batch_statistics=True)
+    return {name: torch.stack(uses).mean(0) for name, uses in sums.items()}
 
 
 def _match(old: Tensor, new: Tensor, layer: _ConvNd, reaction: str, method: str) -> tuple[Tensor, Tensor]:

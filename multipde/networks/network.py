@@ -1,9 +1,12 @@
 """The network of the paper: opening, blocks on coarser and coarser meshes, classifier."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multipde.mesh.modes import evaluation_mode
 from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
 from multipde.networks.config import NetworkConfig, check_size
 from multipde.networks.dynamics import Block
@@ -125,6 +128,20 @@ class PDENet(nn.Module):
 def num_weights(module: nn.Module) -> int:
     """Number of trainable weights."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
+    """Floating point operations of one forward pass of any module, as torch counts them.
+
+    Args:
+        shape: of the input.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(*shape, device=device))
+    return counter.get_total_flops()
 
 
 def count_flops(config: NetworkConfig, training: bool = False) -> int:

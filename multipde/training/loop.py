@@ -196,10 +196,12 @@ class Trainer:
         self.log.metrics(row)
         self.log.say(
             f"size {level.size:>3}  epoch {p.epoch:>2}/{level.num_epochs or '?'}  loss {loss:.3f}  "
-            f"train {accuracy:6.1%}  validation {validation.accuracy:6.1%}  {row['images_per_second']:>6.0f} images/s  {p.seconds:>5.0f} s"
+            f"train {accuracy:6.1%}  validation {validation.accuracy:6.1%}  "
+            f"{row['images_per_second']:>6.0f} images/s  {p.seconds:>5.0f} s"
         )
         if self._is_done():
-            p.levels.append({k: row[k] for k in ("level", "size", "total_seconds", "total_flops")})
+            p.levels.append({k: row[k] for k in ("level", "size", "steps", "total_seconds", "total_flops")})
+            p.levels[-1]["epochs"] = round(p.epoch - 1 + level.share_of_epoch(p.epoch - 1), 4)
             p.levels[-1]["validation_accuracy"] = p.best_accuracy
         self._write_checkpoint()
 

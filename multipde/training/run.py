@@ -30,7 +30,7 @@ from multipde.training.checkpoint import (
 from multipde.training.evaluate import check_classes, evaluate_batches, place
 from multipde.training.log import Log, read_metrics
 from multipde.training.loop import Trainer, initial_network
-from multipde.training.schedule import Level, Schedule
+from multipde.training.schedule import Level, Schedule, steps_text
 from multipde.training.settings import TrainSettings
 from multipde.training.switch import plan_move
 
@@ -288,8 +288,10 @@ def _summary(schedule: Schedule, levels: list[dict[str, Any]]) -> list[dict[str,
     total_flops, total_seconds = levels[-1]["total_flops"], levels[-1]["total_seconds"]
     for planned, reached in zip(schedule.rows(), levels, strict=True):
         rows.append(
-            {name: planned[name] for name in ("level", "size", "steps", "epochs")}
+            {"level": planned["level"], "size": planned["size"]}
             | {
+                "steps": steps_text(tuple(reached["steps"])),
+                "epochs": f"{reached['epochs']:g}",
                 "share of work": f"{(reached['total_flops'] - flops) / total_flops:.0%}",
                 "share of time": f"{(reached['total_seconds'] - seconds) / total_seconds:.0%}",
                 "best validation": f"{reached['validation_accuracy']:.1%}",

@@ -196,7 +196,7 @@ class Schedule:
                 "level": str(self.number(i)),
                 "size": "+".join(str(size) for size, _ in level.sizes),
                 "h": f"{1 / level.size:.5f}",
-                "steps": _steps_text(config.steps if config else level.steps),
+                "steps": steps_text(config.steps if config else level.steps),
                 "epochs": "auto" if level.epochs is None else f"{level.epochs:g}",
                 "batch": str(level.batch),
                 "learning rate": f"{level.learning_rate:g}",
@@ -279,7 +279,9 @@ def _training_flops(config: NetworkConfig) -> int:
     return count_flops(config, training=True)
 
 
-def _steps_text(steps: int | tuple[int, ...] | None) -> str:
+def steps_text(steps: int | tuple[int, ...] | None) -> str:
+    """One number where all blocks have the same."""
     if steps is None:
         return "-"
-    return str(steps) if isinstance(steps, int) else ",".join(str(s) for s in steps)
+    blocks = (steps,) if isinstance(steps, int) else steps
+    return ",".join(str(s) for s in (blocks[:1] if len(set(blocks)) == 1 else blocks))

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def plain(size):
-    return {"size": size, "device": CPU, "normalize": Normalize((), ())}
+    return {"sizes": [(size, 1.0)], "device": CPU, "normalize": Normalize((), ())}
 
 
 def test_normalize_is_the_formula():
@@ -59,7 +59,7 @@ def test_the_key_decides_order_and_augmentation():
     images = TensorImages(*render_shapes(20, 8))
 
     def epoch(*key):
-        batches = training_batches(images, torch.arange(20), batch=5, key=key, augment=Augment(8), **plain(8))
+        batches = training_batches(images, torch.arange(20), batch=5, key=key, augment=True, **plain(8))
         return torch.cat([x for x, _ in batches])
 
     state = torch.get_rng_state()

@@ -87,7 +87,10 @@ def test_one_cycle_is_continuous():
         (lambda: Level(8, 0), "epochs must be positive, got 0"),
         (lambda: Level(8, 1, batch=0), "batch must be positive, got 0"),
         (lambda: Level(8, 1, learning_rate=-1.0), "learning_rate must be positive, got -1.0"),
-        (lambda: Level(8, 1, policy="cosine"), "policy must be one of one_cycle, piecewise, across, warm_up, got"),
+        (
+            lambda: Level(8, 1, policy="cosine"),
+            "policy must be one of one_cycle, piecewise, across, warm_up, constant, cool_down, got",
+        ),
         (lambda: Schedule([]), "levels must name at least one level, got none"),
         (lambda: Schedule([Level(7, 1)], NETWORK), "size must be a positive multiple of 2"),
         (lambda: Schedule([Level(8, 1, steps=0)], NETWORK), "steps must be positive, got 0"),

@@ -1,0 +1,341 @@
+"""Conversion with a report: what was done to every layer, and what it was good for beside the trivial rivals."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
+from multipde.data.datasets import ImageData, split_indices
+from multipde.data.images import ImageSet
+from multipde.mesh.pyramid import prolong_images, resize_images
+from multipde.mesh.reparametrize import skipped_layers, stencil_layers
+from multipde.mesh.transfer import CALIBRATED, METHODS
+from multipde.networks.calibration import calibrate, recalibrate
+from multipde.networks.convert import conversion
+from multipde.networks.network import PDENet, model_flops
+from multipde.networks.stability import StepStability, stability_report
+from multipde.networks.watch import WatchedCopy
+from multipde.training.evaluate import Metrics, evaluate_batches
+from multipde.training.settings import TrainSettings
+from multipde.training.switch import CALIBRATION_IMAGES, STABILITY_IMAGES, stabilised
+
+CONSISTENCY_IMAGES = 32
+"""Training images on which the outputs of the layers are compared."""
+
+AUTO_METHODS = ("copy", "calibrated", "calibrated_full", "rediscretize", "galerkin")
+"""Tried in this order; the first of the best is taken."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one stencil layer.
+
+    Args:
+        norm_before: Frobenius norm of all its stencils.
+        consistency: |R y_fine - y_coarse| / |y_old| of what the layer gives in the old and the new network on the same
+            images, the finer one restricted by cell averages; None without images.
+        exponent: of the features in front of it, 1 for smooth, 0 for scale invariant, see `Calibration`; None without
+            images.
+    """
+
+    layer: str
+    norm_before: float
+    norm_after: float
+    consistency: float | None = None
+    exponent: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network for images of the new size, and what it is good for.
+
+    Args:
+        name: the method, or the rival.
+        size: of the images that go through the network.
+        recalibrated: whether BatchNorm was measured anew.
+        validation: accuracy on training images held back from the calibration, by which ``auto`` chooses.
+        accuracy: on test images.
+        flops: per image, forwards.
+    """
+
+    name: str
+    size: int
+    recalibrated: bool
+    validation: float
+    accuracy: float
+    loss: float
+    flops: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """All that `convert_reported` measured; ``rows`` of its parts for tables, ``record`` for JSON."""
+
+    old_size: int
+    new_size: int
+    method: str
+    layers: list[LayerReport]
+    skipped: dict[str, str]
+    num_recalibrated: int = 0
+    num_images: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+    stability_before: list[StepStability] = field(default_factory=list)
+    stability_after: list[StepStability] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Plain data, nan as None."""
+        return _plain(asdict(self))
+
+    def layer_rows(self) -> list[dict[str, str]]:
+        """A row per layer."""
+        return [
+            {
+                "layer": layer.layer,
+                "norm before": f"{layer.norm_before:.3g}",
+                "after": f"{layer.norm_after:.3g}",
+                "consistency error": _number(layer.consistency),
+                "exponent": _number(layer.exponent),
+            }
+            for layer in self.layers
+        ]
+
+    def candidate_rows(self) -> list[dict[str, str]]:
+        """A row per candidate and rival."""
+        return [
+            {
+                "name": c.name,
+                "size": str(c.size),
+                "accuracy": f"{c.accuracy:.1%}",
+                "loss": f"{c.loss:.3f}",
+                "validation": f"{c.validation:.1%}",
+                "MFLOPs/image": f"{c.flops / 1e6:.1f}",
+                "images/s": f"{c.images_per_second:.0f}",
+            }
+            for c in self.candidates
+        ]
+
+    def stability_rows(self) -> list[dict[str, str]]:
+        """A row per time step of the converted network."""
+        before = {(s.block, s.step): s for s in self.stability_before}
+        rows = []
+        for s in self.stability_after:
+            old = before.get((s.block, s.step))
+            rows.append(
+                {
+                    "block": str(s.block),
+                    "step": str(s.step),
+                    "|K|": ", ".join(f"{n:.2f}" for n in s.norms),
+                    "dt": f"{s.dt:.3g}",
+                    "bound (N = 1)": f"{s.bound:.3g}",
+                    "on data": f"{s.measured:.3g}",
+                    "on data before": "-" if old is None else f"{old.measured:.3g}",
+                    "verdict": s.verdict,
+                }
+            )
+        return rows
+
+
+def convert_reported(
+    model: nn.Module,
+    data: ImageData | None,
+    *,
+    old_size: int,
+    new_size: int,
+    method: str = "auto",
+    steps: int | str | None = None,
+    normalize: Normalize | None = None,
+    split: tuple[int, float] = (0, 0.2),
+    num_images: int = 2000,
+    device: torch.device | None = None,
+    amp: str = "off",
+) -> tuple[nn.Module, ConversionReport]:
+    """Convert any classifier to images of another size, recalibrate its BatchNorm, and say what came of it.
+
+    Candidates are the converted networks of all methods tried, and the rivals: the old network at the old size (a bound
+    on what to hope for) and the old network on images of the new size that are brought to the old one. All are tested
+    on the same test images.
+
+    Args:
+        data: images at least as fine as the finer size; None for a conversion without measurements.
+        method: one of the methods, or ``"auto"`` for the one with the best accuracy on held back training images (copy
+            where there are none).
+        steps: new number of time steps of a `PDENet`, or ``"auto"``, see `multipde.training.switch`.
+        normalize: of the images; by mean and standard deviation of the data if left out.
+        split: seed and share by which training images are held back; those of the training, where they are known.
+        num_images: test images, and held back ones.
+
+    Raises:
+        ValueError: what `convert` raises.
+    """
+    factor, device = new_size / old_size, device or torch.device("cpu")
+    if data is None:
+        chosen = "copy" if method == "auto" else method
+        move = conversion(model, factor=factor, method=chosen, steps=_given(steps))
+        new = move(model)
+        return new, ConversionReport(old_size, new_size, chosen, _layers(model, new), skipped_layers(model))
+    bench = _Bench(data, normalize or Normalize(data.mean, data.std), split, num_images, device, amp)
+    model = model.to(device)
+    methods = AUTO_METHODS if method == "auto" else tuple(dict.fromkeys(("copy", method)))
+    calibration_images = bench.draw(CALIBRATION_IMAGES, max(old_size, new_size))
+    measured = calibrate(model, factor, calibration_images) if new_size != old_size else None
+    candidates = [bench.test(f"original at {old_size}", model, old_size, old_size)]
+    if new_size != old_size:
+        candidates.append(bench.test(f"original, {new_size} -> {old_size}", model, new_size, old_size))
+    nets: dict[str, tuple[nn.Module, int]] = {}
+    for name in methods if new_size != old_size else ("copy",):
+        calibration = calibration_images if name in CALIBRATED else None
+        move = conversion(model, factor=factor, method=name, calibration=calibration)
+        if steps == "auto" and isinstance(model, PDENet):
+            move = stabilised(move, model, *(bench.draw(STABILITY_IMAGES, s) for s in (old_size, new_size)))
+        elif steps is not None and steps != "auto":
+            move = conversion(model, factor=factor, method=name, calibration=calibration, steps=_given(steps))
+        new = move(model).to(device)
+        candidates.append(bench.test(name, new, new_size, new_size, recalibrated=False))
+        num = recalibrate(new, bench.recalibration_images(new_size))
+        if num:
+            candidates.append(bench.test(f"{name}, recalibrated", new, new_size, new_size, recalibrated=True))
+        nets[name] = new, num
+    best = max(nets, key=lambda name: _final(candidates, name).validation)
+    chosen = best if method == "auto" or method not in nets else method
+    new, num = nets[chosen]
+    stable = isinstance(model, PDENet) and model.config.dynamics != "resnet"
+    report = ConversionReport(
+        old_size,
+        new_size,
+        chosen,
+        _layers(
+            model,
+            new,
+            {} if measured is None else measured.exponents(),
+            _consistency(model, new, *(bench.draw(CONSISTENCY_IMAGES, s) for s in (old_size, new_size))),
+        ),
+        skipped_layers(model),
+        num,
+        bench.num_test,
+        candidates,
+        stability_report(model, bench.draw(STABILITY_IMAGES, old_size)) if stable else [],
+        stability_report(new, bench.draw(STABILITY_IMAGES, new_size)) if stable else [],  # pyright: ignore
+    )
+    return new, report
+
+
+class _Bench:
+    """The images on which a conversion is measured: calibration, held back and test."""
+
+    def __init__(
+        self,
+        data: ImageData,
+        normalize: Normalize,
+        split: tuple[int, float],
+        num_images: int,
+        device: torch.device,
+        amp: str,
+    ):
+        self.data, self.normalize, self.device, self.amp = data, normalize, device, amp
+        self.train, held_back = split_indices(len(data.train), *split)
+        self.held_back = held_back[:num_images]
+        self.test_indices = drawn_indices(len(data.test), num_images, (0, "test"))
+        self.num_test = len(self.test_indices)
+
+    def draw(self, num: int, size: int) -> Tensor:
+        """The first of a random order of the training images."""
+        return torch.cat([x for x, _ in self._batches(self.data.train, self.train[:num], size)])
+
+    def recalibration_images(self, size: int) -> Iterator[Tensor]:
+        num = TrainSettings().calibration_images
+        return (x for x, _ in self._batches(self.data.train, self.train[:num], size))
+
+    def test(self, name: str, net: nn.Module, size: int, inside: int, recalibrated: bool = False) -> Candidate:
+        """A network on images of a size, brought to the size inside."""
+        validation = self._evaluate(net, self.data.train, self.held_back, size, inside)
+        found = self._evaluate(net, self.data.test, self.test_indices, size, inside)
+        channels = len(self.data.mean)
+        flops = model_flops(net, (1, channels, inside, inside))
+        return Candidate(
+            name, inside, recalibrated, validation.accuracy, found.accuracy, found.loss, flops, found.images_per_second
+        )
+
+    def _evaluate(self, net: nn.Module, images: ImageSet, indices: Tensor, size: int, inside: int) -> Metrics:
+        batches = ((_brought_to(x, inside), y) for x, y in self._batches(images, indices, size))
+        return evaluate_batches(net, batches, self.device, self.amp)
+
+    def _batches(self, images: ImageSet, indices: Tensor, size: int):
+        return evaluation_batches(images, indices, size, 250, self.device, self.normalize)
+
+
+def _brought_to(x: Tensor, size: int) -> Tensor:
+    return prolong_images(x, size, order=1) if size > x.shape[-1] else resize_images(x, size)
+
+
+def _final(candidates: Sequence[Candidate], method: str) -> Candidate:
+    return [c for c in candidates if c.name.split(",")[0] == method][-1]
+
+
+def _layers(
+    old: nn.Module,
+    new: nn.Module,
+    exponents: dict[str, float] | None = None,
+    consistency: dict[str, float] | None = None,
+) -> list[LayerReport]:
+    after = stencil_layers(new)
+    return [
+        LayerReport(
+            name,
+            layer.weight.detach().double().norm().item(),
+            after[name].weight.detach().double().norm().item() if name in after else math.nan,
+            (consistency or {}).get(name),
+            (exponents or {}).get(name),
+        )
+        for name, layer in stencil_layers(old).items()
+    ]
+
+
+def _consistency(old: nn.Module, new: nn.Module, old_images: Tensor, new_images: Tensor) -> dict[str, float]:
+    """Relative difference of what every layer gives at its first use, on the coarser of the two meshes."""
+    outputs: list[dict[str, Tensor]] = []
+    for model, images in ((old, old_images), (new, new_images)):
+        given: dict[str, Tensor] = {}
+
+        def keep(name: str, layer: nn.Module, x: Tensor, given: dict[str, Tensor] = given) -> None:
+            if name not in given:
+                given[name] = layer.forward(x).cpu()
+
+        WatchedCopy(model).run(images, keep)
+        outputs.append(given)
+    errors = {}
+    for name, y in outputs[0].items():
+        z = outputs[1].get(name)
+        if z is None or z.shape[:2] != y.shape[:2]:
+            continue
+        size = [min(a, b) for a, b in zip(y.shape[2:], z.shape[2:], strict=True)]
+        a, b = resize_images(y, size), resize_images(z, size)
+        errors[name] = ((a - b).norm() / a.norm().clamp_min(1e-30)).item()
+    return errors
+
+
+def _given(steps: int | str | None) -> int | None:
+    return None if isinstance(steps, str) else steps
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_conversion_method(method: str) -> None:
+    """Raise ValueError for a method that `convert_reported` does not know."""
+    known = ("auto", *METHODS, *CALIBRATED)
+    if method not in known:
+        raise ValueError(f"method must be one of {', '.join(known)}, got {method!r}")

@@ -1,0 +1,101 @@
+"""Networks that multipde did not make: torchvision's, and bare state dicts."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multipde.mesh.transfer import transfer_stencil
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation by which torchvision's classifiers normalise their images."""
+
+
+def torchvision_model(arch: str, weights: Path | None) -> nn.Module:
+    """A classifier of torchvision with the weights of a file, as many classes as its last matrix has rows.
+
+    Args:
+        weights: a state dict, see `read_state_dict`; None for random weights.
+
+    Raises:
+        ValueError: an unknown architecture, weights of another one.
+    """
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if arch not in known:
+        import difflib
+
+        near = ", ".join(difflib.get_close_matches(arch, known, 3)) or "resnet18, vgg11, ..."
+        raise ValueError(f"arch must be a classifier of torchvision ({near}), got {arch!r}")
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return models.get_model(arch, weights=None).eval()
+    state = read_state_dict(weights)
+    matrices = [t for t in state.values() if t.dim() == 2]
+    extra: dict[str, Any] = {"num_classes": len(matrices[-1])} if matrices else {}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = models.get_model(arch, weights=None, **extra)
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"weights must be those of {arch}, got {weights} ({reason})") from None
+    return model.eval()
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors or a .pt/.pth file; no pickled code is run.
+
+    A dict under "state_dict" or "model" is taken out of it, and "module." in front of all names taken off.
+
+    Raises:
+        ValueError: no such file, or one that holds anything but tensors.
+    """
+    if not file.is_file():
+        raise ValueError(f"weights must be a file, got {file}")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # every way in which a file can be broken
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"weights must be a state dict in .safetensors or .pt, got {file} ({reason})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not tensors or not state:
+        raise ValueError(f"weights must hold tensors by name, got something else in {file}")
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): t for name, t in state.items()}
+
+
+def convert_state_dict(
+    state: dict[str, Tensor], factor: float, method: str = "copy"
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The stencils in a bare state dict on another mesh: tensors of 3 to 5 axes with odd widths, not all one.
+
+    Without the network it is not known which convolutions are transposed, nor can anything be measured; the other
+    tensors stay.
+
+    Args:
+        factor: new size / old size.
+        method: a fixed method.
+
+    Returns:
+        The new state dict and the names of what was moved.
+    """
+    moved = {}
+    for name, tensor in state.items():
+        width = tensor.shape[2:]
+        is_stencil = tensor.dim() in (3, 4, 5) and tensor.is_floating_point()
+        if is_stencil and all(w % 2 for w in width) and any(w > 1 for w in width):
+            moved[name] = transfer_stencil(tensor, method, factor, dim=len(width))
+    return {**state, **moved}, list(moved)

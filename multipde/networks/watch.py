@@ -1,0 +1,81 @@
+"""What reaches the stencils of a network, wherever they are applied."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from multipde.mesh.reparametrize import bake, stencil_layers, stencil_parametrization
+from multipde.networks.dynamics import Block
+from multipde.networks.layers import ControlledLayer
+
+Watch = Callable[[str, _ConvNd, Tensor], None]
+"""(name of the layer, layer, what reaches it), called before the layer is applied."""
+
+
+class WatchedCopy:
+    """A baked copy of a model whose stencil layers tell what reaches them; its weights may be changed meanwhile.
+
+    Attributes:
+        layers: the stencil layers of the copy by name.
+        weights: their stencils at the start.
+        reactions: zeroth order taps of their bases.
+        groups: layers that are told of together, under the name of the first: each its own, but the controls of a block
+            with fewer nodes than steps belong together.
+    """
+
+    def __init__(self, model: nn.Module):
+        own = {name: stencil_parametrization(layer) for name, layer in stencil_layers(model).items()}
+        self.reactions = {name: p.reaction if p else "121" for name, p in own.items()}
+        model = copy.deepcopy(model)
+        self.model = bake(model) if any(own.values()) else model
+        self.layers = stencil_layers(self.model)
+        self.weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        self.groups = _groups(self.model, self.layers)
+
+    @torch.no_grad()
+    def run(self, images: Tensor, watch: Watch, *, batch_statistics: bool = False) -> Tensor:
+        """Send images through in evaluation mode, BatchNorm perhaps on the statistics of these images; the result."""
+        names = {id(self.layers[name]): name for name in self.groups}
+
+        def tell(layer: nn.Module, x: Tensor) -> None:
+            if id(layer) in names:
+                watch(names[id(layer)], layer, x)  # pyright: ignore[reportArgumentType]
+
+        inner = {id(conv) for m in self.model.modules() if isinstance(m, ControlledLayer) for conv in m.children()}
+        handles = []
+        for module in self.model.modules():
+            if isinstance(module, ControlledLayer):
+                module.watch = tell
+            elif id(module) in names and id(module) not in inner:
+                handles.append(module.register_forward_pre_hook(lambda m, inputs: tell(m, inputs[0])))
+        self.model.eval()
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(batch_statistics)
+        try:
+            return self.model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in self.model.modules():
+                if isinstance(module, ControlledLayer):
+                    module.watch = None
+
+
+def _groups(model: nn.Module, layers: dict[str, _ConvNd]) -> dict[str, list[str]]:
+    leader = {name: name for name in layers}
+    for block_name, block in model.named_modules():
+        if isinstance(block, Block) and len(block.controls) < block.steps:
+            prefix = f"{block_name}.controls." if block_name else "controls."
+            for name in layers:
+                if name.startswith(prefix):
+                    rest = name.removeprefix(prefix).split(".", 1)[1]
+                    leader[name] = f"{prefix}0.{rest}"
+    groups: dict[str, list[str]] = {}
+    for name, first in leader.items():
+        groups.setdefault(first, []).append(name)
+    return groups
