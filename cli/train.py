@@ -48,7 +48,7 @@ class Train(DataOptions):
     """How stencils move to the next level."""
     coordinates: Literal["level", "finest"] = "level"
     """Mesh of the trained parameter: that of each level, moved by --transfer, or the finest one throughout."""
-    conditioning: float = 0.5
+    conditioning: float = 1.0
     """With --coordinates finest: power of the preconditioner of the gradients, 0 for none to 1."""
     init: Path | None = None
     """Checkpoint to start from, e.g. a converted one."""

@@ -1,8 +1,11 @@
 """Figures: one function each, rows in, file out; readable in grey and without red and green."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from multipde.analysis.conversion import ConversionReport
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B2A300")
 MARKERS = "osD^v<>PX"
@@ -58,3 +61,39 @@ def save(figure: Any, file: Path) -> None:
     metadata = {"Date": None} if file.suffix == ".svg" else None
     figure.savefig(file, bbox_inches="tight", metadata=metadata, dpi=150)
     pyplot().close(figure)
+
+
+def conversion_figure(report: ConversionReport, file: Path) -> None:
+    """Per layer exponent, consistency error and growth of the norm; accuracy against FLOPs of all candidates.
+
+    Without images only the growth of the norm is known.
+    """
+    plt = pyplot()
+    measured = bool(report.candidates)
+    height = max(3.2, 0.22 * len(report.layers) + 1.2)
+    figure, axes = plt.subplots(1, 4 if measured else 1, figsize=(15 if measured else 6, height), squeeze=False)
+    columns = [("norm after / before", [layer.norm_after / max(layer.norm_before, 1e-30) for layer in report.layers])]
+    if measured:
+        columns += [
+            ("consistency error", [layer.consistency for layer in report.layers]),
+            ("exponent (1 smooth, 0 scale invariant)", [layer.exponent for layer in report.layers]),
+        ]
+    rows = range(len(report.layers))
+    for i, (axis, (title, values)) in enumerate(zip(axes[0], columns, strict=False)):
+        axis.barh(rows, [math.nan if v is None else v for v in values], color=COLOURS[1], height=0.7)
+        axis.set_yticks(rows, [layer.layer for layer in report.layers] if i == 0 else ["" for _ in rows], fontsize=7)
+        axis.invert_yaxis()
+        axis.set_xlabel(title)
+        axis.grid(axis="x", alpha=0.3)
+    if measured:
+        axis = axes[0, 3]
+        for i, c in enumerate(report.candidates):
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            axis.plot(c.flops / 1e6, 100 * c.accuracy, linestyle="none", label=c.name, **style)
+        axis.set_xlabel("MFLOPs per image")
+        axis.set_ylabel("test accuracy (%)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(f"size {report.old_size} to {report.new_size}, method {report.method}", y=1.0)
+    figure.tight_layout()
+    save(figure, file)

@@ -123,10 +123,10 @@ class StepStability:
 
     @property
     def verdict(self) -> str:
-        """``"stable"`` below both bounds, ``"on data"`` below the measured one only, else ``"unstable"``."""
+        """Whether dt is within both bounds, the measured one only, or none."""
         if self.dt > self.measured:
-            return "unstable"
-        return "stable" if self.dt <= self.bound else "on data"
+            return "above the bound"
+        return "stable" if self.dt <= self.bound else "stable on data"
 
 
 def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepStability]:

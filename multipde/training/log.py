@@ -64,7 +64,7 @@ class Log:
             yield lambda amount, text: bar.update(task, advance=amount, description=text)
 
 
-LEFT = ("name", "layer", "order", "method", "part")
+LEFT = ("name", "layer", "order", "method", "part", "verdict", "arm")
 """Columns of words."""
 
 

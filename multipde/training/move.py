@@ -1,4 +1,4 @@
-"""Checkpoints at other sizes: converted, recalibrated, tested beside each other, written anew."""
+"""Checkpoints at other sizes: converted, recalibrated, tested beside each other."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,14 +9,15 @@ from torch import Tensor
 
 from multipde.data.batches import Normalize, drawn_images, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
+from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.calibration import recalibrate
 from multipde.networks.convert import convert
 from multipde.networks.network import PDENet, count_flops
-from multipde.training.checkpoint import check_new, load, save
+from multipde.training.checkpoint import load
 from multipde.training.evaluate import Metrics, check_classes, choose_device, evaluate_batches, place
 from multipde.training.log import Log
-from multipde.training.loop import MOVE_IMAGES
 from multipde.training.settings import TrainSettings
+from multipde.training.switch import CALIBRATION_IMAGES
 
 DataSource = tuple[Any, Mapping[str, Any]]
 
@@ -50,8 +51,11 @@ def evaluate_sizes(
     own = net.config.sizes[0]
     chosen = tuple(sizes or (own,))
     wanted = {(size, "-" if size == own else method): None for size in chosen for method in methods}
-    nets = {(size, m): net if m == "-" else convert(net, size=size, method=m) for size, m in wanted}
+    for size, m in wanted:
+        if m != "-":
+            net.config.on_mesh(size)  # a size that it cannot have is told before images are read
     images = _data_for(net, data, max(*chosen, own))
+    nets = {(size, m): net if m == "-" else _converted(net, images, size, m) for size, m in wanted}
     test = drawn_indices(len(images.test), num_images, (0, "test"))
     records: list[dict[str, Any]] = []
     for (size, method), candidate in nets.items():
@@ -68,59 +72,14 @@ def evaluate_sizes(
     return records
 
 
-def convert_checkpoint(
-    checkpoint: Path,
-    out: Path | None,
-    *,
-    size: int | None = None,
-    method: str = "copy",
-    steps: int | None = None,
-    data: DataSource | None = None,
-    need_data: bool = True,
-    log: Log | None = None,
-) -> PDENet:
-    """A checkpoint converted and written to a new directory, BatchNorm recalibrated where there are data.
-
-    Args:
-        data: source and options for `load_data`.
-        need_data: refuse data that cannot be read; otherwise say so and go on without.
-
-    Raises:
-        FileExistsError: the new directory is not empty.
-        ValueError: no place to write to, or what `load` and `convert` raise.
-    """
-    log = log or Log(quiet=True)
-    if out is None:
-        raise ValueError("out must be given; type --out DIR")
-    check_new(out)
-    net = load(checkpoint)
-    old = net.config.sizes[0]
-    new: PDENet = convert(net, size=size, method=method, steps=steps)  # pyright: ignore[reportAssignmentType]
-    target = new.config.sizes[0]
-    images = None
-    try:
-        images = None if data is None else _data_for(net, data, max(old, target))
-    except ValueError as error:
-        if need_data:
-            raise
-        log.say(f"the data of the run cannot be read ({error})")
-    log.say(f"{checkpoint}: size {old} -> {target}, steps {net.config.steps} -> {new.config.steps}, method {method}")
-    if images is None:
-        log.say("no data: BatchNorm keeps the statistics of the old size; --data NAME measures them anew")
-    else:
-        device = torch.device("cpu")
-        test = drawn_indices(len(images.test), MOVE_IMAGES, (0, "test"))
-        before = _test(net, images, test, old, device, "off").accuracy
-        moved = _test(new, images, test, target, device, "off").accuracy
-        num = recalibrate(new, _calibration_images(net, images, target, device))
-        after = _test(new, images, test, target, device, "off").accuracy
-        log.say(
-            f"test accuracy {before:.1%} before, {moved:.1%} after, {after:.1%} with {num} BatchNorm layers "
-            f"recalibrated ({len(test):,} images)"
-        )
-    save(new, out)
-    log.say(f"written to {out}")
-    return new
+def _converted(net: PDENet, images: ImageData, size: int, method: str) -> PDENet:
+    calibration = None
+    if method in CALIBRATED:
+        finer = max(size, net.config.sizes[0])
+        device, key = next(net.parameters()).device, (0, "calibrate")
+        drawn = drawn_images(images.train, None, CALIBRATION_IMAGES, finer, device, _normalize(net), key)
+        calibration = torch.cat(list(drawn))
+    return convert(net, size=size, method=method, calibration=calibration)  # pyright: ignore[reportReturnType]
 
 
 def _calibration_images(net: PDENet, images: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:

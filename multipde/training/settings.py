@@ -46,7 +46,7 @@ class TrainSettings:
     seed: int = 0
     transfer: str = "copy"
     coordinates: str = "level"
-    conditioning: float = 0.5
+    conditioning: float = 1.0
     momentum: float = 0.9
     momentum_rule: str = "map"
     alpha1: float = 2e-4

@@ -89,7 +89,7 @@ def test_one_cycle_is_continuous():
         (lambda: Level(8, 1, learning_rate=-1.0), "learning_rate must be positive, got -1.0"),
         (
             lambda: Level(8, 1, policy="cosine"),
-            "policy must be one of one_cycle, piecewise, across, warm_up, constant, cool_down, got",
+            "policy must be one of one_cycle, piecewise, across, warm_up, constant, cool_down, got 'cosine'",
         ),
         (lambda: Schedule([]), "levels must name at least one level, got none"),
         (lambda: Schedule([Level(7, 1)], NETWORK), "size must be a positive multiple of 2"),

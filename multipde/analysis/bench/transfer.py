@@ -42,7 +42,7 @@ ARMS = {
     "rediscretize": Arm(settings={"transfer": "rediscretize"}),
     "galerkin": Arm(settings={"transfer": "galerkin"}),
     "calibrated": Arm(settings={"transfer": "calibrated"}),
-    "mesh-invariant": Arm(settings={"coordinates": "finest"}),
+    "mesh-invariant": Arm(settings={"coordinates": "finest", "conditioning": 1.0}),
     "mixed": Arm(settings={"transfer": "copy"}, mixed=True),
     "gradual": Arm(GRADUAL, {"transfer": "calibrated"}),
     "gradual copy": Arm(GRADUAL, {"transfer": "copy"}),
