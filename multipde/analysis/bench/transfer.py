@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -136,29 +136,37 @@ def run_tasks(
     label = Path(str(options["root"])).name if options.get("root") else data
     done = {_task(row) for row in _rows(out, label, size)}
     left = [task for task in dict.fromkeys(tasks) if task not in done]
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // workers)
+    threads = torch.get_num_threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
     log.say(f"{len(tasks) - len(left)} of {len(tasks)} trainings are in {out}; {len(left)} to do")
     if not left:
         return _rows(out, label, size)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = {
-            pool.submit(_run, task, data, dict(options), size, run_dir / label, settings, threads): task
-            for task in left
-        }
-        try:
-            for number, future in enumerate(as_completed(futures), start=1):
-                row = {"data": label, "size": size, **asdict(futures[future]), **future.result(), "threads": threads}
-                out.parent.mkdir(parents=True, exist_ok=True)
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                log.say(
-                    f"{number}/{len(left)}  {row['dynamics']}, {row['arm']}, {row['budget']:g} epochs of work, seed "
-                    f"{row['seed']}: test accuracy {row['test_accuracy']:.2%}, {row['seconds'] / 60:.1f} min"
-                )
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    arguments = [(task, data, dict(options), size, run_dir / label, settings, threads) for task in left]
+    for number, (task, result) in enumerate(_results(arguments, workers), start=1):
+        row = {"data": label, "size": size, **asdict(task), **result, "threads": threads}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        log.say(
+            f"{number}/{len(left)}  {row['dynamics']}, {row['arm']}, {row['budget']:g} epochs of work, seed "
+            f"{row['seed']}: test accuracy {row['test_accuracy']:.2%}, {row['seconds'] / 60:.1f} min"
+        )
     return _rows(out, label, size)
+
+
+def _results(arguments: Sequence[tuple], workers: int) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Tasks with what they gave, as they are finished."""
+    if workers == 1:
+        for each in arguments:
+            yield each[0], _run(*each)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_run, *each): each[0] for each in arguments}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def _run(
@@ -170,7 +178,8 @@ def _run(
     settings: TrainSettings,
     threads: int,
 ) -> dict[str, Any]:
-    torch.set_num_threads(threads)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
     directory = run_dir / task.name
     network = default_network(data, task.dynamics, size).on_mesh(size)
     levels = task.levels(network)
