@@ -1,5 +1,6 @@
 """Networks that multipde did not make: torchvision's, and bare state dicts."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def torchvision_model(arch: str, weights: Path | None) -> nn.Module:
-    """A classifier of torchvision with the weights of a file, as many classes as its last matrix has rows.
+    """A classifier of torchvision with the weights of a file, and as many classes as they have.
 
     Args:
         weights: a state dict, see `read_state_dict`; None for random weights.
@@ -34,8 +35,8 @@ def torchvision_model(arch: str, weights: Path | None) -> nn.Module:
             torch.manual_seed(0)
             return models.get_model(arch, weights=None).eval()
     state = read_state_dict(weights)
-    matrices = [t for t in state.values() if t.dim() == 2]
-    extra: dict[str, Any] = {"num_classes": len(matrices[-1])} if matrices else {}
+    classes = num_classes(state.values())
+    extra: dict[str, Any] = {"num_classes": classes} if classes else {}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -45,6 +46,12 @@ def torchvision_model(arch: str, weights: Path | None) -> nn.Module:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"weights must be those of {arch}, got {weights} ({reason})") from None
     return model.eval()
+
+
+def num_classes(tensors: Iterable[Tensor]) -> int | None:
+    """Rows of the last matrix or convolution, which is the classifier in all of torchvision's."""
+    shapes = [t.shape for t in tensors if t.dim() >= 2]
+    return shapes[-1][0] if shapes else None
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:

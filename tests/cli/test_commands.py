@@ -73,9 +73,80 @@ def test_convert_writes_the_converted_network(capsys, place, tmp_path, method):
     assert new.config.size == 8
 
 
+def test_convert_reports_and_auto_takes_a_method(capsys, place, tmp_path):
+    out = call(capsys, "convert", place / "run", "--size", "8", "--out", tmp_path / "new", "--num-images", "20")
+    assert "consistency error" in out
+    assert "Step bounds of the converted network" in out
+    report = json.loads((tmp_path / "new/report.json").read_text())
+    assert f"method {report['method']}, steps 3, 4 BatchNorm layers recalibrated" in out
+    for c in report["candidates"]:
+        assert f"{c['accuracy']:.1%}" in out
+    assert (tmp_path / "new/report.svg").read_text().startswith("<?xml")
+    assert load(tmp_path / "new").config.size == 8
+
+
+def test_convert_takes_torchvision_models_and_bare_state_dicts(capsys, place, tmp_path):
+    from safetensors.torch import load_file
+    from torchvision import models
+
+    torch.manual_seed(0)
+    net = models.squeezenet1_1(num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    data = ["--data", "folder", "--root", place / "data"]
+    arguments = ["--arch", "squeezenet1_1", "--weights", tmp_path / "w.pt", "--from-size", "32", "--size", "48"]
+    out = call(capsys, "convert", *arguments, *data, "--method", "rediscretize", "--out", tmp_path / "new")
+    assert "left alone: features.3.squeeze (1x1)" in out
+    assert "original, 48 -> 32" in out
+    name, width = "features.0.weight", net.features[0].weight.shape[-1]
+    moved = load_file(tmp_path / "new/model.safetensors")[name]
+    expected = multipde.transfer_stencil(net.features[0].weight.detach(), "rediscretize", 1.5)
+    torch.testing.assert_close(moved, expected)
+    assert width == 3
+    assert json.loads((tmp_path / "new/architecture.json").read_text())["arch"] == "squeezenet1_1"
+    bare = ["convert", tmp_path / "w.pt", "--from-size", "32", "--size", "48", "--method", "rediscretize"]
+    assert "9 of 52 tensors are stencils" in call(capsys, *bare, "--out", tmp_path / "bare")
+    torch.testing.assert_close(load_file(tmp_path / "bare/model.safetensors")[name], expected)
+
+
+def test_train_within_a_budget_on_mixed_levels_and_with_steps_that_follow(capsys, place, tmp_path):
+    data = ["train", "--data", "folder", "--root", place / "data", "--sizes", "8", "16", "--batch", "30"]
+    auto = [*data, "--epochs", "auto", "--budget", "20GFLOPs", "--transfer", "calibrated", "--steps", "auto"]
+    out = call(capsys, *auto, "--run", tmp_path / "a")
+    assert "auto" in out.splitlines()[2]
+    assert "move 8 -> 16 by calibrated" in out
+    record = json.loads((tmp_path / "a/run.json").read_text())
+    assert (record["settings"]["auto_steps"], record["settings"]["budget"]) == (True, "20GFLOPs")
+    out = call(capsys, *data, "--epochs", "1", "0.5", "--mixed", "--coordinates", "finest", "--run", tmp_path / "b")
+    assert "8+16" in out
+
+
+def test_bench_transfer_prints_its_tables_and_does_nothing_twice(capsys, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = [
+        "bench",
+        "transfer",
+        "--data",
+        "folder",
+        "--root",
+        place / "data",
+        "--size",
+        "16",
+        "--arms",
+        "copy",
+        "mixed",
+    ]
+    out = call(capsys, *study, "--budget", "0.5", "--seeds", "0")
+    assert "0 of 2 trainings" in out
+    assert "gain over copy" in out
+    again = call(capsys, *study, "--budget", "0.5", "--seeds", "0")
+    assert "2 of 2 trainings are in runs/bench-transfer/rows.jsonl; 0 to do" in again
+    assert again.splitlines()[1:] == out.splitlines()[3:]
+    assert (tmp_path / "runs/bench-transfer/rows.svg").exists()
+
+
 def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_path):
     out = call(capsys, "convert", place / "net", "--steps", "6", "--out", tmp_path / "new")
-    assert "no data: BatchNorm keeps the statistics of the old size" in out
+    assert "no data: nothing is measured, BatchNorm keeps the statistics of the old size" in out
     assert load(tmp_path / "new").config.final_times == (3.0, 3.0)
 
 
@@ -182,11 +253,34 @@ WRONG = [
     ("train --init {place}/net --data folder --root {place}/data --sizes 8", "data must have the 10 classes"),
     ("convert {place}/run --size 8 --root {place} --out new", "root must hold train/CLASS/*"),
     ("evaluate {place}/run --sizes 7", "size must be a positive multiple of 4"),
-    ("evaluate {place}/net --data shapes --sizes -8", "size must be positive, got -8"),
+    ("evaluate {place}/net --data shapes --sizes -8", "size must be a positive multiple of 2"),
     (
         "evaluate {place}/run --data shapes",
         "the 3 classes of the network (disc, ring, square), got 10 (disc, ring, square, ...)",
     ),
+    ("train --epochs auto", "budget must be given where epochs are auto; type --budget 10min"),
+    ("train --budget 10min", "budget must be left out where epochs are given"),
+    ("train --epochs auto --budget ten", "budget must be a number with min, h, GFLOPs or TFLOPs"),
+    ("train --epochs auto --budget 1min --mixed", "epochs must be given for mixed levels, got auto"),
+    ("train --epochs -1 1 1", "epochs must be positive, got -1.0"),
+    ("train --mixed --batch 10 20 30", "levels must have the same steps, batch and learning rate to be mixed"),
+    ("train --conditioning 3", "conditioning must lie in [0, 1], got 3.0"),
+    ("convert --size 8 --out new", "checkpoint or --arch must be given, got neither"),
+    ("convert {place}/net --arch resnet18 --size 8 --out new", "checkpoint or --arch must be given, got both"),
+    ("convert {place}/net --weights w.pt --size 8 --out new", "weights must come with --arch"),
+    ("convert --arch resnet18 --out new", "size, factor or steps must be given, got none of them; type --size N"),
+    ("convert --arch resnet81 --size 8 --out new", "arch must be a classifier of torchvision (resnet18"),
+    ("convert --arch resnet18 --weights w.pt --size 8 --out new", "weights must be a file, got w.pt"),
+    ("convert --arch resnet18 --size 0 --out new", "size must be positive, got 0"),
+    ("convert --arch resnet18 --size 8 --steps 4 --out new", "steps must be left out for a model that is no PDENet"),
+    ("convert --arch resnet18 --size 8 --data shapes --out new", "data must have the 1000 classes of the network"),
+    ("convert {place}/net/config.json --size 8 --out new", "weights must be a state dict in .safetensors or .pt"),
+    ("convert {place}/net/model.safetensors --out new", "size, factor or steps must be given"),
+    ("convert {place}/net/model.safetensors --size 8 --method calibrated --out new", "where there are no images"),
+    ("bench transfer --arms magic", "arms must be among fine only, copy"),
+    ("bench transfer --budget -1", "budget must be positive, got -1.0"),
+    ("bench transfer --workers 0", "workers must be positive, got 0"),
+    ("bench transfer --data folder", "root must be given for data 'folder'; type --root DIR"),
     ("convert {place}/net --size 8", "out must be given; type --out DIR"),
     ("convert {place}/net --out new", "size, factor or steps must be given"),
     ("convert {place}/net --size 9 --out new", "size must be a positive multiple of 2"),
