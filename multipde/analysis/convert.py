@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from multipde.analysis.conversion import ConversionReport, check_conversion_method, convert_reported
-from multipde.analysis.foreign import IMAGENET, convert_state_dict, read_state_dict, torchvision_model
+from multipde.analysis.foreign import IMAGENET, convert_state_dict, num_classes, read_state_dict, torchvision_model
 from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data
 from multipde.networks.network import PDENet
@@ -84,8 +84,8 @@ def convert_to_directory(
     if isinstance(net, PDENet):
         net.config.on_mesh(new)  # a size that it cannot have is told before images are read
     images = _images(data, max(old, new), need_data, log)
-    if images is not None and not _suits(net, images, log):
-        images = None
+    if images is not None:
+        _check_classes(net, images)
     name = arch or str(source)
     log.say(f"{name}: size {old} -> {new}" + ("" if images is None else f", on images of {images.name}"))
     if images is None:
@@ -159,17 +159,16 @@ def _images(data: DataSource | None, size: int, need_data: bool, log: Log) -> Im
         return None
 
 
-def _suits(net: nn.Module, images: ImageData, log: Log) -> bool:
-    """Whether the network has the classes of the images; a checkpoint of ours must."""
+def _check_classes(net: nn.Module, images: ImageData) -> None:
+    """Raise ValueError unless the network has the classes of the images."""
     if isinstance(net, PDENet):
         check_classes(net.config, images)
-        return True
-    matrices = [p for p in net.parameters() if p.dim() == 2]
-    if not matrices or len(matrices[-1]) == len(images.class_names):
-        return True
-    raise ValueError(
-        f"data must have the {len(matrices[-1])} classes of the network, got {len(images.class_names)} in {images.name}"
-    )
+        return
+    classes = num_classes(net.parameters())
+    if classes not in (None, len(images.class_names)):
+        raise ValueError(
+            f"data must have the {classes} classes of the network, got {len(images.class_names)} in {images.name}"
+        )
 
 
 def _normalization(net: nn.Module, images: ImageData | None, normalize: str | None) -> Normalize | None:

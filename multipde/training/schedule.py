@@ -260,10 +260,10 @@ def levels_from_lists(
 
 def _mix(levels: Sequence[Level]) -> Level:
     finest = max(levels, key=lambda level: level.size)
-    if any(replace(level, size=finest.size, epochs=finest.epochs) != finest for level in levels):
-        raise ValueError("levels must have the same steps, batch and learning rate to be mixed, got different ones")
     if any(level.epochs is None for level in levels):
         raise ValueError("epochs must be given for mixed levels, got auto")
+    if any(replace(level, size=finest.size, epochs=finest.epochs) != finest for level in levels):
+        raise ValueError("levels must have the same steps, batch and learning rate to be mixed, got different ones")
     total = sum(level.epochs or 0 for level in levels)
     shares = tuple((level.size, (level.epochs or 0) / total) for level in levels)
     return replace(finest, epochs=total, mixed=shares)
