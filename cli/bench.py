@@ -8,12 +8,15 @@ import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
 
-Study = Literal["transfer"]
+Study = Literal["transfer", "regimes"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(DataOptions):
-    """Measure against the rivals. `transfer`: ways from coarse to fine, all with the same work.
+    """Measure against the rivals.
+
+    transfer: ways from coarse to fine, all with the same work. regimes: where which map of the stencils is right, by
+    the smoothness of images and networks.
 
     Rows are appended to a file as they are finished; what is there is not done again, so that a study can be cut off
     and taken up, and ends with its tables and a figure beside the file.
@@ -36,9 +39,9 @@ class Bench(DataOptions):
     budget: float = 2.0
     """Work of every training in epochs at the full size; half of it for other dynamics than hamiltonian."""
     out: Path | None = None
-    """File of rows. Left out: runs/bench-transfer/rows.jsonl."""
-    run_dir: Path = Path("runs/bench-transfer")
-    """Where the trainings are recorded."""
+    """File of rows. Left out: rows.jsonl in the run directory."""
+    run_dir: Path | None = None
+    """Where the trainings are recorded. Left out: runs/bench-STUDY."""
     workers: int = 1
     """Trainings at a time."""
     device: str = "auto"
@@ -47,20 +50,28 @@ class Bench(DataOptions):
     """Mixed precision; bf16 is faster where the processor has it."""
 
     def run_command(self) -> None:
-        from multipde.analysis.bench.study import transfer_study
         from multipde.training.log import Log
+
+        run_dir = self.run_dir or Path("runs") / f"bench-{self.study}"
+        out = self.out or run_dir / "rows.jsonl"
+        if self.study == "regimes":
+            from multipde.analysis.bench.regimes import regimes_study
+
+            regimes_study(self.data, self.options(), out, size=self.size, device=self.device, amp=self.amp, log=Log())
+            return
+        from multipde.analysis.bench.study import transfer_study
 
         transfer_study(
             self.data,
             self.options(),
-            self.out or self.run_dir / "rows.jsonl",
+            out,
             size=self.size,
             small=self.small,
             arms=self.arms,
             dynamics=self.dynamics,
             seeds=self.seeds,
             budget=self.budget,
-            run_dir=self.run_dir,
+            run_dir=run_dir,
             workers=self.workers,
             device=self.device,
             amp=self.amp,

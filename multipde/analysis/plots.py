@@ -44,6 +44,29 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     save(figure, file)
 
 
+def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Gain of each method over copying, in points of accuracy, against the mean exponent of the layers.
+
+    Filled markers: images of the first data set in the rows; hollow ones: of the others.
+    """
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    methods = [m for m in rows[0]["accuracy"] if m != "copy"]
+    axis.axhline(0, color=COLOURS[0], linewidth=1, label="copy")
+    for i, method in enumerate(methods, start=1):
+        for name in dict.fromkeys(r["data"] for r in rows):
+            own = [r for r in rows if r["data"] == name]
+            gains = [100 * (r["accuracy"][method] - r["accuracy"]["copy"]) for r in own]
+            face = {} if name == rows[0]["data"] else {"markerfacecolor": "none"}
+            style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "ms": 6}
+            axis.plot([r["exponent"] for r in own], gains, label=f"{method}, {name}", **style, **face)
+    axis.set_xlabel("measured exponent, mean over the layers (1 smooth, 0 scale invariant)")
+    axis.set_ylabel("accuracy gained over copy (points)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, file)
+
+
 def _base(name: str) -> str:
     return name.removesuffix(", recalibrated")
 

@@ -273,7 +273,10 @@ WRONG = [
     ("convert --arch resnet18 --weights w.pt --size 8 --out new", "weights must be a file, got w.pt"),
     ("convert --arch resnet18 --size 0 --out new", "size must be positive, got 0"),
     ("convert --arch resnet18 --size 8 --steps 4 --out new", "steps must be left out for a model that is no PDENet"),
-    ("convert --arch resnet18 --size 8 --data shapes --out new", "data must have the 1000 classes of the network"),
+    (
+        "convert --arch resnet18 --from-size 8 --size 8 --data shapes --out new",
+        "data must have the 1000 classes of the network",
+    ),
     ("convert {place}/net/config.json --size 8 --out new", "weights must be a state dict in .safetensors or .pt"),
     ("convert {place}/net/model.safetensors --out new", "size, factor or steps must be given"),
     ("convert {place}/net/model.safetensors --size 8 --method calibrated --out new", "where there are no images"),
