@@ -59,6 +59,14 @@ def test_work_to_reach_an_accuracy_lies_between_two_budgets():
     assert found["copy"] == pytest.approx(2e12)
     assert found["mixed"] is None
     assert work_to_reach(rows, 0.55)["copy"] == 1e12
+    rows += [row("fine only", a, budget=b, flops=b * 1e12) for b, a in ((2.0, 0.5), (10.0, 0.7))]
+    title, table = list(tables(rows).items())[-1]
+    assert title == "hamiltonian, work to reach 70.0%, fine only after 10 epochs"
+    assert table[:2] == [
+        {"arm": "fine only", "TFLOPs": "10.0", "share": "1.00"},
+        {"arm": "copy", "TFLOPs": "2.0", "share": "0.20"},
+    ]
+    assert table[2]["TFLOPs"] == "not reached"
 
 
 def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatch):

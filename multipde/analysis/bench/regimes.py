@@ -93,7 +93,9 @@ def regimes_study(
 
 
 def blurred(data: ImageData, sigma: float) -> ImageData:
-    """The same data with all images blurred by a Gaussian of that many pixels.
+    """The same data with all images blurred by a Gaussian of that many pixels, as float32.
+
+    Rounded to whole grey values they would not be smooth: the highest derivatives would see the rounding only.
 
     Raises:
         ValueError: streamed images.
@@ -108,7 +110,7 @@ def blurred(data: ImageData, sigma: float) -> ImageData:
 
     def blur(images: Tensor) -> Tensor:
         room = min(width // 2, images.shape[-1] - 1)  # the reflected border must fit into the image
-        return torch.cat([gaussian_blur(x, [2 * room + 1] * 2, [sigma] * 2) for x in images.split(2048)])
+        return torch.cat([gaussian_blur(x.float(), [2 * room + 1] * 2, [sigma] * 2) for x in images.split(2048)])
 
     parts = [TensorImages(blur(part.images), part.labels) for part in (data.train, data.test)]
     return replace(data, train=parts[0], test=parts[1])

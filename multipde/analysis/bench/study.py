@@ -106,7 +106,29 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]
                 }
             )
         result[f"{dynamics}, work of {budget:g} epochs at full size"] = table
+    for dynamics in dict.fromkeys(group[0] for group in groups):
+        result |= _reach_table(rows, dynamics)
     return result
+
+
+def _reach_table(rows: Sequence[Mapping[str, Any]], dynamics: str) -> dict[str, list[dict[str, str]]]:
+    """Work to reach what fine only has after its largest budget, where it has had several."""
+    fine = [r for r in rows if (r["arm"], r["dynamics"]) == ("fine only", dynamics)]
+    budgets = {r["budget"] for r in fine}
+    if len(budgets) < 2:
+        return {}
+    last = [r for r in fine if r["budget"] == max(budgets)]
+    accuracy, work = (statistics.mean(r[key] for r in last) for key in ("test_accuracy", "flops"))
+    table = [
+        {
+            "arm": arm,
+            "TFLOPs": "not reached" if found is None else f"{found / 1e12:.1f}",
+            "share": "-" if found is None else f"{found / work:.2f}",
+        }
+        for arm, found in work_to_reach(rows, accuracy, dynamics).items()
+    ]
+    title = f"{dynamics}, work to reach {accuracy:.1%}, fine only after {max(budgets):g} epochs"
+    return {title: table}
 
 
 def work_to_reach(
