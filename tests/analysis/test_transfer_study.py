@@ -8,13 +8,13 @@ import pytest
 from multipde import Schedule, preset
 from multipde.analysis.bench import transfer
 from multipde.analysis.bench.study import mean_and_spread, tables, transfer_study, work_to_reach
-from multipde.analysis.bench.transfer import ARMS, Task, all_arms, finalists, run_tasks
+from multipde.analysis.bench.transfer import ARMS, IDEAS, Task, all_arms, arm_of, finalists, run_tasks
 from multipde.networks.dynamics import DYNAMICS
 
 OPTIONS = {"num_train": 700, "num_test": 50}
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [*ARMS, *IDEAS])
 @pytest.mark.parametrize("dynamics", DYNAMICS)
 @pytest.mark.parametrize("budget", [1.0, 2.0])
 def test_every_arm_has_the_same_work(arm, dynamics, budget):
@@ -22,7 +22,7 @@ def test_every_arm_has_the_same_work(arm, dynamics, budget):
     fine = Schedule(Task("fine only", dynamics, budget).levels(network), network).work()
     work = Schedule(Task(arm, dynamics, budget).levels(network), network).work()
     assert sum(work) == pytest.approx(sum(fine), rel=0.02)
-    assert sum(share for _, share in ARMS[arm].sizes) == pytest.approx(1)
+    assert sum(share for _, share in arm_of(arm).sizes) == pytest.approx(1)
 
 
 def row(arm, accuracy, seed=0, dynamics="hamiltonian", budget=2.0, flops=1e12):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multipde.analysis.bench.transfer import ARMS, Task, all_arms, finalists, run_tasks
+from multipde.analysis.bench.transfer import ARMS, IDEAS, Task, all_arms, arm_of, finalists, run_tasks
 from multipde.networks.dynamics import DYNAMICS
 from multipde.training.log import Log
 from multipde.training.settings import TrainSettings
@@ -47,8 +47,7 @@ def transfer_study(
     """
     log = log or Log(quiet=True)
     for arm in arms or ():
-        if arm not in ARMS:
-            raise ValueError(f"arms must be among {', '.join(ARMS)}, got {arm!r}")
+        arm_of(arm)
     for name in dynamics:
         if name not in DYNAMICS:
             raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}, got {name!r}")
@@ -90,7 +89,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]
         table = []
         mine = [r for r in rows if (r["dynamics"], r["budget"]) == (dynamics, budget)]
         copied = {r["seed"]: r["test_accuracy"] for r in mine if r["arm"] == "copy"}
-        for arm in [arm for arm in ARMS if any(r["arm"] == arm for r in mine)]:
+        for arm in [arm for arm in (*ARMS, *IDEAS) if any(r["arm"] == arm for r in mine)]:
             own = [r for r in mine if r["arm"] == arm]
             accuracies = [100 * r["test_accuracy"] for r in own]
             gains = [100 * (r["test_accuracy"] - copied[r["seed"]]) for r in own if r["seed"] in copied]

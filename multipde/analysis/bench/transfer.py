@@ -27,11 +27,15 @@ class Arm:
         sizes: as parts of the full size, with the share of the work that is done at each.
         settings: what it changes in the settings of the training.
         mixed: the batches of all sizes in random order instead of one size after the other.
+        policy: of the learning rate.
+        steps: time steps at each size; None for those of the network.
     """
 
     sizes: tuple[tuple[float, float], ...] = ((1 / 4, 0.125), (1 / 2, 0.375), (1, 0.5))
     settings: Mapping[str, Any] = field(default_factory=dict)
     mixed: bool = False
+    policy: str = "across"
+    steps: tuple[int, ...] | None = None
 
 
 GRADUAL = ((1 / 4, 0.06), (3 / 8, 0.07), (1 / 2, 0.19), (5 / 8, 0.15), (3 / 4, 0.14), (7 / 8, 0.15), (1, 0.24))
@@ -47,7 +51,32 @@ ARMS = {
     "gradual": Arm(GRADUAL, {"transfer": "calibrated"}),
     "gradual copy": Arm(GRADUAL, {"transfer": "copy"}),
 }
-"""Learning rate: one cycle across all levels, by work, in every arm."""
+"""The arms of the study: one cycle of the learning rate across all levels, by work."""
+
+IDEAS = {
+    "one cycle per level": Arm(settings={"transfer": "copy"}, policy="one_cycle"),
+    "twice the steps": Arm(settings={"transfer": "copy"}, steps=(3, 3, 6)),
+    "momentum reset": Arm(settings={"transfer": "copy", "momentum_rule": "reset"}),
+    "momentum dual": Arm(settings={"transfer": "calibrated", "momentum_rule": "dual"}),
+    "calibrated full": Arm(settings={"transfer": "calibrated_full"}),
+    "mesh-invariant, q = 0": Arm(settings={"coordinates": "finest", "conditioning": 0.0}),
+    "mesh-invariant, q = 1/2": Arm(settings={"coordinates": "finest", "conditioning": 0.5}),
+    "rediscretize, steps auto": Arm(settings={"transfer": "rediscretize", "auto_steps": True}),
+}
+"""Further arms, trained where they are asked for. The last one does more work than its budget where it takes more steps."""
+
+
+def arm_of(name: str) -> Arm:
+    """An arm or idea by its name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    known = ARMS | IDEAS
+    if name not in known:
+        raise ValueError(f"arms must be among {', '.join(known)}, got {name!r}")
+    return known[name]
+
 
 STEP = 0.05
 """Epochs are multiples of this."""
@@ -73,14 +102,15 @@ class Task:
 
     def levels(self, network: NetworkConfig) -> list[Level]:
         """Levels with the work of the budget for a network at the full size."""
-        arm, size = ARMS[self.arm], network.sizes[0]
-        parts = []
-        for part, share in arm.sizes:
-            level = Level(round(part * size), 1, policy="across")
-            flops = level_flops(Level(size, 1), network) / level_flops(level, network.on_mesh(level.size))
+        arm, size = arm_of(self.arm), network.sizes[0]
+        parts, steps = [], arm.steps or (None,) * len(arm.sizes)
+        for (part, share), n in zip(arm.sizes, steps, strict=True):
+            level = Level(round(part * size), 1)
+            own = network.on_mesh(level.size)
+            flops = level_flops(Level(size, 1), network) / level_flops(level, own if n is None else own.with_steps(n))
             parts.append((level.size, max(1, round(share * self.budget * flops / STEP)) * STEP))
         if not arm.mixed:
-            return [Level(side, epochs, policy="across") for side, epochs in parts]
+            return [Level(*part, steps=n, policy=arm.policy) for part, n in zip(parts, steps, strict=True)]
         total = sum(epochs for _, epochs in parts)
         shares = tuple((side, epochs / total) for side, epochs in parts)
         return [Level(size, total, policy="across", mixed=shares)]
@@ -183,7 +213,7 @@ def _run(
     directory = run_dir / task.name
     network = default_network(data, task.dynamics, size).on_mesh(size)
     levels = task.levels(network)
-    chosen = TrainSettings(**{**asdict(settings), "seed": task.seed, **ARMS[task.arm].settings})
+    chosen = TrainSettings(**{**asdict(settings), "seed": task.seed, **arm_of(task.arm).settings})
     if directory.exists():
         check_same(directory, levels, chosen)
         run = resume(directory, quiet=True)
