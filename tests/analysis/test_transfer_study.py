@@ -91,7 +91,7 @@ def test_a_run_directory_of_another_training_is_refused(tmp_path):
     out, tasks = tmp_path / "rows.jsonl", [Task("copy", budget=0.2)]
     run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")
     out.unlink()
-    record = tmp_path / "runs/shapes/copy-hamiltonian-0.2-0/run.json"
+    record = tmp_path / "runs/shapes-16/copy-hamiltonian-0.2-0/run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"levels": [{"size": 8, "epochs": 1}]}))
     with pytest.raises(ValueError, match="run_dir must hold this study, got another training in"):
         run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")

@@ -63,7 +63,7 @@ IDEAS = {
     "mesh-invariant, q = 1/2": Arm(settings={"coordinates": "finest", "conditioning": 0.5}),
     "rediscretize, steps auto": Arm(settings={"transfer": "rediscretize", "auto_steps": True}),
 }
-"""Further arms, trained where they are asked for. The last one does more work than its budget where it takes more steps."""
+"""Further arms, trained where they are asked for. The last does more work than its budget where it takes more steps."""
 
 
 def arm_of(name: str) -> Arm:
@@ -170,7 +170,7 @@ def run_tasks(
     log.say(f"{len(tasks) - len(left)} of {len(tasks)} trainings are in {out}; {len(left)} to do")
     if not left:
         return _rows(out, label, size)
-    arguments = [(task, data, dict(options), size, run_dir / label, settings, threads) for task in left]
+    arguments = [(task, data, dict(options), size, run_dir / f"{label}-{size}", settings, threads) for task in left]
     for number, (task, result) in enumerate(_results(arguments, workers), start=1):
         row = {"data": label, "size": size, **asdict(task), **result, "threads": threads}
         out.parent.mkdir(parents=True, exist_ok=True)
