@@ -12,10 +12,10 @@ from multipde.analysis.foreign import IMAGENET, convert_state_dict, num_classes,
 from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data
 from multipde.networks.network import PDENet
-from multipde.training.checkpoint import check_new, load, read_json, write_directory, write_network
+from multipde.training.checkpoint import check_new, load, write_directory, write_network
 from multipde.training.evaluate import check_classes, choose_device
 from multipde.training.log import Log
-from multipde.training.run import RECORD
+from multipde.training.run import recorded_split
 
 REPORT, FIGURE, ARCHITECTURE, WEIGHTS = "report.json", "report.svg", "architecture.json", "model.safetensors"
 
@@ -98,7 +98,7 @@ def convert_to_directory(
         method=method,
         steps=steps,
         normalize=_normalization(net, images, normalize),
-        split=_split(source),
+        split=recorded_split(source),
         num_images=num_images,
         device=choose_device(device),
         amp=amp,
@@ -175,15 +175,6 @@ def _normalization(net: nn.Module, images: ImageData | None, normalize: str | No
     if isinstance(net, PDENet):
         return Normalize(net.config.mean, net.config.std)
     return None if images is None else Normalize(*((images.mean, images.std) if normalize == "data" else IMAGENET))
-
-
-def _split(source: Path | None) -> tuple[int, float]:
-    """Seed and share of the validation images of the run, so that those held back were not trained on."""
-    file = source / RECORD if source else None
-    if file is None or not file.exists():
-        return (0, 0.2)
-    settings = read_json(file).get("settings", {})
-    return settings.get("seed", 0), settings.get("validation", 0.2)
 
 
 def _needed(size: int | None) -> int:

@@ -44,6 +44,24 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     save(figure, file)
 
 
+def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Test accuracy of a converted network against the training images it has seen again, and of one from scratch."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    lines = list(dict.fromkeys((r["name"], r["method"]) for r in rows))
+    for i, (name, method) in enumerate(lines):
+        own = sorted((r for r in rows if (r["name"], r["method"]) == (name, method)), key=lambda r: r["images"])
+        label = name if method == "-" else f"{method}, {name}"
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i]}
+        axis.plot([r["images"] for r in own], [100 * r["accuracy"] for r in own], label=label, ms=5, **style)
+    axis.set_xscale("log")
+    axis.set_xlabel("training images seen at the new size")
+    axis.set_ylabel("test accuracy (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, file)
+
+
 def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Gain of each method over copying, in points of accuracy, against the mean exponent of the layers.
 

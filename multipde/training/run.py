@@ -165,6 +165,14 @@ def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
     return None if record.get("data") is None else (record["data"], record.get("data_options", {}))
 
 
+def recorded_split(directory: Path | None) -> tuple[int, float]:
+    """Seed and share by which a run held back its validation images; the defaults for a directory that is no run."""
+    file = directory / RECORD if directory else None
+    settings = read_json(file).get("settings", {}) if file is not None and file.exists() else {}
+    default = TrainSettings()
+    return settings.get("seed", default.seed), settings.get("validation", default.validation)
+
+
 def next_run_directory(data: str, dynamics: str) -> Path:
     """The first runs/DATA-DYNAMICS-N that does not exist."""
     return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{data}-{dynamics}-{n}").exists())
