@@ -8,7 +8,7 @@ import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
 
-Study = Literal["transfer", "regimes"]
+Study = Literal["transfer", "regimes", "finetune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Bench(DataOptions):
     """Measure against the rivals.
 
     transfer: ways from coarse to fine, all with the same work. regimes: where which map of the stencils is right, by
-    the smoothness of images and networks.
+    the smoothness of images and networks. finetune: how many images a converted --checkpoint must see again.
 
     Rows are appended to a file as they are finished; what is there is not done again, so that a study can be cut off
     and taken up, and ends with its tables and a figure beside the file.
@@ -24,10 +24,12 @@ class Bench(DataOptions):
 
     study: Annotated[Study, tyro.conf.Positional]
     """What to measure."""
-    data: DataName = "shapes"
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    data: DataName | None = None
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: shapes, or the checkpoint's own."""
     size: int = 32
-    """Full image side in pixels."""
+    """Full image side in pixels; for finetune the new one."""
+    checkpoint: Path | None = None
+    """For finetune: the network to be converted."""
     small: bool = False
     """A quick version, about ten minutes on two cores: a quarter of the work, two seeds."""
     arms: tuple[str, ...] | None = None
@@ -54,18 +56,25 @@ class Bench(DataOptions):
 
         run_dir = self.run_dir or Path("runs") / f"bench-{self.study}"
         out = self.out or run_dir / "rows.jsonl"
+        shared = {"size": self.size, "device": self.device, "amp": self.amp, "log": Log()}
+        name = self.data or "shapes"
         if self.study == "regimes":
             from multipde.analysis.bench.regimes import regimes_study
 
-            regimes_study(self.data, self.options(), out, size=self.size, device=self.device, amp=self.amp, log=Log())
+            regimes_study(name, self.options(), out, **shared)
+            return
+        if self.study == "finetune":
+            from multipde.analysis.bench.finetune import finetune_study
+
+            source = None if self.data is None else (self.data, self.options())
+            finetune_study(self.checkpoint, source, out, **shared)
             return
         from multipde.analysis.bench.study import transfer_study
 
         transfer_study(
-            self.data,
+            name,
             self.options(),
             out,
-            size=self.size,
             small=self.small,
             arms=self.arms,
             dynamics=self.dynamics,
@@ -73,7 +82,5 @@ class Bench(DataOptions):
             budget=self.budget,
             run_dir=run_dir,
             workers=self.workers,
-            device=self.device,
-            amp=self.amp,
-            log=Log(),
+            **shared,
         )
