@@ -1,6 +1,7 @@
 """Conversion of whole networks, and of the optimizer with them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,60 @@ def test_a_momentum_step_and_the_conversion_commute(method, coordinates):
         step.step()
     for a, b in zip(move(net).parameters(), moved.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def moved_momentum(net: PDENet, move, rule: str) -> tuple[dict, dict]:
+    """Momentum of every parameter before and after a move."""
+    old = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(images()).square().mean().backward()
+    old.step()
+    moved = move(net)
+    new = torch.optim.SGD(moved.parameters(), lr=0.1, momentum=0.9)
+    carry_optimizer_state(move, net, old, moved, new, rule)
+    before = {name: old.state[p]["momentum_buffer"] for name, p in net.named_parameters()}
+    after = {name: new.state.get(p, {}).get("momentum_buffer") for name, p in moved.named_parameters()}
+    return before, after
+
+
+@pytest.mark.parametrize("method", ["galerkin", "calibrated", "calibrated_full"])
+def test_momentum_by_each_rule(method):
+    net = network()
+    calibration = images(8, 32) if method != "galerkin" else None
+    move = conversion(net, size=32, method=method, calibration=calibration)
+    for rule in ("map", "dual", "reset"):
+        before, after = moved_momentum(net, move, rule)
+        for name, layer in stencil_layers(net).items():
+            v = before[f"{name}.parametrizations.weight.original"]
+            got = after[f"{name}.parametrizations.weight.original"]
+            if rule == "reset":
+                assert got is None
+                continue
+            units = torch.eye(9, dtype=torch.float64).view(9, 1, 3, 3)
+            own = None if move.calibration is None else move.calibration.matrices[name]
+            matrix = transfer_stencil(units, "galerkin", 2.0).view(9, 9).T if own is None else own
+            matrix = matrix if rule == "map" else torch.linalg.inv(matrix).T
+            torch.testing.assert_close(got.flatten(2), v.flatten(2) @ matrix.T)
+        if rule != "reset":
+            torch.testing.assert_close(after["classifier.weight"], before["classifier.weight"])
+    with pytest.raises(ValueError, match="steps must stay for the dual map, got 6"):
+        moved_momentum(net, conversion(net, steps=6), "dual")
+    with pytest.raises(ValueError, match="rule must be one of map, dual, reset, got 'keep'"):
+        moved_momentum(net, move, "keep")
+
+
+def test_keeping_the_reference_is_rediscretisation_and_block_scales_multiply():
+    net = network(reference=32)
+    kept = replace(conversion(net, size=32), keep_reference=True)(net)
+    for name, layer in stencil_layers(net).items():
+        moved = kept.get_submodule(name)
+        torch.testing.assert_close(moved.weight, transfer_stencil(layer.weight, "rediscretize", 2.0))
+        assert torch.equal(stored_parameter(moved), stored_parameter(layer))
+    assert (kept.config.references, mesh_size(kept)) == ((32, 32), 1 / 32)
+    scaled = replace(conversion(net, size=32, method="galerkin"), block_scales=(0.5, 0.25))(net)
+    plain = convert(net, size=32, method="galerkin")
+    for name, layer in stencil_layers(plain).items():
+        scale = 1.0 if name.startswith("opening") else (0.5, 0.25)[int(name.split(".")[1])]
+        torch.testing.assert_close(scaled.get_submodule(name).weight, scale * layer.weight)
 
 
 def test_second_moments_are_kept_where_the_parameter_is_and_start_anew_elsewhere():
