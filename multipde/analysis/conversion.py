@@ -203,25 +203,27 @@ def convert_reported(
     best = max(nets, key=lambda name: _final(candidates, name).validation)
     chosen = best if method == "auto" or method not in nets else method
     new, num = nets[chosen]
-    stable = isinstance(model, PDENet) and model.config.dynamics != "resnet"
-    report = ConversionReport(
+    exponents = {} if measured is None else measured.exponents()
+    consistency = _consistency(model, new, *(bench.draw(CONSISTENCY_IMAGES, s) for s in (old_size, new_size)))
+    return new, ConversionReport(
         old_size,
         new_size,
         chosen,
-        _layers(
-            model,
-            new,
-            {} if measured is None else measured.exponents(),
-            _consistency(model, new, *(bench.draw(CONSISTENCY_IMAGES, s) for s in (old_size, new_size))),
-        ),
+        _layers(model, new, exponents, consistency),
         skipped_layers(model),
         num,
         bench.num_test,
         candidates,
-        stability_report(model, bench.draw(STABILITY_IMAGES, old_size)) if stable else [],
-        stability_report(new, bench.draw(STABILITY_IMAGES, new_size)) if stable else [],  # pyright: ignore
+        _step_bounds(model, bench.draw(STABILITY_IMAGES, old_size)),
+        _step_bounds(new, bench.draw(STABILITY_IMAGES, new_size)),
     )
-    return new, report
+
+
+def _step_bounds(model: nn.Module, images: Tensor) -> list[StepStability]:
+    """The step bounds of a network that has any."""
+    if not isinstance(model, PDENet) or model.config.dynamics == "resnet":
+        return []
+    return stability_report(model, images)
 
 
 class _Bench:

@@ -136,9 +136,9 @@ def conversion_figure(report: ConversionReport, file: Path) -> None:
         for c in report.candidates:
             i = names.index(_base(c.name))
             again = any(other.name == f"{c.name}, recalibrated" for other in report.candidates)
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            face = {"markerfacecolor": "none"} if again else {"label": names[i]}
-            axis.plot(c.flops / 1e6, 100 * c.accuracy, linestyle="none", **style, **face)
+            style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            style |= {"markerfacecolor": "none"} if again else {"label": names[i]}
+            axis.plot(c.flops / 1e6, 100 * c.accuracy, linestyle="none", **style)
         axis.set_xlabel("MFLOPs per image")
         axis.set_ylabel("test accuracy (%)")
         axis.set_title("hollow: BatchNorm not recalibrated", fontsize=8)

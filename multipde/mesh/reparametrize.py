@@ -162,7 +162,7 @@ def bake(module: nn.Module) -> nn.Module:
         layer = module.get_submodule(name)
         cls = type(layer)  # torch strips it of its property, and copies of the layer share it
         own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-        layer.__class__ = type(cls.__name__, cls.__bases__, own)
+        layer.__class__ = type(cls.__name__, cls.__bases__, own)  # pyright: ignore
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return module
 

@@ -181,7 +181,7 @@ def step_ratios(report: Sequence[StepStability]) -> tuple[float, ...]:
     return tuple(max(s.dt / s.measured for s in report if s.block == k) for k in blocks)
 
 
-def _block_inputs(model: PDENet, batch: Tensor):
+def _block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
     """Number, block and what reaches it, block by block."""
     found: list[Tensor] = []
     handles = [
@@ -193,7 +193,8 @@ def _block_inputs(model: PDENet, batch: Tensor):
     finally:
         for handle in handles:
             handle.remove()
-    return [(k, block, x) for k, (block, x) in enumerate(zip(model.blocks, found, strict=True))]
+    blocks: list[Block] = list(model.blocks)  # pyright: ignore[reportAssignmentType]
+    return [(k, block, x) for k, (block, x) in enumerate(zip(blocks, found, strict=True))]
 
 
 def _spied(force: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Callable[[Tensor], Tensor]:

@@ -152,7 +152,7 @@ class Schedule:
             configs.append(config)
         return configs
 
-    def flops(self) -> list[int]:
+    def flops(self) -> list[float]:
         """Floating point operations of each level per image and pass, forwards and backwards.
 
         Raises:

@@ -1,5 +1,8 @@
 """Conversion with a report, of our own networks and of others."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+
 import json
 
 import pytest

@@ -1,5 +1,8 @@
 """The study of smooth and rough images."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+
 import json
 
 import pytest

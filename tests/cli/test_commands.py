@@ -1,5 +1,8 @@
 """Every command as a user types it, wrong arguments too."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+
 import json
 import shutil
 import subprocess

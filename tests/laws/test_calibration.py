@@ -1,5 +1,8 @@
 """Laws of the calibrated transfer: rediscretisation on smooth data, copying on scale-invariant data."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+
 import math
 
 import pytest

@@ -1,5 +1,8 @@
 """Conversion of whole networks, and of the optimizer with them."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+
 import copy
 from dataclasses import replace
 
@@ -142,7 +145,7 @@ def test_momentum_by_each_rule(method):
     move = conversion(net, size=32, method=method, calibration=calibration)
     for rule in ("map", "dual", "reset"):
         before, after = moved_momentum(net, move, rule)
-        for name, layer in stencil_layers(net).items():
+        for name in stencil_layers(net):
             v = before[f"{name}.parametrizations.weight.original"]
             got = after[f"{name}.parametrizations.weight.original"]
             if rule == "reset":

@@ -1,5 +1,8 @@
 """Step bounds of whole networks, measured along data."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+
 import math
 
 import pytest

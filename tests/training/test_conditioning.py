@@ -1,5 +1,8 @@
 """The parameter on the finest mesh: what a step does to the stencils, and BatchNorm between meshes."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+
 import pytest
 import torch
 from torch import nn

@@ -1,5 +1,8 @@
 """Ways from coarse to fine within a training: what each does, and that it survives an interruption."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+
 import pytest
 import torch
 
