@@ -75,9 +75,9 @@ def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None
         for name in dict.fromkeys(r["data"] for r in rows):
             own = [r for r in rows if r["data"] == name]
             gains = [100 * (r["accuracy"][method] - r["accuracy"]["copy"]) for r in own]
-            face = {} if name == rows[0]["data"] else {"markerfacecolor": "none"}
-            style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "ms": 6}
-            axis.plot([r["exponent"] for r in own], gains, label=f"{method}, {name}", **style, **face)
+            style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "ms": 6}
+            style |= {} if name == rows[0]["data"] else {"markerfacecolor": "none"}
+            axis.plot([r["exponent"] for r in own], gains, label=f"{method}, {name}", **style)
     axis.set_xlabel("measured exponent, mean over the layers (1 smooth, 0 scale invariant)")
     axis.set_ylabel("accuracy gained over copy (points)")
     axis.grid(alpha=0.3)

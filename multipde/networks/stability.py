@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde.mesh.modes import evaluation_mode
+from multipde.networks.dynamics import Block
 from multipde.networks.layers import CONVOLVE, CONVOLVE_TRANSPOSED, SymmetricLayer
 from multipde.networks.network import PDENet
 

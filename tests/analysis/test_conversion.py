@@ -1,7 +1,7 @@
 """Conversion with a report, of our own networks and of others."""
 
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false, reportOptionalOperand=false
 
 import json
 
@@ -120,7 +120,7 @@ def test_steps_alone_and_steps_that_follow_the_bound(data):
         net, load_data("shapes", size=32, **OPTIONS), old_size=16, new_size=32, method="rediscretize", steps="auto",
         num_images=60,
     )  # fmt: skip
-    assert all(n in (2, 3, 4) for n in fine.config.block_steps)
+    assert all(n in (2, 3, 4) for n in fine.config.block_steps)  # pyright: ignore
     before = max(s.dt / s.measured for s in report.stability_before)
     assert max(s.dt / s.measured for s in report.stability_after) <= max(1, before) * 1.6
 
