@@ -20,7 +20,7 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     """
     plt = pyplot()
     names = list(dict.fromkeys(row["dynamics"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names) + 1.6, 4.0), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 4.0), sharey=True, squeeze=False)
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     for axis, name in zip(axes[0], names, strict=True):
         for i, arm in enumerate(arms):
@@ -40,6 +40,7 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy (%)")
     handles = {h.get_label(): h for axis in axes[0] for h in axis.get_legend_handles_labels()[0]}
+    figure.tight_layout()
     figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     save(figure, file)
 
@@ -63,25 +64,37 @@ def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> No
 
 
 def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Gain of each method over copying, in points of accuracy, against the mean exponent of the layers.
+    """Each method beside copying against the mean exponent of the layers: error of random networks, and accuracy.
 
-    Filled markers: images of the first data set in the rows; hollow ones: of the others.
+    Left: error over that of copying, on waves; filled for one layer, hollow for more. Right: points of accuracy gained
+    by trained networks; filled for images of the first data set in the rows, hollow for others.
     """
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.2))
-    methods = [m for m in rows[0]["accuracy"] if m != "copy"]
-    axis.axhline(0, color=COLOURS[0], linewidth=1, label="copy")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    trained, waves = [r for r in rows if "accuracy" in r], [r for r in rows if "error" in r]
+    methods = [m for m in (trained or waves)[0]["accuracy" if trained else "error"] if m != "copy"]
+    axes[0].axhline(1, color=COLOURS[0], linewidth=1, label="copy")
+    axes[1].axhline(0, color=COLOURS[0], linewidth=1)
     for i, method in enumerate(methods, start=1):
-        for name in dict.fromkeys(r["data"] for r in rows):
-            own = [r for r in rows if r["data"] == name]
+        style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "ms": 6}
+        for hollow in (False, True):
+            face = style | ({"markerfacecolor": "none"} if hollow else {"label": method})
+            own = [r for r in waves if (r["depth"] > 1) == hollow]
+            ratios = [r["error"][method] / r["error"]["copy"] for r in own]
+            axes[0].plot([r["exponent"] for r in own], ratios, **face)
+            own = [r for r in trained if (r["data"] != trained[0]["data"]) == hollow]
             gains = [100 * (r["accuracy"][method] - r["accuracy"]["copy"]) for r in own]
-            style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "ms": 6}
-            style |= {} if name == rows[0]["data"] else {"markerfacecolor": "none"}
-            axis.plot([r["exponent"] for r in own], gains, label=f"{method}, {name}", **style)
-    axis.set_xlabel("measured exponent, mean over the layers (1 smooth, 0 scale invariant)")
-    axis.set_ylabel("accuracy gained over copy (points)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            axes[1].plot([r["exponent"] for r in own], gains, **face)
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("error over that of copy")
+    axes[0].set_title("random tanh networks on waves (hollow: three layers)", fontsize=9)
+    axes[1].set_ylabel("accuracy gained over copy (points)")
+    axes[1].set_title("trained networks", fontsize=9)
+    for axis in axes:
+        axis.set_xlabel("measured exponent (1 smooth, 0 scale invariant)")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
     save(figure, file)
 
 

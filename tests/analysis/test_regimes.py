@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from multipde import load_data
+from multipde.analysis.bench.consistency import consistency_rows
 from multipde.analysis.bench.regimes import Case, blurred, regimes_study, table
 from multipde.analysis.conversion import AUTO_METHODS
 
@@ -33,9 +34,11 @@ def test_rows_have_all_methods_and_are_not_measured_twice(tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = {"size": 16, "epochs": 1, "num_images": 60, "device": "cpu"}
     rows = regimes_study("shapes", OPTIONS, out, cases=cases[:1], **arguments)
-    rows = regimes_study("shapes", OPTIONS, out, cases=cases, **arguments)
+    everything = regimes_study("shapes", OPTIONS, out, cases=cases, **arguments)
+    assert everything == [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [r for r in everything if "accuracy" in r]
+    assert len([r for r in everything if "error" in r]) == 10
     assert [(r["blur"], r["net"]) for r in rows] == [(0.0, "relu"), (4.0, "tanh")]
-    assert rows == [json.loads(line) for line in out.read_text().splitlines()]
     assert all(set(r["accuracy"]) == set(AUTO_METHODS) for r in rows)
     assert rows[1]["opening"] > rows[0]["opening"]  # blurred images are smoother
     assert table(rows)[0]["copy"] == f"{100 * rows[0]['accuracy']['copy']:.1f}"
@@ -46,3 +49,12 @@ def test_streamed_images_cannot_be_blurred(folder):
     data = load_data("folder", root=folder, size=8, stream_files=True)
     with pytest.raises(ValueError, match="data must be kept in memory to be blurred"):
         blurred(data, 1.0)
+
+
+def test_on_one_smooth_layer_rediscretisation_wins_and_on_a_rough_one_copying():
+    smooth, rough = consistency_rows(frequencies=(1, 12), depths=(1,), num_seeds=2)
+    assert smooth["exponent"] > 0.95
+    assert smooth["error"]["rediscretize"] < smooth["error"]["copy"] / 3
+    assert smooth["error"]["calibrated"] < smooth["error"]["copy"] / 3
+    assert rough["error"]["copy"] < rough["error"]["rediscretize"]
+    assert rough["error"]["calibrated"] < 1.2 * rough["error"]["copy"]

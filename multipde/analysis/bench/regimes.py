@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.analysis.bench.consistency import consistency_rows
 from multipde.analysis.conversion import AUTO_METHODS, convert_reported
 from multipde.analysis.plots import gain_against_exponent
 from multipde.data.datasets import ImageData, load_data
@@ -70,26 +71,34 @@ def regimes_study(
     """
     log = log or Log(quiet=True)
     label = Path(str(options["root"])).name if options.get("root") else data
-    done = {(r["data"], r["blur"], r["net"], r["epochs"]) for r in read_metrics(out)}
+    earlier = read_metrics(out)
+    done = {(r["data"], r["blur"], r["net"], r["epochs"]) for r in earlier if "accuracy" in r}
     left = [case for case in cases if (label, case.blur, case.net, epochs) not in done]
     log.say(f"{len(cases) - len(left)} of {len(cases)} cases are in {out}; {len(left)} to do")
     images = load_data(data, size=size, **options) if left else None
+    if not any("error" in r for r in earlier):
+        _append(out, consistency_rows())
     for case in left:
         assert images is not None
         row = {"data": label, **asdict(case), "epochs": epochs}
         row |= _measure(case, blurred(images, case.blur), size, epochs, num_images, device, amp)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        _append(out, [row])
         log.say(
             f"{label}, blur {case.blur:g}, {case.net}: exponent {row['exponent']:.2f} (opening {row['opening']:.2f}), "
             f"best {max(AUTO_METHODS, key=lambda m: row['accuracy'][m])}"
         )
     rows = read_metrics(out)
+    log.table(consistency_table(rows), "Random tanh networks on waves: error of the moved network at twice the size")
     log.table(table(rows), f"Accuracy at {size} pixels, trained at {size // 2}, BatchNorm recalibrated")
     gain_against_exponent(rows, out.with_suffix(".svg"))
     log.say(f"rows in {out}, figure in {out.with_suffix('.svg')}")
     return rows
+
+
+def _append(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def blurred(data: ImageData, sigma: float) -> ImageData:
@@ -127,6 +136,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             **{m: f"{100 * r['accuracy'][m]:.1f}" for m in AUTO_METHODS},
         }
         for r in rows
+        if "accuracy" in r
+    ]
+
+
+def consistency_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row per frequency and depth: the exponent, and the error by every method."""
+    return [
+        {
+            "name": f"{r['frequency']} waves, {r['depth']} layers",
+            "exponent": f"{r['exponent']:.2f}",
+            **{m: f"{r['error'][m]:.3f}" for m in AUTO_METHODS},
+        }
+        for r in rows
+        if "error" in r
     ]
 
 
