@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from multipde.analysis.conversion import ConversionReport, check_conversion_method, convert_reported
+from multipde.analysis.conversion import check_conversion_method, convert_reported
+from multipde.analysis.conversion_report import ConversionReport
 from multipde.analysis.foreign import IMAGENET, convert_state_dict, num_classes, read_state_dict, torchvision_model
 from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multipde.analysis.conversion import ConversionReport
+from multipde.analysis.conversion_report import ConversionReport
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B2A300")
 MARKERS = "osD^v<>PX"

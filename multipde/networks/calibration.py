@@ -73,8 +73,9 @@ def calibrate(
     """
     if method not in CALIBRATED:
         raise ValueError(f"method must be one of {', '.join(CALIBRATED)} to be calibrated, got {method!r}")
-    dim = images.dim() - 2
-    factors = check_factor(factor, dim)
+    if not isinstance(images, Tensor):
+        raise ValueError(f"calibration must be a tensor of images (N, C, *size), got {type(images).__name__}")
+    factors = check_factor(factor, images.dim() - 2)
     old_size, new_size = _sizes(model, factors, images)
     covariances = _covariances(WatchedCopy(model), resize_images(images, old_size))
     new = WatchedCopy(model)
