@@ -1,12 +1,14 @@
 """``multipde bench``"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
+
+TRANSFER_ONLY = ("small", "arms", "dynamics", "seeds", "budget", "workers")
 
 Study = Literal["transfer", "regimes", "finetune"]
 
@@ -56,6 +58,7 @@ class Bench(DataOptions):
 
         run_dir = self.run_dir or Path("runs") / f"bench-{self.study}"
         out = self.out or run_dir / "rows.jsonl"
+        self._check_given()
         shared = {"size": self.size, "device": self.device, "amp": self.amp, "log": Log()}
         name = self.data or "shapes"
         if self.study == "regimes":
@@ -84,3 +87,15 @@ class Bench(DataOptions):
             workers=self.workers,
             **shared,
         )
+
+    def _check_given(self) -> None:
+        """Raise ValueError for an option that the study does not have."""
+        own = {"finetune": ("checkpoint",), "regimes": ()}.get(self.study)
+        for field in fields(self):
+            if own is None or field.name not in (*TRANSFER_ONLY, "checkpoint") or field.name in own:
+                continue
+            if getattr(self, field.name) != field.default:
+                flag = field.name.replace("_", "-")
+                raise ValueError(f"{field.name} must be left out for bench {self.study}, got --{flag}")
+        if self.study == "transfer" and self.checkpoint is not None:
+            raise ValueError("checkpoint must be left out for bench transfer, got --checkpoint")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from multipde.mesh.pyramid import prolong_images, resize_images
 from multipde.mesh.reparametrize import skipped_layers, stencil_layers
 from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.calibration import calibrate, recalibrate
-from multipde.networks.convert import conversion
+from multipde.networks.convert import Conversion, conversion
 from multipde.networks.network import PDENet, model_flops
 from multipde.networks.stability import StepStability, stability_report
 from multipde.networks.watch import WatchedCopy
@@ -75,7 +76,7 @@ def convert_reported(
     candidates = [bench.test(f"original at {old_size}", model, old_size, old_size)]
     if new_size != old_size:
         candidates.append(bench.test(f"original, {new_size} -> {old_size}", model, new_size, old_size))
-    nets: dict[str, tuple[nn.Module, int]] = {}
+    nets: dict[str, tuple[nn.Module, int, Conversion]] = {}
     for name in methods if new_size != old_size else ("copy",):
         calibration = calibration_images if name in CALIBRATED else None
         move = conversion(model, factor=factor, method=name, calibration=calibration)
@@ -88,17 +89,18 @@ def convert_reported(
         num = recalibrate(new, bench.recalibration_images(new_size))
         if num:
             candidates.append(bench.test(f"{name}, recalibrated", new, new_size, new_size, recalibrated=True))
-        nets[name] = new, num
+        nets[name] = new, num, move
     best = max(nets, key=lambda name: _final(candidates, name).validation)
     chosen = best if method == "auto" or method not in nets else method
-    new, num = nets[chosen]
+    new, num, move = nets[chosen]
+    same_time = new if move.steps is None else replace(move, steps=None)(model)  # layers are compared at equal times
     exponents = {} if measured is None else measured.exponents()
-    consistency = _consistency(model, new, *(bench.draw(CONSISTENCY_IMAGES, s) for s in (old_size, new_size)))
+    consistency = _consistency(model, same_time, *(bench.draw(CONSISTENCY_IMAGES, s) for s in (old_size, new_size)))
     return new, ConversionReport(
         old_size,
         new_size,
         chosen,
-        _layers(model, new, exponents, consistency),
+        _layers(model, same_time, exponents, consistency),
         skipped_layers(model),
         num,
         bench.num_test,

@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from multipde.analysis.conversion import check_conversion_method, convert_reported
 from multipde.analysis.conversion_report import ConversionReport
-from multipde.analysis.foreign import IMAGENET, convert_state_dict, num_classes, read_state_dict, torchvision_model
+from multipde.analysis.foreign import IMAGENET, classifier_name, convert_state_dict, read_state_dict, torchvision_model
 from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data
+from multipde.mesh.modes import evaluation_mode
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import check_new, load, write_directory, write_network
 from multipde.training.evaluate import check_classes, choose_device
@@ -70,7 +72,12 @@ def convert_to_directory(
         raise ValueError(f"checkpoint or --arch must be given, got {got}; type multipde convert CHECKPOINT --size N")
     if arch is None and weights is not None:
         raise ValueError(f"weights must come with --arch, got {weights} without; type --arch resnet18, or DIR")
+    if from_size < 1:
+        raise ValueError(f"from_size must be positive, got {from_size}")
     if source is not None and source.is_file():
+        if steps is not None or data is not None:
+            what = "steps" if steps is not None else "data"
+            raise ValueError(f"{what} must be left out for a bare state dict, got it; type --arch NAME --weights FILE")
         _convert_file(source, out, _needed(size), from_size, "copy" if method == "auto" else method, log)
         return None
     if steps is None or arch is not None:
@@ -84,6 +91,9 @@ def convert_to_directory(
         raise ValueError(f"size must be positive, got {min(old, new)}")
     if isinstance(net, PDENet):
         net.config.on_mesh(new)  # a size that it cannot have is told before images are read
+    if steps == "auto" and (data is None or (isinstance(net, PDENet) and net.config.dynamics == "resnet")):
+        raise ValueError("steps must be a number without images, and for resnet, which has no bound, got auto")
+    _check_sizes(net, old, new)
     images = _images(data, max(old, new), need_data, log)
     if images is not None:
         _check_classes(net, images)
@@ -114,7 +124,9 @@ def _convert_file(source: Path, out: Path, size: int, from_size: int, method: st
     from safetensors.torch import save_file
 
     state, moved = convert_state_dict(read_state_dict(source), size / from_size, method)
-    write_directory(out, lambda partial: save_file({k: v.contiguous() for k, v in state.items()}, partial / WEIGHTS))
+    write_directory(
+        out, lambda partial: save_file({k: v.clone().contiguous() for k, v in state.items()}, partial / WEIGHTS)
+    )
     log.say(f"{source}: size {from_size} -> {size} by {method}, {len(moved)} of {len(state)} tensors are stencils")
     log.say(f"a bare state dict: nothing is measured; type --arch NAME --weights FILE for a report. Written to {out}")
 
@@ -128,7 +140,7 @@ def _write(net: nn.Module, report: ConversionReport, out: Path, architecture: di
         else:
             from safetensors.torch import save_file
 
-            save_file({k: v.detach().contiguous() for k, v in net.state_dict().items()}, partial / WEIGHTS)
+            save_file({k: v.detach().clone().contiguous() for k, v in net.state_dict().items()}, partial / WEIGHTS)
             (partial / ARCHITECTURE).write_text(json.dumps(architecture, indent=1) + "\n")
         (partial / REPORT).write_text(json.dumps(report.record(), indent=1) + "\n")
         conversion_figure(report, partial / FIGURE)
@@ -137,7 +149,10 @@ def _write(net: nn.Module, report: ConversionReport, out: Path, architecture: di
 
 
 def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:
-    log.table(report.layer_rows(), "What happened to the stencils")
+    if report.layers:
+        log.table(report.layer_rows(), "What happened to the stencils")
+    else:
+        log.say("no stencils: every convolution is 1x1, of even width or transposed, or there is none")
     for name, reason in report.skipped.items():
         log.say(f"left alone: {name} ({reason})")
     if report.stability_after:
@@ -160,12 +175,26 @@ def _images(data: DataSource | None, size: int, need_data: bool, log: Log) -> Im
         return None
 
 
+def _check_sizes(net: nn.Module, *sizes: int) -> None:
+    """Raise ValueError unless the network takes images of these sizes."""
+    if isinstance(net, PDENet):
+        return
+    for size in sizes:
+        try:
+            with evaluation_mode(net), torch.no_grad():
+                net(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(f"size must be one that the network can take, got {size} ({reason})") from None
+
+
 def _check_classes(net: nn.Module, images: ImageData) -> None:
     """Raise ValueError unless the network has the classes of the images."""
     if isinstance(net, PDENet):
         check_classes(net.config, images)
         return
-    classes = num_classes(net.parameters())
+    last = classifier_name(net)
+    classes = len(net.get_parameter(last)) if last else None
     if classes not in (None, len(images.class_names)):
         raise ValueError(
             f"data must have the {classes} classes of the network, got {len(images.class_names)} in {images.name}"

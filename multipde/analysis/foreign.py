@@ -1,6 +1,5 @@
 """Networks that multipde did not make: torchvision's, and bare state dicts."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,9 @@ def torchvision_model(arch: str, weights: Path | None) -> nn.Module:
             torch.manual_seed(0)
             return models.get_model(arch, weights=None).eval()
     state = read_state_dict(weights)
-    classes = num_classes(state.values())
-    extra: dict[str, Any] = {"num_classes": classes} if classes else {}
+    with torch.device("meta"):
+        last = classifier_name(models.get_model(arch, weights=None))
+    extra: dict[str, Any] = {"num_classes": len(state[last])} if last in state else {}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -48,10 +48,10 @@ def torchvision_model(arch: str, weights: Path | None) -> nn.Module:
     return model.eval()
 
 
-def num_classes(tensors: Iterable[Tensor]) -> int | None:
-    """Rows of the last matrix or convolution, which is the classifier in all of torchvision's."""
-    shapes = [t.shape for t in tensors if t.dim() >= 2]
-    return shapes[-1][0] if shapes else None
+def classifier_name(model: nn.Module) -> str | None:
+    """Name of the last matrix or convolution, which is the classifier in all of torchvision's; its rows are classes."""
+    names = [name for name, p in model.named_parameters() if p.dim() >= 2]
+    return names[-1] if names else None
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:

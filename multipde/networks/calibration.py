@@ -17,6 +17,9 @@ from multipde.mesh.transfer import CALIBRATED, check_factor, map_stencil, scalin
 from multipde.networks.network import PDENet
 from multipde.networks.watch import WatchedCopy
 
+SHARED_SWEEPS = 8
+"""How often networks with shared controls are measured anew."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -56,7 +59,8 @@ def calibrate(
     sees the images on its mesh, the new one the same images on its own, converted up to the layer in question and
     BatchNorm on batch statistics in both. On smooth features s_k = factor^|k|, which is ``rediscretize``; on features
     that look the same on both meshes s_k is constant, which is ``copy`` up to a constant. Layers are visited in the
-    order of execution; controls that several steps share pool over the steps of their block. A term that does not
+    order of execution. Controls that several steps share pool over the steps of their block, which feed on each other,
+    so that theirs is a fixed point found by iteration, good to a few per cent. A term that does not
     respond, or features that are smaller than the stencil, give s = 1.
 
     ``calibrated_full`` keeps the covariance C of all terms and not only its diagonal: with C = L Lᵀ (Cholesky, terms
@@ -88,10 +92,11 @@ def calibrate(
             layer.weight.copy_(map_stencil(matrix, new.weights[member]))
 
     measured = _covariances(new, x, adapt)
-    if any(len(group) > 1 for group in new.groups.values()):  # shared controls: once more, with the pooled measure
-        for name, covariance in measured.items():
-            adapt(name, covariance)
-        measured = _covariances(new, x)
+    if any(len(group) > 1 for group in new.groups.values()):  # shared controls: their steps feed on each other
+        for _ in range(SHARED_SWEEPS):
+            for name, covariance in measured.items():
+                adapt(name, covariance)
+            measured = _covariances(new, x)
     scales, matrices = {}, {}
     for name, group in new.groups.items():
         for member in group:
@@ -158,15 +163,23 @@ def _match(old: Tensor, new: Tensor, layer: _ConvNd, reaction: str, method: str)
     if method == "calibrated" or not bool(responds.all()):
         return scaling_matrix(scales.nan_to_num(1.0), reaction), scales
     order = torch.tensor(sorted(range(len(a)), key=lambda k: (sum(basis.orders[k]), basis.orders[k])))
-    lower = [torch.linalg.cholesky(_regular(c[order][:, order])) for c in (c_old, c_new)]
+    lower = [_cholesky(c[order][:, order]) for c in (c_old, c_new)]
     by_order = torch.linalg.solve_triangular(lower[1].T, lower[0].T, upper=True)
     terms = torch.empty_like(by_order)
     terms[order[:, None], order] = by_order
     return torch.linalg.solve(a.T, (a @ terms).T).T, scales
 
 
-def _regular(c: Tensor) -> Tensor:
-    return c + 1e-9 * torch.diag(c.diagonal())
+def _cholesky(c: Tensor) -> Tensor:
+    """L with L Lᵀ = c, its correlations drawn to zero as little as makes it positive definite."""
+    root = c.diagonal().sqrt()
+    correlation = c / root / root[:, None]
+    ridge = 1e-9
+    while True:
+        lower, info = torch.linalg.cholesky_ex((correlation + ridge * torch.eye(len(c), dtype=c.dtype)) / (1 + ridge))
+        if not info:
+            return root[:, None] * lower
+        ridge *= 10
 
 
 def _exponent(scales: Tensor, factor: Sequence[float]) -> float:
@@ -222,6 +235,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
             for images in batches if norms else ():
                 model(images)
                 num_batches += 1
+        for m, state in zip(norms, saved, strict=True):
+            if not m.num_batches_tracked:
+                m.load_state_dict(state)  # the images do not reach it
         if norms and not num_batches:
             raise ValueError("batches must hold at least one batch of images, got none")
     except BaseException:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,29 +50,33 @@ class Conversion:
     block_scales: tuple[float, ...] | None = None
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        return self._applied(model, lambda matrix: matrix)
+        return self._applied(model)
 
     def dual(self, model: nn.Module) -> nn.Module:
-        """The network whose stencils were mapped by M⁻ᵀ instead of M, as gradients are.
+        """The network whose stored parameters were mapped by P⁻ᵀ instead of P, as their gradients are.
+
+        Where the parameters are the stencils themselves P is the map M of the taps; in other coordinates, stencils
+        being W = G p, it is G⁻¹ M G.
 
         Raises:
             ValueError: the number of steps changes, for which M has no inverse.
         """
         if isinstance(model, PDENet) and self.steps not in (None, model.config.steps, model.config.block_steps):
             raise ValueError(f"steps must stay for the dual map, got {self.steps}")
-        return self._applied(model, lambda matrix: torch.linalg.inv(matrix).T)
+        return self._applied(model, is_dual=True)
 
-    def _applied(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    def _applied(self, model: nn.Module, is_dual: bool = False) -> nn.Module:
         check_method(self.method)
         check_unshared(stencil_layers(model))
         if isinstance(model, PDENet):
             model.check_mesh()
         model = copy.deepcopy(model)
         for name, layer in stencil_layers(model).items():
-            self._move(name, layer, change)
+            self._move(name, layer, is_dual)
         if isinstance(model, PDENet):
-            new, old = model.config.on_mesh(self._new_size(model)), model.config
-            model.config = replace(new, reference=old.references) if self.keep_reference else new
+            size, config = self._new_size(model), model.config
+            kept = self.keep_reference
+            model.config = replace(config, size=size, reference=config.references) if kept else config.on_mesh(size)
             _settle_mesh(model)
             if self.steps is not None:
                 model = _with_steps(model, self.steps)
@@ -81,7 +85,7 @@ class Conversion:
         return model
 
     @torch.no_grad()
-    def _move(self, name: str, layer: _ConvNd, change: Callable[[Tensor], Tensor]) -> None:
+    def _move(self, name: str, layer: _ConvNd, is_dual: bool) -> None:
         factor = check_factor(self.factor, len(layer.kernel_size))
         p = stencil_parametrization(layer)
         if p is not None and self.keep_reference:
@@ -91,16 +95,22 @@ class Conversion:
         if self.block_scales and name.startswith("blocks."):
             unmoved = torch.eye(math.prod(layer.kernel_size), dtype=torch.float64)
             matrix = self.block_scales[int(name.split(".")[1])] * (unmoved if matrix is None else matrix)
-        new = layer.weight if matrix is None else map_stencil(change(matrix), layer.weight)
         if p is None:
-            layer.weight.copy_(new)
+            if matrix is not None:
+                layer.weight.copy_(map_stencil(torch.linalg.inv(matrix).T if is_dual else matrix, layer.weight))
             return
+        stored, new = stored_parameter(layer), None
+        if matrix is not None and is_dual:
+            g = p.tap_matrix()
+            new = map_stencil(torch.linalg.inv(torch.linalg.solve(g, matrix @ g)).T, stored)
+        elif matrix is not None:
+            new = map_stencil(matrix, layer.weight)
         p.move(
             [h / f for h, f in zip(p.mesh_size, factor, strict=True)],
             [h / f for h, f in zip(p.reference, factor, strict=True)],
         )
-        if matrix is not None:
-            stored_parameter(layer).copy_(p.right_inverse(new))
+        if new is not None:
+            stored.copy_(new if is_dual else p.right_inverse(new))
 
     def _matrix(self, name: str, layer: _ConvNd, factor: tuple[float, ...], reaction: str) -> Tensor | None:
         """M of a layer, None for the identity."""

@@ -43,7 +43,10 @@ def carry_optimizer_state(
     moved = {
         key: _moved_state(conversion.dual if rule == "dual" else conversion, old_model, old, key) for key in linear
     }
+    held = {id(p) for group in new_optimizer.param_groups for p in group["params"]}
     for name, p in new_model.named_parameters():
+        if id(p) not in held:
+            continue
         if only_momentum:
             for key, values in moved.items():  # fused optimizers need the layout of the parameter
                 new_optimizer.state[p][key] = torch.empty_like(p).copy_(values[name])

@@ -34,7 +34,7 @@ from multipde.training.pace import pace_of
 from multipde.training.regularization import Regularizer, project_to_box
 from multipde.training.schedule import Level, Schedule, level_flops
 from multipde.training.settings import TrainSettings
-from multipde.training.switch import DrawImages, plan_move
+from multipde.training.switch import DrawImages, check_moves, plan_move
 
 MOVE_IMAGES = 2000
 """Validation images on which a move between levels is judged."""
@@ -92,6 +92,7 @@ class Trainer:
         self.preconditioner = Preconditioner(settings.conditioning) if finest and settings.conditioning else None
         self.optimizer = self._make_optimizer(self.net)
         self.pace = pace_of(schedule, settings)
+        check_moves(schedule, settings)
         self.state = TrainState()
         self.best: dict[str, Tensor] = {}
 
@@ -126,16 +127,19 @@ class Trainer:
         )
 
     def _epoch_flops(self, index: int) -> float:
-        level, config = self.schedule.levels[index], self.net.config.on_mesh(self.schedule.levels[index].size)
-        return level_flops(level, config) * images_per_epoch(len(self.train_indices), level.batch)
+        level = self.schedule.levels[index]
+        return level_flops(level, self.net.config) * images_per_epoch(len(self.train_indices), level.batch)
 
     def _begin_level(self) -> None:
         """Where epochs are not given: what this level may cost, and, for the last one, how many it will have."""
         p = self.state
         if self.pace is not None:
             is_last = p.index + 1 == len(self.schedule.levels)
-            started = p.moves[-1]["accuracy_recalibrated"] if p.index else 1 / self.net.config.classes
+            started = p.moves[-1]["accuracy_recalibrated"] if p.index else self._first_accuracy()
             p.pace = self.pace.begin(p.pace, p.flops, p.seconds, self._epoch_flops(p.index), started, is_last)
+
+    def _first_accuracy(self) -> float:
+        return self.validate(self.net.config.sizes[0], MOVE_IMAGES).accuracy
 
     def _is_done(self) -> bool:
         level = self.level

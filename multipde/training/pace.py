@@ -88,7 +88,7 @@ def pace_of(schedule: Schedule, settings: TrainSettings) -> Pace | None:
 
     Raises:
         ValueError: numbers of epochs given for some levels only; a budget without such levels, or the reverse; a budget
-            in time for one level, or one that is less than an epoch of the first.
+            in time for one level; one cycle across levels whose work is not known.
     """
     unknown = [level for level in schedule.levels if level.epochs is None]
     if not unknown:
@@ -99,6 +99,8 @@ def pace_of(schedule: Schedule, settings: TrainSettings) -> Pace | None:
         raise ValueError("epochs must be given for all levels or for none, got some of them")
     if settings.budget is None:
         raise ValueError("budget must be given where epochs are auto; type --budget 10min or --budget 40TFLOPs")
+    if any(level.policy == "across" for level in unknown):
+        raise ValueError("policy must not be across where epochs are auto, got across")
     budget = parse_budget(settings.budget)
     if budget.unit == "seconds" and len(unknown) == 1:
         raise ValueError(f"budget must be in FLOPs for a single level, got {settings.budget}")

@@ -15,6 +15,7 @@ from multipde.data.datasets import ImageData, load_data
 from multipde.mesh.reparametrize import set_reference
 from multipde.networks.calibration import recalibrate
 from multipde.networks.config import NetworkConfig, default_network
+from multipde.networks.convert import conversion
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import (
     FORMAT,
@@ -245,16 +246,22 @@ def _new_trainer(
 
 def _taken_up(init: str | Path, start: NetworkConfig, trainer: Trainer) -> PDENet:
     """The checkpoint on the mesh and time grid of the first level."""
-    net = load(init)
-    if net.config.sizes != start.sizes or net.config.block_steps != start.block_steps:
+    net = place(load(init), trainer.device)
+    is_finest = trainer.settings.coordinates == "finest"
+    target = max(level.size for level in trainer.schedule.levels) if is_finest else start.sizes[0]
+    if net.config.sizes != (target,) * 2 or net.config.block_steps != start.block_steps:
         settings = replace(trainer.settings, coordinates="level", auto_steps=False)
-        move = plan_move(net, trainer.schedule.levels[0], start.block_steps, settings, trainer.draw(0))
+        level = replace(trainer.schedule.levels[0], size=target, mixed=())
+        move = plan_move(net, level, start.block_steps, settings, trainer.draw(0))
         net = place(move(net), trainer.device)  # pyright: ignore[reportArgumentType]
-        recalibrate(net, trainer.calibration_images(start.sizes[0], 0))
-    reference = trainer.net.config.references
-    if net.config.references != reference:
-        set_reference(net, [1 / s for s in reference])
-        net.config = replace(net.config, reference=reference)
+        recalibrate(net, trainer.calibration_images(target, 0))
+    if is_finest:
+        set_reference(net, 1 / target)
+        net.config = replace(net.config, reference=target)
+        if start.sizes[0] != target:
+            down = replace(conversion(net, size=start.size), keep_reference=True)
+            net = place(down(net), trainer.device)  # pyright: ignore[reportArgumentType]
+            recalibrate(net, trainer.calibration_images(start.sizes[0], 0))
     return net
 
 

@@ -45,7 +45,7 @@ class Level:
     Args:
         size: image side in pixels.
         epochs: passes over the training images, the last of them perhaps in part; None to switch by the gain per
-            unit of work, see `multipde.training.switching`.
+            unit of work, see `multipde.training.pace`.
         steps: time steps, one number or one per block; None keeps those of the level before, or of the network.
         batch: images per optimizer step.
         learning_rate: its peak.
@@ -149,6 +149,8 @@ class Schedule:
         for level in self.levels:
             config = config.on_mesh(level.size)
             config = config if level.steps is None else config.with_steps(level.steps)
+            for size, _ in level.sizes:
+                config.on_mesh(size)  # raises for a size that a mixed level cannot have
             configs.append(config)
         return configs
 
@@ -175,7 +177,7 @@ class Schedule:
 
     def rate(self, index: int, fraction: float) -> float:
         """Learning rate of the index-th level when this share of it is done."""
-        level = self.levels[index]
+        level, fraction = self.levels[index], min(1.0, fraction)
         if level.policy == "across":
             work = [w if other.policy == "across" else 0.0 for w, other in zip(self.work(), self.levels, strict=True)]
             fraction = (sum(work[:index]) + fraction * work[index]) / sum(work)
@@ -251,8 +253,8 @@ def levels_from_lists(
         if len(values) != num:
             raise ValueError(f"{name} must have one entry per size ({num}), got {len(values)}: {tuple(values)}")
     policies = [policy] * num
-    if auto and num > 1:
-        policies = ["warm_up", *["constant"] * (num - 2), "cool_down"]
+    if auto:
+        policies = ["one_cycle"] if num == 1 else ["warm_up", *["constant"] * (num - 2), "cool_down"]
     rows = zip(sizes, *lists.values(), policies, strict=True)
     levels = [Level(*row) for row in rows]
     return [_mix(levels)] if mixed and num > 1 else levels

@@ -20,7 +20,7 @@ class TrainSettings:
         coordinates: where the trained parameter lives: ``"level"``, the stencils of each level's mesh, moved by the
             transfer; or ``"finest"``, those of the finest mesh throughout, so that nothing is moved, every level
             discretises the same problem, and regulariser and box belong to that mesh.
-        conditioning: with ``"finest"``, the power q of the preconditioner (GᵀG)⁻q, see `precondition`.
+        conditioning: with ``"finest"``, the power q of the preconditioner (GᵀG)⁻q, see `Preconditioner`.
         momentum: of the stochastic gradient descent.
         momentum_rule: how momentum moves with the network: ``"map"``, ``"dual"`` or ``"reset"``, see
             `carry_optimizer_state`.

@@ -9,7 +9,7 @@ from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.convert import Conversion, conversion
 from multipde.networks.network import PDENet
 from multipde.networks.stability import stability_report, stable_steps, step_ratios
-from multipde.training.schedule import Level
+from multipde.training.schedule import Level, Schedule
 from multipde.training.settings import TrainSettings
 
 CALIBRATION_IMAGES = 256
@@ -47,9 +47,19 @@ def plan_move(
     )
     method = settings.transfer if calibrated or settings.transfer not in CALIBRATED else "copy"
     move = conversion(net, size=level.size, method=method, calibration=images)
-    if settings.auto_steps and net.config.dynamics != "resnet":
+    if settings.auto_steps:
         return stabilised(move, net, draw(STABILITY_IMAGES, old_size), draw(STABILITY_IMAGES, level.size))
     return replace(move, steps=steps)
+
+
+def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
+    """Raise ValueError for settings that could not be followed at a switch, before anything is trained."""
+    steps = {config.block_steps for config in schedule.configs()}
+    if settings.momentum_rule == "dual" and (settings.auto_steps or len(steps) > 1):
+        raise ValueError("momentum_rule must be map or reset where the number of steps changes, got dual")
+    if settings.auto_steps and (settings.coordinates == "finest" or schedule.configs()[0].dynamics == "resnet"):
+        why = "the parameter stays on the finest mesh" if settings.coordinates == "finest" else "resnet has no bound"
+        raise ValueError(f"steps must be given where {why}, got auto")
 
 
 def stabilised(move: Conversion, net: PDENet, old_images: Tensor, new_images: Tensor) -> Conversion:

@@ -106,12 +106,16 @@ def test_convert_takes_torchvision_models_and_bare_state_dicts(capsys, place, tm
     torch.testing.assert_close(moved, expected)
     assert width == 3
     assert json.loads((tmp_path / "new/architecture.json").read_text())["arch"] == "squeezenet1_1"
+    again = ["--arch", "squeezenet1_1", "--weights", tmp_path / "new/model.safetensors"]
+    assert "no data" in call(capsys, "convert", *again, "--size", "32", "--from-size", "48", "--out", tmp_path / "back")
     bare = ["convert", tmp_path / "w.pt", "--from-size", "32", "--size", "48", "--method", "rediscretize"]
     assert "9 of 52 tensors are stencils" in call(capsys, *bare, "--out", tmp_path / "bare")
     torch.testing.assert_close(load_file(tmp_path / "bare/model.safetensors")[name], expected)
 
 
 def test_train_within_a_budget_on_mixed_levels_and_with_steps_that_follow(capsys, place, tmp_path):
+    alone = ["--sizes", "8", "--epochs", "auto", "--budget", "2GFLOPs", "--batch", "30", "--run", tmp_path / "one"]
+    assert "test accuracy" in call(capsys, "train", "--data", "folder", "--root", place / "data", *alone)
     data = ["train", "--data", "folder", "--root", place / "data", "--sizes", "8", "16", "--batch", "30"]
     auto = [*data, "--epochs", "auto", "--budget", "20GFLOPs", "--transfer", "calibrated", "--steps", "auto"]
     out = call(capsys, *auto, "--run", tmp_path / "a")
@@ -283,6 +287,23 @@ WRONG = [
     ("convert {place}/net/config.json --size 8 --out new", "weights must be a state dict in .safetensors or .pt"),
     ("convert {place}/net/model.safetensors --out new", "size, factor or steps must be given"),
     ("convert {place}/net/model.safetensors --size 8 --method calibrated --out new", "where there are no images"),
+    ("train --sizes 6 32 --mixed --epochs 1 1", "size must be a positive multiple of 4"),
+    ("train --steps auto --coordinates finest", "steps must be given where the parameter stays on the finest mesh"),
+    ("train --steps auto --dynamics resnet", "steps must be given where resnet has no bound, got auto"),
+    (
+        "train --momentum-rule dual --steps 3 3 6",
+        "momentum_rule must be map or reset where the number of steps changes",
+    ),
+    ("convert {place}/net/model.safetensors --size 8 --from-size 0 --out new", "from_size must be positive, got 0"),
+    (
+        "convert {place}/net/model.safetensors --size 8 --steps 4 --out new",
+        "steps must be left out for a bare state dict",
+    ),
+    ("convert {place}/net --size 8 --steps auto --out new", "steps must be a number without images"),
+    ("convert --arch alexnet --size 16 --out new", "size must be one that the network can take, got 16"),
+    ("bench regimes --small", "small must be left out for bench regimes, got --small"),
+    ("bench transfer --checkpoint {place}/net", "checkpoint must be left out for bench transfer"),
+    ("bench transfer --size 16", "size must be a positive multiple of 4 (halved between 3 blocks), got 6"),
     ("bench transfer --arms magic", "arms must be among fine only, copy"),
     ("bench transfer --budget -1", "budget must be positive, got -1.0"),
     ("bench finetune", "checkpoint must be given to be fine-tuned, got None; type --checkpoint DIR"),

@@ -55,7 +55,7 @@ def finetune_study(
         out: file of rows, appended to; what it has is not done again. The figure lies beside it.
 
     Returns:
-        All rows of the file.
+        The rows of the file that belong to this checkpoint, these data and this size.
 
     Raises:
         ValueError: no checkpoint, no data, a size that the network cannot have.
@@ -72,7 +72,8 @@ def finetune_study(
     check_classes(net.config, images)
     seed, validation = recorded_split(checkpoint)
     settings = TrainSettings(seed=seed, validation=validation, device=device, amp=amp)
-    done = {(r["name"], r["method"], r["amount"]) for r in read_metrics(out)}
+    own = {"checkpoint": str(checkpoint), "data": images.name, "size": size}
+    done = {(r["name"], r["method"], r["amount"]) for r in _rows(out, own)}
     plan = [("recalibrated", method, float(n)) for method in methods for n in recalibration]
     plan += [("fine-tuned", method, e) for method in methods for e in epochs]
     plan += [("from scratch", "-", e) for e in scratch]
@@ -80,20 +81,19 @@ def finetune_study(
         if (name, method, amount) in done:
             continue
         num = len(split_indices(len(images.train), seed, validation)[0])
-        row = {
+        row = own | {
             "name": name,
             "method": method,
             "amount": amount,
             "images": min(num, int(amount)) if name == "recalibrated" else round(amount * num),
             "accuracy": _accuracy(net, images, size, name, method, amount, settings),
-            "size": size,
             "torch": torch.__version__,
         }
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         log.say(f"{name}, {method}, {row['images']:,} images: {row['accuracy']:.2%}")
-    rows = read_metrics(out)
+    rows = _rows(out, own)
     log.table([_row(r) for r in rows], f"{checkpoint} at {size} pixels")
     accuracy_against_images(rows, out.with_suffix(".svg"))
     log.say(f"rows in {out}, figure in {out.with_suffix('.svg')}")
@@ -128,6 +128,10 @@ def _accuracy(
     recalibrate(place(new, device), draw(int(amount), size))
     batches = evaluation_batches(data.test, None, size, 250, device, normalize)
     return evaluate_batches(new, batches, device, settings.amp).accuracy
+
+
+def _rows(out: Path, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [r for r in read_metrics(out) if all(r[key] == value for key, value in own.items())]
 
 
 def _row(r: Mapping[str, Any]) -> dict[str, str]:

@@ -64,7 +64,7 @@ def regimes_study(
         num_images: test images.
 
     Returns:
-        All rows of the file.
+        The rows of the file that belong to this size.
 
     Raises:
         ValueError: a number of epochs that is not positive, images that are not kept in memory.
@@ -72,7 +72,7 @@ def regimes_study(
     log = log or Log(quiet=True)
     label = Path(str(options["root"])).name if options.get("root") else data
     earlier = read_metrics(out)
-    done = {(r["data"], r["blur"], r["net"], r["epochs"]) for r in earlier if "accuracy" in r}
+    done = {(r["data"], r["blur"], r["net"], r["epochs"]) for r in earlier if r.get("size") == size}
     left = [case for case in cases if (label, case.blur, case.net, epochs) not in done]
     log.say(f"{len(cases) - len(left)} of {len(cases)} cases are in {out}; {len(left)} to do")
     images = load_data(data, size=size, **options) if left else None
@@ -80,14 +80,14 @@ def regimes_study(
         _append(out, consistency_rows())
     for case in left:
         assert images is not None
-        row = {"data": label, **asdict(case), "epochs": epochs}
+        row = {"data": label, **asdict(case), "epochs": epochs, "size": size}
         row |= _measure(case, blurred(images, case.blur), size, epochs, num_images, device, amp)
         _append(out, [row])
         log.say(
             f"{label}, blur {case.blur:g}, {case.net}: exponent {row['exponent']:.2f} (opening {row['opening']:.2f}), "
             f"best {max(AUTO_METHODS, key=lambda m: row['accuracy'][m])}"
         )
-    rows = read_metrics(out)
+    rows = [r for r in read_metrics(out) if "error" in r or r["size"] == size]
     log.table(consistency_table(rows), "Random tanh networks on waves: error of the moved network at twice the size")
     log.table(table(rows), f"Accuracy at {size} pixels, trained at {size // 2}, BatchNorm recalibrated")
     gain_against_exponent(rows, out.with_suffix(".svg"))

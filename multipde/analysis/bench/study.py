@@ -65,8 +65,7 @@ def transfer_study(
         )
 
     if arms is None:
-        run(all_arms(budget, seeds[0]))
-        rows = run(finalists(_read(out), budget, seeds))
+        rows = run(finalists(run(all_arms(budget, seeds[0])), budget, seeds))
     else:
         own = {name: budget if name == "hamiltonian" else budget / 2 for name in dynamics}
         rows = run([Task(arm, name, own[name], seed) for seed in seeds for name in dynamics for arm in arms])
@@ -163,9 +162,3 @@ def mean_and_spread(values: Sequence[float], sign: bool = False) -> str:
     """Mean ± standard deviation over the seeds, the mean alone for one seed."""
     mean = f"{statistics.mean(values):{'+' if sign else ''}.2f}"
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def _read(out: Path) -> list[dict[str, Any]]:
-    from multipde.training.log import read_metrics
-
-    return read_metrics(out)

@@ -128,7 +128,7 @@ def finalists(
 
     The Hamiltonian network has the full budget, the others half of it.
     """
-    found = [r for r in rows if r["dynamics"] == "hamiltonian" and r["budget"] == budget and r["seed"] == 0]
+    found = [r for r in rows if (r["dynamics"], r["budget"], r["seed"]) == ("hamiltonian", budget, seeds[0])]
     others = [r for r in found if r["arm"] not in ("fine only", "copy")]
     best = [r["arm"] for r in sorted(others, key=lambda r: -r["test_accuracy"])[:num]]
     return [
@@ -164,6 +164,9 @@ def run_tasks(
     """
     log, settings = log or Log(quiet=True), settings or TrainSettings()
     label = Path(str(options["root"])).name if options.get("root") else data
+    for task in tasks:  # a size that an arm cannot have is told before anything is trained
+        network = default_network(data, task.dynamics, size).on_mesh(size)
+        Schedule(task.levels(network), network)
     done = {_task(row) for row in _rows(out, label, size)}
     left = [task for task in dict.fromkeys(tasks) if task not in done]
     threads = torch.get_num_threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
