@@ -17,7 +17,7 @@ from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.calibration import calibrate, recalibrate
 from multipde.networks.convert import Conversion, conversion
 from multipde.networks.network import PDENet, model_flops
-from multipde.networks.stability import StepStability, stability_report
+from multipde.networks.stability import StepStability, stability_report, step_ratios
 from multipde.networks.watch import WatchedCopy
 from multipde.training.evaluate import Metrics, evaluate_batches
 from multipde.training.settings import TrainSettings
@@ -72,7 +72,8 @@ def convert_reported(
     model = model.to(device)
     methods = AUTO_METHODS if method == "auto" else tuple(dict.fromkeys(("copy", method)))
     calibration_images = bench.draw(CALIBRATION_IMAGES, max(old_size, new_size))
-    measured = calibrate(model, factor, calibration_images) if new_size != old_size else None
+    stability_images = bench.draw(STABILITY_IMAGES, new_size)
+    bounds = _step_bounds(model, bench.draw(STABILITY_IMAGES, old_size))
     candidates = [bench.test(f"original at {old_size}", model, old_size, old_size)]
     if new_size != old_size:
         candidates.append(bench.test(f"original, {new_size} -> {old_size}", model, new_size, old_size))
@@ -81,9 +82,9 @@ def convert_reported(
         calibration = calibration_images if name in CALIBRATED else None
         move = conversion(model, factor=factor, method=name, calibration=calibration)
         if steps == "auto" and isinstance(model, PDENet):
-            move = stabilised(move, model, *(bench.draw(STABILITY_IMAGES, s) for s in (old_size, new_size)))
+            move = stabilised(move, model, step_ratios(bounds), stability_images)
         elif steps is not None and steps != "auto":
-            move = conversion(model, factor=factor, method=name, calibration=calibration, steps=_given(steps))
+            move = replace(move, steps=_given(steps))
         new = move(model).to(device)
         candidates.append(bench.test(name, new, new_size, new_size, recalibrated=False))
         num = recalibrate(new, bench.recalibration_images(new_size))
@@ -94,6 +95,9 @@ def convert_reported(
     chosen = best if method == "auto" or method not in nets else method
     new, num, move = nets[chosen]
     same_time = new if move.steps is None else replace(move, steps=None)(model)  # layers are compared at equal times
+    measured = nets["calibrated"][2].calibration if "calibrated" in nets else None
+    if measured is None and new_size != old_size:
+        measured = calibrate(model, factor, calibration_images)
     exponents = {} if measured is None else measured.exponents()
     consistency = _consistency(model, same_time, *(bench.draw(CONSISTENCY_IMAGES, s) for s in (old_size, new_size)))
     return new, ConversionReport(
@@ -105,8 +109,8 @@ def convert_reported(
         num,
         bench.num_test,
         candidates,
-        _step_bounds(model, bench.draw(STABILITY_IMAGES, old_size)),
-        _step_bounds(new, bench.draw(STABILITY_IMAGES, new_size)),
+        bounds,
+        _step_bounds(new, stability_images),
     )
 
 

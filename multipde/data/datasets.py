@@ -90,6 +90,11 @@ def load_data(
     raise ValueError(f"data must be one of {', '.join(DATA_NAMES)}, or a pair (train, test), got {source!r}")
 
 
+def data_label(data: str, root: str | Path | None) -> str:
+    """What a data set is called in tables: a folder by its own name, as in `ImageData`."""
+    return Path(root).resolve().name if data == "folder" and root is not None else data
+
+
 def split_indices(num: int, seed: int, validation: float = 0.2) -> tuple[Tensor, Tensor]:
     """A random split into training and validation indices, in random order, the same for the same seed.
 

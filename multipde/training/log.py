@@ -28,8 +28,7 @@ class Log:
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to the metrics file."""
         if self.file is not None:
-            with self.file.open("a") as handle:
-                handle.write(json.dumps(row) + "\n")
+            append_row(self.file, row)
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -66,6 +65,12 @@ class Log:
 
 LEFT = ("name", "layer", "order", "method", "part", "verdict", "arm")
 """Columns of words."""
+
+
+def append_row(file: Path, row: Mapping[str, Any]) -> None:
+    """One more line of a file of rows, such as `read_metrics` reads."""
+    with file.open("a") as handle:
+        handle.write(json.dumps(row) + "\n")
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

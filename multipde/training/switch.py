@@ -1,6 +1,6 @@
 """The move from one level to the next: by which map, and with how many time steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -48,7 +48,8 @@ def plan_move(
     method = settings.transfer if calibrated or settings.transfer not in CALIBRATED else "copy"
     move = conversion(net, size=level.size, method=method, calibration=images)
     if settings.auto_steps:
-        return stabilised(move, net, draw(STABILITY_IMAGES, old_size), draw(STABILITY_IMAGES, level.size))
+        before = step_ratios(stability_report(net, draw(STABILITY_IMAGES, old_size)))
+        return stabilised(move, net, before, draw(STABILITY_IMAGES, level.size))
     return replace(move, steps=steps)
 
 
@@ -62,14 +63,13 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
         raise ValueError(f"steps must be given where {why}, got auto")
 
 
-def stabilised(move: Conversion, net: PDENet, old_images: Tensor, new_images: Tensor) -> Conversion:
+def stabilised(move: Conversion, net: PDENet, before: Sequence[float], new_images: Tensor) -> Conversion:
     """The conversion with more steps, and smaller stencils if that is not enough, so that no bound is broken worse.
 
     Args:
-        old_images: as the network takes them.
+        before: dt over its bound in the blocks of the network, see `step_ratios`.
         new_images: as the converted network takes them.
     """
-    before = step_ratios(stability_report(net, old_images))
     moved: PDENet = move(net)  # pyright: ignore[reportAssignmentType]
     present = moved.config.block_steps
     wanted = stable_steps(stability_report(moved, new_images), before)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from multipde import NetworkConfig, PDENet, calibrate, conversion, convert, recalibrate, restrict_images
+from multipde.analysis.bench.consistency import band_limited
 from multipde.mesh.reparametrize import stencil_layers
 from multipde.mesh.transfer import CALIBRATED, order_scales
 from multipde.networks.calibration import tap_covariance
@@ -19,15 +20,7 @@ SIZE = 64
 
 def smooth_images(num: int = 40, frequencies: int = 2, size: int = SIZE) -> torch.Tensor:
     """Cell averages of random trigonometric polynomials on the unit square."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.arange(size + 1, dtype=torch.float64) / size
-    waves = [torch.ones(size, dtype=torch.float64)]
-    for k in range(1, frequencies + 1):
-        w = 2 * math.pi * k
-        waves += [torch.diff(torch.sin(w * x)) * size / w, -torch.diff(torch.cos(w * x)) * size / w]
-    basis = torch.stack(waves)
-    c = torch.randn(num, 2, len(basis), len(basis), dtype=torch.float64, generator=generator)
-    return torch.einsum("ncij,ix,jy->ncxy", c, basis, basis)
+    return band_limited(num, 2, size, frequencies)
 
 
 def pink_images(num: int = 400, size: int = SIZE) -> torch.Tensor:

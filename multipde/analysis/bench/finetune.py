@@ -1,6 +1,5 @@
 """How much a converted network must see again: accuracy against images of recalibration and of fine-tuning."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +11,13 @@ import torch
 from multipde.analysis.plots import accuracy_against_images
 from multipde.data.batches import Normalize, drawn_images, evaluation_batches
 from multipde.data.datasets import ImageData, load_data, split_indices
+from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.calibration import recalibrate
 from multipde.networks.convert import convert
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import load, save
 from multipde.training.evaluate import check_classes, choose_device, evaluate_batches, place
-from multipde.training.log import Log, read_metrics
+from multipde.training.log import Log, append_row, read_metrics
 from multipde.training.run import recorded_data, recorded_split, train
 from multipde.training.schedule import Level, Schedule
 from multipde.training.settings import TrainSettings
@@ -90,8 +90,7 @@ def finetune_study(
             "torch": torch.__version__,
         }
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(out, row)
         log.say(f"{name}, {method}, {row['images']:,} images: {row['accuracy']:.2%}")
     rows = _rows(out, own)
     log.table([_row(r) for r in rows], f"{checkpoint} at {size} pixels")
@@ -123,7 +122,7 @@ def _accuracy(
 
     place(net, device)
     finer = max(size, net.config.sizes[0])
-    calibration = torch.cat(list(draw(CALIBRATION_IMAGES, finer))) if method.startswith("calibrated") else None
+    calibration = torch.cat(list(draw(CALIBRATION_IMAGES, finer))) if method in CALIBRATED else None
     new: PDENet = convert(net, size=size, method=method, calibration=calibration)  # pyright: ignore
     recalibrate(place(new, device), draw(int(amount), size))
     batches = evaluation_batches(data.test, None, size, 250, device, normalize)

@@ -1,6 +1,5 @@
 """Where which transfer is right: the gain over copying against the measured smoothness of the features."""
 
-import json
 import math
 import statistics
 import tempfile
@@ -15,10 +14,10 @@ from torch import Tensor
 from multipde.analysis.bench.consistency import consistency_rows
 from multipde.analysis.conversion import AUTO_METHODS, convert_reported
 from multipde.analysis.plots import gain_against_exponent
-from multipde.data.datasets import ImageData, load_data
+from multipde.data.datasets import ImageData, data_label, load_data
 from multipde.data.images import TensorImages
 from multipde.networks.config import preset
-from multipde.training.log import Log, read_metrics
+from multipde.training.log import Log, append_row, read_metrics
 from multipde.training.run import train
 from multipde.training.schedule import Level, Schedule
 from multipde.training.settings import TrainSettings
@@ -70,19 +69,21 @@ def regimes_study(
         ValueError: a number of epochs that is not positive, images that are not kept in memory.
     """
     log = log or Log(quiet=True)
-    label = Path(str(options["root"])).name if options.get("root") else data
+    label = data_label(data, options.get("root"))
     earlier = read_metrics(out)
     done = {(r["data"], r["blur"], r["net"], r["epochs"]) for r in earlier if r.get("size") == size}
     left = [case for case in cases if (label, case.blur, case.net, epochs) not in done]
     log.say(f"{len(cases) - len(left)} of {len(cases)} cases are in {out}; {len(left)} to do")
     images = load_data(data, size=size, **options) if left else None
+    out.parent.mkdir(parents=True, exist_ok=True)
     if not any("error" in r for r in earlier):
-        _append(out, consistency_rows())
+        for row in consistency_rows():
+            append_row(out, row)
     for case in left:
         assert images is not None
         row = {"data": label, **asdict(case), "epochs": epochs, "size": size}
         row |= _measure(case, blurred(images, case.blur), size, epochs, num_images, device, amp)
-        _append(out, [row])
+        append_row(out, row)
         log.say(
             f"{label}, blur {case.blur:g}, {case.net}: exponent {row['exponent']:.2f} (opening {row['opening']:.2f}), "
             f"best {max(AUTO_METHODS, key=lambda m: row['accuracy'][m])}"
@@ -93,12 +94,6 @@ def regimes_study(
     gain_against_exponent(rows, out.with_suffix(".svg"))
     log.say(f"rows in {out}, figure in {out.with_suffix('.svg')}")
     return rows
-
-
-def _append(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def blurred(data: ImageData, sigma: float) -> ImageData:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from multipde.data.datasets import data_label
 from multipde.networks.config import NetworkConfig, default_network
-from multipde.training.log import Log, read_metrics
-from multipde.training.run import RESULT, Run, resume, train
+from multipde.training.log import Log, append_row, read_metrics
+from multipde.training.run import METRICS, RECORD, RESULT, Run, resume, train
 from multipde.training.schedule import Level, Schedule, level_flops
 from multipde.training.settings import TrainSettings
 
@@ -163,7 +164,7 @@ def run_tasks(
         All rows of the file that belong to these data and this size.
     """
     log, settings = log or Log(quiet=True), settings or TrainSettings()
-    label = Path(str(options["root"])).name if options.get("root") else data
+    label = data_label(data, options.get("root"))
     for task in tasks:  # a size that an arm cannot have is told before anything is trained
         network = default_network(data, task.dynamics, size).on_mesh(size)
         Schedule(task.levels(network), network)
@@ -177,8 +178,7 @@ def run_tasks(
     for number, (task, result) in enumerate(_results(arguments, workers), start=1):
         row = {"data": label, "size": size, **asdict(task), **result, "threads": threads}
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(out, row)
         log.say(
             f"{number}/{len(left)}  {row['dynamics']}, {row['arm']}, {row['budget']:g} epochs of work, seed "
             f"{row['seed']}: test accuracy {row['test_accuracy']:.2%}, {row['seconds'] / 60:.1f} min"
@@ -227,7 +227,7 @@ def _run(
 
 def check_same(directory: Path, levels: Sequence[Level], settings: TrainSettings) -> None:
     """Raise ValueError if a run directory records another training than this one."""
-    file = directory / "run.json"
+    file = directory / RECORD
     record = json.loads(file.read_text()) if file.exists() else {}
     same = Schedule([Level(**level) for level in record.get("levels", [])] or levels).levels == tuple(levels)
     if not same or TrainSettings(**record.get("settings", asdict(settings))) != settings:
@@ -240,7 +240,7 @@ def _result(run: Run, levels: Sequence[Level], settings: TrainSettings) -> dict[
         **{key: result[key] for key in ("test_accuracy", "test_loss", "flops", "seconds", "moves")},
         "curve": [
             [row["size"], row["total_flops"], row["validation_accuracy"]]
-            for row in read_metrics(run.directory / "metrics.jsonl")
+            for row in read_metrics(run.directory / METRICS)
         ],
         "levels": [[level.size, round(level.epochs or 0, 4)] for level in levels],
         "settings": asdict(settings),
