@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import tyro
 
@@ -19,7 +20,7 @@ Start with `multipde train`: it trains coarse to fine on embedded data and needs
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run one command; exit status 2 with one line on bad input, 130 when interrupted."""
+    """Run one command; exit status 2 with one line on bad input, 128 and the signal when interrupted."""
     arguments = list(sys.argv[1:] if args is None else args)
     if arguments == ["--version"]:
         from multipde import __version__
@@ -32,8 +33,21 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         command.run_command()
     except (ValueError, OSError) as error:
-        print(f"multipde: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("multipde: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _fail(str(error), 2)
+    except KeyboardInterrupt as error:
+        _fail(str(error) or "interrupted", 128 + getattr(error, "signum", 2))
+    except (RuntimeError, MemoryError) as error:
+        if not _is_memory(error):
+            raise
+        _fail(f"memory must suffice, got: {str(error)[:200] or 'too little'}; type a smaller --batch or --sizes", 2)
+
+
+def _is_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(text in str(error) for text in ("can't allocate", "out of memory"))
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """One line, whatever a stranger's file has put into it."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    print(f"multipde: {line}", file=sys.stderr)
+    sys.exit(status)

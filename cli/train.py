@@ -72,6 +72,13 @@ class Train(DataOptions):
     """Flip, pad and crop the training images."""
     validation: float = 0.2
     """Share of the training images set aside for validation."""
+    checkpoint_every: float = 10.0
+    """Minutes between checkpoints within an epoch; one is written after every epoch besides."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """What to do when loss, activations or stencils go out of bounds: stop, or go back to the last checkpoint with half
+    the learning rate, at most three times."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits again on the same machine."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
@@ -80,9 +87,10 @@ class Train(DataOptions):
     """Say nothing."""
 
     def run_command(self) -> None:
-        from multipde.training.run import next_run_directory, resume, starting_network, train
+        from multipde.training.run import next_run_directory, resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.settings import TrainSettings
+        from multipde.training.start import starting_network
 
         if self.resume:
             resume(self._run_to_resume(), quiet=self.quiet)

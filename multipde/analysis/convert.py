@@ -1,6 +1,6 @@
 """``multipde convert``: any network from disk to another size, written with its report."""
 
-import json
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data
 from multipde.mesh.modes import evaluation_mode
 from multipde.networks.network import PDENet
-from multipde.training.checkpoint import check_new, load, write_directory, write_network
+from multipde.training.checkpoint import check_new, json_bytes, load, network_files, tensor_bytes
 from multipde.training.evaluate import check_classes, choose_device
+from multipde.training.files import write_directory
 from multipde.training.log import Log
 from multipde.training.run import recorded_split
 
@@ -121,12 +122,8 @@ def convert_to_directory(
 
 
 def _convert_file(source: Path, out: Path, size: int, from_size: int, method: str, log: Log) -> None:
-    from safetensors.torch import save_file
-
     state, moved = convert_state_dict(read_state_dict(source), size / from_size, method)
-    write_directory(
-        out, lambda partial: save_file({k: v.clone().contiguous() for k, v in state.items()}, partial / WEIGHTS)
-    )
+    write_directory(out, {WEIGHTS: tensor_bytes(state)})
     log.say(f"{source}: size {from_size} -> {size} by {method}, {len(moved)} of {len(state)} tensors are stencils")
     log.say(f"a bare state dict: nothing is measured; type --arch NAME --weights FILE for a report. Written to {out}")
 
@@ -134,18 +131,14 @@ def _convert_file(source: Path, out: Path, size: int, from_size: int, method: st
 def _write(net: nn.Module, report: ConversionReport, out: Path, architecture: dict[str, Any] | None) -> None:
     from multipde.analysis.plots import conversion_figure
 
-    def write(partial: Path) -> None:
-        if isinstance(net, PDENet):
-            write_network(net, partial)
-        else:
-            from safetensors.torch import save_file
-
-            save_file({k: v.detach().clone().contiguous() for k, v in net.state_dict().items()}, partial / WEIGHTS)
-            (partial / ARCHITECTURE).write_text(json.dumps(architecture, indent=1) + "\n")
-        (partial / REPORT).write_text(json.dumps(report.record(), indent=1) + "\n")
-        conversion_figure(report, partial / FIGURE)
-
-    write_directory(out.resolve(), write)
+    if isinstance(net, PDENet):
+        files = network_files(net)
+    else:
+        files = {WEIGHTS: tensor_bytes(net.state_dict()), ARCHITECTURE: json_bytes(architecture or {})}
+    files[REPORT] = json_bytes(report.record())
+    figure = io.BytesIO()
+    conversion_figure(report, figure)
+    write_directory(out.resolve(), files | {FIGURE: figure.getvalue()})
 
 
 def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:

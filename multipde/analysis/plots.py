@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from multipde.analysis.conversion_report import ConversionReport
 
@@ -113,15 +113,17 @@ def pyplot():
     return plt
 
 
-def save(figure: Any, file: Path) -> None:
-    """Write a figure and forget it; equal figures give equal bytes."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if file.suffix == ".svg" else None
-    figure.savefig(file, bbox_inches="tight", metadata=metadata, dpi=150)
+def save(figure: Any, file: Path | BinaryIO) -> None:
+    """Write a figure, SVG into a stream, and forget it; equal figures give equal bytes."""
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    kind = file.suffix.removeprefix(".") if isinstance(file, Path) else "svg"
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(file, format=kind, bbox_inches="tight", metadata=metadata, dpi=150)
     pyplot().close(figure)
 
 
-def conversion_figure(report: ConversionReport, file: Path) -> None:
+def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
     """Per layer exponent, consistency error and growth of the norm; accuracy against FLOPs of all candidates.
 
     Without images only the growth of the norm is known.

@@ -72,6 +72,7 @@ def training_batches(
     key: tuple[int | str, ...],
     augment: bool = False,
     share: float = 1.0,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """One epoch in random order; a last batch that is not full is dropped, unless it is the only one.
 
@@ -81,6 +82,7 @@ def training_batches(
         key: name of the random stream of this epoch.
         augment: flip, pad and crop.
         share: of the epoch.
+        start: number of the first batch that is wanted; the ones before are not read.
 
     Shape:
         - each: images (batch, C, size, size), labels (batch,)
@@ -88,16 +90,10 @@ def training_batches(
     order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
     order = order[: images_per_epoch(len(order), batch, share)]
     drawn = _drawn_sizes(sizes, -(-len(order) // batch), key)
-    parts = order.split(batch)
-    streams = {}
-    for size, _ in sizes:
-        mine = [part for part, own in zip(parts, drawn, strict=True) if own == size]
-        if mine:
-            streams[size] = iter(images.batches(size, torch.cat(mine), batch, device))
-    transforms = {size: Augment(size) for size in streams} if augment else {}
-    for i, size in enumerate(drawn):
-        x, labels = next(streams[size])
-        x = normalize(x)
+    parts = list(zip(drawn, order.split(batch), strict=True))[start:]
+    transforms = {size: Augment(size) for size in set(drawn)} if augment else {}
+    for i, (x, labels) in enumerate(images.batches(parts, device), start):
+        x, size = normalize(x), drawn[i]
         if augment:
             x = transforms[size](x, *key, i)
         yield _laid_out(x), labels
@@ -121,7 +117,7 @@ def evaluation_batches(
         - each: images (at most batch, C, size, size), labels
     """
     order = torch.arange(len(images)) if indices is None else indices
-    for x, labels in images.batches(size, order, batch, device):
+    for x, labels in images.batches([(size, part) for part in order.split(batch)], device):
         yield _laid_out(normalize(x)), labels
 
 

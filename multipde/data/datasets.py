@@ -11,8 +11,9 @@ from torch import Tensor
 
 from multipde.data import shapes
 from multipde.data.decode import DecodedCache, decode_images, image_sizes
-from multipde.data.images import ImageSet, StreamedImages, TensorImages
+from multipde.data.images import ImageSet, TensorImages
 from multipde.data.seeds import stream
+from multipde.data.streamed import StreamedImages
 
 DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder")
 STREAM_BYTES = 4 * 2**30
@@ -122,7 +123,7 @@ def _channel_statistics(images: ImageSet, size: int) -> tuple[tuple[float, ...],
     if isinstance(images, StreamedImages) and num > 2000:
         order = torch.linspace(0, num - 1, 2000).long()
     total, squares, count = 0.0, 0.0, 0
-    for batch, _ in images.batches(size, order, 1000, torch.device("cpu")):
+    for batch, _ in images.batches([(size, part) for part in order.split(1000)], torch.device("cpu")):
         values = batch.transpose(0, 1).flatten(1) / 255
         total = total + values.sum(1, dtype=torch.float64)
         squares = squares + values.square_().sum(1, dtype=torch.float64)

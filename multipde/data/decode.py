@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")
+"""Whatever a file is called; other decoders of PIL run other programs."""
+
+MANY_PIXELS = 64 * 10**6
+"""An image with more is taken for a decompression bomb."""
+
+
 def decode_image(path: Path, size: int | None = None) -> Tensor:
     """One image file as RGB; grey is repeated, transparency dropped.
 
@@ -58,11 +65,16 @@ def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
 
 @contextmanager
 def _opened(path: Path) -> "Iterator[Image.Image]":
-    """A file open as an image; whatever a decoder finds wrong becomes one ValueError with the path."""
+    """A file open as an image; whatever a decoder finds wrong becomes one ValueError with the path.
+
+    Only the formats of a folder are tried, and the size that the header claims is checked before memory is taken.
+    """
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MANY_PIXELS:
+                raise ValueError(f"more than {MANY_PIXELS:,} pixels ({file.width} x {file.height})")
             yield file
     except Exception as error:
         raise ValueError(f"image must be readable, got {path}: {' '.join(str(error).split())}") from None

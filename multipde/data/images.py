@@ -1,17 +1,17 @@
-"""Labelled images at any size: in memory as one tensor, or streamed from files."""
+"""Labelled images at any size, and those that lie in memory as one tensor."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from multipde.data.decode import decode_image
 from multipde.mesh.pyramid import resize_images
 
 Batch = tuple[Tensor, Tensor]
+Part = tuple[int, Tensor]
+"""One batch to be: image side and indices of its images."""
 
 NUM_LEVELS = 4
 """How many levels of a set are kept on the device, the oldest given up first."""
@@ -22,8 +22,8 @@ class ImageSet(Protocol):
 
     labels: Tensor
 
-    def batches(self, size: int, order: Tensor, batch: int, device: torch.device) -> Iterator[Batch]:
-        """Images (batch, C, size, size) on 0..255 as float32 and labels (batch,), in the given order, on the device."""
+    def batches(self, parts: Sequence[Part], device: torch.device) -> Iterator[Batch]:
+        """For every part images (batch, C, size, size) on 0..255 as float32 and labels (batch,), on the device."""
         ...
 
     def __len__(self) -> int: ...
@@ -56,48 +56,9 @@ class TensorImages:
             self._levels[size, device] = images
         return self._levels[size, device]
 
-    def batches(self, size: int, order: Tensor, batch: int, device: torch.device) -> Iterator[Batch]:
-        images, labels = self.at_size(size, device), self.labels.to(device)
-        for index in order.to(device).split(batch):
-            yield images[index].float(), labels[index]
-
-
-@dataclass
-class StreamedImages:
-    """Images decoded from files when they are needed, at the size of the level, by worker processes."""
-
-    paths: Sequence[Path]
-    labels: Tensor
-    num_workers: int = 2
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, size: int, order: Tensor, batch: int, device: torch.device) -> Iterator[Batch]:
-        from torch.utils.data import DataLoader, Subset
-
-        loader = DataLoader(
-            Subset(_Files(self.paths, self.labels, size), order.tolist()),
-            batch_size=batch,
-            num_workers=self.num_workers,
-            pin_memory=device.type == "cuda",
-            multiprocessing_context="spawn" if self.num_workers else None,
-        )
-        try:
-            for images, labels in loader:
-                yield images.to(device, non_blocking=True).float(), labels.to(device, non_blocking=True)
-        except ValueError as error:  # a worker sends its traceback; the last line says which file it was
-            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
-
-
-@dataclass
-class _Files(torch.utils.data.Dataset):
-    paths: Sequence[Path]
-    labels: Tensor
-    size: int
-
-    def __getitem__(self, index: int) -> Batch:
-        return decode_image(self.paths[index], self.size), self.labels[index]
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    def batches(self, parts: Sequence[Part], device: torch.device) -> Iterator[Batch]:
+        levels = {size: self.at_size(size, device) for size in dict.fromkeys(size for size, _ in parts)}
+        labels = self.labels.to(device)
+        for size, order in parts:
+            index = order.to(device)
+            yield levels[size][index].float(), labels[index]

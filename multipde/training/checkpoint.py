@@ -1,10 +1,9 @@
-"""Networks on disk: model.safetensors and config.json in a directory, written whole or not at all."""
+"""Networks on disk: model.safetensors and config.json in a directory, with checksums, and the state of a training."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,94 +13,87 @@ from torch import Tensor
 from multipde.mesh.reparametrize import bake
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
+from multipde.training.files import (
+    check_sums,
+    from_record,
+    read_json,
+    regular,
+    write_directory,
+)
 
 FORMAT = 1
-MODEL, CONFIG, TRAINER, BEST = "model.safetensors", "config.json", "trainer.pt", "best.safetensors"
+MODEL, CONFIG, BEST = "model.safetensors", "config.json", "best.safetensors"
+TRAINER, MOMENTUM = "trainer.json", "momentum.safetensors"
+MANY_STEPS = 100_000
 
 
 def save(model: PDENet, directory: str | Path) -> Path:
-    """Write a network to a new directory: model.safetensors and config.json.
+    """Write a network to a new directory: model.safetensors, config.json and their SHA256SUMS.
 
     Equal networks give equal bytes: no time, no path is stored.
 
     Raises:
         FileExistsError: the directory exists and is not empty.
+        OSError: it cannot be written; nothing is left behind then.
     """
     directory = Path(directory).resolve()
     check_new(directory)
     model.check_mesh()
-    write_directory(directory, lambda partial: write_network(model, partial))
+    write_directory(directory, network_files(model))
     return directory
 
 
-def check_new(directory: Path, advice: str = "") -> None:
-    """Raise FileExistsError for a directory in which something would be overwritten."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+def check_new(directory: Path, advice: str = "", but: str = "") -> None:
+    """Raise FileExistsError for a directory in which something would be overwritten.
+
+    Args:
+        but: a file that may be there.
+    """
+    if directory.exists() and (not directory.is_dir() or any(path.name != but for path in directory.iterdir())):
         raise FileExistsError(f"directory must be new or empty, got {directory}{advice}")
 
 
 def load(directory: str | Path) -> PDENet:
     """Read a network that `save` wrote, or the best weights at the last level of a run directory.
 
-    Its stencils are on the mesh of its size, also where a baked network was saved.
+    Its stencils are on the mesh of its size, also where a baked network was saved. The files may come from a stranger:
+    nothing in them is executed, no memory is taken before the shapes in the file are those of the config.
 
     Raises:
-        ValueError: no such directory, not a checkpoint, or one whose parts do not belong together.
+        ValueError: no such directory, not a checkpoint, or one that is damaged or whose parts do not belong together.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, got {directory}")
     if (directory / MODEL).exists():
+        check_sums(directory, MODEL, CONFIG)
         return _read_network(directory, MODEL)
-    if (newest := newest_checkpoint(directory)) is not None:
-        return _read_network(newest, BEST)
+    while (newest := newest_checkpoint(directory)) is not None:
+        try:
+            check_sums(newest, BEST, CONFIG)
+            return _read_network(newest, BEST)
+        except ValueError:
+            if newest_checkpoint(directory) == newest:
+                raise  # else a training in this directory has written a newer one meanwhile
     raise ValueError(f"checkpoint must hold {MODEL} and {CONFIG}, got {directory}")
 
 
-def write_network(model: PDENet, directory: Path, name: str = MODEL) -> None:
-    """Write the two files of a network into a directory that is there, each whole, the weights last."""
+def network_files(model: PDENet, name: str = MODEL) -> dict[str, bytes]:
+    """The two files of a network."""
     record = {"format": FORMAT, "network": asdict(model.config)}
-    write_text(directory / CONFIG, json.dumps(record, indent=1) + "\n")
-    partial = directory / f".{name}.partial-{os.getpid()}"
-    write_tensors(model.state_dict(), partial)
-    os.replace(partial, directory / name)
+    return {CONFIG: json_bytes(record), name: tensor_bytes(model.state_dict())}
 
 
-def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """A state dict as a safetensors file.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}, file)
-    except SafetensorError as error:
-        raise OSError(f"{file} must be writable, got {error}") from None
+def json_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON; numbers come back exactly."""
+    return (json.dumps(record, indent=1) + "\n").encode()
 
 
-def write_directory(directory: Path, write: Callable[[Path], None]) -> None:
-    """Fill a directory under another name, then rename it: it is there whole or not at all."""
-    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        write(partial)
-        for file in partial.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        os.replace(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as a safetensors file."""
+    from safetensors.torch import save
 
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, file)
+    return save({name: t.detach().cpu().clone().contiguous() for name, t in sorted(tensors.items())})
 
 
 def read_config(directory: Path) -> NetworkConfig:
@@ -110,28 +102,7 @@ def read_config(directory: Path) -> NetworkConfig:
     Raises:
         ValueError: a file that is missing, not JSON, of a newer format, or with unknown or missing entries.
     """
-    file = directory / CONFIG
-    record = read_json(file)
-    return network_from_record(record.get("network"), file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON record of ours.
-
-    Raises:
-        ValueError: a file that is missing, not a JSON record, or of a newer format.
-    """
-    try:
-        record = json.loads(file.read_text())
-    except OSError:
-        raise ValueError(f"checkpoint must hold {file.name}, got none in {file.parent}") from None
-    except ValueError as error:
-        raise ValueError(f"{file} must be JSON, got {error}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise ValueError(f"{file} must be a record of multipde, got no format number")
-    if record["format"] > FORMAT:
-        raise ValueError(f"{file} must have format {FORMAT} or older, got {record['format']}; update multipde")
-    return record
+    return network_from_record(read_json(directory / CONFIG, FORMAT).get("network"), directory / CONFIG)
 
 
 def network_from_record(record: Any, file: Path) -> NetworkConfig:
@@ -140,73 +111,125 @@ def network_from_record(record: Any, file: Path) -> NetworkConfig:
     Raises:
         ValueError: unknown or missing entries, or values of the wrong kind.
     """
-    if not isinstance(record, dict):
-        raise ValueError(f"{file} must describe a network, got {type(record).__name__}")
-    unknown = sorted(set(record) - {f.name for f in fields(NetworkConfig)})
-    if unknown:
-        raise ValueError(f"{file} must hold known entries only, got {unknown[0]!r}")
-    try:
-        return NetworkConfig(**record)
-    except TypeError as error:
-        raise ValueError(f"{file} must describe a network, got {error}") from None
+    return from_record(NetworkConfig, record, file, "a network")
 
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest trainer checkpoint of a run directory."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    found = [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-def write_checkpoint(run: Path, number: int, model: PDENet, best: dict[str, Tensor], trainer: dict[str, Any]) -> None:
-    """Write checkpoint-NNNN with the present and the best weights and the trainer's state, then drop older ones."""
+def write_checkpoint(
+    run: Path,
+    number: int,
+    model: PDENet,
+    best: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    momentum: Mapping[str, Tensor],
+) -> None:
+    """Write checkpoint-NNNN with the present and the best weights and the trainer's state, then drop older ones.
 
-    def write(partial: Path) -> None:
-        write_network(model, partial)
-        write_tensors(best, partial / BEST)
-        torch.save(trainer, partial / TRAINER)
-
+    Raises:
+        OSError: it cannot be written; the checkpoint before is still there.
+    """
     directory = run / f"checkpoint-{number:04d}"
-    write_directory(directory, write)
+    files = network_files(model) | {
+        BEST: tensor_bytes(best or model.state_dict()),
+        TRAINER: json_bytes({"format": FORMAT, "state": state}),
+        MOMENTUM: tensor_bytes(momentum),
+    }
+    if not run.is_dir():
+        raise OSError(f"run directory must stay where it is while it is trained, got none at {run}")
+    write_directory(directory, files)
     for older in run.glob("checkpoint-*"):
         if older != directory:
-            shutil.rmtree(older)
+            shutil.rmtree(older, ignore_errors=True)
 
 
-def read_checkpoint(directory: Path) -> tuple[PDENet, dict[str, Tensor], dict[str, Any]]:
-    """The network, the best weights and the trainer's state."""
+def read_checkpoint(directory: Path) -> tuple[PDENet, dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+    """The network, the best weights, the record of the trainer's state, and the momentum by name of the parameter.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    check_sums(directory, MODEL, CONFIG, BEST, TRAINER, MOMENTUM)
     model = _read_network(directory, MODEL)
-    best = _read_tensors(directory / BEST)
-    try:
-        trainer = torch.load(directory / TRAINER, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ValueError(f"{directory / TRAINER} must be readable, got {str(error).splitlines()[0]}") from None
-    return model, best, trainer
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    best = _read_tensors(directory / BEST, {name: t.shape for name, t in model.state_dict().items()})
+    momentum = _read_tensors(directory / MOMENTUM, shapes, may_lack=True)
+    state = read_json(directory / TRAINER, FORMAT).get("state")
+    if not isinstance(state, dict):
+        raise ValueError(f"{directory / TRAINER} must hold the state of a training, got {type(state).__name__}")
+    return model, best, state, momentum
 
 
 def _read_network(directory: Path, name: str) -> PDENet:
+    config, file = read_config(directory), directory / name
+    stored = _stored_shapes(file)
+    if max(config.block_steps) > MANY_STEPS or sum(config.block_controls) > len(stored):
+        raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {len(stored)} tensors")
+    plain = not any("parametrizations" in key for key in stored) and config.width > 1
+
+    def make() -> PDENet:
+        model = PDENet(config)
+        return bake(model) if plain else model  # pyright: ignore[reportReturnType]
+
+    try:
+        with torch.device("meta"):  # shapes only
+            shapes = {key: t.shape for key, t in make().state_dict().items()}
+    except (RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{directory / CONFIG} must describe a network, got {str(error).splitlines()[0]}") from None
+    tensors = _read_tensors(file, shapes)
     with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random stream
-        model = PDENet(read_config(directory))
-    tensors = _read_tensors(directory / name)
-    plain = not any("parametrizations" in key for key in tensors) and model.config.width > 1
-    if plain:
-        bake(model)
+        model = make()
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{directory / name} must hold the weights that {CONFIG} describes, got {detail}") from None
+        raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {detail}") from None
     if plain:
         model.put_on_mesh()
     return model.eval()
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(regular(file), "pt") as stored:
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} must be a safetensors file, got {error}") from None
+
+
+def _read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file that must have these names and shapes, each finite.
+
+    Args:
+        may_lack: not all names need be there.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    stored = _stored_shapes(file)
+    lacking = set() if may_lack else set(shapes) - set(stored)
+    for name in sorted(set(stored) - set(shapes)) + sorted(lacking):
+        word = "no" if name in lacking else "an unknown"
+        raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {word} tensor {name[:200]!r}")
+    for name, shape in stored.items():
+        if shape != tuple(shapes[name]):
+            raise ValueError(
+                f"{file} must hold the weights that {CONFIG} describes, got {name} of shape {shape} "
+                f"instead of {tuple(shapes[name])}"
+            )
     try:
-        return load_file(file)
-    except FileNotFoundError:
-        raise ValueError(f"checkpoint must hold {file.name}, got none in {file.parent}") from None
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} must be a safetensors file, got {error}") from None
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or not bool(tensor.isfinite().all()):
+            bad = "complex numbers" if tensor.is_complex() else "nan" if bool(tensor.isnan().any()) else "inf"
+            raise ValueError(f"{file} must hold finite weights, got {bad} in {name}")
+    return tensors

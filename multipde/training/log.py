@@ -1,14 +1,17 @@
 """What a run says: a line of metrics per epoch in a file, and the screen. Nothing else in the library prints."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from multipde.training.files import write_file, writing
 
 Advance = Callable[[float, str], None]
 
@@ -29,6 +32,12 @@ class Log:
         """Append one line to the metrics file."""
         if self.file is not None:
             append_row(self.file, row)
+
+    def keep_rows(self, num: int) -> None:
+        """Only the first so many lines of the metrics file, torn ones gone."""
+        if self.file is not None:
+            rows = read_metrics(self.file)[:num]
+            write_file(self.file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -63,14 +72,34 @@ class Log:
             yield lambda amount, text: bar.update(task, advance=amount, description=text)
 
 
+LONG_LINE = 2**20
+"""No row is longer."""
+
 LEFT = ("name", "layer", "order", "method", "part", "verdict", "arm")
 """Columns of words."""
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """One more line of a file of rows, such as `read_metrics` reads."""
-    with file.open("a") as handle:
-        handle.write(json.dumps(row) + "\n")
+    """One more line of a file of rows, such as `read_metrics` reads; a torn line before it is taken away.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with writing(file), open(file, "ab+") as handle:
+        _repair(handle)
+        handle.write((json.dumps(row) + "\n").encode())
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _repair(handle: BinaryIO) -> None:
+    """Cut a file off behind its last whole line."""
+    end = handle.seek(0, os.SEEK_END)
+    start = max(0, end - LONG_LINE)
+    handle.seek(start)
+    tail = handle.read()
+    if tail and not tail.endswith(b"\n"):
+        handle.truncate(start + tail.rfind(b"\n") + 1)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -78,7 +107,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     rows = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:

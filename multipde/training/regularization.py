@@ -61,6 +61,17 @@ class Regularizer:
         return self.alpha1 * dt * variation + squares
 
 
+def boxed_stencils(net: PDENet) -> list[Tensor]:
+    """The stored parameters that `project_to_box` keeps within the box as they are: those that are stencils."""
+    layers = [layer.conv for layer in net.modules() if isinstance(layer, SymmetricLayer)]
+    found = [(stencil_parametrization(conv), conv) for conv in layers]
+    return [
+        conv.weight if p is None else stored_parameter(conv)  # pyright: ignore[reportReturnType]
+        for p, conv in found
+        if p is None or p.coordinates == "stencil"
+    ]
+
+
 @torch.no_grad()
 def project_to_box(net: PDENet, bound: float = 1.0) -> None:
     """Project the stencils of the symmetric layers to [-bound, bound] on their reference mesh, in place.

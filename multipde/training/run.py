@@ -1,10 +1,11 @@
 """A run: the directory in which a training is recorded, from its settings to its result."""
 
+import inspect
 import itertools
-import json
-import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,26 @@ import torch
 
 from multipde.data.batches import evaluation_batches
 from multipde.data.datasets import ImageData, load_data
-from multipde.mesh.reparametrize import set_reference
-from multipde.networks.calibration import recalibrate
-from multipde.networks.config import NetworkConfig, default_network
-from multipde.networks.convert import conversion
+from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import (
     FORMAT,
     check_new,
+    json_bytes,
     load,
+    network_files,
     network_from_record,
     newest_checkpoint,
-    read_checkpoint,
-    read_json,
-    write_network,
-    write_text,
 )
-from multipde.training.evaluate import check_classes, evaluate_batches, place
+from multipde.training.evaluate import check_classes, evaluate_batches
+from multipde.training.files import check_kind, clear_partials, from_record, read_json, write_file, write_files
+from multipde.training.lock import LOCK, locked
 from multipde.training.log import Log, read_metrics
-from multipde.training.loop import Trainer, initial_network
+from multipde.training.loop import Trainer
+from multipde.training.provenance import data_checksum, differences, machine, provenance, versions
 from multipde.training.schedule import Level, Schedule, steps_text
 from multipde.training.settings import TrainSettings
-from multipde.training.switch import plan_move
+from multipde.training.start import network_for, new_trainer, suited
 
 RECORD, RESULT, METRICS = "run.json", "result.json", "metrics.jsonl"
 
@@ -87,23 +86,25 @@ def train(
     options = dict(data_options or {})
     config = network_for(config, schedule, init)
     images = load_data(data, size=max(level.size for level in schedule.levels), **options)
-    config = _suit(config, images, init)
-    trainer = _new_trainer(schedule.of(config), images, settings, run_dir, Log(run_dir / METRICS, quiet), init)
-    check_new(run_dir, "; another run took it meanwhile")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    record = {
-        "format": FORMAT,
-        "network": asdict(config),
-        "levels": [asdict(level) for level in schedule.levels],
-        "settings": asdict(settings),
-        "data": data if isinstance(data, str) else None,
-        "data_options": {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in options.items()},
-        "num_train": len(images.train),
-        "init": None if init is None else str(Path(init).resolve()),
-        "versions": {"multipde": _version(), "torch": torch.__version__},
-    }
-    write_text(run_dir / RECORD, json.dumps(record, indent=1) + "\n")
-    return _finish(trainer, images)
+    config = suited(config, images, init)
+    with determinism(settings.deterministic):
+        trainer = new_trainer(schedule.of(config), images, settings, run_dir, Log(run_dir / METRICS, quiet), init)
+        record = {
+            "format": FORMAT,
+            "network": asdict(config),
+            "levels": [asdict(level) for level in schedule.levels],
+            "settings": asdict(settings),
+            "data": data if isinstance(data, str) else None,
+            "data_options": {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in options.items()},
+            "num_train": len(images.train),
+            "init": None if init is None else str(Path(init).resolve()),
+            "provenance": provenance(images, options),
+        }
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with locked(run_dir):
+            check_new(run_dir, "; another run took it meanwhile", but=LOCK)
+            write_file(run_dir / RECORD, json_bytes(record))
+            return _finish(trainer, images)
 
 
 def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run:
@@ -120,41 +121,84 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     run_dir = Path(run_dir)
     if not (run_dir / RECORD).exists():
         raise ValueError(f"run must be a directory with a {RECORD}, got {run_dir}; leave --resume out to start one")
-    record = read_json(run_dir / RECORD)
+    record, file = read_json(run_dir / RECORD, FORMAT), run_dir / RECORD
     log = Log(run_dir / METRICS, quiet)
     if (run_dir / RESULT).exists():
         log.say(f"{run_dir} is finished; nothing to do")
-        return Run(run_dir, load(run_dir), read_json(run_dir / RESULT), read_metrics(run_dir / METRICS))
-    try:
-        levels = [Level(**level) for level in record["levels"]]
-        settings = TrainSettings(**record["settings"])
-        options, init, num_train = record["data_options"], record["init"], record["num_train"]
-        source = record["data"] if data is None else data
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{run_dir / RECORD} must be the record of a run, got {error}") from None
+        return Run(run_dir, load(run_dir), read_json(run_dir / RESULT, FORMAT), read_metrics(run_dir / METRICS))
+    levels = recorded_levels(record, file)
+    settings = from_record(TrainSettings, record.get("settings"), file, "the settings of a run")
+    recorded = recorded_data(run_dir)
+    source, options = (data, recorded[1] if recorded else {}) if data is not None else recorded or (None, {})
     if source is None:
         raise ValueError(f"data must be given to resume {run_dir}, which was trained on data without a name")
-    plan = Schedule(levels, network_from_record(record.get("network"), run_dir / RECORD))
+    init = record.get("init")
+    if not isinstance(init, str | None):
+        raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
+    plan = Schedule(levels, network_from_record(record.get("network"), file))
     images = load_data(source, size=max(level.size for level in levels), **options)
     check_classes(plan.configs()[0], images)
-    if len(images.train) != num_train:
-        raise ValueError(f"data must be those of the run, {num_train} training images, got {len(images.train)}")
-    for partial in run_dir.glob(".*.partial-*"):
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-    newest = newest_checkpoint(run_dir)
-    if newest is None:
-        trainer = _new_trainer(plan, images, settings, run_dir, log, init)
-        write_text(run_dir / METRICS, "")
-        log.say(f"{run_dir} has no checkpoint: starting again")
+    _check_data(record, images)
+    with determinism(settings.deterministic), locked(run_dir):
+        clear_partials(run_dir)
+        trainer = new_trainer(plan, images, settings, run_dir, log, init)
+        for line in differences(_of(record, "provenance"), {"versions": versions(), "machine": machine()}):
+            log.say(f"note: {line}: the last bits may differ from an undisturbed run")
+        newest = newest_checkpoint(run_dir)
+        if newest is None:
+            log.say(f"{run_dir} has no checkpoint: starting again")
+        else:
+            trainer.restore(newest)
+            state, level = trainer.state, levels[trainer.state.index]
+            where = f"epoch {state.epoch + 1} of {level.num_epochs or '?'}, step {state.batch + 1}"
+            log.say(f"resuming {run_dir} at size {level.size}, {where}")
+        log.keep_rows(trainer.state.rows)
         return _finish(trainer, images)
-    net, best, state = read_checkpoint(newest)
-    trainer = Trainer(net, plan, images, settings, run_dir, log)
-    trainer.restore(best, state)
-    rows = read_metrics(run_dir / METRICS)[: trainer.state.checkpoints]
-    write_text(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
-    level = levels[trainer.state.index]
-    log.say(f"resuming {run_dir} at size {level.size} after epoch {trainer.state.epoch} of {level.epochs}")
-    return _finish(trainer, images)
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Algorithms that give the same bits on the same machine, and the setting of before afterwards."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def recorded_levels(record: Mapping[str, Any], file: Path) -> list[Level]:
+    """The levels of a run's record.
+
+    Raises:
+        ValueError: there are none.
+    """
+    levels = record.get("levels")
+    if not isinstance(levels, list) or not levels:
+        raise ValueError(f"{file} must be the record of a run, got no levels")
+    return [from_record(Level, level, file, "a level") for level in levels]
+
+
+def _of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    part = record.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _check_data(record: Mapping[str, Any], images: ImageData) -> None:
+    """Raise ValueError for data that are not those of the run."""
+    num = record.get("num_train")
+    if len(images.train) != num:
+        raise ValueError(f"data must be those of the run, {num} training images, got {len(images.train)}")
+    recorded = _of(_of(record, "provenance"), "data").get("sha256")
+    if recorded is not None and recorded != (found := data_checksum(images)):
+        raise ValueError(
+            f"data must be those of the run, with checksum {str(recorded)[:12]}..., got {found[:12]}...: images or "
+            "labels have changed"
+        )
 
 
 def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
@@ -162,107 +206,34 @@ def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
     file = directory / RECORD
     if not file.exists():
         return None
-    record = read_json(file)
-    return None if record.get("data") is None else (record["data"], record.get("data_options", {}))
+    record = read_json(file, FORMAT)
+    name, options = record.get("data"), record.get("data_options", {})
+    if name is None:
+        return None
+    parameters = inspect.signature(load_data).parameters
+    try:
+        check_kind("data", name, str)
+        check_kind("data_options", options, dict[str, Any])
+        for key, value in options.items():
+            if key not in parameters or key in ("source", "size"):
+                raise TypeError(f"an unknown option {key[:80]!r}")
+            check_kind(key, value, parameters[key].annotation)
+    except TypeError as error:
+        raise ValueError(f"{file} must name the data of a run, got {error}") from None
+    return name, {key: value for key, value in options.items() if key != "download"}  # nothing is fetched unasked
 
 
 def recorded_split(directory: Path | None) -> tuple[int, float]:
     """Seed and share by which a run held back its validation images; the defaults for a directory that is no run."""
     file = directory / RECORD if directory else None
-    settings = read_json(file).get("settings", {}) if file is not None and file.exists() else {}
-    default = TrainSettings()
-    return settings.get("seed", default.seed), settings.get("validation", default.validation)
+    recorded = read_json(file, FORMAT).get("settings", {}) if file is not None and file.exists() else {}
+    settings = from_record(TrainSettings, recorded, file or Path(RECORD), "the settings of a run")
+    return settings.seed, settings.validation
 
 
 def next_run_directory(data: str, dynamics: str) -> Path:
     """The first runs/DATA-DYNAMICS-N that does not exist."""
     return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{data}-{dynamics}-{n}").exists())
-
-
-def starting_network(
-    data: str, dynamics: str | None, size: int, preset_name: str | None, init: str | Path | None
-) -> NetworkConfig:
-    """The network that a user means: that of the checkpoint to start from, else of the preset, else for the data.
-
-    Raises:
-        ValueError: a checkpoint of another dynamics, or an unknown preset.
-    """
-    if init is None or preset_name is not None:
-        return default_network(data, dynamics, size, preset_name)
-    config = load(init).config
-    if dynamics not in (None, config.dynamics):
-        raise ValueError(f"dynamics must be that of the checkpoint {init}, {config.dynamics}, got {dynamics}")
-    return config
-
-
-def network_for(config: NetworkConfig | None, schedule: Schedule, init: str | Path | None) -> NetworkConfig:
-    """The network that will be trained: the given one, or that of the checkpoint to start from.
-
-    Raises:
-        ValueError: a checkpoint of another dynamics or other channels.
-    """
-    if init is None:
-        if config is None:
-            raise ValueError("config must be given where there is no checkpoint to start from, got None")
-        return config
-    found = load(init).config
-    for name in ("dynamics", "channels", "out_channels") if config else ():
-        if getattr(found, name) != getattr(config, name):
-            raise ValueError(
-                f"{name} must be that of the checkpoint {init}, {getattr(found, name)}, got {getattr(config, name)}"
-            )
-    first = schedule.levels[0]
-    found = found.on_mesh(first.size)
-    return found if first.steps is None else found.with_steps(first.steps)  # T is that of the checkpoint
-
-
-def _suit(config: NetworkConfig, images: ImageData, init: str | Path | None) -> NetworkConfig:
-    """Classes, input channels and normalisation from the data; a checkpoint must have these classes already."""
-    if config.dim != 2:
-        raise ValueError(f"dim must be 2 for a network that is trained on images, got {config.dim}")
-    if init is not None or config.class_names:
-        check_classes(config, images)
-    return replace(
-        config,
-        classes=len(images.class_names),
-        class_names=images.class_names,
-        in_channels=len(images.mean),
-        mean=config.mean or images.mean,
-        std=config.std or images.std,
-    )
-
-
-def _new_trainer(
-    plan: Schedule, images: ImageData, settings: TrainSettings, run_dir: Path, log: Log, init: str | Path | None
-) -> Trainer:
-    """At the first level, with the weights that the seed draws or those of a checkpoint."""
-    start = plan.configs()[0]
-    reference = max(level.size for level in plan.levels) if settings.coordinates == "finest" else None
-    trainer = Trainer(initial_network(start, settings.seed, reference), plan, images, settings, run_dir, log)
-    if init is not None:
-        trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
-    return trainer
-
-
-def _taken_up(init: str | Path, start: NetworkConfig, trainer: Trainer) -> PDENet:
-    """The checkpoint on the mesh and time grid of the first level."""
-    net = place(load(init), trainer.device)
-    is_finest = trainer.settings.coordinates == "finest"
-    target = max(level.size for level in trainer.schedule.levels) if is_finest else start.sizes[0]
-    if net.config.sizes != (target,) * 2 or net.config.block_steps != start.block_steps:
-        settings = replace(trainer.settings, coordinates="level", auto_steps=False)
-        level = replace(trainer.schedule.levels[0], size=target, mixed=())
-        move = plan_move(net, level, start.block_steps, settings, trainer.draw(0))
-        net = place(move(net), trainer.device)  # pyright: ignore[reportArgumentType]
-        recalibrate(net, trainer.calibration_images(target, 0))
-    if is_finest:
-        set_reference(net, 1 / target)
-        net.config = replace(net.config, reference=target)
-        if start.sizes[0] != target:
-            down = replace(conversion(net, size=start.size), keep_reference=True)
-            net = place(down(net), trainer.device)  # pyright: ignore[reportArgumentType]
-            recalibrate(net, trainer.calibration_images(start.sizes[0], 0))
-    return net
 
 
 def _finish(trainer: Trainer, images: ImageData) -> Run:
@@ -271,11 +242,7 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
     for note in images.notes:
         log.say(f"note: {note}")
     log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
-    try:
-        model = trainer.run()
-    except KeyboardInterrupt:
-        log.say(f"interrupted; go on after the last whole epoch with: multipde train --run {run_dir} --resume")
-        raise
+    model = trainer.run()
     batches = evaluation_batches(images.test, None, size, 250, trainer.device, trainer.normalize)
     test = evaluate_batches(model, batches, trainer.device, trainer.settings.amp)
     state = trainer.state
@@ -287,9 +254,10 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
         "flops": state.flops,
         "levels": state.levels,
         "moves": state.moves,
+        "rollbacks": state.rollbacks,
     }
-    write_network(model, run_dir)
-    write_text(run_dir / RESULT, json.dumps(result, indent=1) + "\n")
+    write_files(run_dir, network_files(model))
+    write_file(run_dir / RESULT, json_bytes(result))
     log.table(_summary(trainer.schedule, state.levels), "What each level took and reached")
     log.say(
         f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {size} "
@@ -314,9 +282,3 @@ def _summary(schedule: Schedule, levels: list[dict[str, Any]]) -> list[dict[str,
         )
         flops, seconds = reached["total_flops"], reached["total_seconds"]
     return rows
-
-
-def _version() -> str:
-    from multipde import __version__
-
-    return __version__

@@ -8,6 +8,7 @@ from multipde.networks.momentum import check_rule
 from multipde.training.budget import parse_budget
 
 COORDINATES = ("level", "finest")
+ON_DIVERGENCE = ("stop", "rollback")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class TrainSettings:
         validation: share of the training images set aside for validation.
         calibration_images: how many training images measure BatchNorm anew after a move, the first 256 of them the
             derivative terms.
+        checkpoint_every: minutes between checkpoints within an epoch; there is one after every epoch besides.
+        on_divergence: what to do when loss, activations or stencils go out of bounds: ``"stop"``, or ``"rollback"`` to
+            the last checkpoint with half the learning rate, at most three times.
+        deterministic: only algorithms that give the same bits again on the same machine.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         amp: ``"off"`` or ``"bf16"``.
 
@@ -59,6 +64,9 @@ class TrainSettings:
     augment: bool = True
     validation: float = 0.2
     calibration_images: int = 2000
+    checkpoint_every: float = 10.0
+    on_divergence: str = "stop"
+    deterministic: bool = False
     device: str = "auto"
     amp: str = "off"
 
@@ -83,3 +91,7 @@ class TrainSettings:
             raise ValueError(f"validation must lie in (0, 1), got {self.validation}")
         if self.calibration_images < 2:
             raise ValueError(f"calibration_images must be at least 2, got {self.calibration_images}")
+        if not self.checkpoint_every > 0:
+            raise ValueError(f"checkpoint_every must be positive, got {self.checkpoint_every}")
+        if self.on_divergence not in ON_DIVERGENCE:
+            raise ValueError(f"on_divergence must be one of {', '.join(ON_DIVERGENCE)}, got {self.on_divergence!r}")

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from multipde.mesh.transfer import CALIBRATED
+from multipde.networks.config import NetworkConfig
 from multipde.networks.convert import Conversion, conversion
 from multipde.networks.network import PDENet
 from multipde.networks.stability import stability_report, stable_steps, step_ratios
@@ -61,6 +63,44 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
     if settings.auto_steps and (settings.coordinates == "finest" or schedule.configs()[0].dynamics == "resnet"):
         why = "the parameter stays on the finest mesh" if settings.coordinates == "finest" else "resnet has no bound"
         raise ValueError(f"steps must be given where {why}, got auto")
+
+
+def stability_warning(net: PDENet, draw: DrawImages) -> tuple[list[float], str]:
+    """dt over its bound along the data in each block of a network that has come to a new mesh, and a line about it.
+
+    Returns:
+        The ratios, empty for a dynamics without bound, and the line, empty where all bounds are kept.
+    """
+    if net.config.dynamics == "resnet":
+        return [], ""
+    report = stability_report(net, draw(STABILITY_IMAGES, net.config.sizes[0]))
+    ratios = step_ratios(report)
+    broken = [f"{r:.2g} times in block {k}" for k, r in enumerate(ratios) if r > 1]
+    steps = ", ".join(str(n) for n in stable_steps(report))
+    line = f"dt is above its bound along the data, {', '.join(broken)}; steps {steps} would mend it" if broken else ""
+    return [round(r, 3) for r in ratios], line
+
+
+def move_record(
+    move: Conversion, old_size: int, config: NetworkConfig, accuracies: Sequence[float], ratios: Sequence[float]
+) -> dict[str, Any]:
+    """What is written down about a move.
+
+    Args:
+        config: of the moved network.
+        accuracies: before, after, and after BatchNorm was measured anew.
+        ratios: dt over its bound.
+    """
+    exponents = move.calibration.exponents() if move.calibration else None
+    return {
+        "from": old_size,
+        "to": config.sizes[0],
+        "method": "keeping the parameter" if move.keep_reference else move.method,
+        "exponents": exponents and {k: round(e, 3) for k, e in exponents.items()},
+        "steps": list(config.block_steps),
+        "step_ratios": list(ratios),
+        "block_scales": None if move.block_scales is None else list(move.block_scales),
+    } | dict(zip(("accuracy_before", "accuracy_moved", "accuracy_recalibrated"), accuracies, strict=True))
 
 
 def stabilised(move: Conversion, net: PDENet, before: Sequence[float], new_images: Tensor) -> Conversion:

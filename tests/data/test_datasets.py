@@ -10,12 +10,13 @@ from PIL import Image
 from multipde import load_data, render_shapes
 from multipde.data.datasets import split_indices
 from multipde.data.decode import DecodedCache, decode_image
-from multipde.data.images import StreamedImages, TensorImages
+from multipde.data.images import TensorImages
+from multipde.data.streamed import StreamedImages
 from tests.conftest import write_folder
 
 
 def all_images(images, size):
-    batches = list(images.batches(size, torch.arange(len(images)), 7, torch.device("cpu")))
+    batches = list(images.batches([(size, part) for part in torch.arange(len(images)).split(7)], torch.device("cpu")))
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 

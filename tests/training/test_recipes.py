@@ -11,6 +11,7 @@ from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization,
 from multipde.networks.layers import SymmetricLayer
 from multipde.training.loop import Trainer
 from multipde.training.schedule import levels_from_lists
+from multipde.training.signals import Interrupted
 
 OPTIONS = {"num_train": 400, "num_test": 60}
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
@@ -41,19 +42,15 @@ def finished(request, tmp_path_factory):
     return request.param, run(tmp_path_factory.mktemp("recipe") / "a", request.param)
 
 
-def test_an_interruption_changes_nothing(finished, tmp_path, monkeypatch):
+def test_interruptions_change_nothing(finished, tmp_path, signal_at_step):
     recipe, undisturbed = finished
-    written = Trainer._write_checkpoint
-
-    def interrupt(self):
-        written(self)
-        if self.state.checkpoints == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "_write_checkpoint", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    signal_at_step(3)
+    with pytest.raises(Interrupted):
         run(tmp_path / "b", recipe)
-    monkeypatch.setattr(Trainer, "_write_checkpoint", written)
+    signal_at_step(5)
+    with pytest.raises(Interrupted):
+        resume(tmp_path / "b", quiet=True)
+    signal_at_step(None)
     resume(tmp_path / "b", quiet=True)
     expected = (undisturbed.directory / "model.safetensors").read_bytes()
     assert (tmp_path / "b/model.safetensors").read_bytes() == expected
@@ -87,11 +84,11 @@ def test_with_the_finest_mesh_nothing_moves_at_a_switch(tmp_path, monkeypatch):
 
     def spy(self):
         held = {n: p.detach().clone() for n, p in self.net.named_parameters()}
-        momentum = {n: self.optimizer.state[p]["momentum_buffer"].clone() for n, p in self.net.named_parameters()}
+        momentum = {n: self.step.optimizer.state[p]["momentum_buffer"].clone() for n, p in self.net.named_parameters()}
         original(self)
         for name, p in self.net.named_parameters():
             assert torch.equal(p, held[name])
-            assert torch.equal(self.optimizer.state[p]["momentum_buffer"], momentum[name])
+            assert torch.equal(self.step.optimizer.state[p]["momentum_buffer"], momentum[name])
         seen["mesh"] = mesh_size(self.net)
 
     monkeypatch.setattr(Trainer, "_next_level", spy)

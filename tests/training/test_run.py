@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -26,8 +27,10 @@ from multipde import (
 )
 from multipde.training.checkpoint import read_checkpoint
 from multipde.training.log import Log
-from multipde.training.loop import Trainer, initial_network
-from multipde.training.run import _new_trainer, network_for, next_run_directory, recorded_data
+from multipde.training.loop import Trainer
+from multipde.training.run import next_run_directory, recorded_data
+from multipde.training.signals import Interrupted
+from multipde.training.start import initial_network, network_for, new_trainer
 
 NETWORK = NetworkConfig("hamiltonian", (8, 12), 12, steps=2, size=16)
 SCHEDULE = Schedule([Level(8, 2, steps=2), Level(16, 2, steps=4)])
@@ -76,19 +79,14 @@ def test_equal_runs_give_equal_bytes_and_another_seed_others(finished, tmp_path)
     assert (other.directory / "model.safetensors").read_bytes() != first
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_resumed_run_is_the_undisturbed_one(finished, tmp_path, monkeypatch, stop_after):
-    written = Trainer._write_checkpoint
-
-    def interrupt(self):
-        written(self)
-        if self.state.checkpoints == stop_after:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "_write_checkpoint", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 8, 12])
+def test_a_resumed_run_is_the_undisturbed_one(finished, tmp_path, stop_at, signal_at_step):
+    signal_at_step(stop_at, signal.SIGTERM)
+    with pytest.raises(
+        Interrupted, match=r"stopped and saved at size .*; go on with: multipde train --run .* --resume"
+    ):
         run(tmp_path / "b")
-    monkeypatch.setattr(Trainer, "_write_checkpoint", written)
+    signal_at_step(None)
     with (tmp_path / "b/metrics.jsonl").open("a") as file:
         file.write('{"torn": ')
     assert load(tmp_path / "b").config.class_names
@@ -100,9 +98,10 @@ def test_a_resumed_run_is_the_undisturbed_one(finished, tmp_path, monkeypatch, s
 
     assert timeless(resumed.metrics) == timeless(finished.metrics)
     assert resumed.result["test_accuracy"] == finished.result["test_accuracy"]
-    last, _, state = read_checkpoint(next((tmp_path / "b").glob("checkpoint-*")))
-    undisturbed, _, same = read_checkpoint(next(finished.directory.glob("checkpoint-*")))
-    for a, b in ((dict(last.state_dict()), dict(undisturbed.state_dict())), (state["momentum"], same["momentum"])):
+    last, _, _, momentum = read_checkpoint(next((tmp_path / "b").glob("checkpoint-*")))
+    undisturbed, _, _, same = read_checkpoint(next(finished.directory.glob("checkpoint-*")))
+    for a, b in ((dict(last.state_dict()), dict(undisturbed.state_dict())), (momentum, same)):
+        assert set(a) == set(b)
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
@@ -160,7 +159,7 @@ def test_other_steps_keep_the_final_time_of_the_checkpoint(finished, tmp_path):
     plan = Schedule([Level(16, 1, steps=8)], network_for(None, Schedule([Level(16, 1, steps=8)]), finished.directory))
     data = load_data("shapes", size=16, **OPTIONS)
     settings = TrainSettings(calibration_images=100, device="cpu")
-    trainer = _new_trainer(plan, data, settings, tmp_path, Log(quiet=True), finished.directory)
+    trainer = new_trainer(plan, data, settings, tmp_path, Log(quiet=True), finished.directory)
     assert trainer.net.config.final_times == finished.model.config.final_times == (2.0, 2.0)
     expected = convert(load(finished.directory), steps=8)
     assert trainer.net.config == expected.config
@@ -200,8 +199,9 @@ def test_a_directory_in_use_is_refused_and_left_alone(finished, tmp_path):
 
 
 def test_a_diverging_loss_is_reported_with_its_place(tmp_path):
-    with pytest.raises(ValueError, match="loss must stay finite, got .* at size 8, epoch 1; type a smaller"):
+    with pytest.raises(ValueError, match=r"loss must stay finite, got .* at size 8, epoch 1, step 2; type a smaller"):
         run(tmp_path / "r", Schedule([Level(8, 1, learning_rate=1e20)]), settings={"box": 0.0})
+    assert load(tmp_path / "r").config.size == 8
 
 
 def test_data_without_a_name_must_be_given_again(tmp_path):
@@ -257,6 +257,7 @@ def test_free_run_directories_are_numbered(tmp_path, monkeypatch):
 )
 def test_damaged_checkpoints_are_named(damage, message, tmp_path):
     save(PDENet(NETWORK), tmp_path / "net")
+    (tmp_path / "net/SHA256SUMS").unlink()
     damage(tmp_path / "net")
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "net")

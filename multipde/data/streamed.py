@@ -1,0 +1,167 @@
+"""Labelled images decoded from files when they are needed, by worker processes."""
+
+import atexit
+import contextlib
+import os
+import re
+import signal
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multipde.data.decode import decode_image
+from multipde.data.images import Batch, Part
+
+
+@dataclass
+class StreamedImages:
+    """Images decoded from files at the size of the level, by worker processes that stay as long as the set.
+
+    What is kept per image is its path and its label, in one array each, so that the size of the set hardly shows in
+    the memory of any process. A file that takes its worker down is named.
+
+    Args:
+        paths: files.
+        labels: as many, int64.
+        num_workers: processes; 0 decodes in the caller's.
+    """
+
+    paths: Sequence[Path]
+    labels: Tensor
+    num_workers: int = 2
+
+    def __post_init__(self):
+        self.paths = _Paths(self.paths)
+        self._files: _Files | None = None
+        self._order = _Order()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, parts: Sequence[Part], device: torch.device) -> Iterator[Batch]:
+        files = self._loaded(device)
+        self._order.parts = parts
+        indices = (index for _, index in parts)
+        try:
+            for images, index in zip(files.loader, indices, strict=True):
+                labels = self.labels[index]
+                yield images.to(device, non_blocking=True).float(), labels.to(device, non_blocking=True)
+        except ValueError as error:  # a worker sends its traceback; the last line says which file it was
+            self.close()
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+        except RuntimeError as error:
+            self.close()
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(self._killer(files, str(error))) from None
+
+    def close(self) -> None:
+        """End the workers; the next pass starts new ones."""
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+
+    def _loaded(self, device: torch.device) -> "_Files":
+        if self._files is None or self._files.num_workers != self.num_workers:
+            self._files = _Files(self.paths, self._order, self.num_workers, device.type == "cuda")
+        return self._files
+
+    def _killer(self, files: "_Files", message: str) -> str:
+        pids = {int(pid) for pid in re.findall(r"\d+", message.partition("pid")[2].partition(")")[0])}
+        names = [str(self.paths[i]) for pid, i in files.decoder.present.tolist() if pid in pids and i >= 0]
+        return f"image must not take down the process that decodes it, got {', '.join(names) or 'an unknown file'}"
+
+
+class _Paths(Sequence):
+    """Paths as one array of bytes."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.names = paths.names if isinstance(paths, _Paths) else np.array([os.fsencode(path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Path:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Path(os.fsdecode(bytes(self.names[index])))
+
+
+class _Order:
+    """What is to be read next; the loader asks for it at the start of every pass."""
+
+    def __init__(self):
+        self.parts: Sequence[Part] = ()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for size, index in self.parts:
+            yield [(size, i) for i in index.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+class _Decoder(torch.utils.data.Dataset):
+    """Decodes in a worker, whose process number and present file stand in shared memory."""
+
+    def __init__(self, paths: Sequence[Path], num_workers: int):
+        self.paths = paths
+        self.present = torch.full((max(1, num_workers), 2), -1, dtype=torch.int64).share_memory_()
+
+    def __getitem__(self, item: tuple[int, int]) -> Tensor:
+        size, index = item
+        worker = torch.utils.data.get_worker_info()
+        row = self.present[worker.id if worker else 0]
+        row[0], row[1] = os.getpid(), index
+        image = decode_image(self.paths[index], size)
+        row[1] = -1
+        return image
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class _Files:
+    """A loader with its decoder."""
+
+    def __init__(self, paths: Sequence[Path], order: _Order, num_workers: int, pin_memory: bool):
+        from torch.utils.data import DataLoader
+
+        self.num_workers = num_workers
+        self.decoder = _Decoder(paths, num_workers)
+        self.loader = DataLoader(
+            self.decoder,
+            batch_sampler=order,  # pyright: ignore[reportArgumentType]
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            multiprocessing_context="spawn" if num_workers else None,
+        )
+        _OPEN.add(self)
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator = getattr(self.loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+
+_OPEN: "weakref.WeakSet[_Files]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Workers do not heed SIGTERM, by which Python would end them at exit: so they are told before."""
+    for files in list(_OPEN):
+        files.close()
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to the whole group must not take the workers away before the step is finished."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        with contextlib.suppress(AttributeError, ValueError):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

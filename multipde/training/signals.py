@@ -1,0 +1,61 @@
+"""Signals as wishes: stop after this step, or save and go on."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+STOP = ("SIGINT", "SIGTERM", "SIGHUP")
+SAVE = ("SIGUSR1",)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that stopped because it was asked to, with everything saved.
+
+    Args:
+        message: how to go on.
+        signum: the signal that asked.
+    """
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+@dataclass
+class Wishes:
+    """What signals have asked for so far.
+
+    Args:
+        stop: number of the signal that asks to stop, 0 for none.
+        save: a checkpoint is wanted.
+    """
+
+    stop: int = 0
+    save: bool = False
+
+    def receive(self, signum: int, frame: object = None) -> None:
+        """Note a wish; a second SIGINT stops at once."""
+        if signal.Signals(signum).name in SAVE:
+            self.save = True
+        elif self.stop and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            self.stop = signum
+
+
+@contextmanager
+def listening() -> Iterator[Wishes]:
+    """Signals become wishes inside; in a thread that is not the main one, or if they are ignored, nothing changes."""
+    wishes, before = Wishes(), {}
+    if threading.current_thread() is threading.main_thread():
+        for name in (*STOP, *SAVE):
+            signum = getattr(signal, name, None)
+            if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
+                before[signum] = signal.signal(signum, wishes.receive)
+    try:
+        yield wishes
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

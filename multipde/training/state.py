@@ -1,0 +1,138 @@
+"""Where a training stands, as plain data: with the network, all that is needed to go on as if nothing had happened."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multipde.training.evaluate import Metrics
+from multipde.training.files import from_record
+from multipde.training.schedule import Schedule
+
+LEVEL_KEYS = ("level", "size", "steps", "total_seconds", "total_flops", "epochs", "validation_accuracy")
+
+
+@dataclass
+class TrainState:
+    """Where a training stands.
+
+    Args:
+        index: of the level in the schedule.
+        epoch: epochs of this level that are done.
+        batch: batches of the present epoch that are done; ``num_images``, ``loss_sum``, ``num_correct`` and
+            ``epoch_seconds`` belong to them.
+        checkpoints: how many were written.
+        rows: of the metrics file.
+        flops: spent in whole epochs so far.
+        seconds: spent in whole epochs so far.
+        best_accuracy: on the validation images at this level.
+        levels: a record for every level that is done.
+        moves: a record for every move between levels.
+        pace: where the numbers of epochs are found while training, see `Pace`.
+        rate_scale: what rollbacks have made of the learning rate.
+        rollbacks: a record for each.
+    """
+
+    index: int = 0
+    epoch: int = 0
+    batch: int = 0
+    num_images: int = 0
+    loss_sum: float = 0.0
+    num_correct: int = 0
+    epoch_seconds: float = 0.0
+    checkpoints: int = 0
+    rows: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    best_accuracy: float = -1.0
+    levels: list[dict[str, Any]] = field(default_factory=list)
+    moves: list[dict[str, Any]] = field(default_factory=list)
+    pace: dict[str, Any] = field(default_factory=dict)
+    rate_scale: float = 1.0
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.on_device(torch.device("cpu"))
+
+    def on_device(self, device: torch.device) -> None:
+        """Keep the sums of the epoch there, so that no step waits for them."""
+        self._loss = torch.tensor(self.loss_sum, device=device)
+        self._correct = torch.tensor(self.num_correct, device=device)
+
+    def count(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
+        """One more batch is done."""
+        self._loss += loss * len(labels)
+        self._correct += (scores.argmax(1) == labels).sum()
+        self.batch, self.num_images = self.batch + 1, self.num_images + len(labels)
+
+    def record(self) -> dict[str, Any]:
+        """As plain data."""
+        self.loss_sum, self.num_correct = self._loss.item(), int(self._correct.item())
+        return asdict(self)
+
+    def end_epoch(self, flops: float, validation: Metrics) -> dict[str, Any]:
+        """The epoch is done and validated: its part of a row of the metrics file.
+
+        Args:
+            flops: of an image in training.
+        """
+        self.record()
+        self.epoch, self.rows = self.epoch + 1, self.rows + 1
+        self.flops += flops * self.num_images
+        self.seconds += self.epoch_seconds + validation.seconds
+        row = {
+            "epoch": self.epoch,
+            "train_loss": self.loss_sum / self.num_images,
+            "train_accuracy": self.num_correct / self.num_images,
+            "validation_loss": validation.loss,
+            "validation_accuracy": validation.accuracy,
+            "seconds": round(self.epoch_seconds, 3),
+            "images_per_second": round(self.num_images / self.epoch_seconds, 1),
+            "total_seconds": round(self.seconds, 3),
+            "total_flops": self.flops,
+        }
+        self.batch, self.num_images, self.loss_sum, self.num_correct, self.epoch_seconds = 0, 0, 0.0, 0, 0.0
+        self.on_device(self._loss.device)
+        return row
+
+    def end_level(self, row: dict[str, Any], epochs: float) -> None:
+        """The level is done.
+
+        Args:
+            row: of its last epoch.
+            epochs: that were done.
+        """
+        record = {k: row[k] for k in ("level", "size", "steps", "total_seconds", "total_flops")}
+        self.levels.append(record | {"epochs": round(epochs, 4), "validation_accuracy": self.best_accuracy})
+
+    def begin_level(self, move: dict[str, Any], seconds: float) -> None:
+        """The network is on the next level."""
+        self.index, self.epoch, self.best_accuracy = self.index + 1, 0, -1.0
+        self.seconds += seconds
+        self.moves.append(move)
+
+
+def state_from_record(record: Any, schedule: Schedule, file: Path) -> TrainState:
+    """A state that a schedule can have come to.
+
+    Raises:
+        ValueError: anything else.
+    """
+    state = from_record(TrainState, record, file, "the state of a training")
+    counts = (state.epoch, state.batch, state.num_images, state.num_correct, state.checkpoints, state.rows)
+    numbers = (state.loss_sum, state.epoch_seconds, state.flops, state.seconds, state.best_accuracy, state.rate_scale)
+    is_sound = (
+        0 <= state.index < len(schedule.levels)
+        and min(counts) >= 0
+        and all(math.isfinite(x) for x in numbers)
+        and len(state.moves) == state.index
+        and len(state.levels) in (state.index, state.index + 1)
+        and all(isinstance(move.get("accuracy_recalibrated"), float) for move in state.moves)
+        and all(set(LEVEL_KEYS) <= set(level) for level in state.levels)
+    )
+    if not is_sound:
+        raise ValueError(f"{file} must hold a state of the run's schedule, got another")
+    return state

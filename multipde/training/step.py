@@ -1,0 +1,73 @@
+"""One optimizer step: loss, regulariser, gradients, momentum, box."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from multipde.networks.network import PDENet
+from multipde.training.conditioning import Preconditioner, frozen_statistics
+from multipde.training.divergence import DivergenceError, Watch, culprit
+from multipde.training.evaluate import autocast
+from multipde.training.regularization import Regularizer, project_to_box
+from multipde.training.settings import TrainSettings
+
+
+class Step:
+    """Stochastic gradient descent with momentum on a network, as the settings say.
+
+    Args:
+        net: on its device.
+    """
+
+    def __init__(self, net: PDENet, settings: TrainSettings, device: torch.device):
+        self.net, self.settings, self.device = net, settings, device
+        self.regularizer = Regularizer(settings.alpha1, settings.alpha2)
+        finest = settings.coordinates == "finest"
+        self.preconditioner = Preconditioner(settings.conditioning) if finest and settings.conditioning else None
+        fused = device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=settings.momentum, fused=fused)
+        self.watch = Watch(net, settings.box)
+
+    def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
+        """Loss and scores of a batch, after which the weights are new.
+
+        Args:
+            rate: the learning rate.
+            own_statistics: BatchNorm remembers those of the batch.
+
+        Raises:
+            DivergenceError: loss, activations or stencils are out of bounds; on the CPU the weights are still those
+                from before this step.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(self.device, self.settings.amp), frozen_statistics(self.net, not own_statistics):
+            scores = self.net(x)
+        loss = functional.cross_entropy(scores.float(), labels)
+        try:
+            self.watch.look(loss)
+        except DivergenceError as error:
+            raise DivergenceError(f"{error} in {culprit(self.net, x)}") from None
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + self.regularizer(self.net)).backward()
+        if self.preconditioner is not None:
+            self.preconditioner(self.net)
+        self.optimizer.step()
+        if self.settings.box:
+            project_to_box(self.net, self.settings.box)
+        return loss.detach(), scores.detach()
+
+    def momentum(self) -> dict[str, Tensor]:
+        """The momentum by name of the parameter."""
+        state = self.optimizer.state
+        found = {name: state[p].get("momentum_buffer") for name, p in self.net.named_parameters() if p in state}
+        return {name: buffer.detach().cpu() for name, buffer in found.items() if buffer is not None}
+
+    def set_momentum(self, momentum: Mapping[str, Tensor]) -> None:
+        """Take up the momentum that `momentum` gave."""
+        parameters = dict(self.net.named_parameters())
+        for name, buffer in momentum.items():
+            p = parameters[name]
+            self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)

@@ -1,0 +1,182 @@
+"""Signals, the lock, and checkpoints between epochs: nothing is lost, nothing changes."""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+
+from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
+from multipde.training.checkpoint import newest_checkpoint, read_checkpoint
+from multipde.training.lock import LOCK, locked
+from multipde.training.loop import Trainer
+from multipde.training.signals import Interrupted, Wishes, listening
+
+NETWORK = NetworkConfig("second_order", (4, 6), 8, steps=2, size=8)
+OPTIONS = {"num_train": 150, "num_test": 40}
+
+
+def run(directory, **settings):
+    plan = Schedule([Level(4, 2, batch=30), Level(8, 1, batch=30)])
+    chosen = TrainSettings(device="cpu", calibration_images=60, **settings)
+    return train(NETWORK, plan, "shapes", directory, settings=chosen, data_options=OPTIONS, quiet=True)
+
+
+def weights(directory):
+    return (directory / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run") / "a").directory
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 2), ("SIGTERM", 15), ("SIGHUP", 1)])
+def test_a_signal_stops_after_the_step_with_everything_saved(name, status, finished, tmp_path, signal_at_step):
+    before = signal.getsignal(getattr(signal, name))
+    signal_at_step(2, getattr(signal, name))
+    with pytest.raises(Interrupted, match="saved at size 4, epoch 1, step 3; go on with") as stop:
+        run(tmp_path / "b")
+    assert stop.value.signum == status
+    assert signal.getsignal(getattr(signal, name)) == before
+    state = read_checkpoint(newest_checkpoint(tmp_path / "b"))[2]
+    assert (state["epoch"], state["batch"], state["num_images"]) == (0, 2, 60)
+    assert not (tmp_path / "b" / LOCK).exists()
+    signal_at_step(None)
+    resume(tmp_path / "b", quiet=True)
+    assert weights(tmp_path / "b") == weights(finished)
+
+
+def test_a_signal_during_validation_stops_there(finished, tmp_path, monkeypatch):
+    original = Trainer.validate
+
+    def validate(self, *args, **options):
+        self.wishes.stop = signal.SIGTERM
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    with pytest.raises(Interrupted, match="saved at size 4, epoch 1, step 5"):
+        run(tmp_path / "b")
+    monkeypatch.setattr(Trainer, "validate", original)
+    resume(tmp_path / "b", quiet=True)
+    assert weights(tmp_path / "b") == weights(finished)
+    assert len((tmp_path / "b/metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_wish_to_save_is_heeded_and_the_training_goes_on(finished, tmp_path, signal_at_step):
+    signal_at_step(2, signal.SIGUSR1)
+    run(tmp_path / "b")
+    assert weights(tmp_path / "b") == weights(finished)
+    assert newest_checkpoint(tmp_path / "b").name == "checkpoint-0005"  # the start, the wish, three epochs
+    assert newest_checkpoint(finished).name == "checkpoint-0004"
+
+
+def test_a_second_interrupt_stops_at_once():
+    wishes = Wishes()
+    wishes.receive(signal.SIGINT)
+    assert wishes.stop == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        wishes.receive(signal.SIGINT)
+
+
+def test_other_threads_and_ignored_signals_are_left_alone():
+    found = []
+
+    def listen():
+        with listening():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert found == [signal.SIG_DFL]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_frequent_checkpoints_change_nothing(finished, tmp_path):
+    run(tmp_path / "b", checkpoint_every=1e-9)
+    assert weights(tmp_path / "b") == weights(finished)
+    assert newest_checkpoint(tmp_path / "b").name == "checkpoint-0016"  # the start, twelve steps, three epochs
+    assert len(list((tmp_path / "b").glob("*checkpoint-*"))) == 1
+
+
+def test_a_run_in_use_is_refused(tmp_path, signal_at_step):
+    signal_at_step(1)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        with locked(tmp_path / "b"):
+            os.write(writer, b"x")
+            signal.pause()
+    try:
+        os.read(reader, 1)
+        before = sorted(path.name for path in (tmp_path / "b").iterdir())
+        with pytest.raises(ValueError, match=rf"run must not be in use, got .*b, which process {child} is training"):
+            resume(tmp_path / "b", quiet=True)
+        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == before
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    signal_at_step(None)
+    resume(tmp_path / "b", quiet=True)  # the lock went with its process
+    assert not (tmp_path / "b" / LOCK).exists()
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    reader, writer = os.pipe()
+    with locked(tmp_path):
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent is done
+            os._exit(0)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
+def test_a_run_records_where_it_comes_from(finished):
+    record = json.loads((finished / "run.json").read_text())["provenance"]
+    assert record["command"]
+    assert set(record["versions"]) >= {"python", "torch", "multipde", "kornia"}
+    assert record["machine"]["cores"] >= 1
+    assert record["machine"]["processor"]
+    assert len(record["data"]["sha256"]) == 64
+    assert record["data"]["git"] is None
+
+
+def test_changed_data_and_another_machine_are_told(tmp_path, signal_at_step, capsys):
+    signal_at_step(1)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b")
+    signal_at_step(None)
+    record = json.loads((tmp_path / "b/run.json").read_text())
+    record["provenance"]["versions"]["torch"] = "1.0"
+    (tmp_path / "b/run.json").write_text(json.dumps(record))
+    resume(tmp_path / "b")
+    assert "note: torch was 1.0 when the run began and is " in capsys.readouterr().out
+    (tmp_path / "b/result.json").unlink()
+    record["data_options"]["seed"] = 5
+    (tmp_path / "b/run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"data must be those of the run, with checksum \w+..., got \w+...: images or"):
+        resume(tmp_path / "b", quiet=True)
+
+
+def test_deterministic_runs_are_identical(finished, tmp_path):
+    import torch
+
+    run(tmp_path / "b", deterministic=True)
+    assert weights(tmp_path / "b") == weights(finished)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert load(tmp_path / "b").config.size == 8
