@@ -77,7 +77,7 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
                 raise ValueError(f"more than {MANY_PIXELS:,} pixels ({file.width} x {file.height})")
             yield file
     except Exception as error:
-        raise ValueError(f"image must be readable, got {path}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"image must be readable, got {path}: {' '.join(str(error).split())[:200]}") from None
 
 
 def decode_images(paths: Sequence[Path], size: int) -> Tensor:

@@ -72,7 +72,7 @@ class StreamedImages:
         return self._files
 
     def _killer(self, files: "_Files", message: str) -> str:
-        pids = {int(pid) for pid in re.findall(r"\d+", message.partition("pid")[2].partition(")")[0])}
+        pids = {int(pid) for pid in re.findall(r"\d+", message.partition("pid")[2])}
         names = [str(self.paths[i]) for pid, i in files.decoder.present.tolist() if pid in pids and i >= 0]
         return f"image must not take down the process that decodes it, got {', '.join(names) or 'an unknown file'}"
 

@@ -12,6 +12,9 @@ from multipde.networks.controls import INTERPOLATIONS
 from multipde.networks.dynamics import DYNAMICS, check_dynamics
 from multipde.networks.layers import ACTIVATIONS, NORMS
 
+MANY_TAPS = 1000
+"""No stencil has more; its basis is a square matrix of as many rows."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -81,7 +84,7 @@ class NetworkConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-        if not self.eps > 0:
+        if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be positive, got {self.eps}")
         if bool(self.mean) != bool(self.std):
             raise ValueError(f"mean and std must be given together, got {self.mean} and {self.std}")
@@ -90,6 +93,8 @@ class NetworkConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.width < 1 or self.width % 2 == 0:
             raise ValueError(f"width must be odd and positive, got {self.width}")
+        if self.width**self.dim > MANY_TAPS:
+            raise ValueError(f"width must give stencils of at most {MANY_TAPS} taps, got {self.width}^{self.dim}")
         self._check_times()
         check_size(self.sizes, self.num_blocks)
         if min(self.references) < 1:
@@ -101,8 +106,12 @@ class NetworkConfig:
         ):
             if values and len(values) != num:
                 raise ValueError(f"{name} must have {num} entries, got {len(values)}")
-        if any(s <= 0 for s in self.std):
+        if not all(0 < s < math.inf for s in self.std):
             raise ValueError(f"std must be positive, got {self.std}")
+        if not all(math.isfinite(m) for m in self.mean):
+            raise ValueError(f"mean must be finite, got {self.mean}")
+        if not all(isinstance(name, str) and name.isprintable() for name in self.class_names):
+            raise ValueError("class_names must be words without control characters, got others")
 
     def _check_times(self) -> None:
         for name in ("steps", "dt", "controls"):

@@ -14,8 +14,10 @@ from multipde.mesh.reparametrize import bake
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 from multipde.training.files import (
+    brief,
     check_sums,
     from_record,
+    is_scratch,
     read_json,
     regular,
     write_directory,
@@ -43,13 +45,9 @@ def save(model: PDENet, directory: str | Path) -> Path:
     return directory
 
 
-def check_new(directory: Path, advice: str = "", but: str = "") -> None:
-    """Raise FileExistsError for a directory in which something would be overwritten.
-
-    Args:
-        but: a file that may be there.
-    """
-    if directory.exists() and (not directory.is_dir() or any(path.name != but for path in directory.iterdir())):
+def check_new(directory: Path, advice: str = "") -> None:
+    """Raise FileExistsError for a directory in which something would be overwritten; a lock or half a file may be."""
+    if directory.exists() and (not directory.is_dir() or any(not is_scratch(path) for path in directory.iterdir())):
         raise FileExistsError(f"directory must be new or empty, got {directory}{advice}")
 
 
@@ -178,16 +176,17 @@ def _read_network(directory: Path, name: str) -> PDENet:
     try:
         with torch.device("meta"):  # shapes only
             shapes = {key: t.shape for key, t in make().state_dict().items()}
-    except (RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"{directory / CONFIG} must describe a network, got {str(error).splitlines()[0]}") from None
+    except (RuntimeError, ArithmeticError, TypeError) as error:
+        raise ValueError(
+            f"{directory / CONFIG} must describe a network that can be built, got {brief(error)}"
+        ) from None
     tensors = _read_tensors(file, shapes)
     with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random stream
         model = make()
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {detail}") from None
+        raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {brief(error)}") from None
     if plain:
         model.put_on_mesh()
     return model.eval()
@@ -200,8 +199,8 @@ def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(regular(file), "pt") as stored:
             return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} must be a safetensors file, got {error}") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
 
 
 def _read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) -> dict[str, Tensor]:
@@ -226,8 +225,8 @@ def _read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False)
             )
     try:
         tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} must be a safetensors file, got {error}") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
     for name, tensor in tensors.items():
         if tensor.is_complex() or not bool(tensor.isfinite().all()):
             bad = "complex numbers" if tensor.is_complex() else "nan" if bool(tensor.isnan().any()) else "inf"

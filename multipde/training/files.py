@@ -7,12 +7,13 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
 import typeguard
 
-SUMS = "SHA256SUMS"
+SUMS, LOCK, PARTIAL = "SHA256SUMS", ".lock", ".*.partial-*"
 RECORD_BYTES = 64 * 2**20
 """No record of ours is longer."""
 
@@ -131,7 +132,7 @@ def read_json(file: Path, newest: int) -> dict[str, Any]:
         record = json.loads(read_file(file))
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
-            raise ValueError(f"{file} must be JSON, got {error}") from None
+            raise ValueError(f"{file} must be JSON, got {brief(error)}") from None
         raise
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
         raise ValueError(f"{file} must be a record of multipde, got no format number")
@@ -158,8 +159,10 @@ def from_record(kind: type[Kind], record: Any, file: Path, what: str) -> Kind:
         made = kind(**record)
         for name, field in known.items():
             check_kind(name, getattr(made, name), field.type)
+    except ValueError as error:
+        raise ValueError(f"{brief(error)} in {file}") from None
     except (TypeError, ArithmeticError, AttributeError, IndexError) as error:
-        raise ValueError(f"{file} must describe {what}, got {str(error)[:200]}") from None
+        raise ValueError(f"{file} must describe {what}, got {brief(error)}") from None
     return made
 
 
@@ -171,9 +174,19 @@ def check_kind(name: str, value: Any, annotation: Any) -> None:
         raise TypeError(f"{name} of the wrong kind, {str(value)[:60]!r}") from None
 
 
+def brief(error: BaseException) -> str:
+    """What another library says, in one line that is not too long."""
+    return " ".join(str(error).split())[:200]
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether it is a lock, or what an interrupted writer left."""
+    return path.name == LOCK or fnmatch(path.name, PARTIAL)
+
+
 def clear_partials(directory: Path) -> None:
     """Remove what an interrupted writer left."""
-    for partial in directory.glob(".*.partial-*"):
+    for partial in directory.glob(PARTIAL):
         shutil.rmtree(partial) if partial.is_dir() and not partial.is_symlink() else partial.unlink()
 
 

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from multipde.training.files import writing
-
-LOCK = ".lock"
+from multipde.training.files import LOCK, writing
 
 
 @contextmanager

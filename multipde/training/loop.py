@@ -218,10 +218,10 @@ class Trainer:
             self._write_checkpoint()
         if self.wishes.save:
             self.wishes.save = False
-            self.log.say(f"saved at {self._place()}, as was asked for")
+            self.log.say(f"saved at {self.state.reached(self.level.size)}, as was asked for")
         if self.wishes.stop:
             how = f"go on with: multipde train --run {self.run_dir} --resume"
-            raise Interrupted(f"stopped and saved at {self._place()}; {how}", self.wishes.stop)
+            raise Interrupted(f"stopped and saved at {self.state.reached(self.level.size)}; {how}", self.wishes.stop)
 
     def _place(self) -> str:
         p = self.state
@@ -244,7 +244,9 @@ class Trainer:
         self.state.checkpoints = p.checkpoints
         self.log.keep_rows(self.state.rows)
         self._write_checkpoint()
-        self.log.say(f"{text}: back to {last.name} at {self._place()}, learning rate {rate / 2:g} from here")
+        self.log.say(
+            f"{text}: back to {last.name}, {self.state.reached(self.level.size)}; learning rate {rate / 2:g} from here"
+        )
 
     def _next_level(self) -> None:
         """Convert network and momentum to the next level, measure BatchNorm anew, and say what the move cost."""

@@ -26,7 +26,7 @@ from multipde.training.checkpoint import (
 )
 from multipde.training.evaluate import check_classes, evaluate_batches
 from multipde.training.files import check_kind, clear_partials, from_record, read_json, write_file, write_files
-from multipde.training.lock import LOCK, locked
+from multipde.training.lock import locked
 from multipde.training.log import Log, read_metrics
 from multipde.training.loop import Trainer
 from multipde.training.provenance import data_checksum, differences, machine, provenance, versions
@@ -102,7 +102,8 @@ def train(
         }
         run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir):
-            check_new(run_dir, "; another run took it meanwhile", but=LOCK)
+            check_new(run_dir, "; another run took it meanwhile")
+            clear_partials(run_dir)
             write_file(run_dir / RECORD, json_bytes(record))
             return _finish(trainer, images)
 
@@ -126,17 +127,12 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     if (run_dir / RESULT).exists():
         log.say(f"{run_dir} is finished; nothing to do")
         return Run(run_dir, load(run_dir), read_json(run_dir / RESULT, FORMAT), read_metrics(run_dir / METRICS))
-    levels = recorded_levels(record, file)
-    settings = from_record(TrainSettings, record.get("settings"), file, "the settings of a run")
+    plan, settings, init = recorded_plan(record, file)
     recorded = recorded_data(run_dir)
     source, options = (data, recorded[1] if recorded else {}) if data is not None else recorded or (None, {})
     if source is None:
         raise ValueError(f"data must be given to resume {run_dir}, which was trained on data without a name")
-    init = record.get("init")
-    if not isinstance(init, str | None):
-        raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
-    plan = Schedule(levels, network_from_record(record.get("network"), file))
-    images = load_data(source, size=max(level.size for level in levels), **options)
+    images = load_data(source, size=max(level.size for level in plan.levels), **options)
     check_classes(plan.configs()[0], images)
     _check_data(record, images)
     with determinism(settings.deterministic), locked(run_dir):
@@ -149,9 +145,8 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
             log.say(f"{run_dir} has no checkpoint: starting again")
         else:
             trainer.restore(newest)
-            state, level = trainer.state, levels[trainer.state.index]
-            where = f"epoch {state.epoch + 1} of {level.num_epochs or '?'}, step {state.batch + 1}"
-            log.say(f"resuming {run_dir} at size {level.size}, {where}")
+            state = trainer.state
+            log.say(f"resuming {run_dir} at {state.reached(plan.levels[state.index].size)}")
         log.keep_rows(trainer.state.rows)
         return _finish(trainer, images)
 
@@ -171,16 +166,20 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def recorded_levels(record: Mapping[str, Any], file: Path) -> list[Level]:
-    """The levels of a run's record.
+def recorded_plan(record: Mapping[str, Any], file: Path) -> tuple[Schedule, TrainSettings, str | None]:
+    """Schedule with network, settings and starting checkpoint from the record of a run.
 
     Raises:
-        ValueError: there are none.
+        ValueError: something is missing or of the wrong kind.
     """
-    levels = record.get("levels")
+    levels, init = record.get("levels"), record.get("init")
     if not isinstance(levels, list) or not levels:
         raise ValueError(f"{file} must be the record of a run, got no levels")
-    return [from_record(Level, level, file, "a level") for level in levels]
+    if not isinstance(init, str | None):
+        raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
+    settings = from_record(TrainSettings, record.get("settings"), file, "the settings of a run")
+    network = network_from_record(record.get("network"), file)
+    return Schedule([from_record(Level, level, file, "a level") for level in levels], network), settings, init
 
 
 def _of(record: Mapping[str, Any], key: str) -> dict[str, Any]:

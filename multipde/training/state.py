@@ -68,6 +68,11 @@ class TrainState:
         self._correct += (scores.argmax(1) == labels).sum()
         self.batch, self.num_images = self.batch + 1, self.num_images + len(labels)
 
+    def reached(self, size: int) -> str:
+        """In words."""
+        steps = f" and {self.batch} steps" if self.batch else ""
+        return f"size {size} after {self.epoch} epochs{steps}"
+
     def record(self) -> dict[str, Any]:
         """As plain data."""
         self.loss_sum, self.num_correct = self._loss.item(), int(self._correct.item())

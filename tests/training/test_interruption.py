@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
 def test_a_signal_stops_after_the_step_with_everything_saved(name, status, finished, tmp_path, signal_at_step):
     before = signal.getsignal(getattr(signal, name))
     signal_at_step(2, getattr(signal, name))
-    with pytest.raises(Interrupted, match="saved at size 4, epoch 1, step 3; go on with") as stop:
+    with pytest.raises(Interrupted, match="saved at size 4 after 0 epochs and 2 steps; go on with") as stop:
         run(tmp_path / "b")
     assert stop.value.signum == status
     assert signal.getsignal(getattr(signal, name)) == before
@@ -56,7 +56,7 @@ def test_a_signal_during_validation_stops_there(finished, tmp_path, monkeypatch)
         return original(self, *args, **options)
 
     monkeypatch.setattr(Trainer, "validate", validate)
-    with pytest.raises(Interrupted, match="saved at size 4, epoch 1, step 5"):
+    with pytest.raises(Interrupted, match="saved at size 4 after 0 epochs and 4 steps"):
         run(tmp_path / "b")
     monkeypatch.setattr(Trainer, "validate", original)
     resume(tmp_path / "b", quiet=True)

@@ -1,8 +1,6 @@
 """The study behind the defaults: which way from coarse to fine gives the most accuracy for the same work."""
 
-import json
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -14,8 +12,11 @@ import torch
 
 from multipde.data.datasets import data_label
 from multipde.networks.config import NetworkConfig, default_network
+from multipde.training.checkpoint import FORMAT
+from multipde.training.files import read_json
 from multipde.training.log import Log, append_row, read_metrics
-from multipde.training.run import METRICS, RECORD, RESULT, Run, resume, train
+from multipde.training.provenance import machine
+from multipde.training.run import METRICS, RECORD, Run, recorded_plan, resume, train
 from multipde.training.schedule import Level, Schedule, level_flops
 from multipde.training.settings import TrainSettings
 
@@ -228,16 +229,16 @@ def _run(
 def check_same(directory: Path, levels: Sequence[Level], settings: TrainSettings) -> None:
     """Raise ValueError if a run directory records another training than this one."""
     file = directory / RECORD
-    record = json.loads(file.read_text()) if file.exists() else {}
-    same = Schedule([Level(**level) for level in record.get("levels", [])] or levels).levels == tuple(levels)
-    if not same or TrainSettings(**record.get("settings", asdict(settings))) != settings:
+    if not file.exists():
+        return
+    plan, recorded, _ = recorded_plan(read_json(file, FORMAT), file)
+    if plan.levels != tuple(levels) or recorded != settings:
         raise ValueError(f"run_dir must hold this study, got another training in {directory}; type --run-dir DIR")
 
 
 def _result(run: Run, levels: Sequence[Level], settings: TrainSettings) -> dict[str, Any]:
-    result = json.loads((run.directory / RESULT).read_text())
     return {
-        **{key: result[key] for key in ("test_accuracy", "test_loss", "flops", "seconds", "moves")},
+        **{key: run.result[key] for key in ("test_accuracy", "test_loss", "flops", "seconds", "moves")},
         "curve": [
             [row["size"], row["total_flops"], row["validation_accuracy"]]
             for row in read_metrics(run.directory / METRICS)
@@ -245,7 +246,7 @@ def _result(run: Run, levels: Sequence[Level], settings: TrainSettings) -> dict[
         "levels": [[level.size, round(level.epochs or 0, 4)] for level in levels],
         "settings": asdict(settings),
         "torch": torch.__version__,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{machine()['processor']}, {os.cpu_count()} cores",
     }
 
 

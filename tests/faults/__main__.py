@@ -1,0 +1,41 @@
+"""The whole campaigns: python -m tests.faults kill|exact|fuzz|load; appends a row to examples/results/faults.jsonl."""
+
+import argparse
+import json
+import tempfile
+from datetime import date
+from pathlib import Path
+
+from multipde.training.log import append_row
+from multipde.training.provenance import machine, versions
+from tests.faults import exact, fuzz, kill, load
+
+DEFAULT = {"kill": 200, "exact": 1, "fuzz": 5000, "load": 200_000}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("campaign", choices=DEFAULT)
+    parser.add_argument("--num", type=int, help="kills, files, images; for exact: stop at every so many-th step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="file of rows to append to")
+    args = parser.parse_args()
+    num = args.num or DEFAULT[args.campaign]
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        if args.campaign == "kill":
+            counts = kill.campaign(num, args.seed, place)
+        elif args.campaign == "exact":
+            counts = exact.campaign(place, every=num)
+        elif args.campaign == "fuzz":
+            counts = fuzz.campaign(num, args.seed, place)
+        else:
+            counts = load.campaign(num, place)
+    row = {"campaign": args.campaign, "seed": args.seed, **counts, "date": date.today().isoformat()}
+    print(json.dumps(row), flush=True)
+    if args.out is not None:
+        append_row(args.out, row | {"versions": versions(), "machine": machine()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Kill a short training again and again, also in the middle of its writes, and take it up each time."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
+from multipde.training import files, log
+from multipde.training.checkpoint import newest_checkpoint
+
+NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
+OPTIONS = {"num_train": 300, "num_test": 60}
+NUM_CALLS = 250
+"""About as many calls of the file system does the training make; one of them is the last."""
+
+
+def begin_or_go_on(directory: Path) -> None:
+    """What a user types: the training, or --resume where there is something to take up."""
+    if (directory / "run.json").exists():
+        resume(directory, quiet=True)
+        return
+    plan = Schedule([Level(8, 2, batch=40), Level(16, 1.5, batch=40)])
+    settings = TrainSettings(device="cpu", calibration_images=60, transfer="calibrated", checkpoint_every=1e-9)
+    train(NETWORK, plan, "shapes", directory, settings=settings, data_options=OPTIONS, quiet=True)
+
+
+def in_child(directory: Path, fatal_call: int | None) -> int:
+    """Start the training in a child; its process number.
+
+    Args:
+        fatal_call: number of the file system call within which the child kills itself; None for none.
+    """
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        torch.set_num_threads(1)
+        if fatal_call is not None:
+            _hook(fatal_call)
+        begin_or_go_on(directory)
+        status = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
+
+
+def _hook(fatal_call: int) -> None:
+    """Count calls of the file system; die within the given one, before it, after it, or half way through a write."""
+    left, rng = [fatal_call], random.Random(fatal_call)
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hooked(call):
+        def wrapper(*args, **options):
+            left[0] -= 1
+            if left[0] == 0 and rng.random() < 0.5:
+                die()
+            result = call(*args, **options)
+            if left[0] == 0:
+                die()
+            return result
+
+        return wrapper
+
+    def write(file: Path, data: bytes) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            file.write_bytes(data[: rng.randrange(len(data) + 1)])
+            die()
+        original(file, data)
+
+    def append(file: Path, row) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            line = json.dumps(row)
+            with file.open("a") as handle:
+                handle.write(line[: rng.randrange(len(line) + 1)])
+            die()
+        append_row(file, row)
+
+    original, append_row = files._write, log.append_row
+    files._write, log.append_row = write, append
+    for name in ("fsync", "replace", "mkdir", "unlink", "rmdir", "ftruncate"):
+        setattr(os, name, hooked(getattr(os, name)))
+
+
+def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
+    """Kill trainings ``num`` times, at random moments and within random file system calls, until each is finished.
+
+    Returns:
+        Counts: kills by kind, trainings finished, checkpoints lost, trainings whose weights or metrics differ.
+    """
+    rng, counts = random.Random(seed), Counter(lost=0, different=0, failed=0)
+    started = time.perf_counter()
+    undisturbed = place / "undisturbed"
+    if os.waitpid(in_child(undisturbed, None), 0)[1]:
+        raise RuntimeError("the undisturbed training must finish")
+    duration = time.perf_counter() - started
+    number = 0
+    while counts["killed"] < num:
+        directory = place / f"run-{number}"
+        number += 1
+        while True:
+            by_write = rng.random() < 0.5
+            before = newest_checkpoint(directory)
+            child = in_child(directory, rng.randrange(1, NUM_CALLS) if by_write else None)
+            if not by_write:
+                time.sleep(rng.uniform(0, 0.8 * duration))
+                os.kill(child, signal.SIGKILL)
+            status = os.waitpid(child, 0)[1]
+            if os.WIFSIGNALED(status):
+                counts["killed"] += 1
+                counts["within writes" if by_write else "at random times"] += 1
+                counts["lost"] += not _is_whole(directory, before)
+                continue
+            counts["failed"] += status != 0
+            break
+        counts["finished"] += 1
+        counts["different"] += not _is_same(directory, undisturbed)
+        shutil.rmtree(directory)
+    return {**counts, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _is_whole(directory: Path, before: Path | None) -> bool:
+    """Whether there is a checkpoint where there was one, not an older one, and it can be read."""
+    newest = newest_checkpoint(directory)
+    if newest is None:
+        return before is None
+    try:
+        load(directory)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return False
+    return before is None or newest.name >= before.name
+
+
+def _is_same(directory: Path, undisturbed: Path) -> bool:
+    def rows(run: Path) -> list[dict]:
+        parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if "second" not in k} for row in parsed]
+
+    same_bytes = all(
+        (directory / name).read_bytes() == (undisturbed / name).read_bytes()
+        for name in ("model.safetensors", "config.json", "SHA256SUMS")
+    )
+    last, other = newest_checkpoint(directory), newest_checkpoint(undisturbed)
+    assert last is not None
+    assert other is not None
+    momentum = (last / "momentum.safetensors").read_bytes() == (other / "momentum.safetensors").read_bytes()
+    return same_bytes and momentum and rows(directory) == rows(undisturbed)

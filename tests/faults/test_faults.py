@@ -1,0 +1,184 @@
+"""Short versions of the campaigns; ``python -m tests.faults`` runs the whole ones."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from multipde import NetworkConfig, load_data
+from multipde.data.decode import decode_image
+from multipde.data.streamed import StreamedImages
+from multipde.training.checkpoint import network_from_record
+from tests.faults import exact, fuzz, load
+
+ROOT = Path(__file__).parents[2]
+QUICK = settings(max_examples=100, deadline=None)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+CONFIG = {"dynamics": "hamiltonian", "channels": [4], "out_channels": 4, "size": 8}
+
+
+def outcome(read):
+    """What it reads, or the text of its ValueError."""
+    try:
+        return read()
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_killed_training_loses_nothing():
+    """In a process of its own: forking one that has computed is not safe."""
+    command = [sys.executable, "-m", "tests.faults", "kill", "--num", "10"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200
+    )
+    counts = json.loads(done.stdout)
+    assert counts["killed"] >= 10
+    assert counts["within writes"] > 0
+    assert (counts["lost"], counts["different"], counts["failed"]) == (0, 0, 0), done.stderr
+
+
+def test_a_training_stopped_anywhere_is_the_undisturbed_one(tmp_path):
+    counts = exact.campaign(tmp_path, ("copy", "bf16"), every=3)
+    assert counts["tried"] >= 6
+    assert counts["different"] == 0
+
+
+def test_damaged_files_give_a_clean_error_or_are_right(tmp_path):
+    counts = fuzz.campaign(1000, 0, tmp_path)
+    assert counts["refused"] + counts["loaded"] == 1000
+    assert counts["slowest_seconds"] < 10
+
+
+@QUICK
+@given(key=st.sampled_from(sorted(NetworkConfig.__dataclass_fields__)), value=VALUES)
+def test_any_value_in_a_config_is_taken_or_refused(key, value):
+    found = outcome(lambda: network_from_record(CONFIG | {key: value}, Path("config.json")))
+    assert isinstance(found, NetworkConfig) or "\n" not in found
+
+
+@QUICK
+@given(data=st.binary(max_size=200), start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6 ", b"BM"]))
+def test_any_bytes_are_an_image_or_refused(data, start):
+    file = Path(os.environ["MULTIPDE_CACHE"] + "-image.png")
+    file.write_bytes(start + data)
+    found = outcome(lambda: decode_image(file, 4))
+    assert "\n" not in found if isinstance(found, str) else found.shape == (3, 4, 4)
+
+
+def test_decompression_bombs_are_refused_before_memory_is_taken(tmp_path):
+    file = tmp_path / "bomb.png"
+    for width, height in ((60_000, 60_000), (9_000, 9_000)):
+        file.write_bytes(fuzz.bomb(width, height))
+        started = time.perf_counter()
+        with pytest.raises(ValueError, match=r"image must be readable, got .*bomb.png: "):
+            decode_image(file, 8)
+        assert time.perf_counter() - started < 2
+    assert fuzz.bomb(8, 8)[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_only_the_formats_of_a_folder_are_tried(tmp_path):
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        decode_image(tmp_path / "a.png")
+
+
+class Trap:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_no_pickle_is_executed(tmp_path):
+    from multipde.analysis.foreign import read_state_dict
+
+    trap, sprung = Trap(tmp_path / "sprung"), tmp_path / "sprung"
+    torch.save({"a": trap}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="weights must be a state dict"):
+        read_state_dict(tmp_path / "w.pt")
+    batches = tmp_path / "cifar-10-batches-py"
+    batches.mkdir()
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+    for name in names:
+        (batches / name).write_bytes(pickle.dumps(trap))
+    with pytest.raises(ValueError, match="root must hold cifar10, got none in .*type --download"):
+        load_data("cifar10", root=tmp_path)
+    assert not sprung.exists()
+    pickle.loads((batches / "test_batch").read_bytes())
+    assert sprung.exists()  # the trap works
+
+
+def test_memory_and_open_files_stay_as_they_are(tmp_path):
+    counts = load.campaign(2000, tmp_path)
+    assert counts["trainer_mib_late"] < 1.1 * counts["trainer_mib_early"]
+    assert counts["open_files_late"] <= counts["open_files_early"]
+
+
+def deadly(path, size=None):
+    """A decoder that takes its process down at one file."""
+    if path.name == "003.png":
+        os.kill(os.getpid(), 9)
+    return torch.zeros(3, size, size, dtype=torch.uint8)
+
+
+def test_a_file_that_takes_its_worker_down_is_named(tmp_path):
+    script = f"""
+import sys, torch
+from pathlib import Path
+import multipde.data.streamed as streamed
+from multipde.data.streamed import StreamedImages
+from tests.faults.test_faults import deadly
+streamed.decode_image = deadly
+if __name__ == "__main__":
+    paths = [Path({str(tmp_path)!r}) / f"{{i:03d}}.png" for i in range(8)]
+    images = StreamedImages(paths, torch.arange(8))
+    try:
+        list(images.batches([(4, torch.arange(4)), (4, torch.arange(4, 8))], torch.device("cpu")))
+    except ValueError as error:
+        print(error)
+"""
+    (tmp_path / "script.py").write_text(script)
+    for i in range(8):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i:03d}.png")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=100,
+    )
+    assert done.stdout == f"image must not take down the process that decodes it, got {tmp_path}/003.png\n", done.stderr
+
+
+def test_an_abandoned_pass_does_not_disturb_the_next(tmp_path):
+    paths = []
+    for i in range(12):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (4, 4), (20 * i, 0, 0)).save(paths[-1])
+    images = StreamedImages(paths, torch.arange(12))
+    parts = [(4, torch.arange(k, k + 3)) for k in range(0, 12, 3)]
+    try:
+        next(iter(images.batches(parts, torch.device("cpu"))))
+        passes = [list(images.batches(parts, torch.device("cpu"))) for _ in range(2)]
+        for found in passes:
+            assert torch.cat([labels for _, labels in found]).tolist() == list(range(12))
+            assert torch.cat([x[:, 0, 0, 0] for x, _ in found]).tolist() == [20.0 * i for i in range(12)]
+    finally:
+        images.close()
