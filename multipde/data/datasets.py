@@ -17,7 +17,7 @@ from multipde.data.streamed import StreamedImages
 
 DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder")
 STREAM_BYTES = 4 * 2**30
-"""A folder whose decoded images would take more is streamed."""
+"""A folder whose decoded images would take more is streamed; so many bytes of shapes are rendered at most."""
 
 
 @dataclass
@@ -81,6 +81,11 @@ def load_data(
         raise ValueError(f"data must be a name or a pair (train, test), got {type(source).__name__}")
     if source == "shapes":
         side = size or 32
+        needed = 3 * side**2 * (num_train + num_test)
+        if not (min(num_train, num_test) > 0 and needed <= STREAM_BYTES):
+            raise ValueError(
+                f"images must fit into {STREAM_BYTES >> 30} GiB, got {num_train} and {num_test} shapes of size {side}"
+            )
         train = TensorImages(*shapes.render_shapes(num_train, side, seed=2 * seed))
         test = TensorImages(*shapes.render_shapes(num_test, side, seed=2 * seed + 1))
         return _finish("shapes", train, test, shapes.CLASS_NAMES, side)

@@ -161,7 +161,7 @@ def from_record(kind: type[Kind], record: Any, file: Path, what: str) -> Kind:
             check_kind(name, getattr(made, name), field.type)
     except ValueError as error:
         raise ValueError(f"{brief(error)} in {file}") from None
-    except (TypeError, ArithmeticError, AttributeError, IndexError) as error:
+    except (TypeError, ArithmeticError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(f"{file} must describe {what}, got {brief(error)}") from None
     return made
 

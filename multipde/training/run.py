@@ -25,7 +25,7 @@ from multipde.training.checkpoint import (
     newest_checkpoint,
 )
 from multipde.training.evaluate import check_classes, evaluate_batches
-from multipde.training.files import check_kind, clear_partials, from_record, read_json, write_file, write_files
+from multipde.training.files import check_kind, clear_partials, from_record, read_json, write_file, write_files, writing
 from multipde.training.lock import locked
 from multipde.training.log import Log, read_metrics
 from multipde.training.loop import Trainer
@@ -100,7 +100,8 @@ def train(
             "init": None if init is None else str(Path(init).resolve()),
             "provenance": provenance(images, options),
         }
-        run_dir.mkdir(parents=True, exist_ok=True)
+        with writing(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir):
             check_new(run_dir, "; another run took it meanwhile")
             clear_partials(run_dir)

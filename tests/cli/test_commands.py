@@ -5,6 +5,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +33,9 @@ def place(tmp_path_factory):
     arguments = "--dynamics hamiltonian --sizes 8 16 --epochs 1 1 --batch 30 --quiet --device cpu"
     main(["train", "--data", "folder", "--root", str(root / "data"), "--run", str(root / "run"), *arguments.split()])
     save(PDENet(NetworkConfig("parabolic", (4, 6), 8, size=16)), root / "net")
+    damaged = bytearray((shutil.copytree(root / "net", root / "damaged") / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (root / "damaged/model.safetensors").write_bytes(damaged)
     return root
 
 
@@ -247,6 +251,19 @@ WRONG = [
     ("train --init {place}/data", "checkpoint must hold model.safetensors"),
     ("train --init {place}/net --dynamics resnet", "dynamics must be that of the checkpoint"),
     ("train --device gpu9", "device must be one that torch has here, got 'gpu9'"),
+    ("train --checkpoint-every 0", "checkpoint_every must be positive, got 0.0"),
+    ("train --batch 0", "batch must be positive, got 0"),
+    ("train --learning-rate 0", "learning_rate must be positive, got 0.0"),
+    ("train --sizes 100000", "images must fit into"),
+    ("train --run {place}/net/config.json", "directory must be new or empty, got {place}/net/config.json"),
+    ("train --run {place}/net/config.json/run", "{place}/net/config.json/run must be writable, got: Not a directory"),
+    ("train --resume --run {place}/data/train", "run must be a directory with a run.json"),
+    ("evaluate {place}/net/config.json", "checkpoint must be a directory, got {place}/net/config.json"),
+    ("evaluate {place}/damaged --data shapes", "must have its checksum in SHA256SUMS, got another: it is damaged"),
+    ("inspect {place}/damaged", "must have its checksum in SHA256SUMS, got another: it is damaged"),
+    ("convert {place}/damaged --size 8 --out new", "must have its checksum in SHA256SUMS, got another: it is damaged"),
+    ("train --init {place}/damaged --data shapes", "must have its checksum in SHA256SUMS, got another: it is damaged"),
+    ("convert {place}/net --size 8 --out {place}/net/config.json/x", "must be writable, got: Not a directory"),
     ("train --momentum 2", "momentum must lie in [0, 1), got 2.0"),
     ("train --validation 1.5", "validation must lie in (0, 1), got 1.5"),
     ("train --alpha1 -1", "alpha1 must not be negative, got -1.0"),
@@ -336,6 +353,21 @@ def test_wrong_arguments_give_one_line_status_2_and_leave_nothing(
     assert message.format(place=place) in captured.err
     assert list(tmp_path.iterdir()) == []
     assert sorted(p for p in place.rglob("*")) == before
+
+
+def test_a_signal_stops_the_command_which_says_how_to_go_on(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "multipde", "train", "--sizes", "8", "16", "--run", str(run), "--device", "cpu"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    while "epoch" not in (line := started.stdout.readline()) or "MFLOPs" in line:
+        assert started.poll() is None
+    started.send_signal(signal.SIGTERM)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 128 + signal.SIGTERM
+    assert errors.startswith("multipde: stopped and saved at size ")
+    assert errors.endswith(f"; go on with: multipde train --run {run} --resume\n")
+    assert load(run).config.size in (8, 16)
 
 
 @pytest.mark.parametrize("arguments", ["", "fly", "train --sice 8", "train --data mnist", "evaluate", "train --seed x"])
