@@ -109,6 +109,7 @@ class DecodedCache:
     """
 
     def __init__(self, paths: Sequence[Path], size: int | None):
+        self.num = len(paths)
         digest = hashlib.sha256(f"rgb {size}".encode())
         for path in paths:
             stat = os.stat(path)
@@ -123,9 +124,11 @@ class DecodedCache:
             return None
         try:
             with safe_open(self.file, "pt") as stored:
-                return stored.get_tensor("images"), json.loads(stored.metadata()["notes"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+                images, notes = stored.get_tensor("images"), json.loads(stored.metadata()["notes"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError):
             return None
+        is_ours = images.dtype == torch.uint8 and images.dim() == 4 and len(images) == self.num
+        return (images, notes) if is_ours else None
 
     def write(self, images: Tensor, notes: Sequence[str]) -> None:
         """Keep the images if the place allows it; a run does not depend on it."""

@@ -9,7 +9,7 @@ from multipde.mesh.parametrization import COORDINATES
 from multipde.mesh.separable import per_axis
 from multipde.mesh.stencil import REACTIONS
 from multipde.networks.controls import INTERPOLATIONS
-from multipde.networks.dynamics import DYNAMICS, check_dynamics
+from multipde.networks.dynamics import DYNAMICS, check_dynamics, check_memory
 from multipde.networks.layers import ACTIVATIONS, NORMS
 
 MANY_TAPS = 1000
@@ -38,6 +38,7 @@ class NetworkConfig:
         coordinates: of the stored stencils, ``"stencil"`` or ``"beta"``.
         reference: size to whose mesh the stored stencils belong; None for ``size``.
         reaction: zeroth order taps of the basis, ``"121"`` or ``"141"``.
+        memory: what training keeps for the way back, ``"store"``, ``"reversible"`` or ``"checkpoint"``, see `Block`.
         class_names: one per class, or empty.
         mean: of each input channel on [0, 1], subtracted from the images; empty for none.
         std: of each input channel, by which the images are divided; empty for none.
@@ -64,6 +65,7 @@ class NetworkConfig:
     coordinates: str = "stencil"
     reference: int | tuple[int, ...] | None = None
     reaction: str = "121"
+    memory: str = "store"
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -81,6 +83,7 @@ class NetworkConfig:
             raise ValueError(f"channels must name at least one block, got {self.channels}")
         for channels in self.channels:
             check_dynamics(self.dynamics, channels)
+        check_memory(self.memory, self.dynamics)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")

@@ -5,11 +5,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from multipde.networks.controls import combine, interpolation_matrix
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
+from multipde.networks.reversible import (
+    Reverse,
+    State,
+    StepForce,
+    propagate_reversibly,
+    reverse_leapfrog,
+    reverse_verlet,
+)
 
-State = tuple[Tensor, ...]
+MEMORY = ("store", "reversible", "checkpoint")
+
 Force = Callable[[Tensor], Tensor]
 
 
@@ -22,6 +32,7 @@ class Dynamics:
         step: (state, forces, dt) to the next state.
         inverse: (state, forces, dt) to the previous state; None where the dynamics is not reversible.
         finish: state to features.
+        reverse: the inverse together with the gradient.
         num_parts: into how many parts the channels are divided.
     """
 
@@ -33,6 +44,7 @@ class Dynamics:
     step: Callable[[State, tuple[Force, ...], float], State]
     inverse: Callable[[State, tuple[Force, ...], float], State] | None
     finish: Callable[[State], Tensor]
+    reverse: Reverse | None = None
 
 
 def _euler_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
@@ -80,6 +92,7 @@ DYNAMICS = {
         _verlet_step,
         _verlet_inverse,
         lambda state: torch.cat(state, dim=1),
+        reverse_verlet,
     ),
     "second_order": Dynamics(
         "y_next = 2y - y_prev + dt² F(y)",
@@ -90,6 +103,7 @@ DYNAMICS = {
         _leapfrog_step,
         _leapfrog_inverse,
         lambda state: state[0],
+        reverse_leapfrog,
     ),
     "resnet": Dynamics(
         "y' = y + dt K2 σ(N(K1 y))", ResidualLayer, 1, 1, lambda y: (y,), _euler_step, None, lambda state: state[0]
@@ -111,12 +125,15 @@ class Block(nn.Module):
         dt: time step.
         controls: nodes of the control grid; None for one per step.
         interpolation: of the controls in time, ``"linear"`` or ``"constant"``.
+        memory: what training keeps for the way back: ``"store"`` everything; ``"reversible"`` the last state only, for
+            hamiltonian and second_order; ``"checkpoint"`` the state of every step.
 
     Shape:
         - y, result: (N, C, *size)
 
     Raises:
-        ValueError: an unknown dynamics, odd channels for hamiltonian, more controls than steps.
+        ValueError: an unknown dynamics, odd channels for hamiltonian, more controls than steps, a dynamics that is not
+            reversible.
     """
 
     def __init__(
@@ -133,13 +150,15 @@ class Block(nn.Module):
         activation: str = "relu",
         eps: float = 1e-3,
         interpolation: str = "linear",
+        memory: str = "store",
     ):
         super().__init__()
         check_dynamics(dynamics, channels)
+        check_memory(memory, dynamics)
         num_controls = steps if controls is None else controls
         if not 1 <= num_controls <= steps:
             raise ValueError(f"controls must be between 1 and steps = {steps}, got {num_controls}")
-        self.dynamics, self.steps, self.dt = dynamics, steps, dt
+        self.dynamics, self.steps, self.dt, self.memory = dynamics, steps, dt, memory
         part = channels // self.scheme.num_parts
         self.controls = nn.ModuleList(
             nn.ModuleList(
@@ -154,21 +173,26 @@ class Block(nn.Module):
         """The row of the table."""
         return DYNAMICS[self.dynamics]
 
-    def forces(self) -> list[tuple[Force, ...]]:
-        """The layers F of every step, with the controls of its time."""
-        if len(self.controls) == self.steps:
-            return [tuple(node) for node in self.controls]  # pyright: ignore[reportArgumentType]
+    def forces(self) -> list[tuple[StepForce, ...]]:
+        """The layers F of every step, with the controls of its time; stencils are computed once."""
         nodes = [[layer.controls() for layer in node] for node in self.controls]  # pyright: ignore
-        layers = list(self.controls[0])  # pyright: ignore[reportArgumentType]
+        own = len(self.controls) == self.steps
+        layers = [list(self.controls[j if own else 0]) for j in range(self.steps)]  # pyright: ignore
         return [
-            tuple(_Force(layer, combine([node[i] for node in nodes], row)) for i, layer in enumerate(layers))
-            for row in self.time_weights
+            tuple(StepForce(layer, combine([node[i] for node in nodes], row)) for i, layer in enumerate(present))
+            for present, row in zip(layers, self.time_weights, strict=True)
         ]
 
     def propagate(self, state: State) -> State:
-        """All steps forwards, from state to state."""
-        for forces in self.forces():
-            state = self.scheme.step(state, forces, self.dt)
+        """All steps forwards, from state to state, keeping for the way back what ``memory`` says."""
+        scheme, forces = self.scheme, self.forces()
+        if self.memory == "reversible" and scheme.reverse is not None:
+            return propagate_reversibly(state, forces, self.dt, scheme.step, scheme.reverse)
+        for present in forces:
+            if self.memory == "checkpoint" and torch.is_grad_enabled():
+                state = checkpoint(scheme.step, state, present, self.dt, use_reentrant=False, preserve_rng_state=False)
+            else:
+                state = scheme.step(state, present, self.dt)
         return state
 
     def inverse(self, state: State) -> State:
@@ -190,15 +214,12 @@ class Block(nn.Module):
         return f"{self.dynamics}: {self.scheme.equation}, steps={self.steps}, dt={self.dt:g}"
 
 
-@dataclass(frozen=True)
-class _Force:
-    """A layer with controls that are not its own."""
-
-    layer: SymmetricLayer | ResidualLayer
-    controls: tuple[Tensor, ...]
-
-    def __call__(self, y: Tensor) -> Tensor:
-        return self.layer.evaluate(y, self.controls)
+def check_memory(memory: str, dynamics: str) -> None:
+    """Raise ValueError for an unknown way to keep states, or one that the dynamics does not have."""
+    if memory not in MEMORY:
+        raise ValueError(f"memory must be one of {', '.join(MEMORY)}, got {memory!r}")
+    if memory == "reversible" and DYNAMICS[dynamics].reverse is None:
+        raise ValueError(f"memory must be store or checkpoint for {dynamics}, which is not reversible, got {memory!r}")
 
 
 def check_dynamics(dynamics: str, channels: int) -> None:

@@ -53,6 +53,7 @@ class PDENet(nn.Module):
                     activation=config.activation,
                     eps=config.eps,
                     interpolation=config.interpolation,
+                    memory=config.memory,
                 )
             )
             following = (*config.channels[1:], config.out_channels)[k]

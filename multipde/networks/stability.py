@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multipde.mesh.modes import evaluation_mode
 from multipde.networks.dynamics import Block
@@ -155,7 +155,7 @@ def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, 
                 with torch.no_grad():
                     state = block.scheme.step(state, spied, block.dt)
                 rho = [_jacobian_norm(f, x, num_iterations, seed) for f, x in zip(forces, inputs, strict=True)]
-                norms = tuple(operator_norm(_stencils(f), x.shape[2:]) for f, x in zip(forces, inputs, strict=True))
+                norms = tuple(operator_norm(f.controls[0], x.shape[2:]) for f, x in zip(forces, inputs, strict=True))
                 measured = min(_bound(config.dynamics, per_image) for per_image in zip(*rho, strict=True))
                 steps.append(StepStability(k, j, block.dt, norms, step_bound(config.dynamics, norms), measured))
     return steps
@@ -204,10 +204,6 @@ def _spied(force: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Callable[
         return force(y)
 
     return call
-
-
-def _stencils(force: Callable[[Tensor], Tensor]) -> Tensor:
-    return (force.controls() if isinstance(force, nn.Module) else force.controls)[0]  # pyright: ignore
 
 
 def _jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: int, seed: int) -> list[float]:

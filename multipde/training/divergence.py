@@ -154,6 +154,6 @@ def _bound_text(net: PDENet, name: str, x: Tensor) -> str:
     size = [s // 2**k for s in x.shape[2:]]
     bounds = []
     for forces in block.forces():
-        stencils = [(f.controls() if isinstance(f, nn.Module) else f.controls)[0] for f in forces]  # pyright: ignore
-        bounds.append(step_bound(block.dynamics, [operator_norm(s.detach(), size, tolerance=1e-3) for s in stencils]))
+        norms = [operator_norm(f.controls[0].detach(), size, tolerance=1e-3) for f in forces]
+        bounds.append(step_bound(block.dynamics, norms))
     return f"; block {k} has dt {block.dt:g}, its bound without norm is {min(bounds):.2g}"
