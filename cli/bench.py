@@ -8,9 +8,12 @@ import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
 
+OWN_OPTIONS = {"finetune": ("checkpoint",), "regimes": (), "step": ("dynamics",), "memory": ("dynamics",)}
+"""Of the options that not all studies have; transfer has all but the checkpoint."""
+
 TRANSFER_ONLY = ("small", "arms", "dynamics", "seeds", "budget", "workers")
 
-Study = Literal["transfer", "regimes", "finetune"]
+Study = Literal["transfer", "regimes", "finetune", "step", "memory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,8 @@ class Bench(DataOptions):
     """Measure against the rivals.
 
     transfer: ways from coarse to fine, all with the same work. regimes: where which map of the stencils is right, by
-    the smoothness of images and networks. finetune: how many images a converted --checkpoint must see again.
+    the smoothness of images and networks. finetune: how many images a converted --checkpoint must see again. step: a
+    training step against its bare convolutions. memory: what a block of many time steps holds, and for how long.
 
     Rows are appended to a file as they are finished; what is there is not done again, so that a study can be cut off
     and taken up, and ends with its tables and a figure beside the file.
@@ -59,6 +63,14 @@ class Bench(DataOptions):
         run_dir = self.run_dir or Path("runs") / f"bench-{self.study}"
         out = self.out or run_dir / "rows.jsonl"
         self._check_given()
+        if self.study in ("step", "memory"):
+            from multipde.analysis.bench.memory import memory_study
+            from multipde.analysis.bench.step import step_study
+
+            study = step_study if self.study == "step" else memory_study
+            chosen = {} if self.dynamics == type(self).dynamics else {"dynamics": self.dynamics}
+            study(self.out, device=self.device, amp=self.amp, log=Log(), **chosen)
+            return
         shared = {"size": self.size, "device": self.device, "amp": self.amp, "log": Log()}
         name = self.data or "shapes"
         if self.study == "regimes":
@@ -90,7 +102,7 @@ class Bench(DataOptions):
 
     def _check_given(self) -> None:
         """Raise ValueError for an option that the study does not have."""
-        own = {"finetune": ("checkpoint",), "regimes": ()}.get(self.study)
+        own = OWN_OPTIONS.get(self.study)
         for field in fields(self):
             if own is None or field.name not in (*TRANSFER_ONLY, "checkpoint") or field.name in own:
                 continue

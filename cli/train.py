@@ -44,6 +44,9 @@ class Train(DataOptions):
     policy: Literal["across", "one_cycle", "piecewise"] = "across"
     """Learning rate: one cycle across all levels, by work; one cycle in each; or in each 1, 1/5, 1/25 for 60, 20, 20
     per cent (the paper's)."""
+    memory: Literal["store", "reversible", "checkpoint"] | None = None
+    """What is kept for the way back: everything, the last state of a block (hamiltonian, second_order), or the state of
+    every step. Left out: as the network has it."""
     transfer: MethodName = "copy"
     """How stencils move to the next level."""
     coordinates: Literal["level", "finest"] = "level"
@@ -106,7 +109,7 @@ class Train(DataOptions):
             mixed=self.mixed,
             auto=is_auto,
         )
-        config = starting_network(self.data, self.dynamics, max(self.sizes), self.preset, self.init)
+        config = starting_network(self.data, self.dynamics, max(self.sizes), self.preset, self.init, self.memory)
         shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)}
         given = {name: getattr(self, name) for name in shared}
         settings = TrainSettings(**given, auto_steps=self.steps == "auto")

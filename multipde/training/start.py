@@ -22,16 +22,26 @@ from multipde.training.switch import plan_move
 
 
 def starting_network(
-    data: str, dynamics: str | None, size: int, preset_name: str | None, init: str | Path | None
+    data: str,
+    dynamics: str | None,
+    size: int,
+    preset_name: str | None,
+    init: str | Path | None,
+    memory: str | None = None,
 ) -> NetworkConfig:
     """The network that a user means: that of the checkpoint to start from, else of the preset, else for the data.
+
+    Args:
+        memory: what training keeps for the way back; None leaves it to the network.
 
     Raises:
         ValueError: a checkpoint of another dynamics, or an unknown preset.
     """
     if init is None or preset_name is not None:
-        return default_network(data, dynamics, size, preset_name)
+        config = default_network(data, dynamics, size, preset_name)
+        return config if memory is None else replace(config, memory=memory)
     config = load(init).config
+    config = config if memory is None else replace(config, memory=memory)
     if dynamics not in (None, config.dynamics):
         raise ValueError(f"dynamics must be that of the checkpoint {init}, {config.dynamics}, got {dynamics}")
     return config
@@ -54,6 +64,7 @@ def network_for(config: NetworkConfig | None, schedule: Schedule, init: str | Pa
                 f"{name} must be that of the checkpoint {init}, {getattr(found, name)}, got {getattr(config, name)}"
             )
     first = schedule.levels[0]
+    found = replace(found, memory=config.memory) if config else found
     found = found.on_mesh(first.size)
     return found if first.steps is None else found.with_steps(first.steps)  # T is that of the checkpoint
 

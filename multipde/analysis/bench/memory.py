@@ -1,0 +1,108 @@
+"""``multipde bench memory``: what a training step holds and takes, for more and more time steps."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multipde.analysis.bench.timing import PeakMemory, alternated
+from multipde.networks.dynamics import DYNAMICS, MEMORY, Block
+from multipde.training.evaluate import autocast, choose_device
+from multipde.training.log import Log, append_row
+from multipde.training.provenance import machine, versions
+
+
+def memory_study(
+    out: Path | None,
+    *,
+    dynamics: Sequence[str] = ("hamiltonian", "second_order", "parabolic"),
+    num_steps: Sequence[int] = (2, 4, 8, 16, 32, 64),
+    channels: int = 32,
+    size: int = 32,
+    batch: int = 32,
+    repeats: int = 5,
+    device: str = "auto",
+    amp: str = "off",
+    log: Log | None = None,
+) -> list[dict[str, Any]]:
+    """Peak memory and time of one block, forwards and backwards, by every way to keep states; prints a table.
+
+    Memory is that of tensors alive at the same time, without weights, their gradients and stencils, in units of one
+    tensor of features. The ways are timed in turn; the time is the median.
+
+    Args:
+        out: file to which the rows are appended; None for none.
+
+    Returns:
+        A row per dynamics, number of steps and way.
+    """
+    log, where, rows = log or Log(quiet=True), choose_device(device), []
+    for name in dynamics:
+        ways = [m for m in MEMORY if m != "reversible" or DYNAMICS[name].reverse is not None]
+        for steps in num_steps:
+            torch.manual_seed(0)
+            y = torch.randn(batch, channels, size, size, device=where).contiguous(memory_format=torch.channels_last)
+            blocks = {way: Block(name, channels, steps, dt=3 / steps, memory=way).to(where) for way in ways}
+            for block in blocks.values():
+                block.load_state_dict(blocks["store"].state_dict())
+                block.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            calls = {way: _training_step(block, y, amp) for way, block in blocks.items()}
+            peak = {way: _peak(block, y, calls[way]) for way, block in blocks.items()}
+            seconds = alternated(calls, repeats, where)
+            for way in ways:
+                row = {
+                    "study": "memory",
+                    "dynamics": name,
+                    "steps": steps,
+                    "memory": way,
+                    "channels": channels,
+                    "size": size,
+                    "batch": batch,
+                    "amp": amp,
+                    "tensors": round(peak[way] / (y.numel() * y.element_size()), 2),
+                    "seconds": seconds[way],
+                    "time_ratio": round(seconds[way] / seconds["store"], 3),
+                    "machine": machine(),
+                    "versions": versions(),
+                }
+                rows.append(row)
+                if out is not None:
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    append_row(out, row)
+    log.table(
+        [_row(row) for row in rows],
+        f"peak of tensors alive, in units of the features ({batch} x {channels} x {size} x {size}), and time of a step",
+    )
+    return rows
+
+
+def _training_step(block: Block, y: Tensor, amp: str) -> Callable[[], None]:
+    def call() -> None:
+        x = y.detach().requires_grad_()
+        block.zero_grad(set_to_none=True)
+        with autocast(y.device, amp):
+            result = block(x)
+        result.backward(y)
+
+    return call
+
+
+def _peak(block: Block, y: Tensor, call: Callable[[], None]) -> int:
+    """Bytes that the step holds at its peak; what is as small as a stencil does not count."""
+    stencil = max(p.numel() * p.element_size() for p in block.parameters())
+    with PeakMemory([y, *block.parameters()], least_bytes=stencil + 1) as seen:
+        call()
+    return seen.peak
+
+
+def _row(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "name": row["dynamics"],
+        "steps": str(row["steps"]),
+        "method": row["memory"],
+        "features": f"{row['tensors']:.1f}",
+        "ms": f"{1e3 * row['seconds']:.1f}",
+        "time / store": f"{row['time_ratio']:.2f}",
+    }

@@ -1,0 +1,86 @@
+"""Rivals timed side by side, and the memory that a computation holds at its peak."""
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def alternated(calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each call, all of them called in turn so that a slow moment of the machine meets them all.
+
+    Every call is made twice before, to warm up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 2):
+        for name, call in calls.items():
+            synchronize(device)
+            started = time.perf_counter()
+            call()
+            synchronize(device)
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of all tensors that are alive at the same time, at most, of those made inside.
+
+    What counts is the storages of tensors; the scratch space of kernels is not seen. So it means the same on every
+    device.
+
+    Args:
+        without: tensors that do not count.
+        least_bytes: smaller storages do not count either.
+    """
+
+    def __init__(self, without: Collection[Tensor] = (), least_bytes: int = 0):
+        super().__init__()
+        self.present = self.peak = 0
+        self.least_bytes = least_bytes
+        self._known = {t.untyped_storage().data_ptr() for t in without}
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        where, num = storage.data_ptr(), storage.nbytes()
+        if where in self._known or where in self._alive or num < self.least_bytes:
+            return
+        self._alive[where] = num
+        self.present += num
+        self.peak = max(self.peak, self.present)
+        weakref.finalize(storage, self._release, where)
+
+    def _release(self, where: int) -> None:
+        self.present -= self._alive.pop(where, 0)
+
+
+@contextmanager
+def threads(num: int | None):
+    """So many threads inside; None leaves them."""
+    before = torch.get_num_threads()
+    if num is not None:
+        torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,79 @@
+"""The benches of speed and memory: what they count is what they say."""
+
+import json
+
+import pytest
+import torch
+
+from multipde import NetworkConfig, PDENet
+from multipde.analysis.bench.memory import memory_study
+from multipde.analysis.bench.step import bare_convolutions, step_study
+from multipde.analysis.bench.timing import PeakMemory, alternated
+
+CPU = torch.device("cpu")
+
+
+def test_the_peak_is_that_of_tensors_alive_together():
+    x = torch.zeros(1000)
+    with PeakMemory([x]) as seen:
+        a = x + 1
+        b = a + 1
+        del a
+        c = b.view(10, 100)
+        del b
+        d = c + 1
+        x.add_(1)
+    assert seen.peak == 2 * 4000
+    assert seen.present == 2 * 4000
+    del c, d
+    assert seen.present == 0
+
+
+def test_small_tensors_do_not_count():
+    with PeakMemory(least_bytes=100) as seen:
+        kept = [torch.zeros(10), torch.zeros(30)]
+    assert seen.peak == 120
+    assert len(kept) == 2
+
+
+def test_rivals_are_called_in_turn_after_two_rounds_of_warming_up():
+    order = []
+    seconds = alternated({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU)
+    assert order == ["a", "b"] * 5
+    assert set(seconds) == {"a", "b"}
+
+
+def test_reversible_memory_stays_and_stored_memory_grows(tmp_path):
+    options = {"num_steps": (2, 8), "channels": 8, "size": 8, "batch": 4, "repeats": 1, "device": "cpu"}
+    rows = memory_study(tmp_path / "rows.jsonl", dynamics=("hamiltonian", "parabolic"), **options)
+    found = {(r["dynamics"], r["steps"], r["memory"]): r["tensors"] for r in rows}
+    assert found["hamiltonian", 8, "reversible"] <= 1.1 * found["hamiltonian", 2, "reversible"]
+    assert found["hamiltonian", 8, "store"] > 3 * found["hamiltonian", 2, "store"]
+    assert found["parabolic", 8, "checkpoint"] < found["parabolic", 8, "store"]
+    assert ("parabolic", 8, "reversible") not in found
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows) == 10
+
+
+@pytest.mark.parametrize("dynamics", ["hamiltonian", "resnet"])
+def test_the_floor_is_every_convolution_once(dynamics):
+    from multipde.networks.network import count_flops
+
+    config = NetworkConfig(dynamics, (4, 6), 8, steps=2, size=8)
+    net, x = PDENet(config), torch.randn(2, 3, 8, 8)
+    call = bare_convolutions(net, x, "off")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    classifier = 2 * 3 * 8 * 10
+    assert counter.get_total_flops() / 2 == pytest.approx(count_flops(config, training=True) - classifier, rel=0.02)
+
+
+def test_a_step_is_measured_beside_its_floor(tmp_path):
+    rows = step_study(
+        tmp_path / "r.jsonl", dynamics=("hamiltonian",), sizes=(4,), batch=4, repeats=1, device="cpu", amp="bf16"
+    )
+    (row,) = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert row == rows[0]
+    assert row["step_over_floor"] == pytest.approx(row["step_seconds"] / row["floor_seconds"], abs=1e-3)
+    assert row["images_per_second"] == pytest.approx(4 / row["step_seconds"], abs=0.1)
