@@ -6,6 +6,8 @@ from PIL import Image
 
 from multipde.data.shapes import render_shapes
 
+torch.set_num_threads(1)  # two test processes on two cores
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
