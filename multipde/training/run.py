@@ -25,7 +25,16 @@ from multipde.training.checkpoint import (
     newest_checkpoint,
 )
 from multipde.training.evaluate import check_classes, evaluate_batches
-from multipde.training.files import check_kind, clear_partials, from_record, read_json, write_file, write_files, writing
+from multipde.training.files import (
+    brief,
+    check_kind,
+    clear_partials,
+    from_record,
+    read_json,
+    write_file,
+    write_files,
+    writing,
+)
 from multipde.training.lock import locked
 from multipde.training.log import Log, read_metrics
 from multipde.training.loop import Trainer
@@ -180,7 +189,11 @@ def recorded_plan(record: Mapping[str, Any], file: Path) -> tuple[Schedule, Trai
         raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
     settings = from_record(TrainSettings, record.get("settings"), file, "the settings of a run")
     network = network_from_record(record.get("network"), file)
-    return Schedule([from_record(Level, level, file, "a level") for level in levels], network), settings, init
+    stages = [from_record(Level, level, file, "a level") for level in levels]
+    try:
+        return Schedule(stages, network), settings, init
+    except (ArithmeticError, TypeError) as error:
+        raise ValueError(f"{file} must be the record of a run, got {brief(error)}") from None
 
 
 def _of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
