@@ -10,9 +10,17 @@ from multipde.cli.bench import Bench
 from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.inspect import Inspect
+from multipde.cli.predict import Predict
 from multipde.cli.train import Train
 
-COMMANDS = {"train": Train, "convert": Convert, "evaluate": Evaluate, "inspect": Inspect, "bench": Bench}
+COMMANDS = {
+    "train": Train,
+    "convert": Convert,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "inspect": Inspect,
+    "bench": Bench,
+}
 
 DESCRIPTION = """Convolution stencils as differential operators: networks that move between image resolutions.
 

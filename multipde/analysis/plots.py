@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from multipde.analysis.conversion_report import ConversionReport
+from multipde.analysis.predict import Prediction
+from multipde.data.decode import decode_image
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B2A300")
 MARKERS = "osD^v<>PX"
@@ -98,6 +100,43 @@ def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     save(figure, file)
 
 
+def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: int = 5) -> None:
+    """Images with bars of their likeliest classes; the true class, where it is known, is hatched and named.
+
+    At most 24 images are shown.
+    """
+    plt = pyplot()
+    shown = predictions[:24]
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure, axes = plt.subplots(rows, 2 * columns, figsize=(4.2 * columns, 1.9 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for k, p in enumerate(shown):
+        picture, bars = axes[k // columns, 2 * (k % columns) : 2 * (k % columns) + 2]
+        picture.imshow(decode_image(p.file).permute(1, 2, 0).numpy(), interpolation="nearest")
+        picture.set_title(p.file.name[-24:], fontsize=7)
+        ranking = p.ranking[:num_bars]
+        if p.true is not None and p.true not in dict(ranking):
+            ranking[-1] = (p.true, p.probabilities[p.true])
+        names = [name for name, _ in ranking]
+        bars.axis("on")
+        drawn = bars.barh(range(len(names)), [100 * value for _, value in ranking], color=COLOURS[6], edgecolor="black")
+        for name, bar in zip(names, drawn, strict=True):
+            if name == p.true:
+                bar.set_hatch("////")
+        labels = [f"{name} (true)" if name == p.true else name for name in names]
+        bars.set_yticks(range(len(names)), labels, fontsize=7)
+        bars.invert_yaxis()
+        bars.set_xlim(0, 100)
+        bars.tick_params(axis="x", labelsize=7)
+        if k + columns >= len(shown):
+            bars.set_xlabel("probability (%)", fontsize=7)
+        bars.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    save(figure, file)
+
+
 def _base(name: str) -> str:
     return name.removesuffix(", recalibrated")
 
@@ -111,6 +150,13 @@ def pyplot():
 
     matplotlib.rcParams["svg.hashsalt"] = "multipde"
     return plt
+
+
+def check_figure_file(file: Path) -> None:
+    """Raise ValueError for a name that no figure can have."""
+    known = ("png", "svg", "pdf")
+    if file.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"plot must end in one of .{', .'.join(known)}, got {file}")
 
 
 def save(figure: Any, file: Path | BinaryIO) -> None:

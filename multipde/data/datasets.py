@@ -172,8 +172,6 @@ def _load_folder(root: Path, size: int | None, stream_files: bool | None) -> Ima
 
 def _list_folder(directory: Path) -> tuple[list[str], list[Path], Tensor]:
     """Class names, files and labels of DIR/CLASS/*, in name order."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     if not directory.is_dir():
         raise ValueError(f"root must hold train/CLASS/* and test/CLASS/*, got no directory {directory}")
     class_names = sorted(p.name for p in directory.iterdir() if p.is_dir())
@@ -182,7 +180,7 @@ def _list_folder(directory: Path) -> tuple[list[str], list[Path], Tensor]:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
-        files = [p for p in _walk(directory / name) if p.suffix.lower() in IMG_EXTENSIONS]
+        files = image_files(directory / name)
         if not files:
             raise ValueError(f"class folder must hold images, got none in {directory / name}")
         paths += files
@@ -190,8 +188,12 @@ def _list_folder(directory: Path) -> tuple[list[str], list[Path], Tensor]:
     return class_names, paths, torch.tensor(labels)
 
 
-def _walk(directory: Path) -> list[Path]:
-    return sorted(Path(base) / name for base, _, names in os.walk(directory) for name in names)
+def image_files(directory: Path) -> list[Path]:
+    """All image files below a directory, by their endings, in order."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    paths = sorted(Path(base) / name for base, _, names in os.walk(directory) for name in names)
+    return [path for path in paths if path.suffix.lower() in IMG_EXTENSIONS]
 
 
 def _common_square(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:

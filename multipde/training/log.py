@@ -75,7 +75,7 @@ class Log:
 LONG_LINE = 2**20
 """No row is longer."""
 
-LEFT = ("name", "layer", "order", "method", "part", "verdict", "arm")
+LEFT = ("name", "class", "second", "true", "layer", "order", "method", "part", "verdict", "arm")
 """Columns of words."""
 
 
