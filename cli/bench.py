@@ -40,8 +40,8 @@ class Bench(DataOptions):
     """A quick version, about ten minutes on two cores: a quarter of the work, two seeds."""
     arms: tuple[str, ...] | None = None
     """Only these arms. Left out: all once, then fine only, copy and the two best with every dynamics and seed."""
-    dynamics: tuple[DynamicsName, ...] = ("hamiltonian",)
-    """Dynamics for --arms."""
+    dynamics: tuple[DynamicsName, ...] | None = None
+    """Dynamics for --arms, step and memory. Left out: hamiltonian for --arms, else all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the second part, or of --arms."""
     budget: float = 2.0
@@ -68,7 +68,7 @@ class Bench(DataOptions):
             from multipde.analysis.bench.step import step_study
 
             study = step_study if self.study == "step" else memory_study
-            chosen = {} if self.dynamics == type(self).dynamics else {"dynamics": self.dynamics}
+            chosen = {} if self.dynamics is None else {"dynamics": self.dynamics}
             study(self.out, device=self.device, amp=self.amp, log=Log(), **chosen)
             return
         shared = {"size": self.size, "device": self.device, "amp": self.amp, "log": Log()}
@@ -92,7 +92,7 @@ class Bench(DataOptions):
             out,
             small=self.small,
             arms=self.arms,
-            dynamics=self.dynamics,
+            dynamics=self.dynamics or ("hamiltonian",),
             seeds=self.seeds,
             budget=self.budget,
             run_dir=run_dir,

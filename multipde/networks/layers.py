@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multipde.networks.normalization import tv_norm
+
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -45,13 +47,6 @@ class TVNorm(nn.Module):
         return tv_norm(y, self.scale, self.bias, self.eps)
 
 
-def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Eq. (9) as a function of its controls, see `TVNorm`."""
-    shape = (-1, *(1,) * (y.dim() - 2))
-    inverse = torch.rsqrt(y.square().sum(dim=1, keepdim=True) + eps)
-    return torch.addcmul(bias.view(shape).to(y.dtype), y * inverse, scale.view(shape).to(y.dtype))
-
-
 class ControlledLayer(nn.Module):
     """A layer F(θ, y) whose controls θ can be given from outside, so that they may live on another time grid.
 
@@ -81,9 +76,11 @@ class ControlledLayer(nn.Module):
         if self.watch is not None:
             self.watch(self.conv, y)
         z = CONVOLVE[self.dim](y, controls[0], padding=self.padding)
-        if self.norm is not None:
-            z = tv_norm(z, controls[1], controls[2], self.eps)
-        return ACTIVATIONS[self.activation](z)
+        if self.norm is None:
+            return ACTIVATIONS[self.activation](z)
+        if self.activation == "relu":
+            return tv_norm(z, controls[1], controls[2], self.eps, relu=True)
+        return ACTIVATIONS[self.activation](tv_norm(z, controls[1], controls[2], self.eps))
 
     def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
         raise NotImplementedError
@@ -118,7 +115,8 @@ class SymmetricLayer(ControlledLayer):
 
     def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
         """F(θ, y) for given controls."""
-        return -CONVOLVE_TRANSPOSED[self.dim](self.hidden(y, controls), controls[0], padding=self.padding)
+        hidden = self.hidden(y, controls)
+        return CONVOLVE_TRANSPOSED[self.dim](hidden, -controls[0], padding=self.padding)  # the small one is negated
 
 
 class ResidualLayer(ControlledLayer):
