@@ -47,7 +47,7 @@ class Train(DataOptions):
     memory: Literal["store", "reversible", "checkpoint"] | None = None
     """What is kept for the way back: everything, the last state of a block (hamiltonian, second_order), or the state of
     every step. Left out: as the network has it."""
-    transfer: MethodName = "copy"
+    transfer: MethodName = "calibrated"
     """How stencils move to the next level."""
     coordinates: Literal["level", "finest"] = "level"
     """Mesh of the trained parameter: that of each level, moved by --transfer, or the finest one throughout."""

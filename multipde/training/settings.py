@@ -49,7 +49,7 @@ class TrainSettings:
     """
 
     seed: int = 0
-    transfer: str = "copy"
+    transfer: str = "calibrated"
     coordinates: str = "level"
     conditioning: float = 1.0
     momentum: float = 0.9

@@ -75,7 +75,7 @@ def stability_warning(net: PDENet, draw: DrawImages) -> tuple[list[float], str]:
         return [], ""
     report = stability_report(net, draw(STABILITY_IMAGES, net.config.sizes[0]))
     ratios = step_ratios(report)
-    broken = [f"{r:.2g} times in block {k}" for k, r in enumerate(ratios) if r > 1]
+    broken = [f"{r:.1f} times in block {k}" for k, r in enumerate(ratios) if r > 1]
     steps = ", ".join(str(n) for n in stable_steps(report))
     line = f"dt is above its bound along the data, {', '.join(broken)}; steps {steps} would mend it" if broken else ""
     return [round(r, 3) for r in ratios], line

@@ -52,7 +52,7 @@ def test_train_shows_its_plan_progress_and_result(capsys, tmp_path, monkeypatch)
     lines = out.splitlines()
     assert "MFLOPs/image" in lines[1]
     assert [line.split()[1] for line in lines[2:4]] == ["8", "16"]
-    assert any(line.startswith("move 8 -> 16 by copy") for line in lines)
+    assert any(line.startswith("move 8 -> 16 by calibrated") for line in lines)
     assert lines[-1].startswith("test accuracy")
     assert "runs/folder-parabolic-1" in lines[-1]
     assert load(tmp_path / "runs/folder-parabolic-1").config.block_steps == (3, 3, 3)

@@ -15,7 +15,7 @@ NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
 OPTIONS = {"num_train": 200, "num_test": 60}
 
 RECIPES = {
-    "copy": ({"epochs": [2, 1.5]}, {}),
+    "copy": ({"epochs": [2, 1.5]}, {"transfer": "copy"}),
     "calibrated": ({"epochs": [1, 1]}, {"transfer": "calibrated_full"}),
     "finest": ({"epochs": [1, 1]}, {"coordinates": "finest"}),
     "mixed": ({"epochs": [1, 1], "mixed": True}, {}),

@@ -56,7 +56,7 @@ def test_a_run_is_recorded_from_settings_to_result(finished):
     flops = [w * 375 for w in SCHEDULE.of(finished.model.config).of(NETWORK).work()]  # 400 in batches of 125
     assert rows[-1]["total_flops"] == pytest.approx(sum(flops))
     (move,) = finished.result["moves"]
-    assert (move["from"], move["to"], move["method"]) == (8, 16, "copy")
+    assert (move["from"], move["to"], move["method"]) == (8, 16, "calibrated")
     assert {"accuracy_before", "accuracy_moved", "accuracy_recalibrated"} <= set(move)
     record = json.loads((finished.directory / "run.json").read_text())
     assert record["levels"][1]["steps"] == 4

@@ -43,12 +43,12 @@ class Arm:
 GRADUAL = ((1 / 4, 0.06), (3 / 8, 0.07), (1 / 2, 0.19), (5 / 8, 0.15), (3 / 4, 0.14), (7 / 8, 0.15), (1, 0.24))
 
 ARMS = {
-    "fine only": Arm(((1, 1.0),)),
+    "fine only": Arm(((1, 1.0),), {"transfer": "copy"}),
     "copy": Arm(settings={"transfer": "copy"}),
     "rediscretize": Arm(settings={"transfer": "rediscretize"}),
     "galerkin": Arm(settings={"transfer": "galerkin"}),
     "calibrated": Arm(settings={"transfer": "calibrated"}),
-    "mesh-invariant": Arm(settings={"coordinates": "finest", "conditioning": 1.0}),
+    "mesh-invariant": Arm(settings={"transfer": "copy", "coordinates": "finest", "conditioning": 1.0}),
     "mixed": Arm(settings={"transfer": "copy"}, mixed=True),
     "gradual": Arm(GRADUAL, {"transfer": "calibrated"}),
     "gradual copy": Arm(GRADUAL, {"transfer": "copy"}),
@@ -61,8 +61,8 @@ IDEAS = {
     "momentum reset": Arm(settings={"transfer": "copy", "momentum_rule": "reset"}),
     "momentum dual": Arm(settings={"transfer": "calibrated", "momentum_rule": "dual"}),
     "calibrated full": Arm(settings={"transfer": "calibrated_full"}),
-    "mesh-invariant, q = 0": Arm(settings={"coordinates": "finest", "conditioning": 0.0}),
-    "mesh-invariant, q = 1/2": Arm(settings={"coordinates": "finest", "conditioning": 0.5}),
+    "mesh-invariant, q = 0": Arm(settings={"transfer": "copy", "coordinates": "finest", "conditioning": 0.0}),
+    "mesh-invariant, q = 1/2": Arm(settings={"transfer": "copy", "coordinates": "finest", "conditioning": 0.5}),
     "rediscretize, steps auto": Arm(settings={"transfer": "rediscretize", "auto_steps": True}),
 }
 """Further arms, trained where they are asked for. The last does more work than its budget where it takes more steps."""
