@@ -68,8 +68,7 @@ class Bench(DataOptions):
             from multipde.analysis.bench.step import step_study
 
             study = step_study if self.study == "step" else memory_study
-            chosen = {} if self.dynamics is None else {"dynamics": self.dynamics}
-            study(self.out, device=self.device, amp=self.amp, log=Log(), **chosen)
+            study(self.out, device=self.device, amp=self.amp, log=Log(), dynamics=self.dynamics)
             return
         shared = {"size": self.size, "device": self.device, "amp": self.amp, "log": Log()}
         name = self.data or "shapes"

@@ -45,7 +45,8 @@ class Pull:
             y = y.detach().requires_grad_()
             controls = tuple(c.detach().requires_grad_() for c in self.controls)
             f = self.layer.evaluate(y, controls)
-        dy, *self.grads = torch.autograd.grad(f, (y, *controls), (factor * g).to(f.dtype))
+        dy, *grads = torch.autograd.grad(f, (y, *controls), (factor * g).to(f.dtype))
+        self.grads = tuple(grads)
         return f.detach(), dy
 
 

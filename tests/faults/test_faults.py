@@ -1,5 +1,7 @@
 """Short versions of the campaigns; ``python -m tests.faults`` runs the whole ones."""
 
+# pyright: reportOperatorIssue=false, reportArgumentType=false
+
 import json
 import os
 import pickle

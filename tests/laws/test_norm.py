@@ -1,5 +1,7 @@
 """The TV norm's own derivatives against the formula, in every layout and precision."""
 
+# pyright: reportCallIssue=false, reportOptionalMemberAccess=false, reportOperatorIssue=false
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """Backpropagation that recomputes states: the gradients of storing them, 4/3 of the work, no memory per step."""
 
+# pyright: reportAttributeAccessIssue=false
+
 import copy
 
 import pytest

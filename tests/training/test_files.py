@@ -1,5 +1,7 @@
 """Files whole or not at all, whatever the system does in between; and strangers' files."""
 
+# pyright: reportOptionalMemberAccess=false
+
 import json
 import os
 import resource

@@ -1,5 +1,7 @@
 """Signals, the lock, and checkpoints between epochs: nothing is lost, nothing changes."""
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 import json
 import os
 import signal

@@ -17,7 +17,7 @@ from multipde.training.provenance import machine, versions
 def memory_study(
     out: Path | None,
     *,
-    dynamics: Sequence[str] = ("hamiltonian", "second_order", "parabolic"),
+    dynamics: Sequence[str] | None = None,
     num_steps: Sequence[int] = (2, 4, 8, 16, 32, 64),
     channels: int = 32,
     size: int = 32,
@@ -33,13 +33,14 @@ def memory_study(
     tensor of features. The ways are timed in turn; the time is the median.
 
     Args:
+        dynamics: which; None for all.
         out: file to which the rows are appended; None for none.
 
     Returns:
         A row per dynamics, number of steps and way.
     """
     log, where, rows = log or Log(quiet=True), choose_device(device), []
-    for name in dynamics:
+    for name in dynamics or DYNAMICS:
         ways = [m for m in MEMORY if m != "reversible" or DYNAMICS[name].reverse is not None]
         for steps in num_steps:
             torch.manual_seed(0)

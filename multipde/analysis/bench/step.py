@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from multipde.analysis.bench.timing import alternated
 from multipde.mesh.reparametrize import bake, set_mesh_size
 from multipde.networks.config import preset
+from multipde.networks.dynamics import DYNAMICS
 from multipde.networks.network import PDENet
 from multipde.training.evaluate import autocast, choose_device, place
 from multipde.training.log import Log, append_row
@@ -22,7 +23,7 @@ from multipde.training.step import Step
 def step_study(
     out: Path | None,
     *,
-    dynamics: Sequence[str] = ("parabolic", "hamiltonian", "second_order", "resnet"),
+    dynamics: Sequence[str] | None = None,
     sizes: Sequence[int] = (8, 16, 32),
     batch: int = 125,
     repeats: int = 7,
@@ -37,13 +38,14 @@ def step_study(
     where every stencil is computed from its parameter. All are timed in turn; times are medians.
 
     Args:
+        dynamics: which; None for all.
         out: file to which the rows are appended; None for none.
 
     Returns:
         A row per dynamics and size.
     """
     log, where, rows = log or Log(quiet=True), choose_device(device), []
-    for name in dynamics:
+    for name in dynamics or DYNAMICS:
         for size in sizes:
             seconds = alternated(_calls(name, size, batch, where, amp), repeats, where)
             row = {
