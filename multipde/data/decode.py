@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,8 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
     from PIL import Image
 
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("not a regular file")
         with Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MANY_PIXELS:
                 raise ValueError(f"more than {MANY_PIXELS:,} pixels ({file.width} x {file.height})")

@@ -27,6 +27,7 @@ FORMAT = 1
 MODEL, CONFIG, BEST = "model.safetensors", "config.json", "best.safetensors"
 TRAINER, MOMENTUM = "trainer.json", "momentum.safetensors"
 MANY_STEPS = 100_000
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 
 def save(model: PDENet, directory: str | Path) -> Path:
@@ -228,7 +229,10 @@ def _read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
     for name, tensor in tensors.items():
-        if tensor.is_complex() or not bool(tensor.isfinite().all()):
-            bad = "complex numbers" if tensor.is_complex() else "nan" if bool(tensor.isnan().any()) else "inf"
+        if tensor.dtype not in NUMBERS:
+            raise ValueError(f"{file} must hold weights in float16 to float64, got {tensor.dtype} in {name}")
+        seen = tensor.float()  # as the network will hold it
+        if not bool(seen.isfinite().all()):
+            bad = "nan" if bool(seen.isnan().any()) else "inf"
             raise ValueError(f"{file} must hold finite weights, got {bad} in {name}")
     return tensors

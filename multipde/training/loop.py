@@ -1,7 +1,7 @@
 """Coarse to fine: train a level, convert the network, train the next."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multipde.data.batches import Normalize, drawn_images, evaluation_batches, images_per_epoch, training_batches
 from multipde.data.datasets import ImageData, split_indices
+from multipde.data.images import Batch
 from multipde.mesh.reparametrize import set_mesh_size
 from multipde.networks.calibration import recalibrate
 from multipde.networks.momentum import carry_optimizer_state
@@ -21,7 +22,7 @@ from multipde.training.log import Advance, Log
 from multipde.training.pace import pace_of
 from multipde.training.schedule import Level, Schedule, level_flops
 from multipde.training.settings import TrainSettings
-from multipde.training.signals import Interrupted, Wishes, listening
+from multipde.training.signals import Interrupted, Wishes
 from multipde.training.state import TrainState, state_from_record
 from multipde.training.step import Step
 from multipde.training.switch import DrawImages, check_moves, move_record, plan_move, stability_warning
@@ -76,7 +77,7 @@ class Trainer:
             Interrupted: a signal asked to stop; everything is saved.
             OSError: a checkpoint cannot be written; the one before is still there.
         """
-        with listening() as self.wishes, self.log.progress(self._planned_flops(), self.state.flops) as advance:
+        with self.log.progress(self._planned_flops(), self.state.flops) as advance:
             if newest_checkpoint(self.run_dir) is None:
                 self._write_checkpoint()
             while not self._is_finished():
@@ -150,8 +151,19 @@ class Trainer:
         """
         indices = self.validation_indices[:num_images]
         batches = evaluation_batches(self.data.train, indices, size, 250, self.device, self.normalize)
-        wanted = (self._heed(is_saved=not self.wishes.stop) or batch for batch in batches) if heed else batches
+        wanted = self.heeding(batches, is_saved=False) if heed else batches
         return evaluate_batches(self.net, wanted, self.device, self.settings.amp)
+
+    def heeding(self, batches: Iterable[Batch], is_saved: bool = True) -> Iterator[Batch]:
+        """The batches, as long as nobody asks to stop.
+
+        Args:
+            is_saved: the last checkpoint is of this very moment.
+        """
+        for batch in batches:
+            if self.wishes.stop or self.wishes.save:
+                self._heed(is_saved)
+            yield batch
 
     def _epoch(self, level: Level, flops: float, advance: Advance) -> None:
         """What is left of an epoch, its validation, its row and its checkpoint."""
@@ -254,8 +266,10 @@ class Trainer:
         old_level, level = self.schedule.levels[p.index : p.index + 2]
         started = time.perf_counter()
         accuracies = [self.validate(old_level.size, MOVE_IMAGES).accuracy]
+        self._heed(is_saved=True)
         draw, steps = self.draw(p.index + 1), self.schedule.configs()[p.index + 1].block_steps
         move = plan_move(self.net, level, steps, self.settings, draw)
+        self._heed(is_saved=True)
         old_net, old_optimizer = self.net, self.step.optimizer
         self._take(place(move(old_net), self.device))  # pyright: ignore[reportArgumentType]
         rule = self.settings.momentum_rule

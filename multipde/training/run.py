@@ -41,6 +41,7 @@ from multipde.training.loop import Trainer
 from multipde.training.provenance import data_checksum, differences, machine, provenance, versions
 from multipde.training.schedule import Level, Schedule, steps_text
 from multipde.training.settings import TrainSettings
+from multipde.training.signals import SAVE, listening
 from multipde.training.start import network_for, new_trainer, suited
 
 RECORD, RESULT, METRICS = "run.json", "result.json", "metrics.jsonl"
@@ -96,7 +97,7 @@ def train(
     config = network_for(config, schedule, init)
     images = load_data(data, size=max(level.size for level in schedule.levels), **options)
     config = suited(config, images, init)
-    with determinism(settings.deterministic):
+    with determinism(settings.deterministic), listening(SAVE):
         trainer = new_trainer(schedule.of(config), images, settings, run_dir, Log(run_dir / METRICS, quiet), init)
         record = {
             "format": FORMAT,
@@ -145,12 +146,12 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     images = load_data(source, size=max(level.size for level in plan.levels), **options)
     check_classes(plan.configs()[0], images)
     _check_data(record, images)
-    with determinism(settings.deterministic), locked(run_dir):
+    with determinism(settings.deterministic), locked(run_dir), listening(SAVE):
         clear_partials(run_dir)
-        trainer = new_trainer(plan, images, settings, run_dir, log, init)
+        newest = newest_checkpoint(run_dir)
+        trainer = new_trainer(plan, images, settings, run_dir, log, init if newest is None else None)
         for line in differences(_of(record, "provenance"), {"versions": versions(), "machine": machine()}):
             log.say(f"note: {line}: the last bits may differ from an undisturbed run")
-        newest = newest_checkpoint(run_dir)
         if newest is None:
             log.say(f"{run_dir} has no checkpoint: starting again")
         else:
@@ -255,9 +256,10 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
     for note in images.notes:
         log.say(f"note: {note}")
     log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
-    model = trainer.run()
-    batches = evaluation_batches(images.test, None, size, 250, trainer.device, trainer.normalize)
-    test = evaluate_batches(model, batches, trainer.device, trainer.settings.amp)
+    with listening() as trainer.wishes:
+        model = trainer.run()
+        batches = evaluation_batches(images.test, None, size, 250, trainer.device, trainer.normalize)
+        test = evaluate_batches(model, trainer.heeding(batches), trainer.device, trainer.settings.amp)
     state = trainer.state
     result = {
         "format": FORMAT,

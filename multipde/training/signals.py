@@ -46,11 +46,11 @@ class Wishes:
 
 
 @contextmanager
-def listening() -> Iterator[Wishes]:
+def listening(names: tuple[str, ...] = (*STOP, *SAVE)) -> Iterator[Wishes]:
     """Signals become wishes inside; in a thread that is not the main one, or if they are ignored, nothing changes."""
     wishes, before = Wishes(), {}
     if threading.current_thread() is threading.main_thread():
-        for name in (*STOP, *SAVE):
+        for name in names:
             signum = getattr(signal, name, None)
             if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
                 before[signum] = signal.signal(signum, wishes.receive)

@@ -12,6 +12,7 @@ from multipde.training.evaluate import Metrics
 from multipde.training.files import from_record
 from multipde.training.schedule import Schedule
 
+PACE_KEYS = ("began", "accuracy", "gain", "price", "leave", "planned")
 LEVEL_KEYS = ("level", "size", "steps", "total_seconds", "total_flops", "epochs", "validation_accuracy")
 
 
@@ -127,17 +128,35 @@ def state_from_record(record: Any, schedule: Schedule, file: Path) -> TrainState
         ValueError: anything else.
     """
     state = from_record(TrainState, record, file, "the state of a training")
-    counts = (state.epoch, state.batch, state.num_images, state.num_correct, state.checkpoints, state.rows)
-    numbers = (state.loss_sum, state.epoch_seconds, state.flops, state.seconds, state.best_accuracy, state.rate_scale)
-    is_sound = (
-        0 <= state.index < len(schedule.levels)
-        and min(counts) >= 0
-        and all(math.isfinite(x) for x in numbers)
-        and len(state.moves) == state.index
-        and len(state.levels) in (state.index, state.index + 1)
-        and all(isinstance(move.get("accuracy_recalibrated"), float) for move in state.moves)
-        and all(set(LEVEL_KEYS) <= set(level) for level in state.levels)
-    )
+    try:
+        is_sound = _is_sound(state, schedule)
+    except (ArithmeticError, TypeError, KeyError):
+        is_sound = False
     if not is_sound:
         raise ValueError(f"{file} must hold a state of the run's schedule, got another")
     return state
+
+
+def _is_sound(state: TrainState, schedule: Schedule) -> bool:
+    counts = (state.epoch, state.batch, state.num_images, state.num_correct, state.checkpoints, state.rows)
+    numbers = (state.loss_sum, state.epoch_seconds, state.flops, state.seconds, state.best_accuracy)
+    if min(counts) < 0 or not all(math.isfinite(x) for x in numbers) or not 0 < state.rate_scale <= 1:
+        return False
+    if not 0 <= state.index < len(schedule.levels) or len(state.moves) != state.index:
+        return False
+    level, is_new = schedule.levels[state.index], state.epoch == state.batch == 0
+    planned = state.pace.get("planned")
+    epochs = level.epochs if planned is None else planned
+    if level.epochs is None:
+        values = state.pace.values()
+        if not all(v is None or math.isfinite(v) for v in values) or not (is_new or set(PACE_KEYS) <= set(state.pace)):
+            return False
+    is_done = not is_new and (bool(state.pace["leave"]) if epochs is None else state.epoch >= math.ceil(epochs - 1e-9))
+    return (
+        len(state.levels) == state.index + is_done
+        and (state.batch == 0) == (state.num_images == 0) == (state.epoch_seconds == 0)
+        and state.num_images <= state.batch * level.batch
+        and (epochs is None or state.epoch <= math.ceil(epochs - 1e-9))
+        and all(isinstance(move.get("accuracy_recalibrated"), float) for move in state.moves)
+        and all(set(LEVEL_KEYS) <= set(done) for done in state.levels)
+    )

@@ -90,6 +90,12 @@ def test_decompression_bombs_are_refused_before_memory_is_taken(tmp_path):
     assert fuzz.bomb(8, 8)[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_a_pipe_among_images_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "p.png")
+    with pytest.raises(ValueError, match=r"image must be readable, got .*p.png: not a regular file"):
+        decode_image(tmp_path / "p.png")
+
+
 def test_only_the_formats_of_a_folder_are_tried(tmp_path):
     (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     with pytest.raises(ValueError, match="cannot identify image file"):

@@ -200,6 +200,12 @@ def test_records_are_checked(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
+        {"epoch": 99},
+        {"epoch": 1},
+        {"batch": 3},
+        {"flops": 10**400},
+        {"rate_scale": -1.0},
+        {"num_images": 9},
         {"index": 7},
         {"epoch": -1},
         {"batch": "3"},
@@ -217,8 +223,30 @@ def test_a_state_that_the_schedule_cannot_have_is_refused(changes, tmp_path):
         state_from_record(record | changes, plan, tmp_path)
 
 
+@pytest.mark.parametrize("pace", [{}, {"planned": "x"}, {"leave": False}, {"planned": 10**400}, {"leave": []}])
+def test_a_pace_that_no_training_has_is_refused(pace, tmp_path):
+    plan = Schedule([Level(4, None), Level(8, None)], NETWORK)
+    record = TrainState(batch=1, num_images=5, epoch_seconds=1.0).record()
+    with pytest.raises(ValueError, match=r"must (hold|describe)"):
+        state_from_record(record | {"pace": pace}, plan, tmp_path)
+
+
+def test_numbers_that_a_network_cannot_hold_are_refused(net):
+    tensors = load_file(net / "model.safetensors")
+    weight = tensors["classifier.weight"]
+    for changed, message in (
+        (weight.to(torch.float8_e4m3fn), "must hold weights in float16 to float64, got torch.float8_e4m3fn"),
+        (weight.to(torch.complex64), "must hold weights in float16 to float64, got torch.complex64"),
+        (weight.double() * 0 + 1e300, "must hold finite weights, got inf in classifier.weight"),
+    ):
+        save_file(tensors | {"classifier.weight": changed}, net / "model.safetensors")
+        (net / "SHA256SUMS").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=message):
+            load(net)
+
+
 def test_the_sums_of_an_epoch_come_back_exactly(tmp_path):
-    state = TrainState()
+    state = TrainState(epoch_seconds=1.0)
     for i in range(5):
         state.count(torch.tensor(0.1 + i), torch.eye(3), torch.arange(3))
     again = state_from_record(json.loads(json.dumps(state.record())), Schedule([Level(8, 1)], NETWORK), tmp_path)

@@ -4,6 +4,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -12,6 +13,7 @@ import pytest
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
 from multipde.training.checkpoint import newest_checkpoint, read_checkpoint
 from multipde.training.lock import LOCK, locked
+from multipde.training.log import Log
 from multipde.training.loop import Trainer
 from multipde.training.signals import Interrupted, Wishes, listening
 
@@ -36,12 +38,14 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 2), ("SIGTERM", 15), ("SIGHUP", 1)])
 def test_a_signal_stops_after_the_step_with_everything_saved(name, status, finished, tmp_path, signal_at_step):
+    kept = signal.signal(getattr(signal, name), signal.SIG_DFL)  # nohup ignores SIGHUP, for one
     before = signal.getsignal(getattr(signal, name))
     signal_at_step(2, getattr(signal, name))
     with pytest.raises(Interrupted, match="saved at size 4 after 0 epochs and 2 steps; go on with") as stop:
         run(tmp_path / "b")
     assert stop.value.signum == status
     assert signal.getsignal(getattr(signal, name)) == before
+    signal.signal(getattr(signal, name), kept)
     state = read_checkpoint(newest_checkpoint(tmp_path / "b"))[2]
     assert (state["epoch"], state["batch"], state["num_images"]) == (0, 2, 60)
     assert not (tmp_path / "b" / LOCK).exists()
@@ -64,6 +68,66 @@ def test_a_signal_during_validation_stops_there(finished, tmp_path, monkeypatch)
     resume(tmp_path / "b", quiet=True)
     assert weights(tmp_path / "b") == weights(finished)
     assert len((tmp_path / "b/metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_wish_to_save_during_validation_is_saved_before_it_is_told(tmp_path, monkeypatch, capsys):
+    original, wished = Trainer.validate, []
+
+    def validate(self, *args, **options):
+        if not wished:
+            wished.append(newest_checkpoint(self.run_dir).name)
+            self.wishes.save = True
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    written = []
+    monkeypatch.setattr(Log, "say", lambda self, text: written.append((text, newest_checkpoint(tmp_path / "b"))))
+    run(tmp_path / "b")
+    (told,) = [newest.name for text, newest in written if "as was asked for" in text]
+    assert (wished, told) == (["checkpoint-0001"], "checkpoint-0002")
+
+
+def test_a_signal_while_testing_stops_there_and_one_to_save_is_survived(finished, tmp_path, monkeypatch):
+    original = Trainer.run
+
+    def trained(self):
+        net = original(self)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return net
+
+    monkeypatch.setattr(Trainer, "run", trained)
+    with pytest.raises(Interrupted, match="stopped and saved at size 8 after 1 epochs; go on with"):
+        run(tmp_path / "b")
+    assert not (tmp_path / "b/result.json").exists()
+    monkeypatch.undo()
+    resume(tmp_path / "b", quiet=True)
+    assert weights(tmp_path / "b") == weights(finished)
+
+
+def test_a_signal_to_save_is_survived_while_data_are_read(tmp_path, monkeypatch):
+    from multipde.training import run as module
+
+    original = module.new_trainer
+
+    def begin(*args):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return original(*args)
+
+    monkeypatch.setattr(module, "new_trainer", begin)
+    assert run(tmp_path / "b").result["test_accuracy"] >= 0
+
+
+def test_the_checkpoint_from_which_a_run_started_is_not_needed_again(finished, tmp_path, signal_at_step):
+    first = tmp_path / "first"
+    shutil.copytree(finished, first)
+    plan, settings = Schedule([Level(8, 1, batch=30)]), TrainSettings(device="cpu", calibration_images=60)
+    signal_at_step(2)
+    with pytest.raises(Interrupted):
+        train(None, plan, "shapes", tmp_path / "b", settings=settings, data_options=OPTIONS, init=first, quiet=True)
+    signal_at_step(None)
+    shutil.rmtree(first)
+    assert resume(tmp_path / "b", quiet=True).result["test_accuracy"] >= 0
 
 
 def test_a_wish_to_save_is_heeded_and_the_training_goes_on(finished, tmp_path, signal_at_step):
