@@ -25,7 +25,8 @@ class Bench(DataOptions):
     training step against its bare convolutions. memory: what a block of many time steps holds, and for how long.
 
     Rows are appended to a file as they are finished; what is there is not done again, so that a study can be cut off
-    and taken up, and ends with its tables and a figure beside the file.
+    and taken up, and ends with its tables and a figure beside the file. Only step and memory are measured anew each
+    time, and written where --out says so.
     """
 
     study: Annotated[Study, tyro.conf.Positional]

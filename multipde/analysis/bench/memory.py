@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.analysis.bench.timing import PeakMemory, alternated
+from multipde.analysis.bench.timing import PeakMemory, alternated, recorded
 from multipde.networks.dynamics import DYNAMICS, MEMORY, Block
 from multipde.training.evaluate import autocast, choose_device
-from multipde.training.log import Log, append_row
-from multipde.training.provenance import machine, versions
+from multipde.training.log import Log
 
 
 def memory_study(
@@ -65,13 +64,8 @@ def memory_study(
                     "tensors": round(peak[way] / (y.numel() * y.element_size()), 2),
                     "seconds": seconds[way],
                     "time_ratio": round(seconds[way] / seconds["store"], 3),
-                    "machine": machine(),
-                    "versions": versions(),
                 }
-                rows.append(row)
-                if out is not None:
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                    append_row(out, row)
+                rows.append(recorded(row, out))
     log.table(
         [_row(row) for row in rows],
         f"peak of tensors alive, in units of the features ({batch} x {channels} x {size} x {size}), and time of a step",

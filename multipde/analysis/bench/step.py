@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multipde.analysis.bench.timing import alternated
+from multipde.analysis.bench.timing import alternated, recorded
 from multipde.mesh.reparametrize import bake, set_mesh_size
 from multipde.networks.config import preset
 from multipde.networks.dynamics import DYNAMICS
 from multipde.networks.network import PDENet
 from multipde.training.evaluate import autocast, choose_device, place
-from multipde.training.log import Log, append_row
-from multipde.training.provenance import machine, versions
+from multipde.training.log import Log
 from multipde.training.settings import TrainSettings
 from multipde.training.step import Step
 
@@ -59,13 +58,8 @@ def step_study(
                 "step_over_floor": round(seconds["step"] / seconds["floor"], 3),
                 "step_over_baked": round(seconds["step"] / seconds["baked"], 3),
                 "moved_over_baked": round(seconds["moved"] / seconds["baked"], 3),
-                "machine": machine(),
-                "versions": versions(),
             }
-            rows.append(row)
-            if out is not None:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                append_row(out, row)
+            rows.append(recorded(row, out))
     log.table([_row(row) for row in rows], f"training step of the CIFAR-10 networks, batch {batch}, amp {amp}")
     return rows
 

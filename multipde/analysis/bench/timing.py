@@ -4,13 +4,16 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from multipde.training.log import append_row
+from multipde.training.provenance import machine, versions
 
 
 def alternated(calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
@@ -74,13 +77,10 @@ class PeakMemory(TorchDispatchMode):
         self.present -= self._alive.pop(where, 0)
 
 
-@contextmanager
-def threads(num: int | None):
-    """So many threads inside; None leaves them."""
-    before = torch.get_num_threads()
-    if num is not None:
-        torch.set_num_threads(num)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def recorded(row: Mapping[str, Any], out: Path | None) -> dict[str, Any]:
+    """A row of measurements with the machine and the versions that gave it, appended to a file unless that is None."""
+    whole = {**row, "machine": machine(), "versions": versions()}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        append_row(out, whole)
+    return whole
