@@ -41,6 +41,7 @@ _INDEX = {
     "multipde.training.schedule": ["Level", "Schedule"],
     "multipde.training.checkpoint": ["load", "save"],
     "multipde.training.evaluate": ["Metrics", "evaluate"],
+    "multipde.analysis.experiments": ["reproduce"],
     "multipde.analysis.predict": ["Prediction", "predict"],
     "multipde.training.run": ["Run", "resume", "train"],
     "multipde.training.settings": ["TrainSettings"],

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize, drawn_images, evaluation_batches, images_per_epoch, training_batches
+from multipde.data.batches import drawn_images, evaluation_batches, images_per_epoch, training_batches
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.images import Batch
 from multipde.mesh.reparametrize import set_mesh_size
@@ -17,7 +17,7 @@ from multipde.networks.momentum import carry_optimizer_state
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
 from multipde.training.divergence import DivergenceError, check_finite
-from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, place
+from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, normalization, place
 from multipde.training.log import Advance, Log
 from multipde.training.pace import pace_of
 from multipde.training.schedule import Level, Schedule, level_flops
@@ -55,7 +55,7 @@ class Trainer:
         self.device = choose_device(settings.device)
         autocast(self.device, settings.amp)  # a wrong name is told before anything is done
         self.train_indices, self.validation_indices = split_indices(len(data.train), settings.seed, settings.validation)
-        self.normalize = Normalize(net.config.mean, net.config.std)
+        self.normalize = normalization(net.config)
         self.pace = pace_of(schedule, settings)
         check_moves(schedule, settings)
         self.state = TrainState()
