@@ -33,7 +33,7 @@ class Reproduce:
     run_dir: Path = Path("runs/reproduce")
     """Where the trainings are kept, by budget."""
     out: Path | None = None
-    """Directory for rows (.json) and figures (.svg). Left out: that of the trainings."""
+    """Directory for rows (.jsonl) and figures (.svg). Left out: that of the trainings."""
     seed: int = 0
     """Of weights, split, order, augmentation and the images shown."""
     device: str = "auto"

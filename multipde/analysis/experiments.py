@@ -1,5 +1,6 @@
 """``multipde reproduce``: the paper's table and figures, trained, collected, shown and kept."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,6 @@ from multipde.data.batches import drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.seeds import stream
 from multipde.networks.network import num_weights
-from multipde.training.checkpoint import json_bytes
 from multipde.training.evaluate import autocast, choose_device, confusion_matrix, normalization, place
 from multipde.training.files import write_file
 from multipde.training.log import Log
@@ -132,8 +132,8 @@ def reproduce(
     log.table(table(rows), f"{experiment}, budget {budget}, seed {seed}")
     stem = (out or run_dir / budget) / "-".join((experiment, *names, budget))
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_file(stem.with_suffix(".json"), json_bytes(rows))
-    written = [stem.with_suffix(".json")]
+    written = [stem.with_suffix(".jsonl")]
+    write_file(written[0], "".join(json.dumps(row) + "\n" for row in rows).encode())
     if experiment != "table1":
         from multipde.analysis.paper_figures import FIGURES
 
@@ -151,6 +151,7 @@ def paper_data(name: str, root: Path, download: bool, budget: str, experiment: s
     """
     places = [path for path in (root / name, root) if (path / "train").is_dir()]
     size = Training(name, "parabolic").network.sizes[0]
+    options: dict[str, Any]
     if places:
         source, options = "folder", {"root": places[0]}
     else:

@@ -12,7 +12,7 @@ from multipde.analysis.paper import BUDGETS, RECIPES, REPORTED, Budget, Training
 from multipde.analysis.paper_figures import caption
 from multipde.cli.main import main
 from multipde.networks.network import PDENet, num_weights
-from multipde.training.log import Log
+from multipde.training.log import Log, read_metrics
 from multipde.training.schedule import level_flops
 from tests.conftest import write_folder
 
@@ -43,8 +43,8 @@ def quick(monkeypatch, root, tmp_path):
 
 
 def test_networks_and_recipe_are_those_of_section_5():
-    assert {(t.data, t.dynamics) for t in full_trainings(RECIPES)} == set(WEIGHTS) == set(REPORTED)
-    for training in full_trainings(RECIPES):
+    assert {(t.data, t.dynamics) for t in full_trainings([*RECIPES])} == set(WEIGHTS) == set(REPORTED)
+    for training in full_trainings([*RECIPES]):
         network, num = training.network, 5000
         assert num_weights(PDENet(network)) == WEIGHTS[training.data, training.dynamics]
         assert network.standardize
@@ -98,7 +98,7 @@ def test_the_table_says_what_the_runs_say_and_nothing_is_trained_twice(quick, ca
         numbers = (f"{100 * row['test_accuracy']:.1f}", f"{row['test_loss']:.3f}", f"{reported.accuracy:.1f}")
         assert all(number in line.split() for number in numbers)
     assert "table1, budget smoke, seed 0" in printed
-    assert json.loads((quick["run_dir"] / "smoke/table1-cifar10-smoke.json").read_text()) == rows
+    assert read_metrics(quick["run_dir"] / "smoke/table1-cifar10-smoke.jsonl") == rows
     monkeypatch.setattr("multipde.analysis.trained.train", None)
     assert reproduce("table1", **quick) == rows
     with pytest.raises(ValueError, match=r"run_dir must hold this study, got another training in .*; type --run-dir"):

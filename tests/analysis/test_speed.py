@@ -1,14 +1,19 @@
 """The benches of speed and memory: what they count is what they say."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
+from torch import nn
 
 from multipde import NetworkConfig, PDENet
 from multipde.analysis.bench.memory import memory_study
+from multipde.analysis.bench.rivals import memcnn_block
 from multipde.analysis.bench.step import bare_convolutions, step_study
 from multipde.analysis.bench.timing import PeakMemory, alternated
+from multipde.networks.dynamics import Block
 
 CPU = torch.device("cpu")
 
@@ -77,3 +82,35 @@ def test_a_step_is_measured_beside_its_floor(tmp_path):
     assert row == rows[0]
     assert row["step_over_floor"] == pytest.approx(row["step_seconds"] / row["floor_seconds"], abs=1e-3)
     assert row["images_per_second"] == pytest.approx(4 / row["step_seconds"], abs=0.1)
+
+
+def test_an_emptied_storage_counts_no_more():
+    with PeakMemory() as seen:
+        a = torch.zeros(1000)
+        a.untyped_storage().resize_(0)
+        b = torch.zeros(500)
+    assert (seen.peak, seen.present) == (4000, 2000)
+    del a, b
+
+
+def test_the_rival_block_is_the_same_function_with_the_same_weights(monkeypatch):
+    """A stand-in with memcnn's interface and documented equations."""
+
+    class AdditiveCoupling(nn.Module):
+        def __init__(self, Fm, Gm):
+            super().__init__()
+            self.Fm, self.Gm = Fm, Gm
+
+        def forward(self, x):
+            y, z = x.chunk(2, dim=1)
+            y = y + self.Fm(z)
+            return torch.cat((y, z + self.Gm(y)), dim=1)
+
+    stand_in = types.ModuleType("memcnn")
+    stand_in.__dict__.update(AdditiveCoupling=AdditiveCoupling, InvertibleModuleWrapper=lambda fn, keep_input: fn)
+    monkeypatch.setitem(sys.modules, "memcnn", stand_in)
+    block = Block("hamiltonian", 4, 3, dt=0.5).double()
+    y = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    rival = memcnn_block(block)
+    torch.testing.assert_close(rival(y), block(y))
+    assert {id(p) for p in rival.parameters()} == {id(p) for p in block.parameters()}
