@@ -29,7 +29,7 @@ class Reproduce:
     """Fetch what is not there."""
     budget: Literal["full", "hour", "smoke"] = "hour"
     """full: the paper's epochs. hour: as many as two cores with --amp bf16 do in about an hour per data set (and as
-    much again for partial data). smoke: a few minutes, with 500 training and 200 test images."""
+    much again for partial data). smoke: a minute or two, with 200 training and 100 test images."""
     run_dir: Path = Path("runs/reproduce")
     """Where the trainings are kept, by budget."""
     out: Path | None = None

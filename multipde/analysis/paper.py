@@ -80,9 +80,9 @@ class Budget:
 BUDGETS = {
     "full": Budget(),
     "hour": Budget(flops=8e14),
-    "smoke": Budget(flops=2e13, num_train=500, num_test=200),
+    "smoke": Budget(flops=1e13, num_train=200, num_test=100),
 }
-"""``hour`` is what two processor cores with bfloat16 arithmetic do in about an hour, ``smoke`` in two minutes."""
+"""``hour`` is what two processor cores with bfloat16 arithmetic do in about an hour, ``smoke`` in a minute or two."""
 
 
 @dataclass(frozen=True)
