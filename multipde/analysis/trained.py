@@ -10,6 +10,7 @@ from multipde.training.files import read_json
 from multipde.training.run import RECORD, Run, recorded_plan, resume, train
 from multipde.training.schedule import Level, Schedule
 from multipde.training.settings import TrainSettings
+from multipde.training.signals import Interrupted
 
 
 def trained(
@@ -31,11 +32,17 @@ def trained(
 
     Raises:
         ValueError: the directory holds another training.
+        Interrupted: a signal asked to stop; everything is saved.
     """
-    if not directory.exists():
-        return train(network, Schedule(levels), data, directory, settings=settings, data_options=options, quiet=quiet)
-    check_same(directory, levels, settings, num_train)
-    return resume(directory, None if isinstance(data, str) else data, quiet=quiet)
+    try:
+        if not directory.exists():
+            plan = Schedule(levels)
+            return train(network, plan, data, directory, settings=settings, data_options=options, quiet=quiet)
+        check_same(directory, levels, settings, num_train)
+        return resume(directory, None if isinstance(data, str) else data, quiet=quiet)
+    except Interrupted as error:
+        where = str(error).partition(";")[0]
+        raise Interrupted(f"{directory} {where}; the same command goes on with it", error.signum) from None
 
 
 def check_same(directory: Path, levels: Sequence[Level], settings: TrainSettings, num_train: int | None = None) -> None:

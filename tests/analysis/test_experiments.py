@@ -14,6 +14,7 @@ from multipde.cli.main import main
 from multipde.networks.network import PDENet, num_weights
 from multipde.training.log import Log, read_metrics
 from multipde.training.schedule import level_flops
+from multipde.training.signals import Interrupted
 from tests.conftest import write_folder
 
 WEIGHTS = {
@@ -123,6 +124,15 @@ def test_every_figure_comes_from_its_trainings(quick):
         assert counts.trace() / 20 == pytest.approx(row["test_accuracy"])
     assert made["fig4"] == [row for row in made["fig2"] if row["share"] is None]
     assert [len(r["curve"]) for r in made["fig4"]] == [1] * 3
+
+
+def test_a_signal_says_that_the_same_command_goes_on(quick, monkeypatch):
+    def stopped(*args, **options):
+        raise Interrupted("stopped and saved at size 32; go on with: multipde train", 15)
+
+    monkeypatch.setattr("multipde.analysis.trained.train", stopped)
+    with pytest.raises(Interrupted, match="parabolic stopped and saved at size 32; the same command goes on with it$"):
+        reproduce("table1", **quick)
 
 
 @pytest.mark.parametrize(
