@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from multipde.cli.options import AmpName, DataOptions, MethodName
+from multipde.cli.options import AmpName, Checkpoint, DataOptions, MethodName
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Evaluate(DataOptions):
     beside its bound, and the energy along time for the hyperbolic networks.
     """
 
-    checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Directories written by `save`, or run directories."""
+    checkpoint: Checkpoint
+    """Directory written by `save`, or a run directory."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """More of them."""
     sizes: tuple[int, ...] | None = None
     """Image sides in pixels. Left out: that of the network."""
     method: tuple[MethodName, ...] = ("copy",)
@@ -45,16 +47,17 @@ class Evaluate(DataOptions):
         from multipde.training.log import Log
 
         self._check_given()
+        checkpoints = (self.checkpoint, *self.others)
         shared = {"num_images": self.num_images, "device": self.device, "log": Log()}
         if self.robustness:
             from multipde.analysis.robustness_report import compare_robustness
 
-            data = self.of(self.checkpoints[0])
-            compare_robustness(self.checkpoints, data, by=self.by, out=self.out, plot=self.plot, **shared)
+            data = self.of(self.checkpoint)
+            compare_robustness(checkpoints, data, by=self.by, out=self.out, plot=self.plot, **shared)
             return
         from multipde.training.move import evaluate_sizes
 
-        for checkpoint in self.checkpoints:
+        for checkpoint in checkpoints:
             evaluate_sizes(
                 checkpoint, self.of(checkpoint), sizes=self.sizes, methods=self.method, amp=self.amp, **shared
             )

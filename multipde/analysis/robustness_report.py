@@ -52,7 +52,7 @@ def compare_robustness(
     if plot is not None:
         check_figure_file(plot)
     if not checkpoints:
-        raise ValueError("checkpoints must name at least one, got none; type multipde evaluate CHECKPOINT")
+        raise ValueError("checkpoints must name at least one, got none")
     if data is None:
         raise ValueError(f"data must be given for {checkpoints[0]}, which does not name its own; type --data NAME")
     nets = {path: load(path) for path in checkpoints}

@@ -17,9 +17,9 @@ K, DT, STEPS = 0.8, 0.9, 3
 W = DT * K**2
 
 
-def scalar_network(dynamics: str, k: float = K) -> PDENet:
+def scalar_network(dynamics: str, k: float = K, num_blocks: int = 2) -> PDENet:
     """N = identity, σ = identity, and every stencil k times the identity: blocks act on all pixels alike."""
-    net = network(dynamics, norm="none", activation="identity", steps=STEPS, dt=DT)
+    net = network(dynamics, norm="none", activation="identity", steps=STEPS, dt=DT, channels=(4, 6)[:num_blocks])
     with torch.no_grad():
         for block in net.blocks:
             for layer in block.controls.modules():
@@ -55,8 +55,8 @@ def scalar_growth(dynamics: str) -> float:
 
 @pytest.mark.parametrize("dynamics", DYNAMICS)
 def test_growth_of_scalar_blocks_is_that_of_numbers(dynamics):
-    for g in growth_report(scalar_network(dynamics), images(), num_iterations=200):
-        assert g.worst == pytest.approx([scalar_growth(dynamics)] * 3, rel=1e-6)
+    for g in growth_report(scalar_network(dynamics), images()[:2], num_iterations=40):
+        assert g.worst == pytest.approx([scalar_growth(dynamics)] * 2, rel=1e-4)
         assert all(r <= w * (1 + 1e-9) for r, w in zip(g.random, g.worst, strict=True))
         assert max(g.worst) <= g.bound * (1 + 1e-9)
         if dynamics != "hamiltonian":  # all perturbations of a scalar block grow alike
@@ -72,10 +72,13 @@ def test_bounds_that_are_sharp(dynamics, k):
 
 def test_a_rotation_keeps_its_length_as_dt_vanishes():
     """y' = -k² z, z' = k² y turns (y, z); the growth of symplectic Euler is 1 + O(dt)."""
-    net = scalar_network("hamiltonian")
-    finer = [growth_report(at_dt(net, 1 / n, steps=n, controls=3), images()[:1])[0].worst[0] for n in (20, 40)]
-    assert finer[0] - 1 < 0.04
-    assert (finer[0] - 1) / (finer[1] - 1) == pytest.approx(2, rel=0.1)
+    net = scalar_network("hamiltonian", num_blocks=1)
+    grown = [
+        growth_report(at_dt(net, 1 / n, steps=n, controls=3), images()[:1], num_iterations=80)[0].worst[0] - 1
+        for n in (4, 8)
+    ]
+    assert grown[0] < 0.05
+    assert grown[0] / grown[1] == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -91,7 +94,7 @@ def test_a_parabolic_block_at_its_bound_is_non_expansive(activation):
 @pytest.mark.parametrize("norm", ["none", "tv"])
 @pytest.mark.parametrize("dynamics", DYNAMICS)
 def test_bounds_hold_for_every_image(dynamics, norm):
-    for g in growth_report(network(dynamics, norm=norm, dt=0.3), images(), num_iterations=150):
+    for g in growth_report(network(dynamics, norm=norm, dt=0.3), images()[:2], num_iterations=60):
         for random, worst, bound in zip(g.random, g.worst, g.measured_bound, strict=True):
             assert random <= worst * (1 + 1e-9)
             assert worst <= bound * (1 + 1e-6)
@@ -102,7 +105,7 @@ def test_bounds_hold_for_every_image(dynamics, norm):
 @pytest.mark.parametrize("memory", ["store", "reversible"])
 def test_the_worst_growth_is_the_norm_of_the_jacobian_of_the_block(memory):
     net = network("second_order", channels=(4,), memory=memory)
-    (g,) = growth_report(net, images()[:1], num_iterations=300)
+    (g,) = growth_report(net, images()[:1], num_iterations=150)
     y = net.opening(images()[:1]).detach()
     block = network("second_order", channels=(4,)).blocks[0]
     jacobian = torch.autograd.functional.jacobian(block, y).reshape(y.numel(), y.numel())
