@@ -68,7 +68,7 @@ def shift(x: Tensor, pixels: float) -> Tensor:
 
 
 CORRUPTIONS = {
-    "noise": Corruption("σ", (0.02, 0.05, 0.1), 0.0, add_noise, drawn=True),
+    "noise": Corruption("σ / pixel range", (0.02, 0.05, 0.1), 0.0, add_noise, drawn=True),
     "blur": Corruption("σ in pixels", (0.5, 1.0, 1.5), 0.0, blur),
     "contrast": Corruption("factor", (0.75, 0.5, 0.25), 1.0, contrast),
     "shift": Corruption("pixels", (0.5, 1.0, 2.0), 0.0, shift),

@@ -31,7 +31,7 @@ def robustness_figure(rows: Sequence[Mapping[str, Any]], file: Path, by: str = "
         axis.grid(alpha=0.3)
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy / clean accuracy")
-    handles = [plt.Line2D([], [], ms=5, **style) for style in styles.values()]
+    handles, _ = axes.flat[0].get_legend_handles_labels()
     labels = [f"{n} ({100 * statistics.mean(r['clean'] for r in own):.1f} % clean)" for n, own in groups.items()]
     figure.tight_layout()
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, ncols=4)
@@ -43,13 +43,15 @@ def _accuracy_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, A
     none = 0.0 if corruption is None else corruption.none
     for name, own in groups.items():
         strengths = list(accuracies(own, kind))
-        axis.plot([none, *strengths], [1.0, *(mean_ratio(own, kind, s) for s in strengths)], ms=5, **styles[name])
+        axis.plot(
+            [none, *strengths], [1.0, *(mean_ratio(own, kind, s) for s in strengths)], label=name, ms=5, **styles[name]
+        )
         for s in strengths:
             ratios = [mean_ratio([row], kind, s) for row in own]
             axis.plot([s, s], [min(ratios), max(ratios)], color=styles[name]["color"], linewidth=1)
     axis.set_xlabel("ε in 1/255 of the pixel range" if corruption is None else f"{kind}, {corruption.unit}")
     axis.set_title(kind)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.05)
     if none == 1:
         axis.invert_xaxis()
 

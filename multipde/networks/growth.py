@@ -1,6 +1,5 @@
 """What the time steps do to perturbations and to the energy, measured along data beside what is proved."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -154,15 +153,16 @@ def energy_along_time(model: PDENet, batch: Tensor) -> list[StepEnergy]:
         for k, block, features in block_inputs(model, batch):
             states = _path(block, features)
             for j, forces in enumerate(block.forces()):
-                first, second = states[j]
+                y, other = states[j]  # other is z, or y before
                 if dynamics == "hamiltonian":
-                    pairs = zip(forces, (second, first), strict=True)
-                    values = sum(energy(f.layer, x, torch.zeros_like(x), f.controls) for f, x in pairs)
+                    rest, at = torch.zeros_like(y), (other, y)
                 else:
-                    (force,) = forces
-                    velocity = (states[j + 1][0] - second) / (2 * block.dt)
-                    values = energy(force.layer, first, velocity, force.controls)
-                found.append(StepEnergy(k, j, j * block.dt, statistics.mean(values.tolist())))
+                    rest, at = (states[j + 1][0] - other) / (2 * block.dt), (y,)
+                parts = [
+                    energy(f.layer, x, rest, f.controls)  # pyright: ignore[reportArgumentType]
+                    for f, x in zip(forces, at, strict=True)
+                ]
+                found.append(StepEnergy(k, j, j * block.dt, torch.stack(parts).sum(0).mean().item()))
     return found
 
 

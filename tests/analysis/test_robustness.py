@@ -213,7 +213,7 @@ def test_several_checkpoints_in_one_table_and_figure_measured_once(data, tmp_pat
         "second_order": f"{clean[2]:.2f}",
     }
     last = rows[2]["accuracy"]["noise"][0]
-    assert accuracy[1]["name"] == f"noise, σ {last[0]:g}"
+    assert accuracy[1]["name"] == f"noise, σ / pixel range {last[0]:g}"
     assert accuracy[1]["second_order"] == f"{100 * last[1]:.2f} ({last[1] / rows[2]['clean']:.2f})"
     assert [(g["name"], g["block"]) for g in growth] == [
         ("parabolic", "0"), ("parabolic", "1"), ("second_order", "0"), ("second_order", "1")
