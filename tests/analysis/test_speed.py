@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from multipde import NetworkConfig, PDENet
+from multipde.analysis.bench.input import input_study
 from multipde.analysis.bench.memory import memory_study
 from multipde.analysis.bench.rivals import memcnn_block
 from multipde.analysis.bench.step import bare_convolutions, step_study
@@ -114,3 +115,22 @@ def test_the_rival_block_is_the_same_function_with_the_same_weights(monkeypatch)
     rival = memcnn_block(block)
     torch.testing.assert_close(rival(y), block(y))
     assert {id(p) for p in rival.parameters()} == {id(p) for p in block.parameters()}
+
+
+def test_the_input_of_every_level_is_measured_beside_that_of_the_full_size(tmp_path):
+    rows = input_study(tmp_path / "r.jsonl", side=48, coarsest=8, batch=3, num_batches=2, repeats=1, device="cpu")
+    assert [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()] == rows
+    assert [(r["source"], r["size"]) for r in rows] == [
+        (source, size) for source in ("streamed", "memory") for size in (8, 16, 32, 48)
+    ]
+    for row in rows:
+        assert row["images_per_second"] == pytest.approx(6 / row["own_seconds"], abs=0.1)
+        assert row["full_over_own"] == pytest.approx(row["full_seconds"] / row["own_seconds"], abs=1e-3)
+        whole = row["size"] > 24 or row["source"] == "memory"  # the same pixels, but for rounding
+        assert row["rms"] <= (0.3 if whole else 2.0)
+        assert (row["rms"] > 0) == (row["source"] == "streamed" and row["size"] < 48)
+
+
+def test_sizes_of_the_input_study_must_be_positive():
+    with pytest.raises(ValueError, match="side must be positive, got 0"):
+        input_study(None, side=0)

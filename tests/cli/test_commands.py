@@ -340,6 +340,7 @@ WRONG = [
     ("bench regimes --small", "small must be left out for bench regimes, got --small"),
     ("bench step --small", "small must be left out for bench step, got --small"),
     ("bench memory --checkpoint {place}/net", "checkpoint must be left out for bench memory, got --checkpoint"),
+    ("bench input --dynamics hamiltonian", "dynamics must be left out for bench input, got --dynamics"),
     ("bench memory --dynamics hamiltonian --device gpu9", "device must be one that torch has here, got 'gpu9'"),
     ("train --memory reversible --dynamics parabolic", "memory must be store or checkpoint for parabolic"),
     ("bench transfer --checkpoint {place}/net", "checkpoint must be left out for bench transfer"),
