@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -278,6 +279,8 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
         f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {size} "
         f"after {state.seconds / 60:.1f} min; written to {run_dir}"
     )
+    if trainer.wishes.stop:  # it came behind the last step; whoever called us is asked instead
+        signal.raise_signal(trainer.wishes.stop)
     return Run(run_dir, model, result, read_metrics(run_dir / METRICS))
 
 
