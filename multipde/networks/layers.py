@@ -154,7 +154,7 @@ class Opening(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int, width: int = 3, dim: int = 2):
         conv = CONV[dim](in_channels, channels, width, padding=width // 2, bias=False)
-        super().__init__(conv, BATCH_NORM[dim](channels), nn.ReLU())
+        super().__init__(conv, BATCH_NORM[dim](channels), nn.ReLU(inplace=True))
 
 
 class Connector(Opening):

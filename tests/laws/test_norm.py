@@ -4,18 +4,21 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from multipde.networks.normalization import _plain, tv_norm
+from multipde import NetworkConfig, PDENet
+from multipde.networks.normalization import _over_channels, _plain, tv_norm
+from multipde.training.evaluate import autocast, place
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
-def inputs(dim=2, dtype=torch.float64, layout=torch.contiguous_format):
+def inputs(dim=2, dtype=torch.float64, layout=torch.contiguous_format, channels=4):
     generator = torch.Generator().manual_seed(0)
-    y = torch.randn(3, 4, *(5,) * dim, generator=generator, dtype=torch.float64).to(dtype)
+    y = torch.randn(3, channels, *(5,) * dim, generator=generator, dtype=torch.float64).to(dtype)
     y = y.contiguous(memory_format=layout).requires_grad_()
-    scale = (1 + 0.3 * torch.randn(4, generator=generator, dtype=torch.float64)).requires_grad_()
-    return y, scale, (0.3 * torch.randn(4, generator=generator, dtype=torch.float64)).requires_grad_()
+    scale = (1 + 0.3 * torch.randn(channels, generator=generator, dtype=torch.float64)).requires_grad_()
+    return y, scale, (0.3 * torch.randn(channels, generator=generator, dtype=torch.float64)).requires_grad_()
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -50,9 +53,10 @@ def test_what_needs_no_gradient_gets_none():
     assert grad.requires_grad
 
 
+@pytest.mark.parametrize("channels", [1, 4, 16, 40])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sums_are_kept_in_float32_where_features_are_in_less(layout):
-    y, scale, bias = inputs(dtype=torch.bfloat16, layout=layout)
+def test_sums_are_kept_in_float32_where_features_are_in_less(layout, channels):
+    y, scale, bias = inputs(dtype=torch.bfloat16, layout=layout, channels=channels)
     scale, bias = (t.detach().float().requires_grad_() for t in (scale, bias))
     out = tv_norm(y, scale, bias, 1e-3, relu=True)
     assert out.dtype == torch.bfloat16
@@ -61,4 +65,47 @@ def test_sums_are_kept_in_float32_where_features_are_in_less(layout):
     _plain(*exact, 1e-3, True).square().sum().backward()
     assert scale.grad.dtype == torch.float32
     for a, b in zip((y, scale, bias), exact, strict=True):
-        assert (a.grad.double() - b.grad).norm() < 0.02 * b.grad.norm()
+        assert (a.grad.double() - b.grad).norm() < 0.02 * b.grad.norm() + 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_numbers_per_pixel_are_written_out_without_error(dtype):
+    """And only in bfloat16 with the channels innermost."""
+    y = torch.zeros(2, 16, 3, 5, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    r = torch.rand(2, 1, 3, 5).to(dtype)
+    assert torch.equal(_over_channels(r, y).expand_as(y), r.expand_as(y))
+    assert _over_channels(r, y).shape == (y.shape if dtype == torch.bfloat16 else r.shape)
+    assert _over_channels(r, y.contiguous()) is r
+
+
+class Layouts(TorchDispatchMode):
+    """Notes the tensors of features that are made with channels not innermost, and the copies that change a layout."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.made, self.odd = least, 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        for t in result if isinstance(result, (tuple, list)) else [result]:
+            is_new = isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in known
+            if is_new and t.dim() == 4 and t.numel() >= self.least:
+                self.made += 1
+                if not t.is_contiguous(memory_format=torch.channels_last) or "clone" in str(func):
+                    self.odd.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("dynamics", ["parabolic", "hamiltonian", "second_order", "resnet"])
+def test_channels_stay_innermost_through_a_whole_training_step(dynamics, amp):
+    device, size = torch.device("cpu"), 8
+    net = place(PDENet(NetworkConfig(dynamics, (8, 12), 16, steps=2, size=size)), device).train()
+    x = torch.randn(4, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with Layouts(4 * 6 * (size // 2) ** 2) as seen:
+        with autocast(device, amp):
+            scores = net(x)
+        scores.float().square().sum().backward()
+    assert seen.odd in ([], ["aten.div.Scalar"])  # the gradient of the mean over all pixels, on the smallest mesh
+    assert seen.made > 50
