@@ -105,7 +105,7 @@ def _strengths(row: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
 
 
 def grouped(rows: Sequence[Mapping[str, Any]], by: str) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows by what they are called: the dynamics, or the checkpoint by the shortest end of its path that is its own."""
+    """Rows by what they are called: the dynamics, or the last part of the checkpoint's path, or all of it."""
     if by == "dynamics":
         names = [row["dynamics"] for row in rows]
     else:
