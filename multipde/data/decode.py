@@ -69,7 +69,9 @@ def decode_image(path: Path, size: int | None = None) -> Tensor:
 def _reduce(file: "Image.Image", size: int) -> int:
     """Have the decoder give means of scale x scale pixels, and say the scale: 1 where the format has no others.
 
-    The largest at which the cells of the result consist of whole reduced pixels, or are at least two of them wide.
+    The largest at which the cells of the result consist of whole reduced pixels, or are at least two of them wide. On
+    photographs of quality 90 the result is 0.4 to 2.7 grey values (root mean square) from that of the whole image, most
+    of it in colours, which such files keep at half the size and the whole decoding interpolates.
     """
     for scale in SCALES:
         if all(num % (scale * size) == 0 or num >= 2 * scale * size for num in file.size):
