@@ -56,7 +56,7 @@ class Bench(DataOptions):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
-    """Mixed precision; bf16 is faster where the processor has it."""
+    """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
 
     def run_command(self) -> None:
         from multipde.training.log import Log

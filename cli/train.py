@@ -37,8 +37,9 @@ class Train(DataOptions):
     steps: tuple[int, ...] | Literal["auto"] | None = None
     """Time steps per level; the final time T stays. auto: more where the moved network would be less stable. Left out:
     those of the network."""
-    batch: tuple[int, ...] = (125,)
-    """Images per optimizer step, one number or one per level."""
+    batch: tuple[int, ...] | Literal["auto"] = (125,)
+    """Images per optimizer step, one number or one per level. auto: 125 on the finest level, on the others as many as
+    have as many pixels, and the learning rate scaled likewise."""
     learning_rate: tuple[float, ...] = (0.1,)
     """Peak learning rate, one number or one per level."""
     policy: Literal["across", "one_cycle", "piecewise"] = "across"
@@ -85,7 +86,7 @@ class Train(DataOptions):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
-    """Mixed precision; bf16 is faster where the processor has it."""
+    """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
     quiet: bool = False
     """Say nothing."""
 
@@ -103,7 +104,7 @@ class Train(DataOptions):
             self.sizes,
             None if isinstance(self.epochs, str) else self.epochs,
             None if isinstance(self.steps, str) else self.steps,
-            self.batch,
+            (125,) if isinstance(self.batch, str) else self.batch,
             self.learning_rate,
             policy=self.policy,
             mixed=self.mixed,
@@ -122,6 +123,7 @@ class Train(DataOptions):
             settings=settings,
             init=self.init,
             data_options=self.options(),
+            balance=self.batch == "auto",
             quiet=self.quiet,
         )
 

@@ -16,7 +16,7 @@ from multipde.mesh.modes import evaluation_mode
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet, count_flops
 
-AMP = ("off", "bf16")
+AMP = ("off", "bf16", "auto")
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,31 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     """Mixed precision as asked for: ``"off"``, or ``"bf16"`` for bfloat16 convolutions and products.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: as `choose_amp`.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_amp(device, amp) == "bf16")
+
+
+def choose_amp(device: torch.device, amp: str) -> str:
+    """``"off"`` or ``"bf16"``; ``"auto"`` is bf16 where the device has instructions for it.
+
+    Raises:
+        ValueError: an unknown name, or bf16 on a device that cannot compute with it. (A processor always can: without
+            the instructions it is slow.)
     """
     if amp not in AMP:
         raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
-    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
+    if amp == "auto":
+        return "bf16" if _has_bf16(device) else "off"
+    if amp == "bf16" and device.type != "cpu" and not _has_bf16(device):
+        raise ValueError(f"amp must be off on {device}, which has no bfloat16, got bf16; type --amp off")
+    return amp
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch that will do
+        return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)

@@ -5,14 +5,14 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from multipde.data.batches import evaluation_batches
-from multipde.data.datasets import ImageData, load_data
+from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import (
@@ -24,7 +24,7 @@ from multipde.training.checkpoint import (
     network_from_record,
     newest_checkpoint,
 )
-from multipde.training.evaluate import check_classes, evaluate_batches
+from multipde.training.evaluate import check_classes, choose_amp, choose_device, evaluate_batches
 from multipde.training.files import (
     brief,
     check_kind,
@@ -73,6 +73,7 @@ def train(
     settings: TrainSettings | None = None,
     init: str | Path | None = None,
     data_options: Mapping[str, Any] | None = None,
+    balance: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Train a network from coarse to fine and record everything in a new directory.
@@ -85,6 +86,7 @@ def train(
         run_dir: a directory that does not exist or is empty.
         init: a checkpoint to start from instead of random weights; it is converted to the first level if need be.
         data_options: for `load_data`, where data is a name.
+        balance: larger batches and learning rates on coarser levels, see `Schedule.balanced`.
         quiet: say nothing.
 
     Raises:
@@ -97,6 +99,10 @@ def train(
     config = network_for(config, schedule, init)
     images = load_data(data, size=max(level.size for level in schedule.levels), **options)
     config = suited(config, images, init)
+    settings = replace(settings, amp=choose_amp(choose_device(settings.device), settings.amp))
+    if balance:
+        train_indices, _ = split_indices(len(images.train), settings.seed, settings.validation)
+        schedule = schedule.balanced(len(train_indices))
     with determinism(settings.deterministic), listening(SAVE):
         trainer = new_trainer(schedule.of(config), images, settings, run_dir, Log(run_dir / METRICS, quiet), init)
         record = {
