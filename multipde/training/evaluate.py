@@ -15,6 +15,7 @@ from multipde.data.images import Batch
 from multipde.mesh.modes import evaluation_mode
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet, count_flops
+from multipde.training.distributed import sum_over_processes
 
 AMP = ("off", "bf16", "auto")
 
@@ -89,19 +90,30 @@ def evaluate(
 
 
 @torch.no_grad()
-def evaluate_batches(model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off") -> Metrics:
-    """Accuracy and cross entropy over batches that are ready for the model; training flags stay."""
+def evaluate_batches(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off", shared: bool = False
+) -> Metrics:
+    """Accuracy and cross entropy over batches that are ready for the model; training flags stay.
+
+    Args:
+        shared: every process has its slice of the batches; what is found is that of all.
+    """
     start = time.perf_counter()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num = 0
     with evaluation_mode(model):
         for x, labels in batches:
+            if not len(labels):
+                continue  # fewer images than processes
             with autocast(device, amp):
                 scores = model(x)
             loss += functional.cross_entropy(scores.float(), labels, reduction="sum")
             correct += (scores.argmax(1) == labels).sum()
             num += len(labels)
+    if shared:
+        loss, correct = sum_over_processes(loss), sum_over_processes(correct)
+        num = int(sum_over_processes(torch.tensor([num], device=device)))
     if not num:
         raise ValueError("batches must hold at least one image, got none")
     return Metrics(correct.item() / num, loss.item() / num, num, time.perf_counter() - start)
