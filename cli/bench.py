@@ -8,12 +8,12 @@ import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
 
-OWN_OPTIONS = {"finetune": ("checkpoint",), "regimes": (), "step": ("dynamics",), "memory": ("dynamics",)}
+OWN_OPTIONS = {"finetune": ("checkpoint",), "regimes": (), "step": ("dynamics",), "memory": ("dynamics",), "input": ()}
 """Of the options that not all studies have; transfer has all but the checkpoint."""
 
 TRANSFER_ONLY = ("small", "arms", "dynamics", "seeds", "budget", "workers")
 
-Study = Literal["transfer", "regimes", "finetune", "step", "memory"]
+Study = Literal["transfer", "regimes", "finetune", "step", "memory", "input"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,12 @@ class Bench(DataOptions):
 
     transfer: ways from coarse to fine, all with the same work. regimes: where which map of the stencils is right, by
     the smoothness of images and networks. finetune: how many images a converted --checkpoint must see again. step: a
-    training step against its bare convolutions. memory: what a block of many time steps holds, and for how long.
+    training step against its bare convolutions. memory: what a block of many time steps holds, and for how long. input:
+    images per second that reach the network on every level, from JPEG files of 256 pixels and from memory.
 
     Rows are appended to a file as they are finished; what is there is not done again, so that a study can be cut off
-    and taken up, and ends with its tables and a figure beside the file. Only step and memory are measured anew each
-    time, and written where --out says so.
+    and taken up, and ends with its tables and a figure beside the file. Only step, memory and input are measured anew
+    each time, and written where --out says so.
     """
 
     study: Annotated[Study, tyro.conf.Positional]
@@ -64,6 +65,11 @@ class Bench(DataOptions):
         run_dir = self.run_dir or Path("runs") / f"bench-{self.study}"
         out = self.out or run_dir / "rows.jsonl"
         self._check_given()
+        if self.study == "input":
+            from multipde.analysis.bench.input import input_study
+
+            input_study(self.out, device=self.device, log=Log())
+            return
         if self.study in ("step", "memory"):
             from multipde.analysis.bench.memory import memory_study
             from multipde.analysis.bench.step import step_study

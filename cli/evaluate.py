@@ -1,25 +1,43 @@
 """``multipde evaluate``"""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from multipde.cli.options import AmpName, Checkpoint, DataOptions, MethodName
 
 
 @dataclass(frozen=True)
 class Evaluate(DataOptions):
-    """Accuracy, loss and cost of a checkpoint converted to each of several image sizes.
+    """Accuracy, loss and cost of checkpoints converted to each of several image sizes; or how robust they are.
 
     A converted network is tested as it comes, and once more with BatchNorm recalibrated on training images.
+
+    With --robustness all checkpoints see the same test images with Gaussian noise, blur, less contrast and small
+    shifts, and attacked by FGSM and PGD, each at several strengths; then the growth of perturbations through each block
+    beside its bound, and the energy along time for the hyperbolic networks.
     """
 
     checkpoint: Checkpoint
     """Directory written by `save`, or a run directory."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """More of them."""
     sizes: tuple[int, ...] | None = None
     """Image sides in pixels. Left out: that of the network."""
     method: tuple[MethodName, ...] = ("copy",)
     """How stencils move; several give a row each."""
     num_images: int | None = None
     """Only the first so many test images of a random order. Left out: all."""
+    robustness: bool = False
+    """Measure robustness, at the size of the networks and in float32."""
+    by: Literal["checkpoint", "dynamics"] = "checkpoint"
+    """With --robustness: a column per checkpoint, or per dynamics with mean and spread over its checkpoints."""
+    out: Path | None = None
+    """With --robustness: file of rows, appended to; networks that it has are not measured again."""
+    plot: Path | None = None
+    """With --robustness: file for a figure, .png, .svg or .pdf."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
@@ -27,15 +45,28 @@ class Evaluate(DataOptions):
 
     def run_command(self) -> None:
         from multipde.training.log import Log
+
+        self._check_given()
+        checkpoints = (self.checkpoint, *self.others)
+        shared = {"num_images": self.num_images, "device": self.device, "log": Log()}
+        if self.robustness:
+            from multipde.analysis.robustness_report import compare_robustness
+
+            data = self.of(self.checkpoint)
+            compare_robustness(checkpoints, data, by=self.by, out=self.out, plot=self.plot, **shared)
+            return
         from multipde.training.move import evaluate_sizes
 
-        evaluate_sizes(
-            self.checkpoint,
-            self.of(self.checkpoint),
-            sizes=self.sizes,
-            methods=self.method,
-            num_images=self.num_images,
-            device=self.device,
-            amp=self.amp,
-            log=Log(),
-        )
+        for checkpoint in checkpoints:
+            evaluate_sizes(
+                checkpoint, self.of(checkpoint), sizes=self.sizes, methods=self.method, amp=self.amp, **shared
+            )
+
+    def _check_given(self) -> None:
+        """Raise ValueError for an option that goes with the other kind of evaluation."""
+        others = {"sizes": None, "method": ("copy",), "amp": "off"}
+        others = others if self.robustness else {"by": "checkpoint", "out": None, "plot": None}
+        for name, default in others.items():
+            if getattr(self, name) != default:
+                rule = "be left out with" if self.robustness else "come with"
+                raise ValueError(f"{name} must {rule} --robustness, got --{name}")

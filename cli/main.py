@@ -12,6 +12,7 @@ from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.inspect import Inspect
 from multipde.cli.predict import Predict
+from multipde.cli.reproduce import Reproduce
 from multipde.cli.train import Train
 
 COMMANDS = {
@@ -20,6 +21,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "inspect": Inspect,
+    "reproduce": Reproduce,
     "bench": Bench,
 }
 

@@ -28,6 +28,7 @@ _INDEX = {
     "multipde.networks.dynamics": ["Block"],
     "multipde.networks.layers": ["Connector", "Opening", "ResidualLayer", "SymmetricLayer", "TVNorm"],
     "multipde.networks.network": ["PDENet", "count_flops", "num_weights"],
+    "multipde.networks.growth": ["BlockGrowth", "StepEnergy", "energy_along_time", "growth_bound", "growth_report"],
     "multipde.networks.stability": [
         "StepStability",
         "energy",
@@ -41,6 +42,10 @@ _INDEX = {
     "multipde.training.schedule": ["Level", "Schedule"],
     "multipde.training.checkpoint": ["load", "save"],
     "multipde.training.evaluate": ["Metrics", "evaluate"],
+    "multipde.analysis.experiments": ["reproduce"],
+    "multipde.analysis.attacks": ["fgsm", "pgd"],
+    "multipde.analysis.corruptions": ["corrupt"],
+    "multipde.analysis.robustness": ["Robustness", "robustness"],
     "multipde.analysis.predict": ["Prediction", "predict"],
     "multipde.training.run": ["Run", "resume", "train"],
     "multipde.training.settings": ["TrainSettings"],

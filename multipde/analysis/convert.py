@@ -16,7 +16,7 @@ from multipde.data.datasets import ImageData, load_data
 from multipde.mesh.modes import evaluation_mode
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import check_new, json_bytes, load, network_files, tensor_bytes
-from multipde.training.evaluate import check_classes, choose_device
+from multipde.training.evaluate import check_classes, choose_device, normalization
 from multipde.training.files import write_directory
 from multipde.training.log import Log
 from multipde.training.run import recorded_split
@@ -196,7 +196,7 @@ def _check_classes(net: nn.Module, images: ImageData) -> None:
 
 def _normalization(net: nn.Module, images: ImageData | None, normalize: str | None) -> Normalize | None:
     if isinstance(net, PDENet):
-        return Normalize(net.config.mean, net.config.std)
+        return normalization(net.config)
     return None if images is None else Normalize(*((images.mean, images.std) if normalize == "data" else IMAGENET))
 
 

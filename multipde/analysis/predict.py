@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize
 from multipde.data.datasets import image_files
 from multipde.data.decode import decode_image
 from multipde.mesh.pyramid import resize_images
 from multipde.networks.convert import convert
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import load
-from multipde.training.evaluate import autocast, choose_device, place
+from multipde.training.evaluate import autocast, choose_device, normalization, place
 from multipde.training.log import Log
 
 FITS = ("image", "net")
@@ -147,7 +146,7 @@ def _scores(net: PDENet, pictures: Sequence[Tensor], amp: str) -> Tensor:
         - result: (len(pictures), classes)
     """
     device = next(net.parameters()).device
-    x = Normalize(net.config.mean, net.config.std)(torch.stack(list(pictures)).to(device).float())
+    x = normalization(net.config)(torch.stack(list(pictures)).to(device).float())
     with autocast(device, amp):
         return net(x.contiguous(memory_format=torch.channels_last)).float().softmax(1)
 

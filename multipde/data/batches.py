@@ -10,17 +10,27 @@ from multipde.data.seeds import stream, stream_seed
 
 
 class Normalize:
-    """(x/255 - mean) / std per channel, for images on 0..255.
+    """(x/255 - mean) / std for images on 0..255: of the data per channel, or of every image over all it has.
+
+    A per-image standard deviation below one grey value counts as one, so that an even image becomes zero.
+
+    Args:
+        per_image: standardise each image by its own mean and standard deviation; the others are left out then.
 
     Shape:
         - x, result: (N, C, *size)
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float], per_image: bool = False):
+        self.per_image = per_image
         self.scale = [1 / (255 * s) for s in std]
         self.shift = [-m / s for m, s in zip(mean, std, strict=True)]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.per_image:
+            axes = tuple(range(1, x.dim()))
+            std, mean = torch.std_mean(x, axes, correction=0, keepdim=True)
+            return (x - mean) / std.clamp_min(1.0)
         if not self.scale:
             return x / 255
         shape = (-1, *(1,) * (x.dim() - 2))

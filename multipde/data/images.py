@@ -26,6 +26,10 @@ class ImageSet(Protocol):
         """For every part images (batch, C, size, size) on 0..255 as float32 and labels (batch,), on the device."""
         ...
 
+    def take(self, indices: Tensor) -> "ImageSet":
+        """Only these images."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -55,6 +59,9 @@ class TensorImages:
                 self._levels.pop(next(iter(self._levels)))
             self._levels[size, device] = images
         return self._levels[size, device]
+
+    def take(self, indices: Tensor) -> "TensorImages":
+        return TensorImages(self.images[indices], self.labels[indices])
 
     def batches(self, parts: Sequence[Part], device: torch.device) -> Iterator[Batch]:
         levels = {size: self.at_size(size, device) for size in dict.fromkeys(size for size, _ in parts)}

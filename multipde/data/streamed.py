@@ -60,6 +60,9 @@ class StreamedImages:
                 raise
             raise ValueError(self._killer(files, str(error))) from None
 
+    def take(self, indices: Tensor) -> "StreamedImages":
+        return StreamedImages([self.paths[i] for i in indices.tolist()], self.labels[indices], self.num_workers)
+
     def close(self) -> None:
         """End the workers; the next pass starts new ones."""
         if self._files is not None:

@@ -42,6 +42,7 @@ class NetworkConfig:
         class_names: one per class, or empty.
         mean: of each input channel on [0, 1], subtracted from the images; empty for none.
         std: of each input channel, by which the images are divided; empty for none.
+        standardize: every image by its own mean and standard deviation instead.
 
     Raises:
         ValueError: any value outside its range, with the name of the argument.
@@ -69,6 +70,7 @@ class NetworkConfig:
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    standardize: bool = False
 
     def __post_init__(self):
         for field in fields(self):  # lists come from JSON and from users
@@ -91,6 +93,8 @@ class NetworkConfig:
             raise ValueError(f"eps must be positive, got {self.eps}")
         if bool(self.mean) != bool(self.std):
             raise ValueError(f"mean and std must be given together, got {self.mean} and {self.std}")
+        if self.standardize and self.mean:
+            raise ValueError(f"mean and std must be left out with standardize, got {self.mean} and {self.std}")
         for name in ("out_channels", "classes", "in_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

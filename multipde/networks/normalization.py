@@ -53,7 +53,8 @@ class _TVNorm(torch.autograd.Function):
             inputs = [t for t in (y, scale, bias) if t.requires_grad]
             found = iter(torch.autograd.grad(_plain(y, scale, bias, ctx.eps, ctx.relu), inputs, g, create_graph=True))
             return *(next(found) if t.requires_grad else None for t in (y, scale, bias)), None, None
-        g = torch.ops.aten.threshold_backward(g, out[0], 0) if ctx.relu else g
+        g = torch.ops.aten.threshold_backward(g, out[0], 0) if ctx.relu else g.clone()
+        axes = (0, *range(2, y.dim()))
         n = y * r
         q = g * n
         a = scale.to(y.dtype)
@@ -62,9 +63,9 @@ class _TVNorm(torch.autograd.Function):
             dot = (rows @ a).view(len(y), 1, *y.shape[2:])
         else:
             dot = (q * _spread(a, y)).sum(1, keepdim=True)
-        dy = torch.addcmul(g * _spread(a, y), n, dot, value=-1).mul_(r)
-        axes = (0, *range(2, y.dim()))
-        return dy, q.sum(axes, dtype=_wide(y)).to(scale), g.sum(axes, dtype=_wide(y)).to(bias), None, None
+        da, db = q.sum(axes, dtype=_wide(y)).to(scale), g.sum(axes, dtype=_wide(y)).to(bias)
+        del q
+        return g.mul_(_spread(a, y)).addcmul_(n, dot, value=-1).mul_(r), da, db, None, None
 
 
 def _wide(y: Tensor) -> torch.dtype:

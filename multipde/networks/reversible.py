@@ -40,41 +40,42 @@ class Pull:
     grads: Controls = ()
 
     def __call__(self, y: Tensor, g: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-        """F(y) and factor · (∂F/∂y)ᵀ g; keeps factor · (∂F/∂θ)ᵀ g."""
+        """factor · F(y) and factor · (∂F/∂y)ᵀ g, both new tensors; keeps factor · (∂F/∂θ)ᵀ g."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             controls = tuple(c.detach().requires_grad_() for c in self.controls)
             f = self.layer.evaluate(y, controls)
-        dy, *grads = torch.autograd.grad(f, (y, *controls), (factor * g).to(f.dtype))
-        self.grads = tuple(grads)
-        return f.detach(), dy
+        dy, *grads = torch.autograd.grad(f, (y, *controls), g.to(f.dtype))
+        self.grads = tuple(factor * each for each in grads)
+        return f.detach().to(g.dtype).mul_(factor), dy.mul_(factor)
 
 
-Reverse = Callable[[State, State, tuple[Pull, ...], float], tuple[State, State]]
-"""(state, its gradient, pulls, dt) to the state of the step before and its gradient."""
+Reverse = Callable[[list[Tensor], list[Tensor], tuple[Pull, ...], float], None]
+"""(state, its gradient, pulls, dt): both lists become those of the step before, tensor by tensor, so that nothing is
+alive longer than it is needed; the tensors themselves are not written to."""
 
 
-def reverse_verlet(state: State, grads: State, pulls: tuple[Pull, ...], dt: float) -> tuple[State, State]:
+def reverse_verlet(state: list[Tensor], grads: list[Tensor], pulls: tuple[Pull, ...], dt: float) -> None:
     """Back through y' = y + dt F1(z), z' = z - dt F2(y').
 
     z = z' + dt F2(y'),   g_y = g_y' - dt J2ᵀ g_z'
     y = y' - dt F1(z),    g_z = g_z' + dt J1ᵀ g_y
     """
-    (y, z), (gy, gz), (pull1, pull2) = state, grads, pulls
-    f, pulled = pull2(y, gz, -dt)
-    z, gy = torch.add(z, f, alpha=dt), gy + pulled
-    f, pulled = pull1(z, gy, dt)
-    return (torch.sub(y, f, alpha=dt), z), (gy, gz + pulled)
+    for pull, factor, here, there in ((pulls[1], -dt, 0, 1), (pulls[0], dt, 1, 0)):
+        f, pulled = pull(state[here], grads[there], factor)
+        state[there] = torch.sub(state[there], f, out=f)
+        grads[here] = pulled.add_(grads[here])
+        del f, pulled
 
 
-def reverse_leapfrog(state: State, grads: State, pulls: tuple[Pull, ...], dt: float) -> tuple[State, State]:
+def reverse_leapfrog(state: list[Tensor], grads: list[Tensor], pulls: tuple[Pull, ...], dt: float) -> None:
     """Back through y_next = 2y - y_prev + dt² F(y), which maps (y, y_prev) to (y_next, y).
 
     y_prev = 2y - y_next + dt² F(y),   g_y = g_y' + 2 g_next + dt² Jᵀ g_next,   g_prev = -g_next
     """
-    (y_next, y), (g_next, g), (pull,) = state, grads, pulls
-    f, pulled = pull(y, g_next, dt**2)
-    return (y, torch.add(2 * y - y_next, f, alpha=dt**2)), (g + 2 * g_next + pulled, -g_next)
+    f, pulled = pulls[0](state[1], grads[0], dt**2)
+    state[:] = state[1], f.add_(state[1], alpha=2).sub_(state[0])
+    grads[:] = pulled.add_(grads[0], alpha=2).add_(grads[1]), -grads[0]
 
 
 def propagate_reversibly(
@@ -139,11 +140,12 @@ class _Propagation(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
         saved = ctx.saved_tensors
-        state, controls = saved[: plan.num_parts], plan.controls(saved[plan.num_parts :])
-        collected: list[Tensor] = []
+        state, controls = list(saved[: plan.num_parts]), plan.controls(saved[plan.num_parts :])
+        gradients, collected = list(grads), []
+        del saved, grads
         with torch.autocast(ctx.device, **ctx.autocast):
             for layers, step_controls in zip(reversed(plan.layers), reversed(controls), strict=True):
                 pulls = tuple(Pull(layer, c) for layer, c in zip(layers, step_controls, strict=True))
-                state, grads = plan.reverse(state, grads, pulls, plan.dt)
+                plan.reverse(state, gradients, pulls, plan.dt)
                 collected = [g for pull in pulls for g in pull.grads] + collected
-        return None, *grads, *collected
+        return None, *gradients, *collected

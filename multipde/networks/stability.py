@@ -11,6 +11,7 @@ from multipde.mesh.modes import evaluation_mode
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import CONVOLVE, CONVOLVE_TRANSPOSED, SymmetricLayer
 from multipde.networks.network import PDENet
+from multipde.networks.reversible import StepForce
 
 
 @torch.no_grad()
@@ -84,7 +85,7 @@ def _bound(dynamics: str, rho: Sequence[float]) -> float:
 
 
 @torch.no_grad()
-def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor) -> Tensor:
+def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor, controls: tuple[Tensor, ...] | None = None) -> Tensor:
     """The energy (12) of the second-order dynamics, one value per image.
 
         E = 1/2 (|v|² + (K y)ᵀ σ(K y))
@@ -92,15 +93,37 @@ def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor) -> Tensor:
     Its drift along a leapfrog path is O(dt²) for constant θ, N = identity, and σ the identity or ReLU, for which
     the second term is the potential of F.
 
+    Args:
+        controls: θ of another time, as `Block.forces` has it; the layer's own if left out.
+
     Shape:
         - y, velocity: (N, C, *size)
         - result: (N,)
 
     Reference: Ruthotto & Haber (2018), eq. (12).
     """
-    controls = layer.controls()
+    controls = layer.controls() if controls is None else controls
     ky = CONVOLVE[layer.dim](y, controls[0], padding=layer.padding)
     return (velocity.flatten(1).square().sum(1) + (ky * layer.hidden(y, controls)).flatten(1).sum(1)) / 2
+
+
+@dataclass(frozen=True)
+class StepNorms:
+    """How strongly the layers F of one time step respond, on their mesh and along data.
+
+    Args:
+        block: number of the block.
+        step: number of the step in it.
+        norms: |K| of the step's layers, zero padding included; sqrt(|K1| |K2|) for resnet, so that its square is a
+            bound on |∂F/∂y| for N = identity throughout.
+        jacobians: for each layer |∂F/∂y| of every image at the features that reach it, N and σ included, from below.
+    """
+
+    block: int
+    step: int
+    dt: float
+    norms: tuple[float, ...]
+    jacobians: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -143,22 +166,48 @@ def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, 
     Raises:
         ValueError: a dynamics without a bound (resnet).
     """
-    config = model.config
-    _bound(config.dynamics, [1.0, 1.0])
-    steps: list[StepStability] = []
+    dynamics = model.config.dynamics
+    _bound(dynamics, [1.0, 1.0])
+    return [
+        StepStability(
+            s.block,
+            s.step,
+            s.dt,
+            s.norms,
+            step_bound(dynamics, s.norms),
+            min(_bound(dynamics, per_image) for per_image in zip(*s.jacobians, strict=True)),
+        )
+        for s in step_norms(model, batch, num_iterations=num_iterations, seed=seed)
+    ]
+
+
+def step_norms(model: PDENet, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepNorms]:
+    """|K| and |∂F/∂y| of every time step of a network, the latter by power iteration on JᵀJ along a batch.
+
+    Args:
+        batch: some ten images as the model takes them, at its size.
+    """
+    steps: list[StepNorms] = []
     with evaluation_mode(model):
-        for k, block, features in _block_inputs(model, batch):
+        for k, block, features in block_inputs(model, batch):
             state = block.scheme.start(features)
             for j, forces in enumerate(block.forces()):
                 inputs: list[Tensor] = []
                 spied = tuple(_spied(force, inputs) for force in forces)
                 with torch.no_grad():
                     state = block.scheme.step(state, spied, block.dt)
-                rho = [_jacobian_norm(f, x, num_iterations, seed) for f, x in zip(forces, inputs, strict=True)]
-                norms = tuple(operator_norm(f.controls[0], x.shape[2:]) for f, x in zip(forces, inputs, strict=True))
-                measured = min(_bound(config.dynamics, per_image) for per_image in zip(*rho, strict=True))
-                steps.append(StepStability(k, j, block.dt, norms, step_bound(config.dynamics, norms), measured))
+                pairs = list(zip(forces, inputs, strict=True))
+                jacobians = tuple(tuple(jacobian_norm(f, x, num_iterations, seed)) for f, x in pairs)
+                norms = tuple(_layer_norm(f, x) for f, x in pairs)
+                steps.append(StepNorms(k, j, block.dt, norms, jacobians))
     return steps
+
+
+def _layer_norm(force: StepForce, y: Tensor) -> float:
+    first = operator_norm(force.controls[0], y.shape[2:])
+    if isinstance(force.layer, SymmetricLayer):
+        return first
+    return math.sqrt(first * operator_norm(force.controls[-1], y.shape[2:]))
 
 
 def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | None = None) -> tuple[int, ...]:
@@ -182,7 +231,7 @@ def step_ratios(report: Sequence[StepStability]) -> tuple[float, ...]:
     return tuple(max(s.dt / s.measured for s in report if s.block == k) for k in blocks)
 
 
-def _block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
+def block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
     """Number, block and what reaches it, block by block."""
     found: list[Tensor] = []
     handles = [
@@ -206,8 +255,11 @@ def _spied(force: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Callable[
     return call
 
 
-def _jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: int, seed: int) -> list[float]:
-    """|∂F/∂y| of each image, by power iteration on JᵀJ."""
+def jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: int, seed: int) -> list[float]:
+    """|∂F/∂y| of each image, by power iteration on JᵀJ, from below.
+
+    One iteration gives |J v|/|v| for a random v.
+    """
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(y.shape, generator=generator).to(y)
     norms = torch.ones(len(y), dtype=y.dtype, device=y.device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
@@ -78,7 +78,7 @@ def evaluate(
         check_classes(config, images)
     if part not in ("test", "train"):
         raise ValueError(f"part must be test or train, got {part!r}")
-    normalize = Normalize(*(config.mean, config.std) if config else (images.mean, images.std))
+    normalize = normalization(config) if config else Normalize(images.mean, images.std)
     where = choose_device(device)
     chosen = getattr(images, part)
     indices = None if num_images is None else drawn_indices(len(chosen), num_images, (0, part))
@@ -117,6 +117,29 @@ def evaluate_batches(
     if not num:
         raise ValueError("batches must hold at least one image, got none")
     return Metrics(correct.item() / num, loss.item() / num, num, time.perf_counter() - start)
+
+
+@torch.no_grad()
+def confusion_matrix(
+    model: nn.Module, batches: Iterable[Batch], classes: int, device: torch.device, amp: str = "off"
+) -> Tensor:
+    """How many images of class i are taken for class j, over batches that are ready for the model.
+
+    Shape:
+        - result: (classes, classes), int64, on the CPU
+    """
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    with evaluation_mode(model):
+        for x, labels in batches:
+            with autocast(device, amp):
+                predicted = model(x).argmax(1)
+            counts += torch.bincount(classes * labels + predicted, minlength=classes**2).view(classes, classes).cpu()
+    return counts
+
+
+def normalization(config: NetworkConfig) -> Normalize:
+    """What a network does to images on 0..255 before it sees them."""
+    return Normalize(config.mean, config.std, config.standardize)
 
 
 def check_classes(config: NetworkConfig, images: ImageData) -> None:

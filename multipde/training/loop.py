@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize, drawn_images, evaluation_batches, images_per_epoch, training_batches
+from multipde.data.batches import drawn_images, evaluation_batches, images_per_epoch, training_batches
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.images import Batch, ImageSet
 from multipde.mesh.reparametrize import set_mesh_size
@@ -26,7 +26,7 @@ from multipde.training.distributed import (
     take_from_writer,
 )
 from multipde.training.divergence import DivergenceError, check_finite
-from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, place
+from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, normalization, place
 from multipde.training.log import Advance, Log
 from multipde.training.pace import pace_of
 from multipde.training.schedule import Level, Schedule, level_flops
@@ -66,9 +66,9 @@ class Trainer:
         autocast(self.device, settings.amp)  # a wrong name is told before anything is done
         self.train_indices, self.validation_indices = split_indices(len(data.train), settings.seed, settings.validation)
         for level in schedule.levels:
-            check_batch(min(level.batch, len(self.train_indices)))
+            check_batch(min(level.batch, len(self.train_indices)), num_processes())
         self.piece = (rank(), num_processes())
-        self.normalize = Normalize(net.config.mean, net.config.std)
+        self.normalize = normalization(net.config)
         self.pace = pace_of(schedule, settings)
         check_moves(schedule, settings)
         self.state = TrainState()

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize, drawn_images, drawn_indices, evaluation_batches
+from multipde.data.batches import drawn_images, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
 from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.calibration import recalibrate
 from multipde.networks.convert import convert
 from multipde.networks.network import PDENet, count_flops
 from multipde.training.checkpoint import load
-from multipde.training.evaluate import Metrics, check_classes, choose_device, evaluate_batches, place
+from multipde.training.evaluate import Metrics, check_classes, choose_device, evaluate_batches, normalization, place
 from multipde.training.log import Log
 from multipde.training.settings import TrainSettings
 from multipde.training.switch import CALIBRATION_IMAGES
@@ -77,14 +77,14 @@ def _converted(net: PDENet, images: ImageData, size: int, method: str) -> PDENet
     if method in CALIBRATED:
         finer = max(size, net.config.sizes[0])
         device, key = next(net.parameters()).device, (0, "calibrate")
-        drawn = drawn_images(images.train, None, CALIBRATION_IMAGES, finer, device, _normalize(net), key)
+        drawn = drawn_images(images.train, None, CALIBRATION_IMAGES, finer, device, normalization(net.config), key)
         calibration = torch.cat(list(drawn))
     return convert(net, size=size, method=method, calibration=calibration)  # pyright: ignore[reportReturnType]
 
 
 def _calibration_images(net: PDENet, images: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:
     num = TrainSettings().calibration_images
-    return drawn_images(images.train, None, num, size, device, _normalize(net), (0, "calibrate"))
+    return drawn_images(images.train, None, num, size, device, normalization(net.config), (0, "calibrate"))
 
 
 def _data_for(net: PDENet, data: DataSource, size: int) -> ImageData:
@@ -98,13 +98,9 @@ def _test(net: Any, images: ImageData, indices: Tensor, size: int, device: torch
     """Accuracy and speed after one batch to warm up."""
     place(net, device)
     for part in (indices[:250], indices):
-        batches = evaluation_batches(images.test, part, size, 250, device, _normalize(net))
+        batches = evaluation_batches(images.test, part, size, 250, device, normalization(net.config))
         metrics = evaluate_batches(net, batches, device, amp)
     return metrics
-
-
-def _normalize(net: PDENet) -> Normalize:
-    return Normalize(net.config.mean, net.config.std)
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, str]:

@@ -28,23 +28,28 @@ def starting_network(
     size: int,
     preset_name: str | None,
     init: str | Path | None,
+    *,
     memory: str | None = None,
+    standardize: bool = False,
 ) -> NetworkConfig:
     """The network that a user means: that of the checkpoint to start from, else of the preset, else for the data.
 
     Args:
         memory: what training keeps for the way back; None leaves it to the network.
+        standardize: every image by its own mean and standard deviation; a checkpoint has that settled.
 
     Raises:
-        ValueError: a checkpoint of another dynamics, or an unknown preset.
+        ValueError: a checkpoint of another dynamics or standardisation, or an unknown preset.
     """
     if init is None or preset_name is not None:
-        config = default_network(data, dynamics, size, preset_name)
+        config = replace(default_network(data, dynamics, size, preset_name), standardize=standardize)
         return config if memory is None else replace(config, memory=memory)
     config = load(init).config
     config = config if memory is None else replace(config, memory=memory)
     if dynamics not in (None, config.dynamics):
         raise ValueError(f"dynamics must be that of the checkpoint {init}, {config.dynamics}, got {dynamics}")
+    if standardize and not config.standardize:
+        raise ValueError(f"standardize must be as in the checkpoint {init}, got --standardize; leave it out")
     return config
 
 
@@ -81,8 +86,8 @@ def suited(config: NetworkConfig, images: ImageData, init: str | Path | None) ->
         classes=len(images.class_names),
         class_names=images.class_names,
         in_channels=len(images.mean),
-        mean=config.mean or images.mean,
-        std=config.std or images.std,
+        mean=() if config.standardize else config.mean or images.mean,
+        std=() if config.standardize else config.std or images.std,
     )
 
 

@@ -1,14 +1,20 @@
 """The benches of speed and memory: what they count is what they say."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
+from torch import nn
 
 from multipde import NetworkConfig, PDENet
+from multipde.analysis.bench.input import input_study
 from multipde.analysis.bench.memory import memory_study
+from multipde.analysis.bench.rivals import memcnn_block
 from multipde.analysis.bench.step import bare_convolutions, step_study
 from multipde.analysis.bench.timing import PeakMemory, alternated
+from multipde.networks.dynamics import Block
 
 CPU = torch.device("cpu")
 
@@ -77,3 +83,54 @@ def test_a_step_is_measured_beside_its_floor(tmp_path):
     assert row == rows[0]
     assert row["step_over_floor"] == pytest.approx(row["step_seconds"] / row["floor_seconds"], abs=1e-3)
     assert row["images_per_second"] == pytest.approx(4 / row["step_seconds"], abs=0.1)
+
+
+def test_an_emptied_storage_counts_no_more():
+    with PeakMemory() as seen:
+        a = torch.zeros(1000)
+        a.untyped_storage().resize_(0)
+        b = torch.zeros(500)
+    assert (seen.peak, seen.present) == (4000, 2000)
+    del a, b
+
+
+def test_the_rival_block_is_the_same_function_with_the_same_weights(monkeypatch):
+    """A stand-in with memcnn's interface and documented equations."""
+
+    class AdditiveCoupling(nn.Module):
+        def __init__(self, Fm, Gm):
+            super().__init__()
+            self.Fm, self.Gm = Fm, Gm
+
+        def forward(self, x):
+            y, z = x.chunk(2, dim=1)
+            y = y + self.Fm(z)
+            return torch.cat((y, z + self.Gm(y)), dim=1)
+
+    stand_in = types.ModuleType("memcnn")
+    stand_in.__dict__.update(AdditiveCoupling=AdditiveCoupling, InvertibleModuleWrapper=lambda fn, keep_input: fn)
+    monkeypatch.setitem(sys.modules, "memcnn", stand_in)
+    block = Block("hamiltonian", 4, 3, dt=0.5).double()
+    y = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    rival = memcnn_block(block)
+    torch.testing.assert_close(rival(y), block(y))
+    assert {id(p) for p in rival.parameters()} == {id(p) for p in block.parameters()}
+
+
+def test_the_input_of_every_level_is_measured_beside_that_of_the_full_size(tmp_path):
+    rows = input_study(tmp_path / "r.jsonl", side=48, coarsest=8, batch=3, num_batches=2, repeats=1, device="cpu")
+    assert [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()] == rows
+    assert [(r["source"], r["size"]) for r in rows] == [
+        (source, size) for source in ("streamed", "memory") for size in (8, 16, 32, 48)
+    ]
+    for row in rows:
+        assert row["images_per_second"] == pytest.approx(6 / row["own_seconds"], abs=0.1)
+        assert row["full_over_own"] == pytest.approx(row["full_seconds"] / row["own_seconds"], abs=1e-3)
+        whole = row["size"] > 24 or row["source"] == "memory"  # the same pixels, but for rounding
+        assert row["rms"] <= (0.3 if whole else 2.0)
+        assert (row["rms"] > 0) == (row["source"] == "streamed" and row["size"] < 48)
+
+
+def test_sizes_of_the_input_study_must_be_positive():
+    with pytest.raises(ValueError, match="side must be positive, got 0"):
+        input_study(None, side=0)

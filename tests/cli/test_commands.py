@@ -70,6 +70,19 @@ def test_evaluate_gives_a_row_per_size_and_method(capsys, place):
     assert rows[-1][2] == f"{result['test_accuracy']:.2%}"
 
 
+def test_evaluate_compares_the_robustness_of_several_checkpoints(capsys, place, tmp_path):
+    both = ["evaluate", place / "run", shutil.copytree(place / "run", tmp_path / "again"), "--num-images", "9"]
+    out = call(capsys, *both, "--robustness", "--plot", tmp_path / "r.svg", "--out", tmp_path / "r.jsonl")
+    clean = json.loads((tmp_path / "r.jsonl").read_text())["clean"]
+    assert out.splitlines()[0] == "Accuracy in % (ratio to clean) on 9 test images of data"
+    assert out.splitlines()[1].split() == ["name", "run", "again"]
+    assert out.splitlines()[2].split() == ["clean", *[f"{100 * clean:.2f}"] * 2]
+    assert "bound (N = 1)" in out
+    assert out.splitlines()[-1] == f"figure in {tmp_path / 'r.svg'}"
+    assert (tmp_path / "r.svg").read_text().startswith("<?xml")
+    assert call(capsys, *both).count("accuracy") == 2  # without it a table for each
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_convert_writes_the_converted_network(capsys, place, tmp_path, method):
     out = call(capsys, "convert", place / "run", "--size", "8", "--method", method, "--out", tmp_path / "new")
@@ -273,6 +286,12 @@ WRONG = [
     ("evaluate {place}/run --root {place}", "root must hold train/CLASS/* and test/CLASS/*"),
     ("evaluate {place}/run --num-images 0", "num_images must be positive, got 0"),
     ("evaluate {place}/run --num-images -5", "num_images must be positive, got -5"),
+    ("evaluate {place}/run --robustness --sizes 8", "sizes must be left out with --robustness, got --sizes"),
+    ("evaluate {place}/run --plot figure.png", "plot must come with --robustness, got --plot"),
+    ("evaluate {place}/run --robustness --plot figure.txt", "plot must end in one of .png, .svg, .pdf"),
+    ("evaluate {place}/net --robustness", "data must be given for {place}/net, which does not name its own"),
+    ("evaluate {place}/run {place}/net --robustness", "data must have the 10 classes of the network"),
+    ("evaluate {place}/run --robustness --num-images 0", "num_images must be positive, got 0"),
     ("train --init {place}/net --data shapes --epochs 0 1 1", "epochs must be positive"),
     ("train --init {place}/net --data folder --root {place}/data --sizes 8", "data must have the 10 classes"),
     ("convert {place}/run --size 8 --root {place} --out new", "root must hold train/CLASS/*"),
@@ -321,6 +340,7 @@ WRONG = [
     ("bench regimes --small", "small must be left out for bench regimes, got --small"),
     ("bench step --small", "small must be left out for bench step, got --small"),
     ("bench memory --checkpoint {place}/net", "checkpoint must be left out for bench memory, got --checkpoint"),
+    ("bench input --dynamics hamiltonian", "dynamics must be left out for bench input, got --dynamics"),
     ("bench memory --dynamics hamiltonian --device gpu9", "device must be one that torch has here, got 'gpu9'"),
     ("train --memory reversible --dynamics parabolic", "memory must be store or checkpoint for parabolic"),
     ("bench transfer --checkpoint {place}/net", "checkpoint must be left out for bench transfer"),

@@ -30,6 +30,24 @@ def test_normalize_is_the_formula():
     torch.testing.assert_close(Normalize(mean.tolist(), std.tolist())(x), expected)
 
 
+def test_standardised_images_forget_brightness_and_contrast_and_an_even_one_is_zero():
+    x = torch.rand(3, 3, 6, 6) * 100 + 20
+    standardize = Normalize((), (), per_image=True)
+    y = standardize(x)
+    axes = (1, 2, 3)
+    torch.testing.assert_close(y.mean(axes), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.std(axes, correction=0), torch.ones(3))
+    torch.testing.assert_close(standardize(2.0 * x - 7.0), y, atol=1e-5, rtol=1e-5)
+    assert standardize(torch.full((1, 3, 4, 4), 200.0)).abs().max() == 0
+
+
+def test_taken_images_are_those_of_the_indices():
+    images = TensorImages(torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 4, 4).to(torch.uint8), torch.arange(5))
+    part = images.take(torch.tensor([3, 1]))
+    (x, labels), *_ = part.batches([(4, torch.arange(2))], CPU)
+    assert labels.tolist() == x[:, 0, 0, 0].tolist() == [3, 1]
+
+
 def test_an_epoch_holds_every_image_once_and_drops_only_what_is_left_over():
     images = TensorImages(torch.arange(23).view(23, 1, 1, 1).expand(23, 3, 4, 4).to(torch.uint8), torch.arange(23))
     batches = list(training_batches(images, torch.arange(23), batch=5, key=(0,), **plain(4)))

@@ -94,6 +94,10 @@ def test_the_papers_policy_has_60_20_20_per_cent():
     assert [plan.rate(0, e / 100) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx(
         [0.1, 0.1, 0.02, 0.02, 0.004, 0.004]
     )
+    long = Schedule([Level(8, 200, learning_rate=0.1, policy="piecewise_long")])
+    assert [long.rate(0, e / 200) for e in (0, 59, 60, 100, 140, 179, 180, 199)] == pytest.approx(
+        [0.1, 0.1, 0.02, 0.004, 0.0008, 0.0008, 0.00016, 0.00016]
+    )
 
 
 def test_one_cycle_is_continuous():
@@ -110,7 +114,7 @@ def test_one_cycle_is_continuous():
         (lambda: Level(8, 1, learning_rate=-1.0), "learning_rate must be positive, got -1.0"),
         (
             lambda: Level(8, 1, policy="cosine"),
-            "policy must be one of one_cycle, piecewise, across, warm_up, constant, cool_down, got 'cosine'",
+            "policy must be one of one_cycle, piecewise, piecewise_long, across, warm_up, constant, cool_down, got 'c",
         ),
         (lambda: Schedule([]), "levels must name at least one level, got none"),
         (lambda: Schedule([Level(7, 1)], NETWORK), "size must be a positive multiple of 2"),

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from multipde.analysis.plots import accuracy_against_images
-from multipde.data.batches import Normalize, drawn_images, evaluation_batches
+from multipde.data.batches import drawn_images, evaluation_batches
 from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.calibration import recalibrate
 from multipde.networks.convert import convert
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import load, save
-from multipde.training.evaluate import check_classes, choose_device, evaluate_batches, place
+from multipde.training.evaluate import check_classes, choose_device, evaluate_batches, normalization, place
 from multipde.training.log import Log, append_row, read_metrics
 from multipde.training.run import recorded_data, recorded_split, train
 from multipde.training.schedule import Level, Schedule
@@ -114,7 +114,7 @@ def _accuracy(
             config = net.config.on_mesh(size) if is_new else None
             run = train(config, Schedule([level]), data, Path(place_) / "run", settings=chosen, init=init, quiet=True)
         return run.result["test_accuracy"]
-    device, normalize = choose_device(settings.device), Normalize(net.config.mean, net.config.std)
+    device, normalize = choose_device(settings.device), normalization(net.config)
     indices, _ = split_indices(len(data.train), settings.seed, settings.validation)
 
     def draw(num: int, side: int):

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from multipde.analysis.bench.rivals import has_memcnn, memcnn_block
 from multipde.analysis.bench.timing import PeakMemory, alternated, recorded
 from multipde.networks.dynamics import DYNAMICS, MEMORY, Block
 from multipde.training.evaluate import autocast, choose_device
@@ -29,7 +30,8 @@ def memory_study(
     """Peak memory and time of one block, forwards and backwards, by every way to keep states; prints a table.
 
     Memory is that of tensors alive at the same time, without weights, their gradients and stencils, in units of one
-    tensor of features. The ways are timed in turn; the time is the median.
+    tensor of features. The ways are timed in turn; the time is the median. memcnn is one more way for the hamiltonian
+    block, where it is installed.
 
     Args:
         dynamics: which; None for all.
@@ -44,14 +46,18 @@ def memory_study(
         for steps in num_steps:
             torch.manual_seed(0)
             y = torch.randn(batch, channels, size, size, device=where).contiguous(memory_format=torch.channels_last)
-            blocks = {way: Block(name, channels, steps, dt=3 / steps, memory=way).to(where) for way in ways}
+            blocks: dict[str, nn.Module] = {
+                way: Block(name, channels, steps, dt=3 / steps, memory=way).to(where) for way in ways
+            }
             for block in blocks.values():
                 block.load_state_dict(blocks["store"].state_dict())
                 block.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            if name == "hamiltonian" and has_memcnn():
+                blocks["memcnn"] = memcnn_block(blocks["store"])  # pyright: ignore[reportArgumentType]
             calls = {way: _training_step(block, y, amp) for way, block in blocks.items()}
             peak = {way: _peak(block, y, calls[way]) for way, block in blocks.items()}
             seconds = alternated(calls, repeats, where)
-            for way in ways:
+            for way in blocks:
                 row = {
                     "study": "memory",
                     "dynamics": name,
@@ -73,7 +79,7 @@ def memory_study(
     return rows
 
 
-def _training_step(block: Block, y: Tensor, amp: str) -> Callable[[], None]:
+def _training_step(block: nn.Module, y: Tensor, amp: str) -> Callable[[], None]:
     def call() -> None:
         x = y.detach().requires_grad_()
         block.zero_grad(set_to_none=True)
@@ -84,7 +90,7 @@ def _training_step(block: Block, y: Tensor, amp: str) -> Callable[[], None]:
     return call
 
 
-def _peak(block: Block, y: Tensor, call: Callable[[], None]) -> int:
+def _peak(block: nn.Module, y: Tensor, call: Callable[[], None]) -> int:
     """Bytes that the step holds at its peak; what is as small as a stencil does not count."""
     stencil = max(p.numel() * p.element_size() for p in block.parameters())
     with PeakMemory([y, *block.parameters()], least_bytes=stencil + 1) as seen:

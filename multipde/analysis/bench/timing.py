@@ -52,29 +52,25 @@ class PeakMemory(TorchDispatchMode):
 
     def __init__(self, without: Collection[Tensor] = (), least_bytes: int = 0):
         super().__init__()
-        self.present = self.peak = 0
+        self.peak = 0
         self.least_bytes = least_bytes
         self._known = {t.untyped_storage().data_ptr() for t in without}
-        self._alive: dict[int, int] = {}
+        self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def present(self) -> int:
+        """Bytes alive now; a storage may have been emptied since it was made."""
+        return sum(storage.nbytes() for storage in self._alive)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: Any) -> None:
-        where, num = storage.data_ptr(), storage.nbytes()
-        if where in self._known or where in self._alive or num < self.least_bytes:
-            return
-        self._alive[where] = num
-        self.present += num
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self._known and storage.nbytes() >= self.least_bytes:
+                    self._alive.add(storage)
         self.peak = max(self.peak, self.present)
-        weakref.finalize(storage, self._release, where)
-
-    def _release(self, where: int) -> None:
-        self.present -= self._alive.pop(where, 0)
+        return result
 
 
 def recorded(row: Mapping[str, Any], out: Path | None) -> dict[str, Any]:

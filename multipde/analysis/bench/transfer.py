@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
+from multipde.analysis.trained import trained
 from multipde.data.datasets import data_label
 from multipde.networks.config import NetworkConfig, default_network
-from multipde.training.checkpoint import FORMAT
-from multipde.training.files import read_json
 from multipde.training.log import Log, append_row, read_metrics
 from multipde.training.provenance import machine
-from multipde.training.run import METRICS, RECORD, Run, recorded_plan, resume, train
+from multipde.training.run import METRICS, Run
 from multipde.training.schedule import Level, Schedule, level_flops
 from multipde.training.settings import TrainSettings
 
@@ -218,22 +217,8 @@ def _run(
     network = default_network(data, task.dynamics, size).on_mesh(size)
     levels = task.levels(network)
     chosen = TrainSettings(**{**asdict(settings), "seed": task.seed, **arm_of(task.arm).settings})
-    if directory.exists():
-        check_same(directory, levels, chosen)
-        run = resume(directory, quiet=True)
-    else:
-        run = train(network, Schedule(levels), data, directory, settings=chosen, data_options=options, quiet=True)
+    run = trained(directory, network, levels, data, chosen, options)
     return _result(run, levels, chosen)
-
-
-def check_same(directory: Path, levels: Sequence[Level], settings: TrainSettings) -> None:
-    """Raise ValueError if a run directory records another training than this one."""
-    file = directory / RECORD
-    if not file.exists():
-        return
-    plan, recorded, _ = recorded_plan(read_json(file, FORMAT), file)
-    if plan.levels != tuple(levels) or recorded != settings:
-        raise ValueError(f"run_dir must hold this study, got another training in {directory}; type --run-dir DIR")
 
 
 def _result(run: Run, levels: Sequence[Level], settings: TrainSettings) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""``multipde reproduce``"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from multipde.cli.options import AmpName
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Repeat the paper's table or one of its figures: train what is not trained yet, then show and write the outcome.
+
+    Trainings are kept in the run directory: what is finished is not done again, what was cut off goes on, and the
+    figures share the trainings of the table. With images as files: multipde reproduce table1 --data cifar10 --amp bf16
+    """
+
+    experiment: Annotated[Literal["table1", "fig1", "fig2", "fig3", "fig4"], tyro.conf.Positional]
+    """table1: accuracy and loss of the three networks. fig1: images with bars of their probabilities. fig2: accuracy
+    with part of the training images. fig3: confusion matrices with part of them. fig4: accuracy at every epoch."""
+    data: tuple[Literal["stl10", "cifar10", "cifar100"], ...] | None = None
+    """Data sets. Left out: those of the paper, which are all for table1, stl10 for fig1 to fig3, and both cifar for
+    fig4."""
+    root: Path = Path("data")
+    """Directory with NAME/{train,test}/CLASS/*, with {train,test}/CLASS/*, or as torchvision stores the data."""
+    download: bool = False
+    """Fetch what is not there."""
+    budget: Literal["full", "hour", "smoke"] = "hour"
+    """full: the paper's epochs. hour: as many as two cores with --amp bf16 do in about an hour per data set (and as
+    much again for partial data). smoke: a minute or two, with 200 training and 100 test images."""
+    run_dir: Path = Path("runs/reproduce")
+    """Where the trainings are kept, by budget."""
+    out: Path | None = None
+    """Directory for rows (.jsonl) and figures (.svg). Left out: that of the trainings."""
+    seed: int = 0
+    """Of weights, split, order, augmentation and the images shown."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    amp: AmpName = "off"
+    """Mixed precision; bf16 is faster where the processor has it."""
+
+    def run_command(self) -> None:
+        from multipde.analysis.experiments import reproduce
+        from multipde.training.log import Log
+
+        reproduce(
+            self.experiment,
+            data=self.data,
+            root=self.root,
+            download=self.download,
+            budget=self.budget,
+            run_dir=self.run_dir,
+            out=self.out,
+            seed=self.seed,
+            device=self.device,
+            amp=self.amp,
+            log=Log(),
+        )

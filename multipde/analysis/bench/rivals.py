@@ -1,0 +1,47 @@
+"""The same block by another library, where it is installed."""
+
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor, nn
+
+from multipde.networks.dynamics import Block
+
+
+class _Copy(nn.Module):
+    """The coupling behind it empties what it is given."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y.clone()
+
+
+class _Scaled(nn.Module):
+    """dt F(y)"""
+
+    def __init__(self, layer: nn.Module, dt: float):
+        super().__init__()
+        self.layer, self.dt = layer, dt
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.dt * self.layer(y)
+
+
+def has_memcnn() -> bool:
+    """Whether memcnn is installed; ``pip install --no-deps memcnn`` suffices."""
+    return find_spec("memcnn") is not None
+
+
+def memcnn_block(block: Block) -> nn.Module:
+    """A hamiltonian block as memcnn's additive couplings over the same layers, which share their weights.
+
+    A coupling is   y' = y + F(z), z' = z + G(y'),   so F = dt F1 and G = -dt F2, eq. (10).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it decorates with torch.cuda.amp
+        memcnn: Any = __import__("memcnn")
+    couplings = [
+        memcnn.AdditiveCoupling(_Scaled(node[0], block.dt), _Scaled(node[1], -block.dt))  # pyright: ignore
+        for node in block.controls
+    ]
+    return nn.Sequential(_Copy(), *[memcnn.InvertibleModuleWrapper(c, keep_input=False) for c in couplings])

@@ -1,0 +1,141 @@
+"""JPEG decoded at a reduced size: the cell averages of the whole image, from fewer pixels."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+from multipde import render_shapes, resize_images
+from multipde.analysis.bench.consistency import band_limited
+from multipde.data.decode import decode_image, decode_images
+from multipde.data.images import TensorImages
+from multipde.data.streamed import StreamedImages
+
+SHARP: dict[str, Any] = {"quality": 100, "subsampling": 0}
+ROUNDING = 3
+"""In grey values: of luminance and colour difference in the decoder (1 + 1.772 halves in blue), its results, ours."""
+
+
+def smooth_picture(height, width, seed=0):
+    """A picture of at most three waves each way, on 40 to 215."""
+    field = band_limited(1, 3, max(height, width), 3, seed)[0, :, :height, :width]
+    return (127.5 + 87.5 * field / field.abs().max()).round().to(torch.uint8)
+
+
+def save(picture, file, mode="RGB", **options):
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).convert(mode).save(file, **options)
+    return file
+
+
+def whole(file, size):
+    """Decoded whole, then averaged."""
+    return resize_images(decode_image(file)[None].double(), size)[0]
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Numbers of pixels that decoders have put out, one per image."""
+    pixels, prepare = [], ImageFile.ImageFile.load_prepare
+
+    def counted(self):
+        pixels.append(self.width * self.height)
+        prepare(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", counted)
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "scale"),
+    [
+        ((128, 128), 64, 2),
+        ((128, 128), 16, 8),
+        ((128, 128), 8, 8),
+        ((128, 128), 48, 1),
+        ((128, 128), 40, 1),
+        ((128, 128), 30, 2),
+        ((128, 128), 13, 4),
+        ((125, 93), 20, 2),
+        ((125, 93), 11, 4),
+        ((125, 93), 5, 8),
+        ((120, 64), 32, 1),
+        ((96, 64), 32, 1),
+        ((128, 64), 32, 2),
+    ],
+)
+def test_means_of_pixels_come_from_the_decoder(tmp_path, decoded, shape, size, scale):
+    """A cell of width H whose edge cuts a reduced pixel of width w errs by at most w² |u'| / 4H per axis."""
+    picture = smooth_picture(*shape)
+    file = save(picture, tmp_path / "a.jpg", **SHARP)
+    found = decode_image(file, size).double()
+    height, width = (-(-num // scale) for num in shape)
+    assert decoded == [height * width]
+    error = (found - whole(file, size)).abs()
+    cut = 0.0
+    for axis, num in ((1, shape[0]), (2, shape[1])):
+        jump = picture.double().diff(dim=axis).abs().max().item()
+        cut += 0.0 if num % (scale * size) == 0 else scale**2 * jump * size / (4 * num)
+    assert error.max() <= ROUNDING + cut
+    if not cut:
+        assert error.square().mean().sqrt() <= 0.7
+
+
+@pytest.mark.parametrize("options", [SHARP, SHARP | {"progressive": True}, {"quality": 90, "subsampling": 2}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_every_kind_of_jpeg_is_reduced(tmp_path, decoded, mode, options):
+    file = save(smooth_picture(64, 64), tmp_path / "a.jpg", mode, **options)
+    error = (decode_image(file, 16) - whole(file, 16)).abs()
+    assert decoded == [16 * 16, 64 * 64]
+    assert error.square().mean().sqrt() <= (0.7 if options["subsampling"] == 0 else 1.5)
+
+
+def test_all_scales_are_the_ones_asked_for(tmp_path, decoded):
+    """Also for the odd sizes, where the last reduced pixel lies partly outside."""
+    for num in (*range(16, 34), 63, 65):
+        file = save(torch.full((3, num, num + 3), 90, dtype=torch.uint8), tmp_path / "a.jpg", **SHARP)
+        for size in range(1, num // 2 + 1):
+            decoded.clear()
+            assert (decode_image(file, size) - 90.0).abs().max() <= 1
+            least = 2 if num % size or (num + 3) % size else 1
+            (pixels,) = decoded
+            assert pixels >= (least * size) ** 2 or pixels == num * (num + 3)
+
+
+def test_nothing_changes_above_half_the_size_and_for_other_formats(tmp_path, decoded):
+    picture = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    jpeg = save(picture, tmp_path / "a.jpg")
+    for size in (33, 40, 64, 100):
+        expected = resize_images(decode_image(jpeg)[None].float(), size)[0].round().to(torch.uint8)
+        assert torch.equal(decode_image(jpeg, size), expected)
+    assert set(decoded) == {64 * 64}
+    for name in ("a.png", "a.webp", "a.bmp", "a.tiff", "a.ppm"):
+        file = save(picture, tmp_path / name, lossless=True)
+        for size in (7, 8, 16, 32):
+            expected = resize_images(picture[None].float(), size)[0].round().to(torch.uint8)
+            assert torch.equal(decode_image(file, size), expected), name
+
+
+def test_what_a_camera_says_about_the_orientation_is_not_heeded_at_any_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = save(smooth_picture(64, 64), tmp_path / "a.jpg", exif=exif, **SHARP)
+    assert (decode_image(file, 16) - whole(file, 16)).abs().max() <= ROUNDING
+
+
+def test_a_cut_jpeg_is_refused_at_every_size(tmp_path):
+    file = save(torch.randint(256, (3, 64, 64), dtype=torch.uint8), tmp_path / "a.jpg")
+    file.write_bytes(file.read_bytes()[:2000])
+    for size in (8, 16, 32, 64, None):
+        with pytest.raises(ValueError, match=r"^image must be readable, got .*a.jpg: [^\n]*$"):
+            decode_image(file, size)
+
+
+def test_streamed_jpegs_are_those_in_memory_at_the_finest_level_and_nearly_on_the_others(tmp_path):
+    pictures, labels = render_shapes(12, 64)
+    paths = [save(picture, tmp_path / f"{i}.jpg") for i, picture in enumerate(pictures)]
+    kept, streamed = TensorImages(decode_images(paths, 32), labels), StreamedImages(paths, labels, num_workers=0)
+    for size, rms in ((32, 0.0), (16, 1.0), (8, 1.0)):
+        parts = [(size, torch.arange(12))]
+        (a, _), (b, _) = (next(iter(images.batches(parts, torch.device("cpu")))) for images in (kept, streamed))
+        assert (a - b).square().mean().sqrt() <= rms
