@@ -21,7 +21,7 @@ def synchronised(module: nn.Module) -> Iterator[None]:
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if num_processes() > 1 else []
     for m in norms:
-        m.forward = partial(_forward, m)
+        m.forward = partial(_forward, m)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

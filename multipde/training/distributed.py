@@ -67,18 +67,24 @@ def own_device(device: torch.device) -> torch.device:
         return device
     if device.type != "cuda" or device.index is not None:
         raise ValueError(f"device must be cuda or cpu for several processes, got {device}; type --device cpu")
-    here, num_devices = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes())), torch.cuda.device_count()
-    if here > num_devices:
-        raise ValueError(
-            f"processes must be at most as many as devices ({num_devices}), got {here}; "
-            f"type --nproc-per-node {num_devices}, or --device cpu"
-        )
+    check_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes())))
     return torch.device("cuda", _local_rank())
 
 
-def check_batch(batch: int) -> None:
-    """Raise ValueError for a batch that the processes cannot share evenly."""
-    num = num_processes()
+def check_devices(device: torch.device, num: int) -> None:
+    """Raise ValueError for more processes on this machine than it has devices of that kind; a CPU serves many."""
+    num_devices = torch.cuda.device_count() if device.type == "cuda" else num
+    if num > num_devices:
+        raise ValueError(
+            f"processes must be at most as many as devices ({num_devices}), got {num}; "
+            f"start {num_devices}, or type --device cpu"
+        )
+
+
+def check_batch(batch: int, num: int) -> None:
+    """Raise ValueError for a batch that so many processes cannot share evenly."""
+    if num < 1:
+        raise ValueError(f"processes must be positive, got {num}")
     if batch % num:
         fitting = max(1, batch // num) * num
         raise ValueError(
@@ -161,7 +167,9 @@ def is_first_to_tell() -> bool:
         return True
     try:
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(*where, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            *where, is_master=False, wait_for_workers=False, timeout=PATIENCE
+        )
         return store.add(f"multipde/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (KeyError, ValueError, RuntimeError):  # the launcher is gone
         return os.environ["RANK"] == "0"

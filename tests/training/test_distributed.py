@@ -94,7 +94,10 @@ def test_processes_agree(both):
         ("taken directory", "FileExistsError: directory must be new or empty, got .*; type --resume to go on with"),
         ("uneven", r"ValueError: batch must be a multiple of the number of processes \(2\), got 125; type --batch 124"),
         ("uneven training", r"ValueError: batch must be a multiple .* \(2\), got 25; type --batch 24"),
-        ("devices", r"ValueError: processes must be at most as many as devices \(1\), got 2; type --nproc-per-node 1"),
+        (
+            "devices",
+            r"ValueError: processes must be at most as many as devices \(1\), got 2; start 1, or type --device cpu",
+        ),
         ("one device", "ValueError: device must be cuda or cpu for several processes, got cuda:0; type --device cpu"),
         ("metal", "ValueError: device must be cuda or cpu for several processes, got mps; type --device cpu"),
         ("nan", "ValueError: loss must stay finite, got nan in opening .* at size 4, epoch 1, step 3; type a smaller"),
