@@ -1,6 +1,5 @@
 """The command ``multipde``: parses, calls the library, and turns its errors into one line."""
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -58,15 +57,18 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _check_alone(command: object) -> None:
     """Raise ValueError where torchrun has started several processes of a command that is made for one."""
-    num = int(os.environ.get("WORLD_SIZE", "1"))
-    if num > 1 and not isinstance(command, Train):
-        raise ValueError(f"processes must be one for all commands but train, got {num}; leave torchrun out")
+    if isinstance(command, Train):
+        return
+    from multipde.training.distributed import num_launched
+
+    if num_launched() > 1:
+        raise ValueError(f"processes must be one for all commands but train, got {num_launched()}; leave torchrun out")
 
 
 def _is_lost(error: Exception) -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
-        text in str(error) for text in ("gloo", "NCCL", "Connection closed")
-    )
+    from multipde.training.distributed import num_launched
+
+    return num_launched() > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection closed"))
 
 
 def _is_memory(error: Exception) -> bool:

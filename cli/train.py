@@ -12,7 +12,8 @@ class Train(DataOptions):
     """Train a network coarse to fine: small images first, then the network is converted to the next size.
 
     Without arguments: a complete training on the embedded shapes at 8, 16 and 32 pixels, about a minute on two
-    cores. With CIFAR-10 as image files: multipde train --data folder --root data/cifar10 --amp bf16
+    cores. With CIFAR-10 as image files: multipde train --data folder --root data/cifar10 --amp bf16. By two processes:
+    torchrun --nproc-per-node 2 -m -- multipde train --batch 124
     """
 
     data: DataName = "shapes"

@@ -22,7 +22,8 @@ PATIENCE = timedelta(seconds=10)
 
 def num_launched() -> int:
     """How many processes torchrun has started, of which this is one; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    is_launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= set(os.environ)
+    return int(os.environ["WORLD_SIZE"]) if is_launched else 1
 
 
 @contextmanager

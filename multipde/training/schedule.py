@@ -152,7 +152,7 @@ class Schedule:
 
         Args:
             num_images: to train on.
-            multiple: grown batches are rounded down to a multiple of it.
+            multiple: batches are rounded down to a multiple of it, but not to nothing.
 
         Raises:
             ValueError: a level with batches of several sizes.
@@ -165,7 +165,7 @@ class Schedule:
         levels = []
         for level in self.levels:
             wanted = min(round(finest.batch * (finest.size / level.size) ** dim), num_images // LEAST_STEPS)
-            batch = max(finest.batch, wanted // multiple * multiple)
+            batch = max(1, max(finest.batch, wanted) // multiple) * multiple
             levels.append(replace(level, batch=batch, learning_rate=level.learning_rate * batch / level.batch))
         return Schedule(levels, self.network)
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +17,19 @@ from multipde.training.distributed import is_first_to_tell, joined, num_processe
 from tests.training import two_processes
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def launched(*arguments) -> subprocess.CompletedProcess[str]:
     command = [*LAUNCH, *(str(a) for a in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, cwd=ROOT)
+
+
+def launch(monkeypatch, number: int) -> None:
+    """This process looks like one of two that torchrun has started, but torchrun is gone."""
+    for name, value in (("WORLD_SIZE", 2), ("RANK", number), ("LOCAL_RANK", number)):
+        monkeypatch.setenv(name, str(value))
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +135,7 @@ def test_the_command_tells_what_is_wrong_once(tmp_path):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_commands_for_one_process_refuse_several(number, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", str(number))
+    launch(monkeypatch, number)
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", str(tmp_path)])
     line = "multipde: processes must be one for all commands but train, got 2; leave torchrun out\n"
@@ -142,8 +149,7 @@ def test_a_process_that_has_gone_is_told_in_a_line(capsys, monkeypatch):
     monkeypatch.setattr(Train, "run_command", run_command)
     with pytest.raises(RuntimeError, match="Connection closed"):
         main(["train"])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
+    launch(monkeypatch, 0)
     with pytest.raises(SystemExit, match="2"):
         main(["train"])
     assert capsys.readouterr().err == "multipde: processes must all stay until the end, got: one of them has gone\n"
@@ -153,7 +159,6 @@ def test_a_process_that_is_alone_tells_and_joins_nobody(monkeypatch):
     with joined():
         assert num_processes() == 1
     assert is_first_to_tell()
-    monkeypatch.setenv("WORLD_SIZE", "2")
     for number in (0, 1):
-        monkeypatch.setenv("RANK", str(number))  # and no launcher
+        launch(monkeypatch, number)
         assert is_first_to_tell() == (number == 0)

@@ -75,10 +75,9 @@ def test_balanced_batches_have_the_pixels_of_the_finest_and_rates_in_proportion(
     assert [level.learning_rate / level.batch for level in found] == pytest.approx(
         [0.2 / 125, 0.1 / 125, 0.1 / 125, 0.1 / 50]
     )
-    assert [level.batch for level in Schedule([Level(24, 1), Level(32, 1)]).balanced(40_000, multiple=4).levels] == [
-        220,
-        125,
-    ]
+    shared = Schedule([Level(24, 1), Level(32, 1)]).balanced(40_000, multiple=4).levels
+    assert [(level.batch, level.learning_rate) for level in shared] == [(220, 0.1 * 220 / 125), (124, 0.1 * 124 / 125)]
+    assert Schedule([Level(8, 1, batch=2)]).balanced(99, multiple=3).levels[0].batch == 3
     assert Schedule(found).balanced(40_000).levels == found
 
 
