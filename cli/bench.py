@@ -8,12 +8,18 @@ import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
 
-OWN_OPTIONS = {"finetune": ("checkpoint",), "regimes": (), "step": ("dynamics",), "memory": ("dynamics",), "input": ()}
-"""Of the options that not all studies have; transfer has all but the checkpoint."""
+OWN_OPTIONS = {
+    "transfer": ("small", "arms", "dynamics", "seeds", "budget", "workers"),
+    "regimes": (),
+    "finetune": ("checkpoint",),
+    "step": ("dynamics", "batch"),
+    "memory": ("dynamics",),
+    "scaling": ("dynamics", "batch", "processes"),
+    "input": (),
+}
+"""Of the options that not all studies have, those of each."""
 
-TRANSFER_ONLY = ("small", "arms", "dynamics", "seeds", "budget", "workers")
-
-Study = Literal["transfer", "regimes", "finetune", "step", "memory", "input"]
+Study = Literal["transfer", "regimes", "finetune", "step", "memory", "scaling", "input"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +28,13 @@ class Bench(DataOptions):
 
     transfer: ways from coarse to fine, all with the same work. regimes: where which map of the stencils is right, by
     the smoothness of images and networks. finetune: how many images a converted --checkpoint must see again. step: a
-    training step against its bare convolutions. memory: what a block of many time steps holds, and for how long. input:
-    images per second that reach the network on every level, from JPEG files of 256 pixels and from memory.
+    training step against its bare convolutions. memory: what a block of many time steps holds, and for how long.
+    scaling: a training step shared by one, two, ... processes. input: images per second that reach the network on every
+    level, from JPEG files of 256 pixels and from memory.
 
     Rows are appended to a file as they are finished; what is there is not done again, so that a study can be cut off
-    and taken up, and ends with its tables and a figure beside the file. Only step, memory and input are measured anew
-    each time, and written where --out says so.
+    and taken up, and ends with its tables and a figure beside the file. Only step, memory, scaling and input are
+    measured anew each time, and written where --out says so.
     """
 
     study: Annotated[Study, tyro.conf.Positional]
@@ -43,11 +50,15 @@ class Bench(DataOptions):
     arms: tuple[str, ...] | None = None
     """Only these arms. Left out: all once, then fine only, copy and the two best with every dynamics and seed."""
     dynamics: tuple[DynamicsName, ...] | None = None
-    """Dynamics for --arms, step and memory. Left out: hamiltonian for --arms, else all."""
+    """Dynamics for --arms, step, memory and scaling. Left out: hamiltonian for --arms, else all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the second part, or of --arms."""
     budget: float = 2.0
     """Work of every training in epochs at the full size; half of it for other dynamics than hamiltonian."""
+    batch: int | Literal["auto"] | None = None
+    """Images in a step, for step and scaling; for step also auto: as many pixels at all sizes. Left out: 125, 128."""
+    processes: tuple[int, ...] | None = None
+    """For scaling: numbers of processes. Left out: 1, 2, 4, ... up to the number of GPUs, or of cores."""
     out: Path | None = None
     """File of rows. Left out: rows.jsonl in the run directory."""
     run_dir: Path | None = None
@@ -57,7 +68,7 @@ class Bench(DataOptions):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
-    """Mixed precision; bf16 is faster where the processor has it."""
+    """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
 
     def run_command(self) -> None:
         from multipde.training.log import Log
@@ -70,12 +81,15 @@ class Bench(DataOptions):
 
             input_study(self.out, device=self.device, log=Log())
             return
-        if self.study in ("step", "memory"):
+        if self.study in ("step", "memory", "scaling"):
             from multipde.analysis.bench.memory import memory_study
+            from multipde.analysis.bench.scaling import scaling_study
             from multipde.analysis.bench.step import step_study
 
-            study = step_study if self.study == "step" else memory_study
-            study(self.out, device=self.device, amp=self.amp, log=Log(), dynamics=self.dynamics)
+            study = {"step": step_study, "memory": memory_study, "scaling": scaling_study}[self.study]
+            given = {"balance": True} if self.batch == "auto" else {"batch": self.batch, "processes": self.processes}
+            given = {name: value for name, value in given.items() if value is not None}
+            study(self.out, device=self.device, amp=self.amp, log=Log(), dynamics=self.dynamics, **given)
             return
         shared = {"size": self.size, "device": self.device, "amp": self.amp, "log": Log()}
         name = self.data or "shapes"
@@ -108,12 +122,10 @@ class Bench(DataOptions):
 
     def _check_given(self) -> None:
         """Raise ValueError for an option that the study does not have."""
-        own = OWN_OPTIONS.get(self.study)
+        special = {name for names in OWN_OPTIONS.values() for name in names} - set(OWN_OPTIONS[self.study])
         for field in fields(self):
-            if own is None or field.name not in (*TRANSFER_ONLY, "checkpoint") or field.name in own:
-                continue
-            if getattr(self, field.name) != field.default:
+            if field.name in special and getattr(self, field.name) != field.default:
                 flag = field.name.replace("_", "-")
                 raise ValueError(f"{field.name} must be left out for bench {self.study}, got --{flag}")
-        if self.study == "transfer" and self.checkpoint is not None:
-            raise ValueError("checkpoint must be left out for bench transfer, got --checkpoint")
+        if self.study == "scaling" and self.batch == "auto":
+            raise ValueError("batch must be a number for bench scaling, got auto")

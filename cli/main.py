@@ -41,15 +41,34 @@ def main(args: Sequence[str] | None = None) -> None:
         COMMANDS, prog="multipde", description=DESCRIPTION, args=arguments, sort_subcommands=False
     )
     try:
+        _check_alone(command)
         command.run_command()
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", 128 + getattr(error, "signum", 2))
     except (RuntimeError, MemoryError) as error:
+        if _is_lost(error):
+            _fail("processes must all stay until the end, got: one of them has gone", 2)
         if not _is_memory(error):
             raise
         _fail(f"memory must suffice, got: {str(error)[:200] or 'too little'}; type a smaller --batch or --sizes", 2)
+
+
+def _check_alone(command: object) -> None:
+    """Raise ValueError where torchrun has started several processes of a command that is made for one."""
+    if isinstance(command, Train):
+        return
+    from multipde.training.distributed import num_launched
+
+    if num_launched() > 1:
+        raise ValueError(f"processes must be one for all commands but train, got {num_launched()}; leave torchrun out")
+
+
+def _is_lost(error: Exception) -> bool:
+    from multipde.training.distributed import num_launched
+
+    return num_launched() > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection closed"))
 
 
 def _is_memory(error: Exception) -> bool:
@@ -57,7 +76,10 @@ def _is_memory(error: Exception) -> bool:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    """One line, whatever a stranger's file has put into it."""
+    """One line, whatever a stranger's file has put into it, from one of the processes."""
+    from multipde.training.distributed import is_first_to_tell
+
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    print(f"multipde: {line}", file=sys.stderr)
+    if is_first_to_tell():
+        print(f"multipde: {line}", file=sys.stderr)
     sys.exit(status)

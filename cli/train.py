@@ -12,7 +12,8 @@ class Train(DataOptions):
     """Train a network coarse to fine: small images first, then the network is converted to the next size.
 
     Without arguments: a complete training on the embedded shapes at 8, 16 and 32 pixels, about a minute on two
-    cores. With CIFAR-10 as image files: multipde train --data folder --root data/cifar10 --amp bf16
+    cores. With CIFAR-10 as image files: multipde train --data folder --root data/cifar10 --amp bf16. By two processes:
+    torchrun --nproc-per-node 2 -m -- multipde train --batch 124
     """
 
     data: DataName = "shapes"
@@ -37,8 +38,9 @@ class Train(DataOptions):
     steps: tuple[int, ...] | Literal["auto"] | None = None
     """Time steps per level; the final time T stays. auto: more where the moved network would be less stable. Left out:
     those of the network."""
-    batch: tuple[int, ...] = (125,)
-    """Images per optimizer step, one number or one per level."""
+    batch: tuple[int, ...] | Literal["auto"] = (125,)
+    """Images per optimizer step, one number or one per level. auto: 125 on the finest level, on the others as many as
+    have as many pixels, and the learning rate scaled likewise."""
     learning_rate: tuple[float, ...] = (0.1,)
     """Peak learning rate, one number or one per level."""
     policy: Literal["across", "one_cycle", "piecewise", "piecewise_long"] = "across"
@@ -87,7 +89,7 @@ class Train(DataOptions):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
-    """Mixed precision; bf16 is faster where the processor has it."""
+    """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
     quiet: bool = False
     """Say nothing."""
 
@@ -105,7 +107,7 @@ class Train(DataOptions):
             self.sizes,
             None if isinstance(self.epochs, str) else self.epochs,
             None if isinstance(self.steps, str) else self.steps,
-            self.batch,
+            (125,) if isinstance(self.batch, str) else self.batch,
             self.learning_rate,
             policy=self.policy,
             mixed=self.mixed,
@@ -132,6 +134,7 @@ class Train(DataOptions):
             settings=settings,
             init=self.init,
             data_options=self.options(),
+            balance=self.batch == "auto",
             quiet=self.quiet,
         )
 

@@ -55,11 +55,21 @@ class Augment:
         self.flip = augmentation.RandomHorizontalFlip(p=0.5)
         self.crop = augmentation.RandomCrop((size, size), padding=self.padding, cropping_mode="slice")
 
-    def __call__(self, x: Tensor, *key: int | str) -> Tensor:
+    def __call__(self, x: Tensor, *key: int | str, piece: tuple[int, int] = (0, 1)) -> Tensor:
+        """Augmented images.
+
+        Args:
+            piece: (k, n) where the images are the k-th of the n slices of a batch; they become what they would there.
+        """
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(stream_seed(*key))
-            return self.crop(self.flip(x))
+            if piece == (0, 1):
+                return self.crop(self.flip(x))
+            for transform in (self.flip, self.crop):
+                drawn = transform.forward_parameters(torch.Size((len(x) * piece[1], *x.shape[1:])))
+                x = transform(x, {k: v if k == "forward_input_shape" else _slice(v, piece) for k, v in drawn.items()})
+            return x
 
 
 def images_per_epoch(num: int, batch: int, share: float = 1.0) -> int:
@@ -83,6 +93,7 @@ def training_batches(
     augment: bool = False,
     share: float = 1.0,
     start: int = 0,
+    piece: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """One epoch in random order; a last batch that is not full is dropped, unless it is the only one.
 
@@ -93,19 +104,21 @@ def training_batches(
         augment: flip, pad and crop.
         share: of the epoch.
         start: number of the first batch that is wanted; the ones before are not read.
+        piece: (k, n) for the k-th of n equal slices of every batch; the others are not read.
 
     Shape:
-        - each: images (batch, C, size, size), labels (batch,)
+        - each: images (batch / n, C, size, size), labels (batch / n,)
     """
     order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
     order = order[: images_per_epoch(len(order), batch, share)]
     drawn = _drawn_sizes(sizes, -(-len(order) // batch), key)
-    parts = list(zip(drawn, order.split(batch), strict=True))[start:]
+    slices = [_slice(part, piece) for part in order.split(batch)]
+    parts = list(zip(drawn, slices, strict=True))[start:]
     transforms = {size: Augment(size) for size in set(drawn)} if augment else {}
     for i, (x, labels) in enumerate(images.batches(parts, device), start):
         x, size = normalize(x), drawn[i]
         if augment:
-            x = transforms[size](x, *key, i)
+            x = transforms[size](x, *key, i, piece=piece)
         yield _laid_out(x), labels
 
 
@@ -119,15 +132,25 @@ def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: tuple[int | 
 
 
 def evaluation_batches(
-    images: ImageSet, indices: Tensor | None, size: int, batch: int, device: torch.device, normalize: Normalize
+    images: ImageSet,
+    indices: Tensor | None,
+    size: int,
+    batch: int,
+    device: torch.device,
+    normalize: Normalize,
+    *,
+    piece: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """All images, or those of the indices, in order, normalised.
+
+    Args:
+        piece: (k, n) for the k-th of n slices of every batch, perhaps empty.
 
     Shape:
         - each: images (at most batch, C, size, size), labels
     """
     order = torch.arange(len(images)) if indices is None else indices
-    for x, labels in images.batches([(size, part) for part in order.split(batch)], device):
+    for x, labels in images.batches([(size, _slice(part, piece)) for part in order.split(batch)], device):
         yield _laid_out(normalize(x)), labels
 
 
@@ -160,6 +183,12 @@ def drawn_indices(num: int, num_drawn: int | None, key: tuple[int | str, ...]) -
     if num_drawn is not None and num_drawn < 1:
         raise ValueError(f"num_images must be positive, got {num_drawn}")
     return torch.randperm(num, generator=stream(*key))[:num_drawn]
+
+
+def _slice(values: Tensor, piece: tuple[int, int]) -> Tensor:
+    """The k-th of n slices along the first axis, as equal as can be."""
+    k, n = piece
+    return values[len(values) * k // n : len(values) * (k + 1) // n]
 
 
 def _laid_out(x: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from multipde.data.images import Batch
 from multipde.mesh.modes import evaluation_mode
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet, count_flops
+from multipde.training.distributed import sum_over_processes
 
-AMP = ("off", "bf16")
+AMP = ("off", "bf16", "auto")
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,30 @@ def evaluate(
 
 
 @torch.no_grad()
-def evaluate_batches(model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off") -> Metrics:
-    """Accuracy and cross entropy over batches that are ready for the model; training flags stay."""
+def evaluate_batches(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off", shared: bool = False
+) -> Metrics:
+    """Accuracy and cross entropy over batches that are ready for the model; training flags stay.
+
+    Args:
+        shared: every process has its slice of the batches; what is found is that of all.
+    """
     start = time.perf_counter()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num = 0
     with evaluation_mode(model):
         for x, labels in batches:
+            if not len(labels):
+                continue  # fewer images than processes
             with autocast(device, amp):
                 scores = model(x)
             loss += functional.cross_entropy(scores.float(), labels, reduction="sum")
             correct += (scores.argmax(1) == labels).sum()
             num += len(labels)
+    if shared:
+        loss, correct = sum_over_processes(loss), sum_over_processes(correct)
+        num = int(sum_over_processes(torch.tensor([num], device=device)))
     if not num:
         raise ValueError("batches must hold at least one image, got none")
     return Metrics(correct.item() / num, loss.item() / num, num, time.perf_counter() - start)
@@ -176,8 +188,31 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     """Mixed precision as asked for: ``"off"``, or ``"bf16"`` for bfloat16 convolutions and products.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: as `choose_amp`.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_amp(device, amp) == "bf16")
+
+
+def choose_amp(device: torch.device, amp: str) -> str:
+    """``"off"`` or ``"bf16"``; ``"auto"`` is bf16 where the device has instructions for it.
+
+    Raises:
+        ValueError: an unknown name, or bf16 on a device that cannot compute with it. (A processor always can: without
+            the instructions it is slow.)
     """
     if amp not in AMP:
         raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
-    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
+    if amp == "auto":
+        return "bf16" if _has_bf16(device) else "off"
+    if amp == "bf16" and device.type != "cpu" and not _has_bf16(device):
+        raise ValueError(f"amp must be off on {device}, which has no bfloat16, got bf16; type --amp off")
+    return amp
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch that will do
+        return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)

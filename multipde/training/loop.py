@@ -10,12 +10,21 @@ from torch import Tensor
 
 from multipde.data.batches import drawn_images, evaluation_batches, images_per_epoch, training_batches
 from multipde.data.datasets import ImageData, split_indices
-from multipde.data.images import Batch
+from multipde.data.images import Batch, ImageSet
 from multipde.mesh.reparametrize import set_mesh_size
 from multipde.networks.calibration import recalibrate
 from multipde.networks.momentum import carry_optimizer_state
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
+from multipde.training.distributed import (
+    by_writer,
+    check_batch,
+    largest,
+    num_processes,
+    own_device,
+    rank,
+    take_from_writer,
+)
 from multipde.training.divergence import DivergenceError, check_finite
 from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, normalization, place
 from multipde.training.log import Advance, Log
@@ -40,7 +49,8 @@ MANY_ROLLBACKS = 3
 class Trainer:
     """Trains one network through a schedule; every random draw is named by (seed, level, epoch, batch).
 
-    So there is no random state to be kept, and a training can be left and taken up after any step.
+    So there is no random state to be kept, and a training can be left and taken up after any step. Of several processes
+    each runs one of these, and all do the same on their slices of the batches; only the writer's files and words count.
 
     Args:
         net: the network of the first level, or of the level at which `restore` takes up.
@@ -52,9 +62,12 @@ class Trainer:
         self, net: PDENet, schedule: Schedule, data: ImageData, settings: TrainSettings, run_dir: Path, log: Log
     ):
         self.schedule, self.data, self.settings, self.run_dir, self.log = schedule, data, settings, run_dir, log
-        self.device = choose_device(settings.device)
+        self.device = own_device(choose_device(settings.device))
         autocast(self.device, settings.amp)  # a wrong name is told before anything is done
         self.train_indices, self.validation_indices = split_indices(len(data.train), settings.seed, settings.validation)
+        for level in schedule.levels:
+            check_batch(min(level.batch, len(self.train_indices)), num_processes())
+        self.piece = (rank(), num_processes())
         self.normalize = normalization(net.config)
         self.pace = pace_of(schedule, settings)
         check_moves(schedule, settings)
@@ -78,7 +91,7 @@ class Trainer:
             OSError: a checkpoint cannot be written; the one before is still there.
         """
         with self.log.progress(self._planned_flops(), self.state.flops) as advance:
-            if newest_checkpoint(self.run_dir) is None:
+            if self._newest_checkpoint() is None:
                 self._write_checkpoint()
             while not self._is_finished():
                 try:
@@ -140,7 +153,7 @@ class Trainer:
         """
         net, self.best, record, momentum = read_checkpoint(checkpoint)
         self.state = state_from_record(record, self.schedule, checkpoint)
-        self._take(place(net, self.device))
+        self._take(place(net, self.device))  # where the processes meet: all have read before one writes
         self.step.set_momentum(momentum)
 
     def validate(self, size: int, num_images: int | None = None, heed: bool = False) -> Metrics:
@@ -150,18 +163,27 @@ class Trainer:
             heed: stop where that is asked for; the validation will be done anew.
         """
         indices = self.validation_indices[:num_images]
-        batches = evaluation_batches(self.data.train, indices, size, 250, self.device, self.normalize)
-        wanted = self.heeding(batches, is_saved=False) if heed else batches
-        return evaluate_batches(self.net, wanted, self.device, self.settings.amp)
+        return self._evaluate(self.data.train, indices, size, False if heed else None)
 
-    def heeding(self, batches: Iterable[Batch], is_saved: bool = True) -> Iterator[Batch]:
-        """The batches, as long as nobody asks to stop.
+    def test(self) -> Metrics:
+        """Accuracy and loss on the test images of the best weights, when everything is trained and saved."""
+        return self._evaluate(self.data.test, None, self.schedule.levels[-1].size, True)
+
+    def _evaluate(self, images: ImageSet, indices: Tensor | None, size: int, is_saved: bool | None) -> Metrics:
+        """Accuracy and loss, every process on its slice of the batches.
 
         Args:
-            is_saved: the last checkpoint is of this very moment.
+            is_saved: the last checkpoint is of this very moment; None to heed no wishes.
         """
+        batches = evaluation_batches(images, indices, size, 250, self.device, self.normalize, piece=self.piece)
+        wanted = batches if is_saved is None else self._heeding(batches, is_saved)
+        return evaluate_batches(self.net, wanted, self.device, self.settings.amp, shared=True)
+
+    def _heeding(self, batches: Iterable[Batch], is_saved: bool) -> Iterator[Batch]:
+        """The batches, as long as nobody asks to stop."""
         for batch in batches:
-            if self.wishes.stop or self.wishes.save:
+            stop, save = largest(self.wishes.stop, self.wishes.save)
+            if stop or save:
                 self._heed(is_saved)
             yield batch
 
@@ -204,6 +226,7 @@ class Trainer:
             augment=s.augment,
             share=level.share_of_epoch(p.epoch),
             start=p.batch,
+            piece=self.piece,
         )
         num_epoch = images_per_epoch(len(self.train_indices), level.batch)
         num_level = sum(
@@ -219,21 +242,25 @@ class Trainer:
             loss, scores = self.step(x, labels, rate, x.shape[-1] == level.size)
             p.count(loss, scores, labels)
             p.epoch_seconds = time.perf_counter() - started
-            advance(flops * len(labels), f"size {level.size}, epoch {p.epoch + 1} of {level.num_epochs or 'auto'}")
+            advance(
+                flops * len(labels) * num_processes(),
+                f"size {level.size}, epoch {p.epoch + 1} of {level.num_epochs or 'auto'}",
+            )
             self._heed()
         self._put_on(level.size)
 
     def _heed(self, is_saved: bool = False) -> None:
         """Save where it is time or was asked for; stop where that was asked for."""
         is_due = time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_every
-        if (is_due or self.wishes.save or self.wishes.stop) and not is_saved:
+        stop, save, is_due = largest(self.wishes.stop, self.wishes.save, is_due)  # what one is asked for, all do
+        if (is_due or save or stop) and not is_saved:
             self._write_checkpoint()
-        if self.wishes.save:
+        if save:
             self.wishes.save = False
             self.log.say(f"saved at {self.state.reached(self.level.size)}, as was asked for")
-        if self.wishes.stop:
+        if stop:
             how = f"go on with: multipde train --run {self.run_dir} --resume"
-            raise Interrupted(f"stopped and saved at {self.state.reached(self.level.size)}; {how}", self.wishes.stop)
+            raise Interrupted(f"stopped and saved at {self.state.reached(self.level.size)}; {how}", stop)
 
     def _place(self) -> str:
         p = self.state
@@ -241,7 +268,7 @@ class Trainer:
 
     def _recover(self, error: DivergenceError) -> None:
         """Go back to the last checkpoint with half the learning rate, or give up."""
-        p, last, text = self.state, newest_checkpoint(self.run_dir), f"{error} at {self._place()}"
+        p, last, text = self.state, self._newest_checkpoint(), f"{error} at {self._place()}"
         rate = p.rate_scale * self.level.learning_rate
         if self.settings.on_divergence == "stop" or len(p.rollbacks) == MANY_ROLLBACKS or last is None:
             advice = f"type a smaller --learning-rate than {rate:g}"
@@ -276,6 +303,7 @@ class Trainer:
         carry_optimizer_state(move, old_net, old_optimizer, self.net, self.step.optimizer, rule)
         accuracies.append(self.validate(level.size, MOVE_IMAGES).accuracy)
         recalibrate(self.net, self.calibration_images(level.size, p.index + 1))
+        take_from_writer(self.net)
         accuracies.append(self.validate(level.size, MOVE_IMAGES).accuracy)
         ratios, warning = stability_warning(self.net, draw)
         record = move_record(move, old_level.size, self.net.config, accuracies, ratios)
@@ -317,5 +345,9 @@ class Trainer:
         check_finite(dict(self.net.state_dict()), momentum)
         self.state.checkpoints += 1
         record = self.state.record()
-        write_checkpoint(self.run_dir, self.state.checkpoints, self.net, self.best, record, momentum)
+        by_writer(lambda: write_checkpoint(self.run_dir, self.state.checkpoints, self.net, self.best, record, momentum))
         self.saved_at = time.monotonic()
+
+    def _newest_checkpoint(self) -> Path | None:
+        """That which the writer sees."""
+        return by_writer(lambda: newest_checkpoint(self.run_dir))

@@ -16,6 +16,7 @@ import torch
 from multipde.data.datasets import ImageData
 from multipde.data.images import ImageSet, TensorImages
 from multipde.data.streamed import StreamedImages
+from multipde.training.distributed import num_processes
 
 PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
 
@@ -46,12 +47,13 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, threads in use, memory, and accelerator."""
+    """Processor, cores, threads and processes in use, memory, and accelerator."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": num_processes(),
         "memory_gib": None if memory is None else round(memory / 2**30, 1),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}",
@@ -85,7 +87,10 @@ def git_state(root: Any) -> str | None:
 def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """What is not as it was when the run began and may change the last bits of its numbers, a line each."""
     found = []
-    for part, names in (("versions", (*PACKAGES, "python")), ("machine", ("processor", "threads", "accelerator"))):
+    for part, names in (
+        ("versions", (*PACKAGES, "python")),
+        ("machine", ("processor", "threads", "processes", "accelerator")),
+    ):
         old, new = recorded.get(part), present[part]
         for name in names:
             if isinstance(old, dict) and name in old and old[name] != new[name]:

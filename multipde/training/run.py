@@ -5,15 +5,14 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from multipde.data.batches import evaluation_batches
-from multipde.data.datasets import ImageData, load_data
+from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import (
@@ -25,7 +24,8 @@ from multipde.training.checkpoint import (
     network_from_record,
     newest_checkpoint,
 )
-from multipde.training.evaluate import check_classes, evaluate_batches
+from multipde.training.distributed import by_writer, is_writer, joined, num_processes, of_writer, writer_first
+from multipde.training.evaluate import check_classes, choose_amp, choose_device
 from multipde.training.files import (
     brief,
     check_kind,
@@ -65,6 +65,7 @@ class Run:
     metrics: list[dict[str, Any]]
 
 
+@joined()
 def train(
     config: NetworkConfig | None,
     schedule: Schedule,
@@ -74,9 +75,12 @@ def train(
     settings: TrainSettings | None = None,
     init: str | Path | None = None,
     data_options: Mapping[str, Any] | None = None,
+    balance: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Train a network from coarse to fine and record everything in a new directory.
+
+    Under torchrun all processes train together, each on its slice of every batch, and the first one writes.
 
     Args:
         config: the network; size and steps follow the schedule, classes and normalisation the data. Where there is a
@@ -86,20 +90,25 @@ def train(
         run_dir: a directory that does not exist or is empty.
         init: a checkpoint to start from instead of random weights; it is converted to the first level if need be.
         data_options: for `load_data`, where data is a name.
+        balance: larger batches and learning rates on coarser levels, see `Schedule.balanced`.
         quiet: say nothing.
 
     Raises:
         FileExistsError: the run directory is not empty.
         ValueError: anything in config, schedule, settings or data that does not fit.
     """
-    run_dir, settings = Path(run_dir), settings or TrainSettings()
-    check_new(run_dir, "; type --resume to go on with a run")
+    run_dir, settings = of_writer(Path(run_dir)), settings or TrainSettings()
+    by_writer(lambda: check_new(run_dir, "; type --resume to go on with a run"))
     options = dict(data_options or {})
     config = network_for(config, schedule, init)
-    images = load_data(data, size=max(level.size for level in schedule.levels), **options)
+    images = writer_first(lambda: load_data(data, size=max(level.size for level in schedule.levels), **options))
     config = suited(config, images, init)
+    settings = replace(settings, amp=choose_amp(choose_device(settings.device), settings.amp))
+    if balance:
+        train_indices, _ = split_indices(len(images.train), settings.seed, settings.validation)
+        schedule = schedule.balanced(len(train_indices), multiple=num_processes())
     with determinism(settings.deterministic), listening(SAVE):
-        trainer = new_trainer(schedule.of(config), images, settings, run_dir, Log(run_dir / METRICS, quiet), init)
+        trainer = new_trainer(schedule.of(config), images, settings, run_dir, _log(run_dir, quiet), init)
         record = {
             "format": FORMAT,
             "network": asdict(config),
@@ -111,15 +120,12 @@ def train(
             "init": None if init is None else str(Path(init).resolve()),
             "provenance": provenance(images, options),
         }
-        with writing(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
-        with locked(run_dir):
-            check_new(run_dir, "; another run took it meanwhile")
-            clear_partials(run_dir)
-            write_file(run_dir / RECORD, json_bytes(record))
+        with ExitStack() as held:
+            by_writer(lambda: _take_new(run_dir, record, held))
             return _finish(trainer, images)
 
 
+@joined()
 def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run:
     """Go on with a run from its last checkpoint, as if it had never been interrupted.
 
@@ -131,11 +137,11 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     Raises:
         ValueError: no run, or data that are missing.
     """
-    run_dir = Path(run_dir)
+    run_dir = of_writer(Path(run_dir))
     if not (run_dir / RECORD).exists():
         raise ValueError(f"run must be a directory with a {RECORD}, got {run_dir}; leave --resume out to start one")
     record, file = read_json(run_dir / RECORD, FORMAT), run_dir / RECORD
-    log = Log(run_dir / METRICS, quiet)
+    log = _log(run_dir, quiet)
     if (run_dir / RESULT).exists():
         log.say(f"{run_dir} is finished; nothing to do")
         return Run(run_dir, load(run_dir), read_json(run_dir / RESULT, FORMAT), read_metrics(run_dir / METRICS))
@@ -144,12 +150,12 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     source, options = (data, recorded[1] if recorded else {}) if data is not None else recorded or (None, {})
     if source is None:
         raise ValueError(f"data must be given to resume {run_dir}, which was trained on data without a name")
-    images = load_data(source, size=max(level.size for level in plan.levels), **options)
+    images = writer_first(lambda: load_data(source, size=max(level.size for level in plan.levels), **options))
     check_classes(plan.configs()[0], images)
     _check_data(record, images)
-    with determinism(settings.deterministic), locked(run_dir), listening(SAVE):
-        clear_partials(run_dir)
-        newest = newest_checkpoint(run_dir)
+    with determinism(settings.deterministic), ExitStack() as held, listening(SAVE):
+        by_writer(lambda: _take(run_dir, held))
+        newest = by_writer(lambda: newest_checkpoint(run_dir))
         trainer = new_trainer(plan, images, settings, run_dir, log, init if newest is None else None)
         for line in differences(_of(record, "provenance"), {"versions": versions(), "machine": machine()}):
             log.say(f"note: {line}: the last bits may differ from an undisturbed run")
@@ -159,8 +165,29 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
             trainer.restore(newest)
             state = trainer.state
             log.say(f"resuming {run_dir} at {state.reached(plan.levels[state.index].size)}")
-        log.keep_rows(trainer.state.rows)
+        by_writer(lambda: log.keep_rows(trainer.state.rows))
         return _finish(trainer, images)
+
+
+def _log(run_dir: Path, quiet: bool) -> Log:
+    """That of the writer; the others have nothing to say."""
+    return Log(run_dir / METRICS, quiet) if is_writer() else Log(quiet=True)
+
+
+def _take(run_dir: Path, held: ExitStack) -> None:
+    """Nobody else gets into the directory until the stack is closed."""
+    held.enter_context(locked(run_dir))
+    clear_partials(run_dir)
+
+
+def _take_new(run_dir: Path, record: Mapping[str, Any], held: ExitStack) -> None:
+    """Make the directory, and write down what will be trained there."""
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(locked(run_dir))
+    check_new(run_dir, "; another run took it meanwhile")
+    clear_partials(run_dir)
+    write_file(run_dir / RECORD, json_bytes(record))
 
 
 @contextmanager
@@ -253,14 +280,13 @@ def next_run_directory(data: str, dynamics: str) -> Path:
 
 def _finish(trainer: Trainer, images: ImageData) -> Run:
     """Train what is left, test the best weights, write them and the result."""
-    log, run_dir, size = trainer.log, trainer.run_dir, trainer.schedule.levels[-1].size
+    log, run_dir = trainer.log, trainer.run_dir
     for note in images.notes:
         log.say(f"note: {note}")
     log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
     with listening() as trainer.wishes:
         model = trainer.run()
-        batches = evaluation_batches(images.test, None, size, 250, trainer.device, trainer.normalize)
-        test = evaluate_batches(model, trainer.heeding(batches), trainer.device, trainer.settings.amp)
+        test = trainer.test()
     state = trainer.state
     result = {
         "format": FORMAT,
@@ -272,16 +298,20 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
         "moves": state.moves,
         "rollbacks": state.rollbacks,
     }
-    write_files(run_dir, network_files(model))
-    write_file(run_dir / RESULT, json_bytes(result))
+    by_writer(lambda: _write_result(run_dir, model, result))
     log.table(_summary(trainer.schedule, state.levels), "What each level took and reached")
     log.say(
-        f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {size} "
+        f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {model.config.sizes[0]} "
         f"after {state.seconds / 60:.1f} min; written to {run_dir}"
     )
     if trainer.wishes.stop:  # it came behind the last step; whoever called us is asked instead
         signal.raise_signal(trainer.wishes.stop)
     return Run(run_dir, model, result, read_metrics(run_dir / METRICS))
+
+
+def _write_result(run_dir: Path, model: PDENet, result: Mapping[str, Any]) -> None:
+    write_files(run_dir, network_files(model))
+    write_file(run_dir / RESULT, json_bytes(result))
 
 
 def _summary(schedule: Schedule, levels: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -102,6 +102,10 @@ class Level:
         return 1.0 if self.epochs is None else min(1.0, self.epochs - epoch)
 
 
+LEAST_STEPS = 16
+"""A batch that grows on a coarse level leaves at least so many steps in an epoch."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Levels in the order in which they are trained; level 0 is the finest.
@@ -136,6 +140,34 @@ class Schedule:
     def of(self, network: NetworkConfig) -> "Schedule":
         """The same levels for a network."""
         return Schedule(self.levels, network)
+
+    def balanced(self, num_images: int, multiple: int = 1) -> "Schedule":
+        """The same levels with as many pixels in every batch as in one of the finest level, and rates that go with it.
+
+            batch' = batch · (finest size / size)ᵈ,    learning rate' = learning rate · batch'/batch
+
+        With k times the images a step's gradient is as good as the mean of k small ones, and there are k times fewer
+        steps: k times the rate goes as far. So that there are steps enough left for a cycle of the rate, an epoch keeps
+        at least 16, unless the finest level's own batch allows fewer.
+
+        Args:
+            num_images: to train on.
+            multiple: batches are rounded down to a multiple of it, but not to nothing.
+
+        Raises:
+            ValueError: a level with batches of several sizes.
+
+        Reference: Goyal et al. (2017), Accurate, Large Minibatch SGD, section 2.1.
+        """
+        if any(level.mixed for level in self.levels):
+            raise ValueError("batch must be given for mixed levels, got auto")
+        finest, dim = max(self.levels, key=lambda level: level.size), self.network.dim if self.network else 2
+        levels = []
+        for level in self.levels:
+            wanted = min(round(finest.batch * (finest.size / level.size) ** dim), num_images // LEAST_STEPS)
+            batch = max(1, max(finest.batch, wanted) // multiple) * multiple
+            levels.append(replace(level, batch=batch, learning_rate=level.learning_rate * batch / level.batch))
+        return Schedule(levels, self.network)
 
     def configs(self) -> list[NetworkConfig]:
         """The network of each level: T is dt · steps of the first one and stays.

@@ -42,7 +42,7 @@ class TrainSettings:
             the last checkpoint with half the learning rate, at most three times.
         deterministic: only algorithms that give the same bits again on the same machine.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
-        amp: ``"off"`` or ``"bf16"``.
+        amp: ``"off"``, ``"bf16"``, or ``"auto"`` for bf16 where the device has instructions for it.
 
     Raises:
         ValueError: a value outside its range.

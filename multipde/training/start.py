@@ -13,6 +13,7 @@ from multipde.networks.config import NetworkConfig, default_network
 from multipde.networks.convert import conversion
 from multipde.networks.network import PDENet
 from multipde.training.checkpoint import load
+from multipde.training.distributed import take_from_writer
 from multipde.training.evaluate import check_classes, place
 from multipde.training.log import Log
 from multipde.training.loop import Trainer
@@ -115,6 +116,7 @@ def new_trainer(
     trainer = Trainer(initial_network(start, settings.seed, reference), plan, images, settings, run_dir, log)
     if init is not None:
         trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
+        take_from_writer(trainer.net)
     return trainer
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.training.distributed import num_processes, of_writer, sum_over_processes
 from multipde.training.evaluate import Metrics
 from multipde.training.files import from_record
 from multipde.training.schedule import Schedule
@@ -64,10 +65,17 @@ class TrainState:
         self._correct = torch.tensor(self.num_correct, device=device)
 
     def count(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """One more batch is done."""
-        self._loss += loss * len(labels)
-        self._correct += (scores.argmax(1) == labels).sum()
-        self.batch, self.num_images = self.batch + 1, self.num_images + len(labels)
+        """One more batch is done.
+
+        Args:
+            loss: of the batch.
+            scores: of this process's slice of it.
+            labels: likewise.
+        """
+        num = num_processes() * len(labels)
+        self._loss += loss * num
+        self._correct += sum_over_processes((scores.argmax(1) == labels).sum())
+        self.batch, self.num_images = self.batch + 1, self.num_images + num
 
     def reached(self, size: int) -> str:
         """In words."""
@@ -88,7 +96,7 @@ class TrainState:
         self.record()
         self.epoch, self.rows = self.epoch + 1, self.rows + 1
         self.flops += flops * self.num_images
-        self.seconds += self.epoch_seconds + validation.seconds
+        self.seconds += of_writer(self.epoch_seconds + validation.seconds)
         row = {
             "epoch": self.epoch,
             "train_loss": self.loss_sum / self.num_images,
@@ -117,7 +125,7 @@ class TrainState:
     def begin_level(self, move: dict[str, Any], seconds: float) -> None:
         """The network is on the next level."""
         self.index, self.epoch, self.best_accuracy = self.index + 1, 0, -1.0
-        self.seconds += seconds
+        self.seconds += of_writer(seconds)
         self.moves.append(move)
 
 

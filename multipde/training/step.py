@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from multipde.networks.network import PDENet
+from multipde.training.batchnorm import synchronised
 from multipde.training.conditioning import Preconditioner, frozen_statistics
+from multipde.training.distributed import averaging, mean_over_processes
 from multipde.training.divergence import DivergenceError, Watch, culprit
 from multipde.training.evaluate import autocast
 from multipde.training.regularization import Regularizer, project_to_box
@@ -17,12 +19,16 @@ from multipde.training.settings import TrainSettings
 class Step:
     """Stochastic gradient descent with momentum on a network, as the settings say.
 
+    Of several processes each has its slice of the batch: BatchNorm sees the whole, loss and gradients are means over
+    the slices. All else follows from these alike.
+
     Args:
         net: on its device.
     """
 
     def __init__(self, net: PDENet, settings: TrainSettings, device: torch.device):
         self.net, self.settings, self.device = net, settings, device
+        self.model = averaging(net)
         self.regularizer = Regularizer(settings.alpha1, settings.alpha2)
         finest = settings.coordinates == "finest"
         self.preconditioner = Preconditioner(settings.conditioning) if finest and settings.conditioning else None
@@ -31,7 +37,7 @@ class Step:
         self.watch = Watch(net, settings.box)
 
     def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
-        """Loss and scores of a batch, after which the weights are new.
+        """Loss of a batch and scores of this process's slice, after which the weights are new.
 
         Args:
             rate: the learning rate.
@@ -43,13 +49,20 @@ class Step:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with autocast(self.device, self.settings.amp), frozen_statistics(self.net, not own_statistics):
-            scores = self.net(x)
-        loss = functional.cross_entropy(scores.float(), labels)
+        with (
+            autocast(self.device, self.settings.amp),
+            frozen_statistics(self.net, not own_statistics),
+            synchronised(self.net),
+        ):
+            scores = self.model(x)
+        loss = functional.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
+        whole = mean_over_processes(loss.detach())
         try:
-            self.watch.look(loss)
+            self.watch.look(whole)
         except DivergenceError as error:
-            raise DivergenceError(f"{error} in {culprit(self.net, x)}") from None
+            with synchronised(self.net):
+                place = culprit(self.net, x)
+            raise DivergenceError(f"{error} in {place}") from None
         self.optimizer.zero_grad(set_to_none=True)
         (loss + self.regularizer(self.net)).backward()
         if self.preconditioner is not None:
@@ -57,7 +70,7 @@ class Step:
         self.optimizer.step()
         if self.settings.box:
             project_to_box(self.net, self.settings.box)
-        return loss.detach(), scores.detach()
+        return whole, scores.detach()
 
     def momentum(self) -> dict[str, Tensor]:
         """The momentum by name of the parameter."""

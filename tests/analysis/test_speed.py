@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from multipde import NetworkConfig, PDENet
+from multipde.analysis.bench import scaling
 from multipde.analysis.bench.input import input_study
 from multipde.analysis.bench.memory import memory_study
 from multipde.analysis.bench.rivals import memcnn_block
@@ -73,6 +74,51 @@ def test_the_floor_is_every_convolution_once(dynamics):
         call()
     classifier = 2 * 3 * 8 * 10
     assert counter.get_total_flops() / 2 == pytest.approx(count_flops(config, training=True) - classifier, rel=0.02)
+
+
+def test_steps_with_as_many_pixels_at_every_size():
+    rows = step_study(None, dynamics=("hamiltonian",), sizes=(4, 8), batch=2, balance=True, repeats=1, device="cpu")
+    assert [(row["size"], row["batch"]) for row in rows] == [(4, 8), (8, 2)]
+    assert rows[0]["images_per_second"] == pytest.approx(8 / rows[0]["step_seconds"], abs=0.1)
+
+
+def test_scaling_compares_with_the_first_number_of_processes(monkeypatch, tmp_path):
+    asked = []
+
+    def launched(num, threads, task):
+        asked.append((num, task["batch"]))
+        return [{"dynamics": "resnet", "size": s, "seconds": s / num} for s in (4, 8)]
+
+    monkeypatch.setattr(scaling, "_launched", launched)
+    rows = scaling.scaling_study(tmp_path / "r.jsonl", dynamics=("resnet",), processes=(2, 4), batch=8, device="cpu")
+    assert asked == [(2, 8), (4, 8)]
+    assert [(r["processes"], r["size"], r["images_per_second"], r["speedup"]) for r in rows] == [
+        (2, 4, 4, 1), (2, 8, 2, 1), (4, 4, 8, 2), (4, 8, 4, 2)
+    ]  # fmt: skip
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 4
+
+
+def test_scaling_starts_processes_that_share_a_step():
+    (row,) = scaling.scaling_study(
+        None, dynamics=("hamiltonian",), processes=(2,), sizes=(4,), batch=4, repeats=1, device="cpu"
+    )
+    assert (row["processes"], row["batch"]) == (2, 4)
+    assert row["images_per_second"] == pytest.approx(4 / row["seconds"], abs=0.1)
+
+
+def test_processes_that_fail_are_told(monkeypatch):
+    monkeypatch.setattr(scaling.sys, "executable", "false")
+    with pytest.raises(ValueError, match="processes must come through, got no result from 1"):
+        scaling.scaling_study(None, processes=(1,), device="cpu")
+
+
+def test_more_processes_than_gpus_are_refused_before_anything_is_started(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(scaling, "choose_device", lambda device: torch.device("cuda"))
+    with pytest.raises(
+        ValueError, match=r"processes must be at most as many as devices \(2\), got 4; start 2, or type"
+    ):
+        scaling.scaling_study(None, processes=(1, 4))
 
 
 def test_a_step_is_measured_beside_its_floor(tmp_path):

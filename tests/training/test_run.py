@@ -26,6 +26,7 @@ from multipde import (
     train,
 )
 from multipde.training.checkpoint import read_checkpoint
+from multipde.training.evaluate import choose_amp
 from multipde.training.log import Log
 from multipde.training.loop import Trainer
 from multipde.training.run import next_run_directory, recorded_data
@@ -115,6 +116,30 @@ def test_a_finished_run_and_one_without_a_checkpoint(finished, tmp_path):
     assert (tmp_path / "b/model.safetensors").read_bytes() == (finished.directory / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="run must be a directory with a run.json, got"):
         resume(tmp_path)
+
+
+def test_automatic_batch_and_precision_are_recorded_as_what_they_came_to(finished, tmp_path):
+    plan = Schedule([Level(8, 1, batch=5), Level(16, 1, batch=5)])
+    result = run(tmp_path / "r", plan, balance=True, settings={"amp": "auto"})
+    record = json.loads((result.directory / "run.json").read_text())
+    assert [(level["batch"], level["learning_rate"]) for level in record["levels"]] == [(20, 0.4), (5, 0.1)]
+    assert record["settings"]["amp"] == choose_amp(torch.device("cpu"), "auto")
+    (tmp_path / "b").mkdir()
+    shutil.copy(result.directory / "run.json", tmp_path / "b")
+    resume(tmp_path / "b", quiet=True)
+    assert (tmp_path / "b/model.safetensors").read_bytes() == (tmp_path / "r/model.safetensors").read_bytes()
+
+
+def test_bf16_is_chosen_where_there_are_instructions_and_refused_where_it_cannot_be_computed(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    for known, chosen in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "off")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        assert [choose_amp(cpu, amp) for amp in ("auto", "off", "bf16")] == [chosen, "off", "bf16"]
+    for capability, chosen in (((8, 0), "bf16"), ((7, 5), "off")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert choose_amp(cuda, "auto") == chosen
+    with pytest.raises(ValueError, match="amp must be off on cuda:0, which has no bfloat16, got bf16; type --amp off"):
+        choose_amp(cuda, "bf16")
 
 
 def test_training_learns(tmp_path):
@@ -293,7 +318,7 @@ def test_bad_settings_are_named(options, message):
     ("settings", "message"),
     [
         ({"device": "warp"}, "device must be one that torch has here, got 'warp'"),
-        ({"amp": "int4"}, "amp must be one of off, bf16, got 'int4'"),
+        ({"amp": "int4"}, "amp must be one of off, bf16, auto, got 'int4'"),
         ({"alpha1": -1.0}, "alpha1 must not be negative"),
     ],
 )

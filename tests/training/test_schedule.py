@@ -68,6 +68,26 @@ def test_part_of_an_epoch_and_mixed_levels_cost_what_they_do():
     assert "8+32" in str(plan)
 
 
+def test_balanced_batches_have_the_pixels_of_the_finest_and_rates_in_proportion():
+    levels = [Level(8, 1, learning_rate=0.2), Level(16, 1), Level(32, 1), Level(32, 1, batch=50)]
+    found = Schedule(levels, preset("cifar10-hamiltonian")).balanced(40_000).levels
+    assert [level.batch * level.size**2 for level in found] == [125 * 32**2] * 4
+    assert [level.learning_rate / level.batch for level in found] == pytest.approx(
+        [0.2 / 125, 0.1 / 125, 0.1 / 125, 0.1 / 50]
+    )
+    shared = Schedule([Level(24, 1), Level(32, 1)]).balanced(40_000, multiple=4).levels
+    assert [(level.batch, level.learning_rate) for level in shared] == [(220, 0.1 * 220 / 125), (124, 0.1 * 124 / 125)]
+    assert Schedule([Level(8, 1, batch=2)]).balanced(99, multiple=3).levels[0].batch == 3
+    assert Schedule(found).balanced(40_000).levels == found
+
+
+@pytest.mark.parametrize(("num", "batch"), [(40_000, 2000), (8_000, 500), (1_600, 125), (100, 125)])
+def test_balanced_batches_leave_sixteen_steps_or_are_those_of_the_finest(num, batch):
+    plan = Schedule([Level(8, 1), Level(32, 1)]).balanced(num)
+    assert [(level.batch, level.learning_rate) for level in plan.levels] == [(batch, 0.1 * batch / 125), (125, 0.1)]
+    assert batch == 125 or num // batch >= 16
+
+
 def test_the_papers_policy_has_60_20_20_per_cent():
     plan = Schedule([Level(8, 100, learning_rate=0.1, policy="piecewise")])
     assert [plan.rate(0, e / 100) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx(
@@ -102,6 +122,10 @@ def test_one_cycle_is_continuous():
         (lambda: levels_from_lists([8, 16], [1]), r"epochs must have one entry per size \(2\), got 1: \(1,\)"),
         (lambda: levels_from_lists([8, 16], None, [3]), "steps must have one entry per size"),
         (lambda: levels_from_lists([8, 16], batch=[1, 2, 3]), "batch must have one entry per size"),
+        (
+            lambda: Schedule(levels_from_lists([8, 16], mixed=True)).balanced(100),
+            "batch must be given for mixed levels, got auto",
+        ),
         (lambda: levels_from_lists([]), "sizes must name at least one level, got none"),
     ],
 )

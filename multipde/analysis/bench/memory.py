@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multipde.analysis.bench.rivals import has_memcnn, memcnn_block
 from multipde.analysis.bench.timing import PeakMemory, alternated, recorded
 from multipde.networks.dynamics import DYNAMICS, MEMORY, Block
-from multipde.training.evaluate import autocast, choose_device
+from multipde.training.evaluate import autocast, choose_amp, choose_device
 from multipde.training.log import Log
 
 
@@ -41,6 +41,7 @@ def memory_study(
         A row per dynamics, number of steps and way.
     """
     log, where, rows = log or Log(quiet=True), choose_device(device), []
+    amp = choose_amp(where, amp)
     for name in dynamics or DYNAMICS:
         ways = [m for m in MEMORY if m != "reversible" or DYNAMICS[name].reverse is not None]
         for steps in num_steps:

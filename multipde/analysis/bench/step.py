@@ -13,7 +13,7 @@ from multipde.mesh.reparametrize import bake, set_mesh_size
 from multipde.networks.config import preset
 from multipde.networks.dynamics import DYNAMICS
 from multipde.networks.network import PDENet
-from multipde.training.evaluate import autocast, choose_device, place
+from multipde.training.evaluate import autocast, choose_amp, choose_device, place
 from multipde.training.log import Log
 from multipde.training.settings import TrainSettings
 from multipde.training.step import Step
@@ -25,6 +25,7 @@ def step_study(
     dynamics: Sequence[str] | None = None,
     sizes: Sequence[int] = (8, 16, 32),
     batch: int = 125,
+    balance: bool = False,
     repeats: int = 7,
     device: str = "auto",
     amp: str = "off",
@@ -38,29 +39,36 @@ def step_study(
 
     Args:
         dynamics: which; None for all.
+        batch: images in a step.
+        balance: that for the largest size, at the others as many as have as many pixels.
         out: file to which the rows are appended; None for none.
 
     Returns:
         A row per dynamics and size.
     """
     log, where, rows = log or Log(quiet=True), choose_device(device), []
+    amp = choose_amp(where, amp)
     for name in dynamics or DYNAMICS:
         for size in sizes:
-            seconds = alternated(_calls(name, size, batch, where, amp), repeats, where)
+            num = round(batch * (max(sizes) / size) ** 2) if balance else batch
+            seconds = alternated(_calls(name, size, num, where, amp), repeats, where)
             row = {
                 "study": "step",
                 "dynamics": name,
                 "size": size,
-                "batch": batch,
+                "batch": num,
                 "amp": amp,
                 **{f"{key}_seconds": value for key, value in seconds.items()},
-                "images_per_second": round(batch / seconds["step"], 1),
+                "images_per_second": round(num / seconds["step"], 1),
                 "step_over_floor": round(seconds["step"] / seconds["floor"], 3),
                 "step_over_baked": round(seconds["step"] / seconds["baked"], 3),
                 "moved_over_baked": round(seconds["moved"] / seconds["baked"], 3),
             }
             rows.append(recorded(row, out))
-    log.table([_row(row) for row in rows], f"training step of the CIFAR-10 networks, batch {batch}, amp {amp}")
+    finest = {r["dynamics"]: r["images_per_second"] for r in rows if r["size"] == max(sizes)}
+    log.table(
+        [_row(row, finest[row["dynamics"]]) for row in rows], f"training step of the CIFAR-10 networks, amp {amp}"
+    )
     return rows
 
 
@@ -114,11 +122,13 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _row(row: dict[str, Any]) -> dict[str, str]:
+def _row(row: dict[str, Any], finest: float) -> dict[str, str]:
     return {
         "name": row["dynamics"],
         "size": str(row["size"]),
+        "batch": str(row["batch"]),
         "images/s": f"{row['images_per_second']:.0f}",
+        "times the finest": f"{row['images_per_second'] / finest:.1f}",
         "step / floor": f"{row['step_over_floor']:.2f}",
         "share of the floor": f"{1 / row['step_over_floor']:.0%}",
         "step / baked": f"{row['step_over_baked']:.3f}",

@@ -1,0 +1,125 @@
+"""``multipde bench scaling``: a training step shared by one, two, ... processes."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multipde.analysis.bench.timing import alternated, recorded
+from multipde.networks.config import preset
+from multipde.networks.dynamics import DYNAMICS
+from multipde.networks.network import PDENet
+from multipde.training.distributed import (
+    by_writer,
+    check_batch,
+    check_devices,
+    joined,
+    num_processes,
+    own_device,
+)
+from multipde.training.evaluate import choose_amp, choose_device, place
+from multipde.training.log import Log
+from multipde.training.settings import TrainSettings
+from multipde.training.step import Step
+
+
+def scaling_study(
+    out: Path | None,
+    *,
+    dynamics: Sequence[str] | None = None,
+    processes: Sequence[int] | None = None,
+    sizes: Sequence[int] = (8, 16, 32),
+    batch: int = 128,
+    repeats: int = 7,
+    device: str = "auto",
+    amp: str = "off",
+    log: Log | None = None,
+) -> list[dict[str, Any]]:
+    """Images per second of a training step of the CIFAR-10 networks shared by several processes; prints a table.
+
+    The batch is that of all processes together, and so is the result of the step. On a CPU the processes share the
+    cores. Each number of processes is started by torchrun and measured by itself; times are medians.
+
+    Args:
+        dynamics: which; None for all.
+        processes: how many, the first being what the others are compared with; None for 1, 2, 4, ... up to the number
+            of devices, or of cores.
+        out: file to which the rows are appended; None for none.
+
+    Returns:
+        A row per number of processes, dynamics and size.
+
+    Raises:
+        ValueError: more processes than devices, a batch that they cannot share, or processes that do not come through.
+    """
+    log, where = log or Log(quiet=True), choose_device(device)
+    most = torch.cuda.device_count() if where.type == "cuda" else os.cpu_count() or 1
+    chosen = processes or [2**k for k in range(most.bit_length())]
+    for num in chosen:
+        check_batch(batch, num)
+        check_devices(where, num)
+    task = {"dynamics": list(dynamics or DYNAMICS), "sizes": list(sizes), "batch": batch, "repeats": repeats}
+    task |= {"device": device, "amp": choose_amp(where, amp)}
+    rows: list[dict[str, Any]] = []
+    for num in chosen:
+        threads = max(1, (os.cpu_count() or 1) // num)
+        for measured in _launched(num, threads, task):
+            first = next((r for r in rows if all(r[k] == measured[k] for k in ("dynamics", "size"))), measured)
+            row = {"study": "scaling", **measured, "processes": num, "threads": threads, "batch": batch}
+            row |= {"amp": task["amp"], "images_per_second": round(batch / measured["seconds"], 1)}
+            row["speedup"] = round(first["seconds"] / measured["seconds"], 3)
+            rows.append(recorded(row, out))
+    log.table([_row(row) for row in rows], f"training step shared by processes, batch {batch}, amp {task['amp']}")
+    return rows
+
+
+def _launched(num: int, threads: int, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """What so many processes measure."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "rows.json"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
+        command = [*launcher, "-m", "multipde.analysis.bench.scaling", json.dumps(task), str(file)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if not file.exists():
+            last = [line for line in done.stderr.splitlines() if "Error" in line][:1]
+            raise ValueError(f"processes must come through, got {' '.join(last)[:200] or 'no result'} from {num}")
+        return json.loads(file.read_text())
+
+
+def _measure(task: dict[str, Any], file: Path) -> None:
+    """In each of the processes: time the step on its slice; the writer keeps what it finds."""
+    device = own_device(choose_device(task["device"]))
+    rows = []
+    for name in task["dynamics"]:
+        for size in task["sizes"]:
+            torch.manual_seed(0)
+            config, num = preset(f"cifar10-{name}").on_mesh(size), task["batch"] // num_processes()
+            x = torch.randn(num, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+            labels = torch.arange(num, device=device) % config.classes
+            step = Step(place(PDENet(config), device).train(), TrainSettings(amp=task["amp"]), device)
+            seconds = alternated({"step": lambda s=step, x=x, y=labels: s(x, y, 0.01)}, task["repeats"], device)
+            rows.append({"dynamics": name, "size": size, "seconds": seconds["step"]})
+    by_writer(lambda: file.write_text(json.dumps(rows)))
+
+
+def _row(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "name": row["dynamics"],
+        "size": str(row["size"]),
+        "processes": str(row["processes"]),
+        "threads": str(row["threads"]),
+        "images/s": f"{row['images_per_second']:.0f}",
+        "speedup": f"{row['speedup']:.2f}",
+    }
+
+
+if __name__ == "__main__":
+    with joined():
+        _measure(json.loads(sys.argv[1]), Path(sys.argv[2]))
