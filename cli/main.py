@@ -11,6 +11,7 @@ from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.inspect import Inspect
 from multipde.cli.predict import Predict
+from multipde.cli.report import Report
 from multipde.cli.train import Train
 
 COMMANDS = {
@@ -19,6 +20,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "inspect": Inspect,
+    "report": Report,
     "bench": Bench,
 }
 

@@ -42,6 +42,7 @@ _INDEX = {
     "multipde.training.checkpoint": ["load", "save"],
     "multipde.training.evaluate": ["Metrics", "evaluate"],
     "multipde.analysis.predict": ["Prediction", "predict"],
+    "multipde.analysis.report": ["report"],
     "multipde.training.run": ["Run", "resume", "train"],
     "multipde.training.settings": ["TrainSettings"],
 }

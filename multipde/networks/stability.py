@@ -84,7 +84,7 @@ def _bound(dynamics: str, rho: Sequence[float]) -> float:
 
 
 @torch.no_grad()
-def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor) -> Tensor:
+def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor, controls: tuple[Tensor, ...] | None = None) -> Tensor:
     """The energy (12) of the second-order dynamics, one value per image.
 
         E = 1/2 (|v|² + (K y)ᵀ σ(K y))
@@ -92,13 +92,16 @@ def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor) -> Tensor:
     Its drift along a leapfrog path is O(dt²) for constant θ, N = identity, and σ the identity or ReLU, for which
     the second term is the potential of F.
 
+    Args:
+        controls: θ; None for the layer's own.
+
     Shape:
         - y, velocity: (N, C, *size)
         - result: (N,)
 
     Reference: Ruthotto & Haber (2018), eq. (12).
     """
-    controls = layer.controls()
+    controls = layer.controls() if controls is None else controls
     ky = CONVOLVE[layer.dim](y, controls[0], padding=layer.padding)
     return (velocity.flatten(1).square().sum(1) + (ky * layer.hidden(y, controls)).flatten(1).sum(1)) / 2
 
@@ -147,7 +150,7 @@ def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, 
     _bound(config.dynamics, [1.0, 1.0])
     steps: list[StepStability] = []
     with evaluation_mode(model):
-        for k, block, features in _block_inputs(model, batch):
+        for k, block, features in block_inputs(model, batch):
             state = block.scheme.start(features)
             for j, forces in enumerate(block.forces()):
                 inputs: list[Tensor] = []
@@ -182,7 +185,7 @@ def step_ratios(report: Sequence[StepStability]) -> tuple[float, ...]:
     return tuple(max(s.dt / s.measured for s in report if s.block == k) for k in blocks)
 
 
-def _block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
+def block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
     """Number, block and what reaches it, block by block."""
     found: list[Tensor] = []
     handles = [

@@ -1,12 +1,12 @@
 """Accuracy, loss and cost of a network on images of any size."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
@@ -29,6 +29,10 @@ class Metrics:
         num_images: how many were seen.
         seconds: wall time.
         flops: per image, forwards; None where they are not counted.
+        confusion: how often images of class i were taken for class j.
+
+    Shape:
+        - confusion: (classes, classes), int64
     """
 
     accuracy: float
@@ -36,6 +40,7 @@ class Metrics:
     num_images: int
     seconds: float
     flops: int | None = None
+    confusion: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
 
     @property
     def images_per_second(self) -> float:
@@ -85,26 +90,52 @@ def evaluate(
     model.to(where)
     metrics = evaluate_batches(model, evaluation_batches(chosen, indices, side, batch, where, normalize), where, amp)
     flops = count_flops(config.on_mesh(side)) if config else None
-    return Metrics(metrics.accuracy, metrics.loss, metrics.num_images, metrics.seconds, flops)
+    return replace(metrics, flops=flops)
 
 
 @torch.no_grad()
 def evaluate_batches(model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off") -> Metrics:
     """Accuracy and cross entropy over batches that are ready for the model; training flags stay."""
     start = time.perf_counter()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    confusion: Tensor | int = 0
     loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num = 0
+    for scores, labels in scored_batches(model, batches, device, amp):
+        loss += functional.cross_entropy(scores, labels, reduction="sum")
+        confusion = confusion + confusion_matrix(labels, scores.argmax(1), scores.shape[1])
+        num += len(labels)
+    if isinstance(confusion, int):
+        raise ValueError("batches must hold at least one image, got none")
+    confusion = confusion.cpu()
+    correct = int(confusion.trace())
+    return Metrics(correct / num, loss.item() / num, num, time.perf_counter() - start, confusion=confusion)
+
+
+@torch.no_grad()
+def scored_batches(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off"
+) -> Iterator[Batch]:
+    """Scores in float32 and labels of batches that are ready for the model."""
     with evaluation_mode(model):
         for x, labels in batches:
             with autocast(device, amp):
                 scores = model(x)
-            loss += functional.cross_entropy(scores.float(), labels, reduction="sum")
-            correct += (scores.argmax(1) == labels).sum()
-            num += len(labels)
-    if not num:
-        raise ValueError("batches must hold at least one image, got none")
-    return Metrics(correct.item() / num, loss.item() / num, num, time.perf_counter() - start)
+            yield scores.float(), labels
+
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """How often images of class i were taken for class j.
+
+    >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
+    tensor([[1, 1],
+            [0, 1]])
+
+    Shape:
+        - labels, predicted: (num,)
+        - result: (classes, classes), int64
+    """
+    flat = labels.new_zeros(classes**2).index_add_(0, labels * classes + predicted, torch.ones_like(labels))
+    return flat.view(classes, classes)
 
 
 def check_classes(config: NetworkConfig, images: ImageData) -> None:

@@ -4,7 +4,7 @@ import inspect
 import itertools
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from multipde.training.schedule import Level, Schedule, steps_text
 from multipde.training.settings import TrainSettings
 from multipde.training.signals import SAVE, listening
 from multipde.training.start import network_for, new_trainer, suited
+from multipde.training.tensorboard import Board
 
 RECORD, RESULT, METRICS = "run.json", "result.json", "metrics.jsonl"
 
@@ -98,7 +99,8 @@ def train(
     images = load_data(data, size=max(level.size for level in schedule.levels), **options)
     config = suited(config, images, init)
     with determinism(settings.deterministic), listening(SAVE):
-        trainer = new_trainer(schedule.of(config), images, settings, run_dir, Log(run_dir / METRICS, quiet), init)
+        log = Log(run_dir / METRICS, quiet, board=_board(run_dir, schedule.of(config), settings))
+        trainer = new_trainer(schedule.of(config), images, settings, run_dir, log, init)
         record = {
             "format": FORMAT,
             "network": asdict(config),
@@ -139,6 +141,7 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
         log.say(f"{run_dir} is finished; nothing to do")
         return Run(run_dir, load(run_dir), read_json(run_dir / RESULT, FORMAT), read_metrics(run_dir / METRICS))
     plan, settings, init = recorded_plan(record, file)
+    log.board = _board(run_dir, plan, settings)
     recorded = recorded_data(run_dir)
     source, options = (data, recorded[1] if recorded else {}) if data is not None else recorded or (None, {})
     if source is None:
@@ -245,6 +248,10 @@ def recorded_split(directory: Path | None) -> tuple[int, float]:
     return settings.seed, settings.validation
 
 
+def _board(run_dir: Path, plan: Schedule, settings: TrainSettings) -> Board | None:
+    return Board(run_dir, plan.configs()[0], len(plan.levels)) if settings.tensorboard else None
+
+
 def next_run_directory(data: str, dynamics: str) -> Path:
     """The first runs/DATA-DYNAMICS-N that does not exist."""
     return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{data}-{dynamics}-{n}").exists())
@@ -256,10 +263,11 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
     for note in images.notes:
         log.say(f"note: {note}")
     log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
-    with listening() as trainer.wishes:
+    with listening() as trainer.wishes, closing(log):
         model = trainer.run()
         batches = evaluation_batches(images.test, None, size, 250, trainer.device, trainer.normalize)
         test = evaluate_batches(model, trainer.heeding(batches), trainer.device, trainer.settings.amp)
+        log.tested(test.confusion)
     state = trainer.state
     result = {
         "format": FORMAT,
