@@ -19,6 +19,8 @@ from multipde.training.run import recorded_data
 from multipde.training.schedule import steps_text
 
 PAGE, TEMPLATE = "report.html", "report.html.jinja"
+MOST = 12
+"""Confusions that are named."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,24 @@ def _page(run: RunRecord, seen: Examination | None, missing: str) -> str:
         moves=[_move(move) for move in run.result["moves"]],
         rollbacks=[str(r.get("error")) for r in run.result.get("rollbacks", ()) if isinstance(r, dict)],
         sections=sections,
-        seen=None if seen is None else {"num_images": f"{seen.num_images:,}", "accuracy": f"{seen.accuracy:.2%}"},
+        seen=None if seen is None else _seen(run, seen, names),
         missing=missing,
         mistakes=[] if seen is None else [_mistake(m, names) for m in seen.mistakes],
         settings=_settings(run),
     )
+
+
+def _seen(run: RunRecord, seen: Examination, names: Sequence[str]) -> dict[str, Any]:
+    most = sorted(
+        ((int(n), i, j) for i, row in enumerate(seen.confusion.tolist()) for j, n in enumerate(row) if n and i != j),
+        reverse=True,
+    )
+    return {
+        "num_images": f"{seen.num_images:,}",
+        "accuracy": _percent(seen.accuracy, 2),
+        "recorded": _percent(run.result["test_accuracy"], 2),
+        "most": [(names[i], names[j], n) for n, i, j in most[:MOST]],
+    }
 
 
 def _summary(run: RunRecord) -> str:
@@ -140,12 +155,16 @@ def _summary(run: RunRecord) -> str:
 def _numbers(run: RunRecord) -> list[tuple[str, str]]:
     result, size = run.result, run.plan.levels[-1].size
     return [
-        (f"{result['test_accuracy']:.2%}", f"test accuracy at {size} pixels"),
+        (_percent(result["test_accuracy"], 2), f"test accuracy at {size} pixels"),
         (f"{result['test_loss']:.3f}", "test cross entropy"),
         (f"{result['flops'] / 1e12:.3g}", "TFLOPs of work"),
         (_duration(result["seconds"]), "of training"),
         (f"{num_weights(run.net):,}", "weights"),
     ]
+
+
+def _percent(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f}\u202f%"
 
 
 def _duration(seconds: float) -> str:
@@ -168,7 +187,7 @@ def _levels(run: RunRecord) -> list[dict[str, Any]]:
                 "steps": steps_text(tuple(steps)) if isinstance(steps, list) else planned["steps"],
                 "epochs": planned["epochs"] if planned["epochs"] != "auto" else str(len(rows)),
                 "shares": [("work", f"{100 * work:.1f}"), ("time", f"{100 * time:.1f}")],
-                "accuracy": f"{max(row['validation_accuracy'] for row in rows):.1%}",
+                "accuracy": _percent(max(row["validation_accuracy"] for row in rows), 1),
                 "loss": f"{min(row['validation_loss'] for row in rows):.3f}",
             }
         )
@@ -178,10 +197,11 @@ def _levels(run: RunRecord) -> list[dict[str, Any]]:
 
 def _move(move: Mapping[str, Any]) -> dict[str, str]:
     ratios = move.get("step_ratios")
-    found = {"switch": f"{move['from']} → {move['to']} pixels", "map of the stencils": str(move.get("method", "-"))}
-    for name, key in (("before", "before"), ("after", "moved"), ("BatchNorm recalibrated", "recalibrated")):
-        found[name] = f"{move[f'accuracy_{key}']:.1%}"
-    return found | {"largest dt over its bound": f"{max(ratios):.1f}" if ratios else "-"}
+    return {
+        "switch": f"{move['from']} → {move['to']} pixels",
+        "map of the stencils": str(move.get("method", "-")),
+        "largest dt over its bound": f"{max(ratios):.1f}" if ratios else "-",
+    }
 
 
 def _curves(run: RunRecord) -> list[Figure]:
@@ -202,7 +222,7 @@ def _switches(run: RunRecord) -> list[Figure]:
 
 
 def _confusion(seen: Examination, names: Sequence[str]) -> Figure:
-    title = "Per cent of the images of each class"
+    title = "Per cent of the images of each true class"
     return _drawn(
         lambda: confusion_figure(seen.confusion, names), title, "confusion", len(seen.confusion) > MANY_NUMBERS
     )
@@ -241,7 +261,7 @@ def _mistake(mistake: Any, names: Sequence[str]) -> dict[str, str]:
         "source": f"data:image/png;base64,{picture}",
         "true": names[mistake.true],
         "taken": names[mistake.taken],
-        "probability": f"{mistake.probability:.0%}",
+        "probability": _percent(mistake.probability, 0),
     }
 
 

@@ -13,7 +13,7 @@ from multipde.networks.energies import StateEnergy
 from multipde.networks.network import PDENet
 from multipde.networks.spectrum import order_rms
 
-PANEL = (4.9, 3.1)
+PANEL = (4.9, 3.3)
 """Inches."""
 
 INK = "#1a1c1f"
@@ -98,7 +98,7 @@ def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against:
             where = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
             axis.text(middle, 1.01, f"{level[0]['size']} px", fontsize=8.5, **where)
     axis.set_xlim(left, right)
-    axis.legend(loc="best")
+    _legend(figure)
     return figure
 
 
@@ -116,10 +116,10 @@ def switches(moves: Sequence[Mapping[str, Any]]) -> Any:
     axis.set_xticks(range(len(moves)), [f"{m['from']} → {m['to']} px" for m in moves])
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.6, len(moves) - 0.4)
-    axis.set_ylim(0, 115)
+    axis.set_ylim(0, 108)
     axis.set_yticks(range(0, 101, 20))
     axis.set_ylabel("validation accuracy (%)")
-    axis.legend(loc="upper center", ncols=3, columnspacing=1, handlelength=1.4, fontsize=8)
+    _legend(figure)
     return figure
 
 
@@ -136,7 +136,7 @@ def spectrum(net: PDENet) -> Any:
     axis.set_yscale("log")
     _mark_blocks(axis, [_block_of(name) for name in layers])
     axis.set_ylabel("rms of β (unit: the layer's mesh)")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, columnspacing=1)
+    _legend(figure)
     return figure
 
 
@@ -160,7 +160,7 @@ def controls_in_time(net: PDENet) -> Any:
     _mark_times(axis, edges)
     axis.set_ylim(0)
     axis.set_ylabel("rms of the stencils θ(t)")
-    axis.legend(loc="best")
+    _legend(figure)
     return figure
 
 
@@ -180,7 +180,7 @@ def energy_along(points: Sequence[StateEnergy]) -> Any:
     axis.set_yscale("log")
     _mark_times(axis, edges)
     axis.set_ylabel("per pixel, mean over images")
-    axis.legend(loc="best")
+    _legend(figure)
     return figure
 
 
@@ -191,6 +191,11 @@ def _panel() -> tuple[Any, Any]:
     axis = figure.subplots()
     axis.grid(axis="y")
     return figure, axis
+
+
+def _legend(figure: Any) -> None:
+    """Below the axes, where it hides nothing."""
+    figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=2.2)
 
 
 def _mark_times(axis: Any, edges: Sequence[float]) -> None:
@@ -208,7 +213,7 @@ def _mark_blocks(axis: Any, blocks: Sequence[str]) -> None:
         axis.axvline(edge, color=INK, linewidth=0.8, linestyle=":")
     _name_blocks(axis, [blocks[s] for s in starts], edges)
     axis.set_xticks([])
-    axis.set_xlabel("layers in the order of execution")
+    axis.set_xlabel("layers in the order of execution, the opening first")
 
 
 def _name_blocks(axis: Any, names: Sequence[str], edges: Sequence[float]) -> None:

@@ -57,7 +57,7 @@ def stencil_figure(stencils: Tensor) -> Any:
     starts = [b * (tile + 2) + c * (height + 1) for b in range(bands) for c in range(num_in)]
     names = ["red", "green", "blue"] if num_in == 3 else [f"input {c}" for c in range(num_in)]
     axis.set_yticks([s + (height - 1) / 2 for s in starts], names * bands)
-    axis.set_xlabel("channel" + (f", {columns} more in each row" if bands > 1 else ""))
+    axis.set_xlabel("channel" + (f", {columns} more in the next row" if bands > 1 else ""))
     bar = figure.colorbar(image, ax=axis, ticks=[-largest, 0, largest], aspect=12, pad=0.02, shrink=0.9)
     bar.ax.set_yticklabels([f"−{largest:.2g}", "0", f"+{largest:.2g}"])
     for one in (axis, bar.ax):
@@ -68,7 +68,7 @@ def stencil_figure(stencils: Tensor) -> Any:
 
 
 def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Any:
-    """What images of each class are taken for, in per cent of the images of that class.
+    """What images of each class are taken for, in per cent of the images of that class; the shade is the root of it.
 
     Args:
         confusion: see `Metrics`.
@@ -81,17 +81,17 @@ def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Any:
 
     num = len(confusion)
     share = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
-    side = min(9.0, 2.2 + 0.5 * num)
+    side = min(9.0, 1.6 + 0.36 * num)
     figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
-    picture = torch.cat([torch.tensor(BLUE).expand(num, num, 3), share.float()[:, :, None]], 2)
+    picture = torch.cat([torch.tensor(BLUE).expand(num, num, 3), share.float().sqrt()[:, :, None]], 2)
     axis.imshow(picture.numpy(), interpolation="none")
     if num <= MANY_NUMBERS:
         for i, row in enumerate((100 * share).tolist()):
             for j, value in enumerate(row):
-                if value >= 0.5:
+                if (text := f"{value:.0f}") != "0":
                     colour = {"color": "white"} if value > 50 else {}
-                    axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=9, **colour)
+                    axis.text(j, i, text, ha="center", va="center", fontsize=9, **colour)
     labels = [plain(name) for name in names] if len(names) == num <= MANY_NAMES else []
     if labels:
         axis.set_xticks(range(num), labels, rotation=90 if num > 6 else 0, fontsize=9)
