@@ -239,10 +239,12 @@ def _stencils(run: RunRecord) -> list[Figure]:
 
 
 def _derivatives(run: RunRecord) -> list[Figure]:
+    if run.net.config.width == 1:
+        return []
     return [
         _drawn(lambda: figures.spectrum(run.net), "Size of the coefficients β by order of the derivative", "spectrum"),
         _drawn(lambda: figures.controls_in_time(run.net), "The controls θ along time", "controls"),
-    ][run.net.config.width == 1 :]
+    ]
 
 
 def _energy(seen: Examination) -> Figure:
