@@ -11,6 +11,7 @@ from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.inspect import Inspect
 from multipde.cli.predict import Predict
+from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
 from multipde.cli.train import Train
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "inspect": Inspect,
+    "report": Report,
     "reproduce": Reproduce,
     "bench": Bench,
 }

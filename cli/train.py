@@ -86,6 +86,8 @@ class Train(DataOptions):
     the learning rate, at most three times."""
     deterministic: bool = False
     """Only algorithms that give the same bits again on the same machine."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the directory of the run."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
@@ -94,13 +96,15 @@ class Train(DataOptions):
     """Say nothing."""
 
     def run_command(self) -> None:
+        from multipde.analysis.report import report_at_end
+        from multipde.training.log import Log
         from multipde.training.run import next_run_directory, resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.settings import TrainSettings
         from multipde.training.start import starting_network
 
         if self.resume:
-            resume(self._run_to_resume(), quiet=self.quiet)
+            report_at_end(resume(self._run_to_resume(), quiet=self.quiet).directory, Log(quiet=self.quiet))
             return
         is_auto = self.epochs == "auto"
         levels = levels_from_lists(
@@ -126,7 +130,7 @@ class Train(DataOptions):
         given = {name: getattr(self, name) for name in shared}
         settings = TrainSettings(**given, auto_steps=self.steps == "auto")
         run = self.run or next_run_directory(self.data, config.dynamics)
-        train(
+        done = train(
             config,
             Schedule(levels),
             self.data,
@@ -137,6 +141,7 @@ class Train(DataOptions):
             balance=self.batch == "auto",
             quiet=self.quiet,
         )
+        report_at_end(done.directory, Log(quiet=self.quiet))
 
     def _run_to_resume(self) -> Path:
         if self.run is None:

@@ -47,6 +47,7 @@ _INDEX = {
     "multipde.analysis.corruptions": ["corrupt"],
     "multipde.analysis.robustness": ["Robustness", "robustness"],
     "multipde.analysis.predict": ["Prediction", "predict"],
+    "multipde.analysis.report": ["report"],
     "multipde.training.run": ["Run", "resume", "train"],
     "multipde.training.settings": ["TrainSettings"],
 }

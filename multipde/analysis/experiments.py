@@ -23,7 +23,7 @@ from multipde.data.batches import drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.seeds import stream
 from multipde.networks.network import num_weights
-from multipde.training.evaluate import autocast, choose_device, confusion_matrix, normalization, place
+from multipde.training.evaluate import autocast, choose_device, evaluate_batches, normalization, place
 from multipde.training.files import write_file
 from multipde.training.log import Log
 from multipde.training.provenance import machine
@@ -225,7 +225,7 @@ def _confusion(run: Run, images: ImageData, device: str, amp: str) -> list[list[
     where, config = choose_device(device), run.model.config
     place(run.model, where)
     batches = evaluation_batches(images.test, None, config.sizes[0], 250, where, normalization(config))
-    return confusion_matrix(run.model, batches, config.classes, where, amp).tolist()
+    return evaluate_batches(run.model, batches, where, amp).confusion.tolist()
 
 
 @torch.no_grad()

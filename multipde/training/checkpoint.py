@@ -155,8 +155,8 @@ def read_checkpoint(directory: Path) -> tuple[PDENet, dict[str, Tensor], dict[st
     check_sums(directory, MODEL, CONFIG, BEST, TRAINER, MOMENTUM)
     model = _read_network(directory, MODEL)
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    best = _read_tensors(directory / BEST, {name: t.shape for name, t in model.state_dict().items()})
-    momentum = _read_tensors(directory / MOMENTUM, shapes, may_lack=True)
+    best = read_tensors(directory / BEST, {name: t.shape for name, t in model.state_dict().items()})
+    momentum = read_tensors(directory / MOMENTUM, shapes, may_lack=True)
     state = read_json(directory / TRAINER, FORMAT).get("state")
     if not isinstance(state, dict):
         raise ValueError(f"{directory / TRAINER} must hold the state of a training, got {type(state).__name__}")
@@ -181,7 +181,7 @@ def _read_network(directory: Path, name: str) -> PDENet:
         raise ValueError(
             f"{directory / CONFIG} must describe a network that can be built, got {brief(error)}"
         ) from None
-    tensors = _read_tensors(file, shapes)
+    tensors = read_tensors(file, shapes)
     with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random stream
         model = make()
     try:
@@ -204,7 +204,7 @@ def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
 
 
-def _read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) -> dict[str, Tensor]:
+def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) -> dict[str, Tensor]:
     """The tensors of a file that must have these names and shapes, each finite.
 
     Args:

@@ -1,8 +1,8 @@
 """Accuracy, loss and cost of a network on images of any size."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from multipde.data.images import Batch
 from multipde.mesh.modes import evaluation_mode
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet, count_flops
-from multipde.training.distributed import sum_over_processes
+from multipde.training.distributed import largest, sum_over_processes
 
 AMP = ("off", "bf16", "auto")
 
@@ -30,6 +30,10 @@ class Metrics:
         num_images: how many were seen.
         seconds: wall time.
         flops: per image, forwards; None where they are not counted.
+        confusion: how often images of class i were taken for class j.
+
+    Shape:
+        - confusion: (classes, classes), int64
     """
 
     accuracy: float
@@ -37,6 +41,7 @@ class Metrics:
     num_images: int
     seconds: float
     flops: int | None = None
+    confusion: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
 
     @property
     def images_per_second(self) -> float:
@@ -86,7 +91,7 @@ def evaluate(
     model.to(where)
     metrics = evaluate_batches(model, evaluation_batches(chosen, indices, side, batch, where, normalize), where, amp)
     flops = count_flops(config.on_mesh(side)) if config else None
-    return Metrics(metrics.accuracy, metrics.loss, metrics.num_images, metrics.seconds, flops)
+    return replace(metrics, flops=flops)
 
 
 @torch.no_grad()
@@ -99,42 +104,51 @@ def evaluate_batches(
         shared: every process has its slice of the batches; what is found is that of all.
     """
     start = time.perf_counter()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    confusion: Tensor | int = 0
     loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num = 0
+    for scores, labels in scored_batches(model, batches, device, amp):
+        loss += functional.cross_entropy(scores, labels, reduction="sum")
+        confusion = confusion + confusion_matrix(labels, scores.argmax(1), scores.shape[1])
+        num += len(labels)
+    if shared:
+        (classes,) = largest(0 if isinstance(confusion, int) else len(confusion))
+        confusion = sum_over_processes(confusion + torch.zeros(classes, classes, dtype=torch.int64, device=device))
+        loss, num = sum_over_processes(loss), int(sum_over_processes(torch.tensor([num], device=device)))
+    if isinstance(confusion, int) or not num:
+        raise ValueError("batches must hold at least one image, got none")
+    confusion = confusion.cpu()
+    correct = int(confusion.trace())
+    return Metrics(correct / num, loss.item() / num, num, time.perf_counter() - start, confusion=confusion)
+
+
+@torch.no_grad()
+def scored_batches(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off"
+) -> Iterator[Batch]:
+    """Scores in float32 and labels of batches that are ready for the model."""
     with evaluation_mode(model):
         for x, labels in batches:
             if not len(labels):
                 continue  # fewer images than processes
             with autocast(device, amp):
                 scores = model(x)
-            loss += functional.cross_entropy(scores.float(), labels, reduction="sum")
-            correct += (scores.argmax(1) == labels).sum()
-            num += len(labels)
-    if shared:
-        loss, correct = sum_over_processes(loss), sum_over_processes(correct)
-        num = int(sum_over_processes(torch.tensor([num], device=device)))
-    if not num:
-        raise ValueError("batches must hold at least one image, got none")
-    return Metrics(correct.item() / num, loss.item() / num, num, time.perf_counter() - start)
+            yield scores.float(), labels
 
 
-@torch.no_grad()
-def confusion_matrix(
-    model: nn.Module, batches: Iterable[Batch], classes: int, device: torch.device, amp: str = "off"
-) -> Tensor:
-    """How many images of class i are taken for class j, over batches that are ready for the model.
+def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """How often images of class i were taken for class j.
+
+    >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
+    tensor([[1, 1],
+            [0, 1]])
 
     Shape:
-        - result: (classes, classes), int64, on the CPU
+        - labels, predicted: (num,)
+        - result: (classes, classes), int64
     """
-    counts = torch.zeros(classes, classes, dtype=torch.int64)
-    with evaluation_mode(model):
-        for x, labels in batches:
-            with autocast(device, amp):
-                predicted = model(x).argmax(1)
-            counts += torch.bincount(classes * labels + predicted, minlength=classes**2).view(classes, classes).cpu()
-    return counts
+    flat = labels.new_zeros(classes**2).index_add_(0, labels * classes + predicted, torch.ones_like(labels))
+    return flat.view(classes, classes)
 
 
 def normalization(config: NetworkConfig) -> Normalize:

@@ -10,8 +10,11 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from multipde.training.files import write_file, writing
+from multipde.training.snapshot import Snapshot, write_snapshot
+from multipde.training.tensorboard import Board
 
 Advance = Callable[[float, str], None]
 
@@ -22,22 +25,50 @@ class Log:
     Args:
         file: metrics file, appended to; None writes none.
         quiet: say nothing.
+        board: shows the same in TensorBoard.
     """
 
-    def __init__(self, file: Path | None = None, quiet: bool = False, console: Console | None = None):
-        self.file = file
+    def __init__(
+        self,
+        file: Path | None = None,
+        quiet: bool = False,
+        console: Console | None = None,
+        board: Board | None = None,
+    ):
+        self.file, self.board = file, board
         self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to the metrics file."""
         if self.file is not None:
             append_row(self.file, row)
+        if self.board is not None:
+            self.board.row(row)
+
+    def snapshot(self, index: int, snapshot: Snapshot) -> None:
+        """Keep what the index-th level has come to beside the metrics file."""
+        if self.file is not None:
+            write_snapshot(self.file.parent, index, snapshot)
+        if self.board is not None:
+            self.board.snapshot(snapshot)
 
     def keep_rows(self, num: int) -> None:
         """Only the first so many lines of the metrics file, torn ones gone."""
         if self.file is not None:
             rows = read_metrics(self.file)[:num]
             write_file(self.file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            if self.board is not None:
+                self.board.restart(rows)
+
+    def tested(self, confusion: Tensor) -> None:
+        """The training is over and its network tested, see `Metrics`."""
+        if self.board is not None:
+            self.board.tested(confusion)
+
+    def close(self) -> None:
+        """Whatever is held back is written."""
+        if self.board is not None:
+            self.board.close()
 
     def say(self, text: str) -> None:
         """One line for the user."""

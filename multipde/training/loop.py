@@ -32,6 +32,7 @@ from multipde.training.pace import pace_of
 from multipde.training.schedule import Level, Schedule, level_flops
 from multipde.training.settings import TrainSettings
 from multipde.training.signals import Interrupted, Wishes
+from multipde.training.snapshot import Snapshot, opening_stencils
 from multipde.training.state import TrainState, state_from_record
 from multipde.training.step import Step
 from multipde.training.switch import DrawImages, check_moves, move_record, plan_move, stability_warning
@@ -209,6 +210,8 @@ class Trainer:
         )
         if self._is_done():
             p.end_level(row, p.epoch - 1 + level.share_of_epoch(p.epoch - 1))
+            stencils = opening_stencils(self.net, self.best)
+            self.log.snapshot(p.index, Snapshot(stencils, validation.confusion, p.rows))
         self._write_checkpoint()
         self._heed(is_saved=True)
 

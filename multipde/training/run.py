@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from multipde.training.schedule import Level, Schedule, steps_text
 from multipde.training.settings import TrainSettings
 from multipde.training.signals import SAVE, listening
 from multipde.training.start import network_for, new_trainer, suited
+from multipde.training.tensorboard import Board
 
 RECORD, RESULT, METRICS = "run.json", "result.json", "metrics.jsonl"
 
@@ -108,7 +109,8 @@ def train(
         train_indices, _ = split_indices(len(images.train), settings.seed, settings.validation)
         schedule = schedule.balanced(len(train_indices), multiple=num_processes())
     with determinism(settings.deterministic), listening(SAVE):
-        trainer = new_trainer(schedule.of(config), images, settings, run_dir, _log(run_dir, quiet), init)
+        board = _board(run_dir, schedule.of(config), settings)
+        trainer = new_trainer(schedule.of(config), images, settings, run_dir, _log(run_dir, quiet, board), init)
         record = {
             "format": FORMAT,
             "network": asdict(config),
@@ -146,6 +148,7 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
         log.say(f"{run_dir} is finished; nothing to do")
         return Run(run_dir, load(run_dir), read_json(run_dir / RESULT, FORMAT), read_metrics(run_dir / METRICS))
     plan, settings, init = recorded_plan(record, file)
+    log.board = _board(run_dir, plan, settings) if is_writer() else None
     recorded = recorded_data(run_dir)
     source, options = (data, recorded[1] if recorded else {}) if data is not None else recorded or (None, {})
     if source is None:
@@ -169,9 +172,9 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
         return _finish(trainer, images)
 
 
-def _log(run_dir: Path, quiet: bool) -> Log:
+def _log(run_dir: Path, quiet: bool, board: Board | None = None) -> Log:
     """That of the writer; the others have nothing to say."""
-    return Log(run_dir / METRICS, quiet) if is_writer() else Log(quiet=True)
+    return Log(run_dir / METRICS, quiet, board=board) if is_writer() else Log(quiet=True)
 
 
 def _take(run_dir: Path, held: ExitStack) -> None:
@@ -273,6 +276,10 @@ def recorded_split(directory: Path | None) -> tuple[int, float]:
     return settings.seed, settings.validation
 
 
+def _board(run_dir: Path, plan: Schedule, settings: TrainSettings) -> Board | None:
+    return Board(run_dir, plan.configs()[0], len(plan.levels)) if settings.tensorboard else None
+
+
 def next_run_directory(data: str, dynamics: str) -> Path:
     """The first runs/DATA-DYNAMICS-N that does not exist."""
     return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{data}-{dynamics}-{n}").exists())
@@ -284,9 +291,10 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
     for note in images.notes:
         log.say(f"note: {note}")
     log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
-    with listening() as trainer.wishes:
+    with listening() as trainer.wishes, closing(log):
         model = trainer.run()
         test = trainer.test()
+        log.tested(test.confusion)
     state = trainer.state
     result = {
         "format": FORMAT,

@@ -53,8 +53,9 @@ def test_train_shows_its_plan_progress_and_result(capsys, tmp_path, monkeypatch)
     assert "MFLOPs/image" in lines[1]
     assert [line.split()[1] for line in lines[2:4]] == ["8", "16"]
     assert any(line.startswith("move 8 -> 16 by calibrated") for line in lines)
-    assert lines[-1].startswith("test accuracy")
-    assert "runs/folder-parabolic-1" in lines[-1]
+    assert lines[-2].startswith("test accuracy")
+    assert "runs/folder-parabolic-1" in lines[-2]
+    assert lines[-1] == "report: runs/folder-parabolic-1/report.html"
     assert load(tmp_path / "runs/folder-parabolic-1").config.block_steps == (3, 3, 3)
     again = call(capsys, "train", "--run", "runs/folder-parabolic-1", "--resume")
     assert again.strip() == "runs/folder-parabolic-1 is finished; nothing to do"
@@ -365,6 +366,12 @@ WRONG = [
     ("convert {place}/net --size 8 --out {place}/run", "directory must be new or empty"),
     ("convert {place}/data --size 8 --out new", "checkpoint must hold model.safetensors"),
     ("inspect nowhere", "checkpoint must be a directory, got nowhere"),
+    ("report nowhere", "run must be a directory with a run.json, got nowhere"),
+    ("report {place}/net", "run must be a directory with a run.json, got {place}/net"),
+    ("report {place}/run --out {place}", "out must be a file, got the directory {place}"),
+    ("report {place}/run --num-images 0", "num_images must be positive, got 0"),
+    ("report {place}/run --device gpu9", "device must be one that torch has here, got 'gpu9'"),
+    ("report {place}/run --root {place}", "root must hold train/CLASS/* and test/CLASS/*"),
 ]
 
 

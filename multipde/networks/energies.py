@@ -1,0 +1,72 @@
+"""The energy of the features on their way through a network, time step by time step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multipde.mesh.modes import evaluation_mode
+from multipde.networks.dynamics import Block, State
+from multipde.networks.network import PDENet
+from multipde.networks.reversible import StepForce
+from multipde.networks.stability import block_inputs, energy
+
+
+@dataclass(frozen=True)
+class StateEnergy:
+    """The state of a block at one time, per pixel and mean over images.
+
+    Args:
+        block: number of the block.
+        time: from its beginning.
+        features: 1/2 |y|².
+        energy: of the dynamics, see `state_energies`; None where it has none.
+    """
+
+    block: int
+    time: float
+    features: float
+    energy: float | None
+
+
+@torch.no_grad()
+def state_energies(model: PDENet, batch: Tensor) -> list[StateEnergy]:
+    """Size and energy of the features before every time step and after the last one of each block.
+
+        parabolic     E = 1/2 (K y)ᵀ σ(N(K y)),                         of which the dynamics is the descent
+        second_order  E = 1/2 |v|² + 1/2 (K y)ᵀ σ(N(K y)),              eq. (12)
+        hamiltonian   E = 1/2 (K1 z)ᵀ σ(N(K1 z)) + 1/2 (K2 y)ᵀ σ(N(K2 y))
+
+    v is the central difference in time, θ that of the step, after the last step still the last. For N = identity, θ
+    constant in time and σ the identity or ReLU the first does not grow within the step bound, and the others are
+    conserved to O(dt²); elsewhere this is a measurement. resnet has no energy.
+
+    Args:
+        batch: images as the model takes them, at its size.
+
+    Reference: Ruthotto & Haber (2018), eq. (12).
+    """
+    found = []
+    with evaluation_mode(model):
+        for k, block, features in block_inputs(model, batch):
+            state, forces = block.scheme.start(features), block.forces()
+            for j, present in enumerate([*forces, forces[-1]]):
+                half_square = block.scheme.finish(state).square().sum(1).mean().item() / 2
+                following = block.scheme.step(state, present, block.dt)
+                found.append(StateEnergy(k, j * block.dt, half_square, _energy(block, state, following, present)))
+                state = following
+    return found
+
+
+def _energy(block: Block, state: State, following: State, forces: tuple[StepForce, ...]) -> float | None:
+    """Per pixel, mean over images."""
+    if block.dynamics == "resnet":
+        return None
+    reached = reversed(state) if block.dynamics == "hamiltonian" else state  # F1 is applied to z, F2 to y
+    still = torch.zeros_like(state[0])
+    velocity = (following[0] - state[1]) / (2 * block.dt) if block.dynamics == "second_order" else still
+    per_image = sum(
+        energy(f.layer, y, velocity, f.controls)  # pyright: ignore[reportArgumentType]
+        for f, y in zip(forces, reached, strict=False)
+    )
+    return per_image.mean().item() / state[0][0, 0].numel()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,112 @@
+"""Pictures that a training shows while it goes on: stencils of the opening, confusions of the classes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLUE = (0.0, 0.447, 0.698)
+COLUMNS = 16
+"""Stencils side by side."""
+
+MANY_NUMBERS, MANY_NAMES = 20, 40
+"""Classes beyond which a confusion matrix has no numbers, and no names."""
+
+
+def stencil_mosaic(stencils: Tensor) -> Tensor:
+    """Stencils side by side: input channels below each other, output channels in columns, NaN in between.
+
+    Shape:
+        - stencils: (out channels, in channels, w, w)
+        - result: (rows, columns), pixels of the picture
+    """
+    num_out, num_in, height, width = stencils.shape
+    columns = min(num_out, COLUMNS)
+    bands = math.ceil(num_out / columns)
+    tile = num_in * (height + 1)
+    mosaic = torch.full((bands * (tile + 2) - 3, columns * (width + 1) - 1), math.nan)
+    for k in range(num_out):
+        for c in range(num_in):
+            top, left = k // columns * (tile + 2) + c * (height + 1), k % columns * (width + 1)
+            mosaic[top : top + height, left : left + width] = stencils[k, c]
+    return mosaic
+
+
+def stencil_figure(stencils: Tensor) -> Any:
+    """The stencils of the opening as pictures: black negative, white positive, grey zero.
+
+    Returns:
+        A matplotlib figure.
+
+    Shape:
+        - stencils: (channels, in_channels, w, w)
+    """
+    from matplotlib.figure import Figure
+
+    num_out, num_in, height, width = stencils.shape
+    mosaic, largest = stencil_mosaic(stencils), stencils.abs().max().item() or 1.0
+    columns, tile = min(num_out, COLUMNS), num_in * (height + 1)
+    bands = math.ceil(num_out / columns)
+    figure = Figure(figsize=(4.9, 0.55 + 3.9 * len(mosaic) / mosaic.shape[1]), layout="constrained")
+    axis = figure.subplots()
+    style: dict[str, Any] = {"cmap": "gray", "vmin": -largest, "vmax": largest, "interpolation": "none"}
+    image = axis.imshow(mosaic.numpy(), **style)
+    axis.set_xticks([k * (width + 1) + (width - 1) / 2 for k in range(columns)], [str(k) for k in range(columns)])
+    starts = [b * (tile + 2) + c * (height + 1) for b in range(bands) for c in range(num_in)]
+    names = ["red", "green", "blue"] if num_in == 3 else [f"input {c}" for c in range(num_in)]
+    axis.set_yticks([s + (height - 1) / 2 for s in starts], names * bands)
+    axis.set_xlabel("channel" + (f", {columns} more in the next row" if bands > 1 else ""))
+    bar = figure.colorbar(image, ax=axis, ticks=[-largest, 0, largest], aspect=12, pad=0.02, shrink=0.9)
+    bar.ax.set_yticklabels([f"−{largest:.2g}", "0", f"+{largest:.2g}"])
+    for one in (axis, bar.ax):
+        one.tick_params(length=0, labelsize=8)
+    axis.spines[:].set_visible(False)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return figure
+
+
+def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Any:
+    """What images of each class are taken for, in per cent of the images of that class; the shade is the root of it.
+
+    Args:
+        confusion: see `Metrics`.
+        names: of the classes.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    num = len(confusion)
+    share = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
+    side = min(9.0, 1.6 + 0.36 * num)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    picture = torch.cat([torch.tensor(BLUE).expand(num, num, 3), share.float().sqrt()[:, :, None]], 2)
+    axis.imshow(picture.numpy(), interpolation="none")
+    if num <= MANY_NUMBERS:
+        for i, row in enumerate((100 * share).tolist()):
+            for j, value in enumerate(row):
+                if (text := f"{value:.0f}") != "0":
+                    colour = {"color": "white"} if value > 50 else {}
+                    axis.text(j, i, text, ha="center", va="center", fontsize=9, **colour)
+    labels = [plain(name) for name in names] if len(names) == num <= MANY_NAMES else []
+    if labels:
+        axis.set_xticks(range(num), labels, rotation=90 if num > 6 else 0, fontsize=9)
+        axis.set_yticks(range(num), labels, fontsize=9)
+    axis.set_xticks([k - 0.5 for k in range(num + 1)], minor=True)
+    axis.set_yticks([k - 0.5 for k in range(num + 1)], minor=True)
+    axis.tick_params(which="both", length=0)
+    axis.grid(which="minor", alpha=0.25, linewidth=0.6)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel("taken for")
+    axis.set_ylabel("true class")
+    return figure
+
+
+def plain(name: str, longest: int = 24) -> str:
+    """A stranger's name as matplotlib shows it: no mathematics, not too long."""
+    short = name if len(name) <= longest else name[: longest - 1] + "…"
+    return short.replace("$", r"\$")

@@ -1,0 +1,108 @@
+"""Event files: read back they are the rows of the run, each once, also after interruptions."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
+from multipde.training import tensorboard
+from multipde.training.log import read_metrics
+from multipde.training.signals import Interrupted
+from multipde.training.snapshot import read_snapshots
+
+NETWORK = NetworkConfig("hamiltonian", (8, 12), 12, steps=2, size=16)
+SCHEDULE = Schedule([Level(8, 2), Level(16, 2)])
+OPTIONS = {"num_train": 500, "num_test": 100}
+SETTINGS = TrainSettings(calibration_images=100, device="cpu", tensorboard=True)
+
+
+def run(directory):
+    return train(NETWORK, SCHEDULE, "shapes", directory, settings=SETTINGS, data_options=OPTIONS, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("board") / "a").directory
+
+
+def events(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(directory / tensorboard.FOLDER), size_guidance={"scalars": 0, "images": 0})
+    return found.Reload()
+
+
+def check(directory):
+    """All scalars and pictures are there once, and are those of the metrics file."""
+    rows, read = read_metrics(directory / "metrics.jsonl"), events(directory)
+    assert len(rows) == 4
+    for tag, key in tensorboard.SCALARS.items():
+        scalars = read.Scalars(tag)
+        assert [s.step for s in scalars] == [1, 2, 3, 4]
+        np.testing.assert_allclose([s.value for s in scalars], [row[key] for row in rows], rtol=1e-6)
+    work = read.Scalars("work/accuracy_validation")
+    assert [s.step for s in work] == [round(row["total_flops"] / 1e9) for row in rows]
+    assert [s.value for s in work] == [s.value for s in read.Scalars("accuracy/validation")]
+    seconds = [row["total_seconds"] - rows[0]["total_seconds"] for row in rows]
+    np.testing.assert_allclose([s.wall_time - work[0].wall_time for s in work], seconds, atol=0.1)
+    assert [i.step for i in read.Images("opening/stencils")] == [2, 4]
+    assert [i.step for i in read.Images("confusion/validation")] == [2, 4]
+    assert [i.step for i in read.Images("confusion/test")] == [4]
+
+
+def test_events_are_the_rows_of_the_run(finished):
+    check(finished)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 8, 12])
+def test_a_resumed_run_has_no_step_twice(finished, tmp_path, stop_at, signal_at_step):
+    signal_at_step(stop_at, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b")
+    signal_at_step(None)
+    lost = tmp_path / "b/metrics.jsonl"
+    if lost.exists():  # a row whose checkpoint was never written
+        lost.write_text(lost.read_text() + lost.read_text().splitlines()[-1] + "\n")
+    resume(tmp_path / "b", quiet=True)
+    check(tmp_path / "b")
+    for name in ("level-1.safetensors", "level-2.safetensors"):
+        assert (tmp_path / "b" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_snapshots_are_of_the_best_weights_and_of_all_validation_images(finished):
+    net, rows = load(finished), read_metrics(finished / "metrics.jsonl")
+    snapshots = read_snapshots(finished, net.config, 2)
+    assert [s.rows for s in snapshots.values()] == [2, 4]
+    assert torch.equal(snapshots[1].stencils, net.opening[0].weight)
+    for snapshot, row in zip(snapshots.values(), (rows[1], rows[3]), strict=True):
+        assert snapshot.confusion.sum() == 100
+        assert snapshot.confusion.trace().item() == pytest.approx(100 * row["validation_accuracy"])
+
+
+def test_damaged_snapshots_are_refused(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "b")
+    (tmp_path / "b/level-1.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="level-1.safetensors must be a safetensors file, got"):
+        read_snapshots(tmp_path / "b", load(finished).config, 2)
+
+
+def test_nothing_is_begun_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="tensorboard must be installed to be written, got none; type pip install"):
+        run(tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_it_writes_none(finished, tmp_path):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["settings"]["tensorboard"] is True
+    (tmp_path / "b").mkdir()
+    record["settings"].pop("tensorboard")  # as an older version wrote it
+    (tmp_path / "b/run.json").write_text(json.dumps(record))
+    resume(tmp_path / "b", quiet=True)
+    assert not (tmp_path / "b" / tensorboard.FOLDER).exists()
+    assert (tmp_path / "b/model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
