@@ -28,7 +28,8 @@ _INDEX = {
     "multipde.networks.dynamics": ["Block"],
     "multipde.networks.layers": ["Connector", "Opening", "ResidualLayer", "SymmetricLayer", "TVNorm"],
     "multipde.networks.network": ["PDENet", "count_flops", "num_weights"],
-    "multipde.networks.growth": ["BlockGrowth", "StepEnergy", "energy_along_time", "growth_bound", "growth_report"],
+    "multipde.networks.energies": ["StateEnergy", "state_energies"],
+    "multipde.networks.growth": ["BlockGrowth", "growth_bound", "growth_report"],
     "multipde.networks.stability": [
         "StepStability",
         "energy",

@@ -12,7 +12,8 @@ from multipde.analysis.corruptions import CORRUPTIONS, corrupt
 from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData
 from multipde.mesh.modes import evaluation_mode
-from multipde.networks.growth import HYPERBOLIC, BlockGrowth, StepEnergy, energy_along_time, growth_report
+from multipde.networks.energies import StateEnergy, state_energies
+from multipde.networks.growth import HYPERBOLIC, BlockGrowth, growth_report
 from multipde.networks.network import PDENet
 from multipde.training.evaluate import check_classes, choose_device, normalization, place
 
@@ -45,7 +46,7 @@ class Robustness:
     clean: float
     accuracy: dict[str, Accuracies]
     growth: list[BlockGrowth]
-    energy: list[StepEnergy]
+    energy: list[StateEnergy]
 
     def record(self) -> dict[str, Any]:
         """As plain data."""
@@ -106,7 +107,7 @@ def robustness(
             for kind, strengths in KINDS.items()
         },
         growth_report(net, sample, seed=seed),
-        energy_along_time(net, sample) if net.config.dynamics in HYPERBOLIC else [],
+        state_energies(net, sample) if net.config.dynamics in HYPERBOLIC else [],
     )
 
 

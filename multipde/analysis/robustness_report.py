@@ -181,18 +181,18 @@ def _growth_table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
 
 
 def _energy_table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """A row per block, a column per step; the mean over the networks of a group."""
+    """A row per block, a column per time; the mean over the networks of a group."""
     table = []
-    num_steps = max(e["step"] for own in groups.values() for e in own[0]["energy"]) + 1
-    for name, own in groups.items():
-        for k in range(len(own[0]["growth"])):
-            ratios = energy_ratios(own, k)
-            cells = {f"step {j}": f"{ratios[j]:.2f}" if j < len(ratios) else "-" for j in range(num_steps)}
-            table.append({"name": name, "block": str(k)} | cells)
+    paths = [(name, k, energy_ratios(own, k)) for name, own in groups.items() for k in range(len(own[0]["growth"]))]
+    for name, k, ratios in paths:
+        cells = {
+            f"step {j}": f"{ratios[j]:.2f}" if j < len(ratios) else "-" for j in range(max(len(p[2]) for p in paths))
+        }
+        table.append({"name": name, "block": str(k)} | cells)
     return table
 
 
 def energy_ratios(group: Sequence[Mapping[str, Any]], block: int) -> list[float]:
-    """Energy at every step of a block over that at its first, the mean over the networks of a group."""
+    """Energy at every time in a block over that at its start, the mean over the networks of a group."""
     paths = [[e["energy"] for e in row["energy"] if e["block"] == block] for row in group]
     return [statistics.mean(path[j] / path[0] for path in paths) for j in range(len(paths[0]))]

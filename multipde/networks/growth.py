@@ -1,4 +1,4 @@
-"""What the time steps do to perturbations and to the energy, measured along data beside what is proved."""
+"""What the time steps do to perturbations, measured along data beside what is proved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from multipde.mesh.modes import evaluation_mode
 from multipde.networks.dynamics import Block, check_dynamics
 from multipde.networks.network import PDENet
 from multipde.networks.reversible import State
-from multipde.networks.stability import block_inputs, energy, jacobian_norm, step_norms
+from multipde.networks.stability import block_inputs, jacobian_norm, step_norms
 
 HYPERBOLIC = ("hamiltonian", "second_order")
 """The dynamics that have an energy."""
@@ -35,22 +35,6 @@ class BlockGrowth:
     worst: tuple[float, ...]
     bound: float
     measured_bound: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class StepEnergy:
-    """The energy (12) of the state from which one step starts, with θ of that step; the mean over the images.
-
-    Args:
-        block: number of the block.
-        step: number of the step in it.
-        time: t = dt · step, from the start of the block.
-    """
-
-    block: int
-    step: int
-    time: float
-    energy: float
 
 
 def growth_bound(dynamics: str, rho: Sequence[Sequence[float]], dt: float, *, dissipative: bool) -> float:
@@ -126,43 +110,6 @@ def growth_report(model: PDENet, batch: Tensor, *, num_iterations: int = 30, see
                     tuple(growth_bound(config.dynamics, r, block.dt, dissipative=dissipative) for r in per_image),
                 )
             )
-    return found
-
-
-@torch.no_grad()
-def energy_along_time(model: PDENet, batch: Tensor) -> list[StepEnergy]:
-    """The energy (12) of the hyperbolic dynamics through every block on a batch.
-
-        second_order  E = 1/2 (|v|² + (K y)ᵀ σ(N(K y))),  v = (y_next - y_prev)/(2 dt)
-        hamiltonian   E = 1/2 ((K1 z)ᵀ σ(N(K1 z)) + (K2 y)ᵀ σ(N(K2 y)))
-
-    For constant θ, N = identity and σ the identity or ReLU it is conserved up to an error that vanishes with dt (dt for
-    hamiltonian, whose y and z are known half a step apart; dt² for second_order). For anything else it is a
-    measurement.
-
-    Raises:
-        ValueError: a dynamics without an energy.
-
-    Reference: Ruthotto & Haber (2018), eq. (12).
-    """
-    dynamics = model.config.dynamics
-    if dynamics not in HYPERBOLIC:
-        raise ValueError(f"dynamics must be {' or '.join(HYPERBOLIC)} to have an energy, got {dynamics!r}")
-    found: list[StepEnergy] = []
-    with evaluation_mode(model):
-        for k, block, features in block_inputs(model, batch):
-            states = _path(block, features)
-            for j, forces in enumerate(block.forces()):
-                y, other = states[j]  # other is z, or y before
-                if dynamics == "hamiltonian":
-                    rest, at = torch.zeros_like(y), (other, y)
-                else:
-                    rest, at = (states[j + 1][0] - other) / (2 * block.dt), (y,)
-                parts = [
-                    energy(f.layer, x, rest, f.controls)  # pyright: ignore[reportArgumentType]
-                    for f, x in zip(forces, at, strict=True)
-                ]
-                found.append(StepEnergy(k, j, j * block.dt, torch.stack(parts).sum(0).mean().item()))
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from multipde import NetworkConfig, PDENet, energy_along_time, growth_bound, growth_report, operator_norm
+from multipde import NetworkConfig, PDENet, growth_bound, growth_report, operator_norm
 from multipde.networks.dynamics import DYNAMICS
 from multipde.networks.stability import stability_report, step_norms
 from tests.networks.test_stability import images, network
@@ -121,30 +121,7 @@ def test_norms_of_resnet_are_those_of_both_convolutions():
         assert max(s.jacobians[0]) <= product * (1 + 1e-6)
 
 
-@pytest.mark.parametrize(("dynamics", "order"), [("hamiltonian", 1), ("second_order", 2)])
-@pytest.mark.parametrize("activation", ["relu", "identity"])
-def test_the_energy_is_conserved_as_dt_vanishes(dynamics, order, activation):
-    net = network(dynamics, norm="none", activation=activation, controls=1, steps=2)
-
-    def drift(steps: int) -> float:
-        path = [s for s in energy_along_time(at_dt(net, 0.5 / steps, steps=steps), images()) if s.block == 0]
-        assert [s.time for s in path] == pytest.approx([j * 0.5 / steps for j in range(steps)])
-        return max(abs(s.energy / path[0].energy - 1) for s in path)
-
-    assert drift(160) < 0.05
-    assert drift(160) / drift(320) == pytest.approx(2**order, rel=0.25)
-
-
-def test_the_energy_of_a_rotation_is_half_its_length():
-    net = scalar_network("hamiltonian")
-    first = energy_along_time(net, images())[0]
-    features = net.opening(images())
-    assert first.energy == pytest.approx(K**2 / 2 * features.flatten(1).square().sum(1).mean().item())
-
-
-def test_what_has_no_energy_or_bound_is_named():
-    with pytest.raises(ValueError, match="dynamics must be hamiltonian or second_order to have an energy, got 'par"):
-        energy_along_time(network("parabolic"), images())
+def test_what_has_no_bound_is_named():
     with pytest.raises(ValueError, match="dissipative must be False for resnet, whose layer is not symmetric"):
         growth_bound("resnet", [[1.0]], 1.0, dissipative=True)
     with pytest.raises(ValueError, match="dynamics must be one of parabolic"):
@@ -155,7 +132,6 @@ def test_measuring_leaves_the_network_as_it_was():
     net = PDENet(NetworkConfig("hamiltonian", (4,), 4, size=8)).train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     growth_report(net, images().float())
-    energy_along_time(net, images().float())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert net.training
     assert all(p.grad is None for p in net.parameters())
