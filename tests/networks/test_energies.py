@@ -1,5 +1,7 @@
 """Energies along a network: what the theory keeps is kept, what it lowers falls."""
 
+# pyright: reportOperatorIssue=false, reportOptionalOperand=false, reportArgumentType=false
+
 import itertools
 
 import pytest
