@@ -6,12 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize, drawn_images, drawn_indices, evaluation_batches
+from multipde.data.batches import drawn_images, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData
 from multipde.data.images import ImageSet
 from multipde.networks.energies import StateEnergy, state_energies
 from multipde.networks.network import PDENet
-from multipde.training.evaluate import check_classes, choose_device, confusion_matrix, place, scored_batches
+from multipde.training.evaluate import (
+    check_classes,
+    choose_device,
+    confusion_matrix,
+    normalization,
+    place,
+    scored_batches,
+)
 
 ENERGY_IMAGES = 64
 
@@ -78,7 +85,7 @@ def examine(
     """
     check_classes(net.config, images)
     where, size, test = choose_device(device), net.config.sizes[0], images.test
-    normalize, key = Normalize(net.config.mean, net.config.std), (0, "test")
+    normalize, key = normalization(net.config), (0, "test")
     indices = drawn_indices(len(test), num_images, key).sort().values
     place(net, where)
     columns: list[Tensor] = []

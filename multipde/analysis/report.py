@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multipde.analysis import report_figures as figures
-from multipde.analysis.examination import Examination, examine
+from multipde.analysis.examination import Examination, Mistake, examine
 from multipde.analysis.record import RunRecord, read_run
 from multipde.data.datasets import data_label, load_data
 from multipde.networks.network import num_weights
@@ -257,7 +257,7 @@ def _drawn(make: Any, title: str, name: str, is_wide: bool = False) -> Figure:
     return Figure(title, Markup(figures.svg(make, name, title)), is_wide)
 
 
-def _mistake(mistake: Any, names: Sequence[str]) -> dict[str, str]:
+def _mistake(mistake: Mistake, names: Sequence[str]) -> dict[str, str]:
     picture = base64.b64encode(mistake.picture).decode()
     return {
         "source": f"data:image/png;base64,{picture}",

@@ -17,7 +17,7 @@ PANEL = (4.9, 3.3)
 """Inches."""
 
 INK = "#1a1c1f"
-THEME = {
+THEME: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("grid.color", "lines.color", "patch.edgecolor"), INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), "none"),

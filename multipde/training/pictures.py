@@ -90,8 +90,9 @@ def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Any:
         for i, row in enumerate((100 * share).tolist()):
             for j, value in enumerate(row):
                 if (text := f"{value:.0f}") != "0":
-                    colour = {"color": "white"} if value > 50 else {}
-                    axis.text(j, i, text, ha="center", va="center", fontsize=9, **colour)
+                    number = axis.text(j, i, text, ha="center", va="center", fontsize=9)
+                    if value > 50:
+                        number.set_color("white")
     labels = [plain(name) for name in names] if len(names) == num <= MANY_NAMES else []
     if labels:
         axis.set_xticks(range(num), labels, rotation=90 if num > 6 else 0, fontsize=9)

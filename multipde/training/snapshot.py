@@ -38,7 +38,7 @@ def opening_stencils(net: PDENet, weights: Mapping[str, Tensor]) -> Tensor:
     opening = copy.deepcopy(net.opening)
     own = {name: t for name, t in weights.items() if name.startswith("opening.")}
     opening.load_state_dict({name.removeprefix("opening."): t for name, t in own.items()})
-    return opening[0].weight.detach().to("cpu", torch.float32).clone()
+    return opening[0].weight.detach().to("cpu", torch.float32).clone()  # pyright: ignore
 
 
 def snapshot_file(run_dir: Path, index: int) -> Path:
