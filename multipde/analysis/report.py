@@ -12,6 +12,7 @@ from multipde.analysis.examination import Examination, Mistake, examine
 from multipde.analysis.record import RunRecord, read_run
 from multipde.data.datasets import data_label, load_data
 from multipde.networks.network import num_weights
+from multipde.training.evaluate import choose_device
 from multipde.training.files import brief, write_file
 from multipde.training.log import Log
 from multipde.training.pictures import MANY_NUMBERS, confusion_figure, stencil_figure
@@ -58,13 +59,16 @@ def report(
         num_images: only so many test images, drawn at random but always the same; None for all.
 
     Raises:
-        ValueError: no run, one that is not finished or is damaged; data given here that do not suit it.
+        ValueError: no run, one that is not finished or is damaged; data given here that do not suit it; no images.
         OSError: the file cannot be written.
     """
     run = read_run(run_dir)
     out = Path(out) if out is not None else run.directory / PAGE
     if out.is_dir():
         raise ValueError(f"out must be a file, got the directory {out}")
+    choose_device(device)
+    if num_images is not None and num_images < 1:
+        raise ValueError(f"num_images must be positive, got {num_images}")
     seen, missing = _examined(run, data, dict(data_options or {}), num_images, device)
     write_file(out, _page(run, seen, missing).encode())
     return out

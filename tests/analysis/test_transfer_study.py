@@ -6,7 +6,6 @@ import statistics
 import pytest
 
 from multipde import Schedule, preset
-from multipde.analysis.bench import transfer
 from multipde.analysis.bench.study import mean_and_spread, tables, transfer_study, work_to_reach
 from multipde.analysis.bench.transfer import ARMS, IDEAS, Task, all_arms, arm_of, finalists, run_tasks
 from multipde.networks.dynamics import DYNAMICS
@@ -83,7 +82,7 @@ def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatc
     assert rows[0]["levels"] == [[4, pytest.approx(0.4, abs=0.05)], [8, pytest.approx(0.3, abs=0.06)], [16, 0.1]]
     assert rows[1]["settings"]["coordinates"] == "finest"
     (tmp_path / "rows.jsonl").unlink()  # the trainings are still there
-    monkeypatch.setattr(transfer, "train", None)
+    monkeypatch.setattr("multipde.analysis.trained.train", None)
     assert len(run(tasks)) == 2
 
 

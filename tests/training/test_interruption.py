@@ -12,7 +12,6 @@ import pytest
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
 from multipde.training.checkpoint import newest_checkpoint, read_checkpoint
-from multipde.training.evaluate import evaluate_batches
 from multipde.training.lock import LOCK, locked
 from multipde.training.log import Log
 from multipde.training.loop import Trainer
@@ -107,12 +106,14 @@ def test_a_signal_while_testing_stops_there_and_one_to_save_is_survived(finished
 
 
 def test_a_signal_behind_the_last_step_is_passed_on_and_the_run_is_whole(finished, tmp_path, monkeypatch):
-    def tested(*args):
-        metrics = evaluate_batches(*args)
+    original = Trainer.test
+
+    def tested(self):
+        metrics = original(self)
         os.kill(os.getpid(), signal.SIGINT)
         return metrics
 
-    monkeypatch.setattr("multipde.training.run.evaluate_batches", tested)
+    monkeypatch.setattr(Trainer, "test", tested)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "c")
     assert json.loads((tmp_path / "c/result.json").read_text())["test_accuracy"] > 0
