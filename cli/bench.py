@@ -8,10 +8,12 @@ import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
 
+IMAGES = ("data", "root", "download", "stream", "size")
+
 OWN_OPTIONS = {
-    "transfer": ("small", "arms", "dynamics", "seeds", "budget", "workers"),
-    "regimes": (),
-    "finetune": ("checkpoint",),
+    "transfer": (*IMAGES, "small", "arms", "dynamics", "seeds", "budget", "workers"),
+    "regimes": IMAGES,
+    "finetune": (*IMAGES, "checkpoint"),
     "step": ("dynamics", "batch"),
     "memory": ("dynamics",),
     "scaling": ("dynamics", "batch", "processes"),

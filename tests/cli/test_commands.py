@@ -366,6 +366,8 @@ WRONG = [
     ("convert {place}/net --size 8 --out {place}/run", "directory must be new or empty"),
     ("convert {place}/data --size 8 --out new", "checkpoint must hold model.safetensors"),
     ("inspect nowhere", "checkpoint must be a directory, got nowhere"),
+    ("bench memory --data shapes", "data must be left out for bench memory, got --data"),
+    ("bench step --size 64", "size must be left out for bench step, got --size"),
     ("report nowhere", "run must be a directory with a run.json, got nowhere"),
     ("report {place}/net", "run must be a directory with a run.json, got {place}/net"),
     ("report {place}/run --out {place}", "out must be a file, got the directory {place}"),
