@@ -14,6 +14,7 @@ from multipde.cli.predict import Predict
 from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
 from multipde.cli.train import Train
+from multipde.training.allocator import keep_freed_memory
 
 COMMANDS = {
     "train": Train,
@@ -42,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="multipde", description=DESCRIPTION, args=arguments, sort_subcommands=False
     )
+    keep_freed_memory()
     try:
         _check_alone(command)
         command.run_command()
