@@ -12,6 +12,7 @@ from multipde.analysis.examination import Examination, Mistake, examine
 from multipde.analysis.record import RunRecord, read_run
 from multipde.data.datasets import data_label, load_data
 from multipde.networks.network import num_weights
+from multipde.training.distributed import is_first_launched
 from multipde.training.evaluate import choose_device
 from multipde.training.files import brief, write_file
 from multipde.training.log import Log
@@ -77,9 +78,9 @@ def report(
 def report_at_end(run_dir: Path, log: Log) -> None:
     """The report of a run that has just been finished, and a line about it; whatever goes wrong is only told.
 
-    A run that has a report keeps it.
+    A run that has a report keeps it. Of several processes the first one writes.
     """
-    if (run_dir / PAGE).exists():
+    if (run_dir / PAGE).exists() or not is_first_launched():
         return
     try:
         log.say(f"report: {report(run_dir)}")

@@ -26,6 +26,11 @@ def num_launched() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_launched else 1
 
 
+def is_first_launched() -> bool:
+    """Whether this is the first of the processes that torchrun has started, also after they have parted."""
+    return num_launched() == 1 or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Together with the other processes inside, if there are any: over gloo between processors, NCCL between GPUs.

@@ -89,10 +89,12 @@ def test_no_two_words_of_a_figure_overlap(browser, page_file):
 def test_it_prints(browser, page_file):
     page = browser.new_page(color_scheme="dark")
     page.goto(page_file.as_uri())
-    paper = page.pdf(format="A4")
-    assert paper.startswith(b"%PDF")
-    assert 2 <= paper.count(b"/Type /Page\n") <= 8
+    pdf = page.pdf(format="A4")
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= pdf.count(b"/Type /Page\n") <= 8
     page.emulate_media(media="print")
-    ink, _ = page.evaluate(INK)
-    assert luminance(ink) < 0.05  # dark on white, whatever the screen
+    ink, paper = (luminance(colour) for colour in page.evaluate(INK))
+    assert ink < 0.05  # dark on white, whatever the screen
+    assert paper == pytest.approx(1)
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
     page.close()
