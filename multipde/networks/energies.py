@@ -37,10 +37,10 @@ def state_energies(model: PDENet, batch: Tensor) -> list[StateEnergy]:
         second_order  E = 1/2 |v|² + 1/2 (K y)ᵀ σ(N(K y)),              eq. (12)
         hamiltonian   E = 1/2 (K1 z)ᵀ σ(N(K1 z)) + 1/2 (K2 y)ᵀ σ(N(K2 y))
 
-    v is the central difference in time, θ that of the step, after the last step still the last. For N = identity, θ
-    constant in time and σ the identity or ReLU the first does not grow within the step bound, and the others are
-    conserved up to an error that vanishes with dt: dt² for second_order, dt for hamiltonian, whose y and z are known
-    half a step apart. Elsewhere this is a measurement. resnet has no energy.
+    v is the central difference in time; in hamiltonian, whose parts are half a step apart, y is the mean of two steps.
+    θ is that of the step, after the last step still the last. For N = identity, θ constant in time and σ the identity
+    or ReLU the first does not grow within the step bound, and the others are conserved to O(dt²); elsewhere this is a
+    measurement. resnet has no energy.
 
     Args:
         batch: images as the model takes them, at its size.
@@ -63,11 +63,13 @@ def _energy(block: Block, state: State, following: State, forces: tuple[StepForc
     """Per pixel, mean over images."""
     if block.dynamics == "resnet":
         return None
-    reached = reversed(state) if block.dynamics == "hamiltonian" else state  # F1 is applied to z, F2 to y
-    still = torch.zeros_like(state[0])
-    velocity = (following[0] - state[1]) / (2 * block.dt) if block.dynamics == "second_order" else still
-    per_image = sum(
+    reached, velocity = (state[0],), torch.zeros_like(state[0])
+    if block.dynamics == "hamiltonian":
+        reached = (state[1], (state[0] + following[0]) / 2)  # F1 is applied to z, F2 to y
+    elif block.dynamics == "second_order":
+        velocity = (following[0] - state[1]) / (2 * block.dt)
+    parts = [
         energy(f.layer, y, velocity, f.controls)  # pyright: ignore[reportArgumentType]
-        for f, y in zip(forces, reached, strict=False)
-    )
-    return per_image.mean().item() / state[0][0, 0].numel()  # pyright: ignore[reportAttributeAccessIssue]
+        for f, y in zip(forces, reached, strict=True)
+    ]
+    return sum(part.mean().item() for part in parts) / state[0][0, 0].numel()

@@ -1,6 +1,6 @@
 """Energies along a network: what the theory keeps is kept, what it lowers falls."""
 
-# pyright: reportOperatorIssue=false, reportOptionalOperand=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false
 
 import itertools
 
@@ -23,16 +23,16 @@ def test_the_parabolic_energy_falls():
         assert all(after < before for before, after in itertools.pairwise(energies))
 
 
-@pytest.mark.parametrize(("dynamics", "order"), [("hamiltonian", 1), ("second_order", 2)])
+@pytest.mark.parametrize("dynamics", ["hamiltonian", "second_order"])
 @pytest.mark.parametrize("activation", ["identity", "relu"])
-def test_the_hyperbolic_energy_is_conserved_as_dt_vanishes(dynamics, order, activation):
+def test_the_hyperbolic_energy_is_kept_to_second_order_in_dt(dynamics, activation):
     drifts = []
-    for steps in (80, 160, 320):
+    for steps in (10, 20, 40):
         energies = [p.energy for p in points(dynamics, steps, norm="none", activation=activation) if p.block == 0]
-        drifts.append(max(abs(e / energies[0] - 1) for e in energies))
-    assert drifts[0] < 0.05
+        drifts.append(abs(energies[-1] - energies[0]) / energies[0])
+    assert drifts[0] < 0.02
     for coarse, fine in itertools.pairwise(drifts):
-        assert coarse / fine == pytest.approx(2**order, rel=0.25)
+        assert coarse / fine == pytest.approx(4, rel=0.2)
 
 
 def test_points_lie_at_the_steps_of_each_block():
