@@ -15,6 +15,7 @@ from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
 from multipde.cli.train import Train
 from multipde.training.allocator import keep_freed_memory
+from multipde.training.launched import num_launched
 
 COMMANDS = {
     "train": Train,
@@ -61,17 +62,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _check_alone(command: object) -> None:
     """Raise ValueError where torchrun has started several processes of a command that is made for one."""
-    if isinstance(command, Train):
-        return
-    from multipde.training.distributed import num_launched
-
-    if num_launched() > 1:
+    if num_launched() > 1 and not isinstance(command, Train):
         raise ValueError(f"processes must be one for all commands but train, got {num_launched()}; leave torchrun out")
 
 
 def _is_lost(error: Exception) -> bool:
-    from multipde.training.distributed import num_launched
-
     return num_launched() > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection closed"))
 
 
@@ -81,9 +76,13 @@ def _is_memory(error: Exception) -> bool:
 
 def _fail(message: str, status: int) -> NoReturn:
     """One line, whatever a stranger's file has put into it, from one of the processes."""
-    from multipde.training.distributed import is_first_to_tell
-
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    if is_first_to_tell():
+    if num_launched() == 1 or _is_first_to_tell():
         print(f"multipde: {line}", file=sys.stderr)
     sys.exit(status)
+
+
+def _is_first_to_tell() -> bool:
+    from multipde.training.distributed import is_first_to_tell  # torch is not needed to tell a lonely error
+
+    return is_first_to_tell()

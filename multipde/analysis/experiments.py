@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from multipde.analysis.paper import (
     BUDGETS,
@@ -16,6 +17,7 @@ from multipde.analysis.paper import (
     Training,
     epochs_within,
     full_trainings,
+    num_held_back,
     partial_trainings,
 )
 from multipde.analysis.trained import trained
@@ -23,7 +25,7 @@ from multipde.data.batches import drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.seeds import stream
 from multipde.networks.network import num_weights
-from multipde.training.evaluate import autocast, choose_device, evaluate_batches, normalization, place
+from multipde.training.evaluate import choose_device, evaluate_batches, normalization, place, scored_batches
 from multipde.training.files import write_file
 from multipde.training.log import Log
 from multipde.training.provenance import machine
@@ -202,7 +204,7 @@ def _trainings(experiment: str, names: Sequence[str]) -> list[Training]:
 
 
 def _row(training: Training, run: Run, images: ImageData, budget: str, seed: int) -> dict[str, Any]:
-    num_held = round(len(images.train) * 0.2)
+    num_held = num_held_back(len(images.train))
     return {
         "data": training.data,
         "dynamics": training.dynamics,
@@ -222,19 +224,20 @@ def _row(training: Training, run: Run, images: ImageData, budget: str, seed: int
 
 
 def _confusion(run: Run, images: ImageData, device: str, amp: str) -> list[list[int]]:
-    where, config = choose_device(device), run.model.config
-    place(run.model, where)
-    batches = evaluation_batches(images.test, None, config.sizes[0], 250, where, normalization(config))
+    where, batches = _test_batches(run, images, None, device)
     return evaluate_batches(run.model, batches, where, amp).confusion.tolist()
 
 
-@torch.no_grad()
 def _shown(run: Run, images: ImageData, seed: int, device: str, amp: str) -> dict[str, Any]:
     """A few test images drawn by the seed: their numbers, classes, and the probabilities that a network gives them."""
-    where, config = choose_device(device), run.model.config
-    place(run.model, where).eval()
     chosen = drawn_indices(len(images.test), NUM_SHOWN, (seed, "shown"))
-    ((x, labels),) = evaluation_batches(images.test, chosen, config.sizes[0], NUM_SHOWN, where, normalization(config))
-    with autocast(where, amp):
-        probabilities = run.model(x).float().softmax(1)
-    return {"shown": chosen.tolist(), "classes": labels.tolist(), "probabilities": probabilities.tolist()}
+    where, batches = _test_batches(run, images, chosen, device)
+    ((scores, labels),) = scored_batches(run.model, batches, where, amp)
+    return {"shown": chosen.tolist(), "classes": labels.tolist(), "probabilities": scores.softmax(1).tolist()}
+
+
+def _test_batches(run: Run, images: ImageData, indices: Tensor | None, device: str) -> tuple[torch.device, Any]:
+    """Test images ready for the network of a run, which is moved to the device."""
+    where, config = choose_device(device), run.model.config
+    place(run.model, where)
+    return where, evaluation_batches(images.test, indices, config.sizes[0], 250, where, normalization(config))

@@ -109,7 +109,7 @@ class Training:
 
     def num_images(self, num: int) -> int:
         """How many of so many training images it needs, held back ones included."""
-        return num if self.share is None else round(self.share * num) + round(VALIDATION * num)
+        return num if self.share is None else round(self.share * num) + num_held_back(num)
 
     def settings(self, num: int, seed: int, device: str, amp: str) -> TrainSettings:
         """Of a training on so many images before they are divided: a fifth of them is held back in any case."""
@@ -119,7 +119,7 @@ class Training:
             alpha1=recipe.alpha1,
             alpha2=recipe.alpha2,
             augment=self.share is None,
-            validation=round(VALIDATION * num) / self.num_images(num),
+            validation=num_held_back(num) / self.num_images(num),
             device=device,
             amp=amp,
         )
@@ -128,6 +128,11 @@ class Training:
         """The only level: all is trained at the full size."""
         policy = RECIPES[self.data].policy
         return Level(self.network.sizes[0], epochs, batch=BATCH, learning_rate=LEARNING_RATE, policy=policy)
+
+
+def num_held_back(num: int) -> int:
+    """Validation images of a set of so many training images, whatever part of it is trained on."""
+    return round(VALIDATION * num)
 
 
 def full_trainings(data: Sequence[str]) -> list[Training]:
@@ -151,6 +156,6 @@ def epochs_within(training: Training, budget: Budget, num: int) -> int:
     kind = full_trainings if training.share is None else partial_trainings
     per_epoch = 0.0
     for other in kind([training.data]):
-        images = other.num_images(num) - round(VALIDATION * num)
+        images = other.num_images(num) - num_held_back(num)
         per_epoch += images * level_flops(other.level(1), other.network)
     return min(longest, max(1, math.floor(budget.flops / per_epoch)))

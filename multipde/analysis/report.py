@@ -12,9 +12,9 @@ from multipde.analysis.examination import Examination, Mistake, examine
 from multipde.analysis.record import RunRecord, read_run
 from multipde.data.datasets import data_label, load_data
 from multipde.networks.network import num_weights
-from multipde.training.distributed import is_first_launched
 from multipde.training.evaluate import choose_device
 from multipde.training.files import brief, write_file
+from multipde.training.launched import is_first_launched
 from multipde.training.log import Log
 from multipde.training.pictures import MANY_NUMBERS, confusion_figure, stencil_figure
 from multipde.training.run import recorded_data

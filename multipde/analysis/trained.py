@@ -1,11 +1,13 @@
 """A training that is part of a study: done once, taken up where it was cut off."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from multipde.networks.config import NetworkConfig
 from multipde.training.checkpoint import FORMAT
+from multipde.training.evaluate import choose_amp, choose_device
 from multipde.training.files import read_json
 from multipde.training.run import RECORD, Run, recorded_plan, resume, train
 from multipde.training.schedule import Level, Schedule
@@ -34,6 +36,7 @@ def trained(
         ValueError: the directory holds another training.
         Interrupted: a signal asked to stop; everything is saved.
     """
+    settings = replace(settings, amp=choose_amp(choose_device(settings.device), settings.amp))  # as `train` records it
     try:
         if not directory.exists():
             plan = Schedule(levels)

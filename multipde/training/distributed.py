@@ -14,21 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from multipde.training.launched import num_launched
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(seconds=10)
 """How long a process that fails waits to hear whether another one has said so."""
-
-
-def num_launched() -> int:
-    """How many processes torchrun has started, of which this is one; 1 without it."""
-    is_launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= set(os.environ)
-    return int(os.environ["WORLD_SIZE"]) if is_launched else 1
-
-
-def is_first_launched() -> bool:
-    """Whether this is the first of the processes that torchrun has started, also after they have parted."""
-    return num_launched() == 1 or os.environ["RANK"] == "0"
 
 
 @contextmanager

@@ -106,6 +106,12 @@ def test_the_table_says_what_the_runs_say_and_nothing_is_trained_twice(quick, ca
         reproduce("table1", **quick, seed=1)
 
 
+def test_automatic_precision_finds_its_own_trainings_again(quick, monkeypatch):
+    rows = reproduce("table1", **quick, amp="auto")
+    monkeypatch.setattr("multipde.analysis.trained.train", None)
+    assert reproduce("table1", **quick, amp="auto") == rows
+
+
 def test_every_figure_comes_from_its_trainings(quick):
     made = {name: reproduce(name, **quick, out=quick["run_dir"] / "out") for name in ("fig1", "fig2", "fig3", "fig4")}
     for name, rows in made.items():
