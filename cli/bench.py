@@ -14,7 +14,7 @@ OWN_OPTIONS = {
     "transfer": (*IMAGES, "small", "arms", "dynamics", "seeds", "budget", "workers"),
     "regimes": IMAGES,
     "finetune": (*IMAGES, "checkpoint"),
-    "step": ("dynamics", "batch"),
+    "step": ("dynamics", "batch", "compile"),
     "memory": ("dynamics",),
     "scaling": ("dynamics", "batch", "processes"),
     "input": (),
@@ -59,6 +59,8 @@ class Bench(DataOptions):
     """Work of every training in epochs at the full size; half of it for other dynamics than hamiltonian."""
     batch: int | Literal["auto"] | None = None
     """Images in a step, for step and scaling; for step also auto: as many pixels at all sizes. Left out: 125, 128."""
+    compile: bool = False
+    """For step: layers compiled, and beside them those that are not."""
     processes: tuple[int, ...] | None = None
     """For scaling: numbers of processes. Left out: 1, 2, 4, ... up to the number of GPUs, or of cores."""
     out: Path | None = None
@@ -90,6 +92,7 @@ class Bench(DataOptions):
 
             study = {"step": step_study, "memory": memory_study, "scaling": scaling_study}[self.study]
             given = {"balance": True} if self.batch == "auto" else {"batch": self.batch, "processes": self.processes}
+            given |= {"compiled": True} if self.compile else {}
             given = {name: value for name, value in given.items() if value is not None}
             study(self.out, device=self.device, amp=self.amp, log=Log(), dynamics=self.dynamics, **given)
             return

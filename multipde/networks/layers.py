@@ -50,10 +50,12 @@ class TVNorm(nn.Module):
 class ControlledLayer(nn.Module):
     """A layer F(θ, y) whose controls θ can be given from outside, so that they may live on another time grid.
 
-    ``watch`` is called with a convolution of the layer and what reaches it, each time before it is applied.
+    ``watch`` is called with a convolution of the layer and what reaches it, each time before it is applied;
+    ``compiled`` takes the place of ``evaluate`` while training, see `compile_layers`.
     """
 
     conv: nn.Module
+    compiled: Callable[..., Tensor] | None = None
     watch: Callable[[nn.Module, Tensor], None] | None = None
 
     def __init__(self, channels: int, width: int, dim: int, norm: str, activation: str, eps: float):
@@ -85,8 +87,14 @@ class ControlledLayer(nn.Module):
     def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
         raise NotImplementedError
 
+    def force(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
+        """F(θ, y) as it is to be computed here: compiled or not."""
+        if self.compiled is None or not self.training or self.watch is not None:
+            return self.evaluate(y, controls)
+        return self.compiled(self, y, controls)
+
     def forward(self, y: Tensor) -> Tensor:
-        return self.evaluate(y, self.controls())
+        return self.force(y, self.controls())
 
 
 class SymmetricLayer(ControlledLayer):

@@ -17,12 +17,15 @@ def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = Fal
 
     Reference: Ruthotto & Haber (2018), eq. (9).
     """
+    if torch.compiler.is_compiling():  # the compiler fuses the passes, of the gradient too
+        return _plain(y, scale, bias, eps, relu)
     return _TVNorm.apply(y, scale, bias, eps, relu)  # pyright: ignore[reportReturnType]
 
 
 def _plain(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
     """The formula; its derivatives are those of autograd."""
-    inverse = torch.rsqrt(y.square().sum(dim=1, keepdim=True) + eps)
+    squares = y.to(_wide(y)).square().sum(dim=1, keepdim=True)
+    inverse = torch.rsqrt(squares + eps).to(y.dtype)
     result = torch.addcmul(_spread(bias, y), y * inverse, _spread(scale, y))
     return torch.relu(result) if relu else result
 

@@ -22,7 +22,7 @@ class StepForce:
     controls: Controls
 
     def __call__(self, y: Tensor) -> Tensor:
-        return self.layer.evaluate(y, self.controls)
+        return self.layer.force(y, self.controls)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Pull:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             controls = tuple(c.detach().requires_grad_() for c in self.controls)
-            f = self.layer.evaluate(y, controls)
+            f = self.layer.force(y, controls)
         dy, *grads = torch.autograd.grad(f, (y, *controls), g.to(f.dtype))
         self.grads = tuple(factor * each for each in grads)
         return f.detach().to(g.dtype).mul_(factor), dy.mul_(factor)

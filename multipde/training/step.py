@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from multipde.networks.compilation import compile_layers
 from multipde.networks.network import PDENet
 from multipde.training.batchnorm import synchronised
 from multipde.training.conditioning import Preconditioner, frozen_statistics
@@ -28,6 +29,8 @@ class Step:
 
     def __init__(self, net: PDENet, settings: TrainSettings, device: torch.device):
         self.net, self.settings, self.device = net, settings, device
+        if settings.compile:
+            compile_layers(net)
         self.model = averaging(net)
         self.regularizer = Regularizer(settings.alpha1, settings.alpha2)
         finest = settings.coordinates == "finest"

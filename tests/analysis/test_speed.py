@@ -58,6 +58,9 @@ def test_reversible_memory_stays_and_stored_memory_grows(tmp_path):
     assert found["hamiltonian", 8, "store"] > 2.5 * found["hamiltonian", 2, "store"]
     assert found["parabolic", 8, "checkpoint"] < found["parabolic", 8, "store"]
     assert ("parabolic", 8, "reversible") not in found
+    drifts = {r["memory"]: r["drift"] for r in rows if r["dynamics"] == "hamiltonian" and r["steps"] == 8}
+    assert 0 < drifts["reversible"] < 1e-5
+    assert drifts["store"] is drifts["checkpoint"] is None
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows) == 10
 
 

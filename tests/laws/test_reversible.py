@@ -111,12 +111,13 @@ def test_every_layer_is_evaluated_once_on_the_way_back(dynamics, monkeypatch):
     assert len(calls) == 2 * there
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dynamics", REVERSIBLE)
-def test_autocast_computes_layers_in_less_and_keeps_states_in_float32(dynamics):
+def test_autocast_computes_layers_in_less_and_keeps_states_in_float32(dynamics, dtype):
     stored, recomputed = pair(dynamics, "reversible", steps=8, dt=0.2)
     stored, recomputed = stored.float(), recomputed.float()
     y = torch.randn(2, 4, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         out, got = gradients(recomputed, y)
         usual = gradients(stored, y)[1]
     assert out.dtype == torch.float32
@@ -127,7 +128,7 @@ def test_autocast_computes_layers_in_less_and_keeps_states_in_float32(dynamics):
 
     assert error(got) <= 1.2 * error(usual)
     assert error(got) <= 0.1 * sum(h.square().sum() for h in exact).sqrt()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", dtype):
         state = recomputed.scheme.start(y)
         back = recomputed.inverse(recomputed.propagate(state))
     drift = max((a - b).norm() / b.norm() for a, b in zip(back, state, strict=True))

@@ -31,7 +31,8 @@ def memory_study(
 
     Memory is that of tensors alive at the same time, without weights, their gradients and stencils, in units of one
     tensor of features. The ways are timed in turn; the time is the median. memcnn is one more way for the hamiltonian
-    block, where it is installed.
+    block, where it is installed. For ``reversible`` the drift is measured too: how far the first state that the way
+    back comes to is from the one it started from, in relative terms.
 
     Args:
         dynamics: which; None for all.
@@ -58,6 +59,7 @@ def memory_study(
             calls = {way: _training_step(block, y, amp) for way, block in blocks.items()}
             peak = {way: _peak(block, y, calls[way]) for way, block in blocks.items()}
             seconds = alternated(calls, repeats, where)
+            drift = _drift(blocks["reversible"], y, amp) if "reversible" in ways else None  # pyright: ignore
             for way in blocks:
                 row = {
                     "study": "memory",
@@ -71,6 +73,7 @@ def memory_study(
                     "tensors": round(peak[way] / (y.numel() * y.element_size()), 2),
                     "seconds": seconds[way],
                     "time_ratio": round(seconds[way] / seconds["store"], 3),
+                    "drift": drift if way == "reversible" else None,
                 }
                 rows.append(recorded(row, out))
     log.table(
@@ -91,6 +94,15 @@ def _training_step(block: nn.Module, y: Tensor, amp: str) -> Callable[[], None]:
     return call
 
 
+@torch.no_grad()
+def _drift(block: Block, y: Tensor, amp: str) -> float:
+    """Largest relative distance between the parts of the first state and what they are recomputed to be."""
+    with autocast(y.device, amp):
+        state = block.scheme.start(y)
+        found = block.inverse(block.propagate(state))
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(found, state, strict=True))
+
+
 def _peak(block: nn.Module, y: Tensor, call: Callable[[], None]) -> int:
     """Bytes that the step holds at its peak; what is as small as a stencil does not count."""
     stencil = max(p.numel() * p.element_size() for p in block.parameters())
@@ -107,4 +119,5 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
         "features": f"{row['tensors']:.1f}",
         "ms": f"{1e3 * row['seconds']:.1f}",
         "time / store": f"{row['time_ratio']:.2f}",
+        "drift": "" if row["drift"] is None else f"{row['drift']:.0e}",
     }

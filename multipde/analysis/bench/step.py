@@ -26,6 +26,7 @@ def step_study(
     sizes: Sequence[int] = (8, 16, 32),
     batch: int = 125,
     balance: bool = False,
+    compiled: bool = False,
     repeats: int = 7,
     device: str = "auto",
     amp: str = "off",
@@ -35,12 +36,14 @@ def step_study(
 
     The floor is the convolutions of the same network alone, each forwards and backwards on tensors of its shapes, in
     the same precision and layout. ``baked`` is the step with plain weights, ``moved`` the step off the reference mesh,
-    where every stencil is computed from its parameter. All are timed in turn; times are medians.
+    where every stencil is computed from its parameter. All are timed in turn; times are medians. Compiled layers have
+    another rival, ``plain``, the step without.
 
     Args:
         dynamics: which; None for all.
         batch: images in a step.
         balance: that for the largest size, at the others as many as have as many pixels.
+        compiled: layers compiled by torch.compile.
         out: file to which the rows are appended; None for none.
 
     Returns:
@@ -51,38 +54,43 @@ def step_study(
     for name in dynamics or DYNAMICS:
         for size in sizes:
             num = round(batch * (max(sizes) / size) ** 2) if balance else batch
-            seconds = alternated(_calls(name, size, num, where, amp), repeats, where)
+            seconds = alternated(_calls(name, size, num, where, amp, compiled), repeats, where)
             row = {
                 "study": "step",
                 "dynamics": name,
                 "size": size,
                 "batch": num,
                 "amp": amp,
+                "compiled": compiled,
                 **{f"{key}_seconds": value for key, value in seconds.items()},
                 "images_per_second": round(num / seconds["step"], 1),
                 "step_over_floor": round(seconds["step"] / seconds["floor"], 3),
                 "step_over_baked": round(seconds["step"] / seconds["baked"], 3),
                 "moved_over_baked": round(seconds["moved"] / seconds["baked"], 3),
             }
+            if compiled:
+                row["step_over_plain"] = round(seconds["step"] / seconds["plain"], 3)
             rows.append(recorded(row, out))
     finest = {r["dynamics"]: r["images_per_second"] for r in rows if r["size"] == max(sizes)}
-    log.table(
-        [_row(row, finest[row["dynamics"]]) for row in rows], f"training step of the CIFAR-10 networks, amp {amp}"
-    )
+    how = f"amp {amp}, compiled" if compiled else f"amp {amp}"
+    log.table([_row(row, finest[row["dynamics"]]) for row in rows], f"training step of the CIFAR-10 networks, {how}")
     return rows
 
 
-def _calls(name: str, size: int, batch: int, device: torch.device, amp: str) -> dict[str, Callable[[], Any]]:
+def _calls(
+    name: str, size: int, batch: int, device: torch.device, amp: str, compiled: bool
+) -> dict[str, Callable[[], Any]]:
     config = preset(f"cifar10-{name}").on_mesh(size)
     torch.manual_seed(0)
     x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch, device=device) % config.classes
-    nets = {way: place(PDENet(config), device).train() for way in ("step", "baked", "moved")}
+    ways = ("step", "baked", "moved", *(("plain",) if compiled else ()))
+    nets = {way: place(PDENet(config), device).train() for way in ways}
     floor = bare_convolutions(nets["step"], x, amp)
     bake(nets["baked"])
     set_mesh_size(nets["moved"], 0.5 / size)
-    settings = TrainSettings(amp=amp)
-    steps = {way: Step(net, settings, device) for way, net in nets.items()}
+    settings = {way: TrainSettings(amp=amp, compile=compiled and way != "plain") for way in ways}
+    steps = {way: Step(net, settings[way], device) for way, net in nets.items()}
     return {"floor": floor} | {way: lambda s=step: s(x, labels, 0.01) for way, step in steps.items()}
 
 
@@ -133,4 +141,4 @@ def _row(row: dict[str, Any], finest: float) -> dict[str, str]:
         "share of the floor": f"{1 / row['step_over_floor']:.0%}",
         "step / baked": f"{row['step_over_baked']:.3f}",
         "moved / baked": f"{row['moved_over_baked']:.3f}",
-    }
+    } | ({"compiled / plain": f"{row['step_over_plain']:.2f}"} if row["compiled"] else {})

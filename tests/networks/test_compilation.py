@@ -1,0 +1,102 @@
+"""Compiled layers: the same numbers, compiled once per block and level, and only while training."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, train
+from multipde.networks import compilation
+from multipde.networks.compilation import check_compiler, compile_layers
+from multipde.training.schedule import levels_from_lists
+from multipde.training.step import Step
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """Counts compilations, which compile nothing."""
+    counter, real = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=counter, **options))
+    compilation._compiled.cache_clear()
+    torch._dynamo.reset()
+    yield counter
+    compilation._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("dynamics", "mixed"), [("hamiltonian", False), ("parabolic", True)])
+def test_a_level_compiles_once_per_block_and_not_again(dynamics, mixed, counter, tmp_path):
+    config = NetworkConfig(dynamics, (4, 6), 8, steps=2, size=16)
+    levels = levels_from_lists((8, 16), (2, 2), batch=(50,), mixed=mixed)
+    settings = TrainSettings(compile=True, calibration_images=64, validation=0.9)
+    train(config, Schedule(levels, config), "shapes", tmp_path / "run", settings=settings, quiet=True)
+    assert counter.frame_count == 2 * 2
+
+
+@pytest.mark.parametrize("memory", ["store", "reversible", "checkpoint"])
+def test_no_step_after_the_first_compiles(memory, counter):
+    net = PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train()
+    step, x, labels = Step(net, TrainSettings(compile=True), CPU), torch.randn(5, 3, 8, 8), torch.arange(5)
+    step(x, labels, 0.1)
+    after_one = counter.frame_count
+    assert after_one == (6 if memory == "reversible" else 2)  # there and back
+    for _ in range(3):
+        step(x, labels, 0.1)
+    with torch.no_grad():
+        net.eval()(torch.randn(3, 3, 16, 16))
+    assert counter.frame_count == after_one
+
+
+@pytest.mark.parametrize(("amp", "tolerance"), [("off", 1e-5), ("bf16", 2e-2)])
+def test_compiled_steps_are_the_usual_ones(amp, tolerance):
+    try:
+        check_compiler(CPU)
+    except ValueError as error:
+        pytest.skip(str(error))
+    config = NetworkConfig("hamiltonian", (4,), 8, steps=2, size=8, memory="reversible")
+    torch.manual_seed(0)
+    net = PDENet(config).train()
+    other = copy.deepcopy(net)
+    steps = [Step(n, TrainSettings(amp=amp, compile=c), CPU) for n, c in ((net, False), (other, True))]
+    x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
+    for _ in range(3):
+        usual, compiled = (step(x, labels, 0.1)[0] for step in steps)
+        assert compiled.item() == pytest.approx(usual.item(), rel=tolerance)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=tolerance, atol=tolerance)
+    twin = copy.deepcopy(other)
+    torch.testing.assert_close(twin(x), other(x))
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
+    from torch._inductor import cpp_builder, exc
+
+    def none_here():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_here)
+    with pytest.raises(ValueError, match=r"compile needs a C\+\+ compiler, got none; install"):
+        check_compiler(CPU)
+    config = NetworkConfig("hamiltonian", (4,), 8, steps=2, size=8)
+    with pytest.raises(ValueError, match="compile needs"):
+        train(
+            config,
+            Schedule([Level(8, epochs=1)], config),
+            "shapes",
+            tmp_path / "run",
+            settings=TrainSettings(compile=True),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_compiled_can_be_given_up():
+    net = PDENet(NetworkConfig("resnet", (4,), 8, steps=2, size=8))
+    compile_layers(net)
+    layer = net.blocks[0].controls[0][0]
+    assert layer.compiled is not None
+    compile_layers(net, False)
+    assert layer.compiled is None
