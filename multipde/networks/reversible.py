@@ -128,7 +128,11 @@ class _Propagation(torch.autograd.Function):
         state, flat = tensors[: plan.num_parts], tensors[plan.num_parts :]
         device = state[0].device.type
         ctx.plan, ctx.device = plan, device
-        ctx.autocast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
+        ctx.autocast = {
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+            "cache_enabled": False,  # it would keep every state of the way back in less precision
+        }
         for layers, controls in zip(plan.layers, plan.controls(flat), strict=True):
             forces = tuple(StepForce(layer, c) for layer, c in zip(layers, controls, strict=True))
             state = plan.step(state, forces, plan.dt)

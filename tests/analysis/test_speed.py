@@ -50,8 +50,9 @@ def test_rivals_are_called_in_turn_after_two_rounds_of_warming_up():
     assert set(seconds) == {"a", "b"}
 
 
-def test_reversible_memory_stays_and_stored_memory_grows(tmp_path):
-    options = {"num_steps": (2, 8), "channels": 8, "size": 8, "batch": 4, "repeats": 1, "device": "cpu"}
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_reversible_memory_stays_and_stored_memory_grows(amp, tmp_path):
+    options = {"num_steps": (2, 8), "channels": 8, "size": 8, "batch": 4, "repeats": 1, "device": "cpu", "amp": amp}
     rows = memory_study(tmp_path / "rows.jsonl", dynamics=("hamiltonian", "parabolic"), **options)
     found = {(r["dynamics"], r["steps"], r["memory"]): r["tensors"] for r in rows}
     assert found["hamiltonian", 8, "reversible"] <= 1.1 * found["hamiltonian", 2, "reversible"]
@@ -59,7 +60,7 @@ def test_reversible_memory_stays_and_stored_memory_grows(tmp_path):
     assert found["parabolic", 8, "checkpoint"] < found["parabolic", 8, "store"]
     assert ("parabolic", 8, "reversible") not in found
     drifts = {r["memory"]: r["drift"] for r in rows if r["dynamics"] == "hamiltonian" and r["steps"] == 8}
-    assert 0 < drifts["reversible"] < 1e-5
+    assert 0 < drifts["reversible"] < 1e-4
     assert drifts["store"] is drifts["checkpoint"] is None
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows) == 10
 
