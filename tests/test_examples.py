@@ -22,12 +22,19 @@ def test_what_the_docstring_promises_is_printed(name, capsys):
     assert sum(" ".join(line.split()) in found for line in table) >= 5
 
 
-def test_coarse_to_fine_spends_the_same_work_twice(capsys):
-    run("02_coarse_to_fine.py", num_train=250)
+@pytest.mark.parametrize(
+    ("name", "arguments", "num"),
+    [
+        ("02_coarse_to_fine.py", {"num_train": 250}, 2),
+        ("05_grow_at_the_front.py", {"num_train": 1000, "size": 8, "budget": 2}, 3),
+    ],
+)
+def test_all_plans_have_the_same_work(name, arguments, num, capsys):
+    run(name, **arguments)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     work = [float(row[-2]) for row in rows]
-    assert len(rows) == 2
-    assert work[0] == pytest.approx(work[1], rel=0.02)
+    assert len(rows) == num
+    assert work == [pytest.approx(work[0], rel=0.04)] * num
 
 
 def test_convert_tries_every_method(capsys):

@@ -24,9 +24,9 @@ def test_every_arm_has_the_same_work(arm, dynamics, budget):
     assert sum(share for _, share in arm_of(arm).sizes) == pytest.approx(1)
 
 
-def row(arm, accuracy, seed=0, dynamics="hamiltonian", budget=2.0, flops=1e12):
+def row(arm, accuracy, seed=0, dynamics="hamiltonian", budget=2.0, flops=1e12, moves=()):
     return {"arm": arm, "dynamics": dynamics, "budget": budget, "seed": seed, "test_accuracy": accuracy,
-            "test_loss": 1.0, "flops": flops, "seconds": 60.0, "data": "x", "size": 32}  # fmt: skip
+            "test_loss": 1.0, "flops": flops, "seconds": 60.0, "data": "x", "size": 32, "moves": moves}  # fmt: skip
 
 
 def test_the_second_part_has_fine_only_copy_and_the_two_best():
@@ -50,6 +50,20 @@ def test_tables_have_mean_spread_and_the_gain_with_the_same_seed():
     assert table[1]["accuracy %"] == f"72.50 ± {statistics.stdev((71, 74)):.2f}"
     assert table[1]["gain over copy"] == f"+1.50 ± {statistics.stdev((1, 2)):.2f}"
     assert mean_and_spread([1.0]) == "1.00"
+
+
+def test_the_cost_of_the_last_switch_is_a_mean_over_seeds():
+    def move(size, before, moved, recalibrated):
+        return {"from": size, "to": 2 * size, "accuracy_before": before, "accuracy_moved": moved} | {
+            "accuracy_recalibrated": recalibrated
+        }
+
+    first = move(8, 0.1, 0.1, 0.1)
+    rows = [row("copy", 0.7, 0, moves=[first, move(16, 0.6, 0.3, 0.5)]), row("fine only", 0.6)]
+    rows += [row("copy", 0.7, 1, moves=[first, move(16, 0.7, 0.4, 0.5)])]
+    (entry,) = tables(rows)["validation accuracy % around the last switch"]
+    assert entry | {"before": "65.0", "moved": "35.0", "recalibrated": "50.0", "switch": "16 to 32"} == entry
+    assert entry["seeds"] == "2"
 
 
 def test_work_to_reach_an_accuracy_lies_between_two_budgets():

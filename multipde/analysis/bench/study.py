@@ -106,7 +106,35 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]
         result[f"{dynamics}, work of {budget:g} epochs at full size"] = table
     for dynamics in dict.fromkeys(group[0] for group in groups):
         result |= _reach_table(rows, dynamics)
-    return result
+    return result | _switch_table(rows)
+
+
+def _switch_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
+    """What the last switch costs, and how much of that BatchNorm measured anew gives back: means over the seeds."""
+    found: dict[tuple, list[Mapping[str, Any]]] = {}
+    for r in rows:
+        if r["moves"]:
+            found.setdefault((r["dynamics"], r["arm"], r["budget"]), []).append(r["moves"][-1])
+    order = [*DYNAMICS], [*ARMS, *IDEAS]
+    table = []
+    for dynamics, arm, budget in sorted(found, key=lambda k: (order[0].index(k[0]), order[1].index(k[1]), k[2])):
+        moves = found[dynamics, arm, budget]
+        means = [100 * statistics.mean(m[f"accuracy_{when}"] for m in moves) for when in MOMENTS]
+        table.append(
+            {
+                "dynamics": dynamics,
+                "arm": arm,
+                "epochs of work": f"{budget:g}",
+                "switch": f"{moves[0]['from']} to {moves[0]['to']}",
+                "seeds": str(len(moves)),
+                **{when: f"{mean:.1f}" for when, mean in zip(MOMENTS, means, strict=True)},
+            }
+        )
+    return {"validation accuracy % around the last switch": table} if table else {}
+
+
+MOMENTS = ("before", "moved", "recalibrated")
+"""When accuracy is measured at a switch."""
 
 
 def _reach_table(rows: Sequence[Mapping[str, Any]], dynamics: str) -> dict[str, list[dict[str, str]]]:
