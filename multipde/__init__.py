@@ -23,6 +23,7 @@ _INDEX = {
     "multipde.mesh.transfer": ["transfer_stencil"],
     "multipde.networks.config": ["NetworkConfig", "preset", "preset_names"],
     "multipde.networks.calibration": ["Calibration", "calibrate", "recalibrate"],
+    "multipde.networks.compilation": ["compile_layers"],
     "multipde.networks.convert": ["Conversion", "conversion", "convert"],
     "multipde.networks.momentum": ["carry_optimizer_state"],
     "multipde.networks.dynamics": ["Block"],

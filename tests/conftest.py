@@ -1,12 +1,24 @@
 """Small data and runs for all tests; decoded images are kept in a directory of the test session."""
 
+import functools
+
 import pytest
 import torch
 from PIL import Image
 
-from multipde.data.shapes import render_shapes
+from multipde.data import shapes
 
 torch.set_num_threads(1)  # two test processes on two cores
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _every_shape_is_drawn_once():
+    drawn = functools.lru_cache(maxsize=16)(shapes.render_shapes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            shapes, "render_shapes", lambda *args, **options: tuple(t.clone() for t in drawn(*args, **options))
+        )
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +29,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classes=("disc", "ring", "square")):
     """A folder data set of shapes: root/train/CLASS/*, root/test/CLASS/*."""
     for part, num, seed in (("train", num_train, 0), ("test", num_test, 1)):
-        images, labels = render_shapes(20 * num, size, seed)
+        images, labels = shapes.render_shapes(20 * num, size, seed)
         for label, name in enumerate(classes):
             chosen = images[labels == label][:num]
             directory = root / part / name

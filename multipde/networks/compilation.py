@@ -49,7 +49,8 @@ def check_compiler(device: torch.device) -> None:
 @cache
 def _compiled(layer: type[ControlledLayer]) -> Callable[..., Tensor]:
     """F of that kind of layer, compiled for every shape by itself."""
-    config = torch._dynamo.config
+    from torch._dynamo import config
+
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of CUDA where there is none
     return torch.compile(layer.evaluate, dynamic=False)

@@ -114,8 +114,12 @@ def test_a_signal_behind_the_last_step_is_passed_on_and_the_run_is_whole(finishe
         return metrics
 
     monkeypatch.setattr(Trainer, "test", tested)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "c")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "c")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads((tmp_path / "c/result.json").read_text())["test_accuracy"] > 0
     assert weights(tmp_path / "c") == weights(finished)
 

@@ -148,6 +148,7 @@ def _reach_table(rows: Sequence[Mapping[str, Any]], dynamics: str) -> dict[str, 
     table = [
         {
             "arm": arm,
+            "trained with at most": f"{_most(rows, arm, dynamics) / 1e12:.1f}",
             "TFLOPs": "not reached" if found is None else f"{found / 1e12:.1f}",
             "share": "-" if found is None else f"{found / work:.2f}",
         }
@@ -155,6 +156,10 @@ def _reach_table(rows: Sequence[Mapping[str, Any]], dynamics: str) -> dict[str, 
     ]
     title = f"{dynamics}, work to reach {accuracy:.1%}, fine only after {max(budgets):g} epochs"
     return {title: table}
+
+
+def _most(rows: Sequence[Mapping[str, Any]], arm: str, dynamics: str) -> float:
+    return max(r["flops"] for r in rows if (r["arm"], r["dynamics"]) == (arm, dynamics))
 
 
 def work_to_reach(
