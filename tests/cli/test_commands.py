@@ -132,15 +132,15 @@ def test_convert_takes_torchvision_models_and_bare_state_dicts(capsys, place, tm
 
 
 def test_train_within_a_budget_on_mixed_levels_and_with_steps_that_follow(capsys, place, tmp_path):
-    alone = ["--sizes", "8", "--epochs", "auto", "--budget", "2GFLOPs", "--batch", "30", "--run", tmp_path / "one"]
+    alone = ["--sizes", "8", "--epochs", "auto", "--budget", "1GFLOPs", "--batch", "30", "--run", tmp_path / "one"]
     assert "test accuracy" in call(capsys, "train", "--data", "folder", "--root", place / "data", *alone)
     data = ["train", "--data", "folder", "--root", place / "data", "--sizes", "8", "16", "--batch", "30"]
-    auto = [*data, "--epochs", "auto", "--budget", "20GFLOPs", "--transfer", "calibrated", "--steps", "auto"]
+    auto = [*data, "--epochs", "auto", "--budget", "8GFLOPs", "--transfer", "calibrated", "--steps", "auto"]
     out = call(capsys, *auto, "--run", tmp_path / "a")
     assert "auto" in out.splitlines()[2]
     assert "move 8 -> 16 by calibrated" in out
     record = json.loads((tmp_path / "a/run.json").read_text())
-    assert (record["settings"]["auto_steps"], record["settings"]["budget"]) == (True, "20GFLOPs")
+    assert (record["settings"]["auto_steps"], record["settings"]["budget"]) == (True, "8GFLOPs")
     out = call(capsys, *data, "--epochs", "1", "0.5", "--mixed", "--coordinates", "finest", "--run", tmp_path / "b")
     assert "8+16" in out
 
@@ -394,9 +394,10 @@ def test_wrong_arguments_give_one_line_status_2_and_leave_nothing(
     assert sorted(p for p in place.rglob("*")) == before
 
 
-def test_a_signal_stops_the_command_which_says_how_to_go_on(tmp_path):
+def test_a_signal_stops_the_command_which_says_how_to_go_on(place, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "multipde", "train", "--sizes", "8", "16", "--run", str(run), "--device", "cpu"]
+    command = [sys.executable, "-m", "multipde", "train", "--data", "folder", "--root", str(place / "data")]
+    command += ["--sizes", "8", "16", "--epochs", "500", "1", "--run", str(run), "--device", "cpu"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert started.stdout is not None
     while "epoch" not in (line := started.stdout.readline()) or "MFLOPs" in line:
