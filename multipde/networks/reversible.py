@@ -1,7 +1,9 @@
 """Backpropagation through time steps that recomputes states instead of storing them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,17 +124,22 @@ class _Plan:
         return result
 
 
+def _present_autocast(device: str) -> Callable[[], AbstractContextManager]:
+    """Mixed precision as it is now, to be entered on the way back; on a device without it (meta) nothing.
+
+    Without the cache, which would keep every state of the way back in less precision.
+    """
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    return partial(torch.autocast, device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
 class _Propagation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> State:
         state, flat = tensors[: plan.num_parts], tensors[plan.num_parts :]
-        device = state[0].device.type
-        ctx.plan, ctx.device = plan, device
-        ctx.autocast = {
-            "dtype": torch.get_autocast_dtype(device),
-            "enabled": torch.is_autocast_enabled(device),
-            "cache_enabled": False,  # it would keep every state of the way back in less precision
-        }
+        ctx.plan, ctx.autocast = plan, _present_autocast(state[0].device.type)
         for layers, controls in zip(plan.layers, plan.controls(flat), strict=True):
             forces = tuple(StepForce(layer, c) for layer, c in zip(layers, controls, strict=True))
             state = plan.step(state, forces, plan.dt)
@@ -147,7 +154,7 @@ class _Propagation(torch.autograd.Function):
         state, controls = list(saved[: plan.num_parts]), plan.controls(saved[plan.num_parts :])
         gradients, collected = list(grads), []
         del saved, grads
-        with torch.autocast(ctx.device, **ctx.autocast):
+        with ctx.autocast():
             for layers, step_controls in zip(reversed(plan.layers), reversed(controls), strict=True):
                 pulls = tuple(Pull(layer, c) for layer, c in zip(layers, step_controls, strict=True))
                 plan.reverse(state, gradients, pulls, plan.dt)

@@ -145,6 +145,14 @@ def test_train_within_a_budget_on_mixed_levels_and_with_steps_that_follow(capsys
     assert "8+16" in out
 
 
+@pytest.mark.parametrize("how", ["reversible", "checkpoint"])
+def test_train_keeps_states_as_it_is_told(how, capsys, place, tmp_path):
+    data = ["train", "--data", "folder", "--root", place / "data", "--sizes", "8", "--epochs", "1", "--batch", "30"]
+    out = call(capsys, *data, "--memory", how, "--run", tmp_path / "a")
+    assert "test accuracy" in out
+    assert load(tmp_path / "a").config.memory == how
+
+
 def test_bench_transfer_prints_its_tables_and_does_nothing_twice(capsys, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = [

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from multipde import NetworkConfig, PDENet
+from multipde import NetworkConfig, PDENet, count_flops
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import SymmetricLayer
 
@@ -109,6 +109,16 @@ def test_every_layer_is_evaluated_once_on_the_way_back(dynamics, monkeypatch):
     there = len(calls)
     out.sum().backward()
     assert len(calls) == 2 * there
+
+
+@pytest.mark.parametrize("dynamics", REVERSIBLE)
+def test_the_work_of_a_training_step_is_four_thirds_in_the_blocks(dynamics):
+    store, reversible = (
+        count_flops(NetworkConfig(dynamics, (8,), 8, steps=6, size=16, memory=memory), training=True)
+        for memory in ("store", "reversible")
+    )
+    assert store < reversible < 4 / 3 * store
+    assert reversible > 1.3 * store
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
