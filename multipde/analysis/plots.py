@@ -18,7 +18,7 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     """Validation accuracy along each training against the work done, the test accuracy at the end as a marker.
 
     A panel per dynamics; one line per arm, of its first seed and smallest budget. The accuracy on a coarse level is
-    that on images of its size.
+    that on images of its size. Where an arm has had several budgets a heavier line joins the means at their ends.
     """
     plt = pyplot()
     names = list(dict.fromkeys(row["dynamics"] for row in rows))
@@ -37,7 +37,15 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
             ends = [(r["flops"] / 1e12, 100 * r["test_accuracy"]) for r in own]
             axis.plot(*zip(*ends, strict=True), MARKERS[i % len(MARKERS)], color=style["color"], label=arm, ms=5)
             axis.lines[-1].set_linestyle("none")
+            budgets = [[r for r in own if r["budget"] == b] for b in sorted({r["budget"] for r in own})]
+            means = [[sum(r[key] for r in rs) / len(rs) for key in ("flops", "test_accuracy")] for rs in budgets]
+            if len(means) > 1:
+                axis.plot([w / 1e12 for w, _ in means], [100 * a for _, a in means], linewidth=2.5, alpha=0.6, **style)
         axis.set_title(name)
+        axis.set_xscale("log")
+        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500) if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]]
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.minorticks_off()
         axis.set_xlabel("work (TFLOPs, forwards and backwards)")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy (%)")
