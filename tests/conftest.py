@@ -14,10 +14,13 @@ torch.set_num_threads(1)  # two test processes on two cores
 @pytest.fixture(autouse=True, scope="session")
 def _every_shape_is_drawn_once():
     drawn = functools.lru_cache(maxsize=16)(shapes.render_shapes)
+
+    @functools.wraps(shapes.render_shapes)
+    def render_shapes(*args, **options):
+        return tuple(t.clone() for t in drawn(*args, **options))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            shapes, "render_shapes", lambda *args, **options: tuple(t.clone() for t in drawn(*args, **options))
-        )
+        patch.setattr(shapes, "render_shapes", render_shapes)
         yield
 
 

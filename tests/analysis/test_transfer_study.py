@@ -76,8 +76,8 @@ def test_work_to_reach_an_accuracy_lies_between_two_budgets():
     title, table = list(tables(rows).items())[-1]
     assert title == "hamiltonian, work to reach 70.0%, fine only after 10 epochs"
     assert table[:2] == [
-        {"arm": "fine only", "TFLOPs": "10.0", "share": "1.00"},
-        {"arm": "copy", "TFLOPs": "2.0", "share": "0.20"},
+        {"arm": "fine only", "trained with at most": "10.0", "TFLOPs": "10.0", "share": "1.00"},
+        {"arm": "copy", "trained with at most": "4.0", "TFLOPs": "2.0", "share": "0.20"},
     ]
     assert table[2]["TFLOPs"] == "not reached"
 
