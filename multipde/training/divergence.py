@@ -28,6 +28,10 @@ class DivergenceError(Exception):
     """
 
 
+class DivergedError(ValueError):
+    """A training went out of bounds and was given up; what was saved before is still there."""
+
+
 class Watch:
     """Looks at every step without waiting for it.
 

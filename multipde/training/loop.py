@@ -25,7 +25,7 @@ from multipde.training.distributed import (
     rank,
     take_from_writer,
 )
-from multipde.training.divergence import DivergenceError, check_finite
+from multipde.training.divergence import DivergedError, DivergenceError, check_finite
 from multipde.training.evaluate import Metrics, autocast, choose_device, evaluate_batches, normalization, place
 from multipde.training.log import Advance, Log
 from multipde.training.pace import pace_of
@@ -87,7 +87,7 @@ class Trainer:
         """All that is left of the schedule; the best weights at the last level.
 
         Raises:
-            ValueError: the training has diverged.
+            DivergedError: the training is given up.
             Interrupted: a signal asked to stop; everything is saved.
             OSError: a checkpoint cannot be written; the one before is still there.
         """
@@ -278,7 +278,7 @@ class Trainer:
             if self.settings.on_divergence == "stop":
                 advice += ", or --on-divergence rollback"
             tried = f" after {len(p.rollbacks)} rollbacks" if p.rollbacks else ""
-            raise ValueError(f"{text}{tried}; {advice}. What was saved before is in {last}") from None
+            raise DivergedError(f"{text}{tried}; {advice}. What was saved before is in {last}") from None
         history = [*p.rollbacks, {"error": text, "learning_rate": rate / 2}]
         scale = p.rate_scale / 2
         self.restore(last)

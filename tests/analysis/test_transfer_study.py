@@ -9,6 +9,8 @@ from multipde import Schedule, preset
 from multipde.analysis.bench.study import mean_and_spread, tables, transfer_study, work_to_reach
 from multipde.analysis.bench.transfer import ARMS, IDEAS, Task, all_arms, arm_of, finalists, run_tasks
 from multipde.networks.dynamics import DYNAMICS
+from multipde.training.divergence import DivergenceError
+from multipde.training.step import Step
 
 OPTIONS = {"num_train": 700, "num_test": 50}
 
@@ -98,6 +100,20 @@ def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatc
     (tmp_path / "rows.jsonl").unlink()  # the trainings are still there
     monkeypatch.setattr("multipde.analysis.trained.train", None)
     assert len(run(tasks)) == 2
+
+
+def test_an_arm_that_diverges_is_a_row_worth_chance(tmp_path, monkeypatch):
+    def diverge(self, *args, **options):
+        raise DivergenceError("loss must stay finite, got nan")
+
+    monkeypatch.setattr(Step, "__call__", diverge)
+    out, tasks = tmp_path / "rows.jsonl", [Task("copy", budget=0.2)]
+    for _ in range(2):
+        (found,) = run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")
+        assert found["diverged"].startswith("loss must stay finite, got nan at size 4, epoch 1, step 1; type a smaller")
+        assert (found["test_accuracy"], found["flops"], found["curve"], found["moves"]) == (0.1, 0, [], [])
+    (table,) = tables([found]).values()
+    assert table[0]["accuracy %"] == "10.00 (1 of 1 diverged)"
 
 
 def test_a_run_directory_of_another_training_is_refused(tmp_path):

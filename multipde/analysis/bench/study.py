@@ -96,7 +96,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]
                 {
                     "arm": arm,
                     "seeds": str(len(own)),
-                    "accuracy %": mean_and_spread(accuracies),
+                    "accuracy %": mean_and_spread(accuracies) + _note(own),
                     "gain over copy": "-" if arm == "copy" or not gains else mean_and_spread(gains, sign=True),
                     "cross entropy": f"{statistics.mean(r['test_loss'] for r in own):.3f}",
                     "TFLOPs": f"{statistics.mean(r['flops'] for r in own) / 1e12:.1f}",
@@ -131,6 +131,12 @@ def _switch_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str,
             }
         )
     return {"validation accuracy % around the last switch": table} if table else {}
+
+
+def _note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many of them diverged, if any did: they count as chance."""
+    num = sum("diverged" in r for r in rows)
+    return f" ({num} of {len(rows)} diverged)" if num else ""
 
 
 MOMENTS = ("before", "moved", "recalibrated")

@@ -1,5 +1,6 @@
 """The study behind the defaults: which way from coarse to fine gives the most accuracy for the same work."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,9 +14,12 @@ import torch
 from multipde.analysis.trained import trained
 from multipde.data.datasets import data_label
 from multipde.networks.config import NetworkConfig, default_network
+from multipde.training.checkpoint import FORMAT
+from multipde.training.divergence import DivergedError
+from multipde.training.files import read_json
 from multipde.training.log import Log, append_row, read_metrics
 from multipde.training.provenance import machine
-from multipde.training.run import METRICS, Run
+from multipde.training.run import METRICS, RECORD
 from multipde.training.schedule import Level, Schedule, level_flops
 from multipde.training.settings import TrainSettings
 
@@ -161,7 +165,7 @@ def run_tasks(
         workers: trainings at a time, each with its share of the processor's cores.
 
     Returns:
-        All rows of the file that belong to these data and this size.
+        All rows of the file that belong to these data and this size. An arm that diverges is worth chance.
     """
     log, settings = log or Log(quiet=True), settings or TrainSettings()
     label = data_label(data, options.get("root"))
@@ -179,9 +183,10 @@ def run_tasks(
         row = {"data": label, "size": size, **asdict(task), **result, "threads": threads}
         out.parent.mkdir(parents=True, exist_ok=True)
         append_row(out, row)
+        outcome = "diverged" if "diverged" in row else f"test accuracy {row['test_accuracy']:.2%}"
         log.say(
             f"{number}/{len(left)}  {row['dynamics']}, {row['arm']}, {row['budget']:g} epochs of work, seed "
-            f"{row['seed']}: test accuracy {row['test_accuracy']:.2%}, {row['seconds'] / 60:.1f} min"
+            f"{row['seed']}: {outcome}, {row['seconds'] / 60:.1f} min"
         )
     return _rows(out, label, size)
 
@@ -217,16 +222,32 @@ def _run(
     network = default_network(data, task.dynamics, size).on_mesh(size)
     levels = task.levels(network)
     chosen = TrainSettings(**{**asdict(settings), "seed": task.seed, **arm_of(task.arm).settings})
-    run = trained(directory, network, levels, data, chosen, options)
-    return _result(run, levels, chosen)
+    try:
+        run = trained(directory, network, levels, data, chosen, options)
+        found = {key: run.result[key] for key in ("test_accuracy", "test_loss", "flops", "seconds", "moves")}
+    except DivergedError as error:
+        found = _given_up(directory, str(error))
+    return found | _circumstances(directory, levels, chosen)
 
 
-def _result(run: Run, levels: Sequence[Level], settings: TrainSettings) -> dict[str, Any]:
+def _given_up(directory: Path, why: str) -> dict[str, Any]:
+    """What an arm that diverged is worth: chance, for the work that it has done."""
+    classes = read_json(directory / RECORD, FORMAT)["network"]["classes"]
+    last = (read_metrics(directory / METRICS) or [{"total_flops": 0.0, "total_seconds": 0.0}])[-1]
     return {
-        **{key: run.result[key] for key in ("test_accuracy", "test_loss", "flops", "seconds", "moves")},
+        "test_accuracy": 1 / classes,
+        "test_loss": math.log(classes),
+        "flops": last["total_flops"],
+        "seconds": last["total_seconds"],
+        "moves": [],
+        "diverged": why,
+    }
+
+
+def _circumstances(directory: Path, levels: Sequence[Level], settings: TrainSettings) -> dict[str, Any]:
+    return {
         "curve": [
-            [row["size"], row["total_flops"], row["validation_accuracy"]]
-            for row in read_metrics(run.directory / METRICS)
+            [row["size"], row["total_flops"], row["validation_accuracy"]] for row in read_metrics(directory / METRICS)
         ],
         "levels": [[level.size, round(level.epochs or 0, 4)] for level in levels],
         "settings": asdict(settings),
