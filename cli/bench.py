@@ -132,5 +132,7 @@ class Bench(DataOptions):
             if field.name in special and getattr(self, field.name) != field.default:
                 flag = field.name.replace("_", "-")
                 raise ValueError(f"{field.name} must be left out for bench {self.study}, got --{flag}")
+        if isinstance(self.batch, int) and self.batch < 1:
+            raise ValueError(f"batch must be positive, got {self.batch}")
         if self.study == "scaling" and self.batch == "auto":
             raise ValueError("batch must be a number for bench scaling, got auto")

@@ -23,18 +23,18 @@ def test_what_the_docstring_promises_is_printed(name, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "num"),
+    ("name", "arguments", "num", "tolerance"),
     [
-        ("02_coarse_to_fine.py", {"num_train": 250}, 2),
-        ("05_grow_at_the_front.py", {"num_train": 1000, "size": 8, "budget": 2}, 3),
+        ("02_coarse_to_fine.py", {"num_train": 250}, 2, 0.02),
+        ("05_grow_at_the_front.py", {"num_train": 1000, "size": 8, "budget": 2}, 3, 0.04),  # few batches, whole ones
     ],
 )
-def test_all_plans_have_the_same_work(name, arguments, num, capsys):
+def test_all_plans_have_the_same_work(name, arguments, num, tolerance, capsys):
     run(name, **arguments)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     work = [float(row[-2]) for row in rows]
     assert len(rows) == num
-    assert work == [pytest.approx(work[0], rel=0.04)] * num
+    assert work == [pytest.approx(work[0], rel=tolerance)] * num
 
 
 def test_convert_tries_every_method(capsys):

@@ -34,6 +34,7 @@ def trained(
 
     Raises:
         ValueError: the directory holds another training.
+        DivergedError: the training is given up.
         Interrupted: a signal asked to stop; everything is saved.
     """
     settings = replace(settings, amp=choose_amp(choose_device(settings.device), settings.amp))  # as `train` records it

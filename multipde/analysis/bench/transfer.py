@@ -231,7 +231,7 @@ def _run(
 
 
 def _given_up(directory: Path, why: str) -> dict[str, Any]:
-    """What an arm that diverged is worth: chance, for the work that it has done."""
+    """What an arm that diverged is worth: chance, for the work of the epochs that it has finished."""
     classes = read_json(directory / RECORD, FORMAT)["network"]["classes"]
     last = (read_metrics(directory / METRICS) or [{"total_flops": 0.0, "total_seconds": 0.0}])[-1]
     return {
