@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multipde.networks.controls import combine, interpolation_matrix
+from multipde.networks.kernels import laid_like
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
 from multipde.networks.reversible import (
     Reverse,
@@ -20,7 +21,8 @@ from multipde.networks.reversible import (
 
 MEMORY = ("store", "reversible", "checkpoint")
 
-Force = Callable[[Tensor], Tensor]
+Force = Callable[[Tensor, float], Tensor]
+"""(y, factor) to factor · F(y)."""
 
 
 @dataclass(frozen=True)
@@ -50,40 +52,38 @@ class Dynamics:
 def _euler_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Forward Euler: y' = y + dt F(y)."""
     (y,), (f,) = state, forces
-    return (torch.add(y, f(y), alpha=dt),)
+    return (y + f(y, dt),)
 
 
 def _halves(y: Tensor) -> State:
     """(y, z): the channels in two parts, each with memory of its own, over which layers run faster."""
-    channels_last = y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return tuple(part.contiguous(memory_format=layout) for part in y.chunk(2, dim=1))
+    return tuple(laid_like(part, y) for part in y.chunk(2, dim=1))
 
 
 def _verlet_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Symplectic Verlet, eq. (10): y' = y + dt F1(z), z' = z - dt F2(y')."""
     (y, z), (f1, f2) = state, forces
-    y = torch.add(y, f1(z), alpha=dt)
-    return y, torch.sub(z, f2(y), alpha=dt)
+    y = y + f1(z, dt)
+    return y, z + f2(y, -dt)
 
 
 def _verlet_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """z = z' + dt F2(y'), y = y' - dt F1(z)."""
     (y, z), (f1, f2) = state, forces
-    z = torch.add(z, f2(y), alpha=dt)
-    return torch.sub(y, f1(z), alpha=dt), z
+    z = z + f2(y, dt)
+    return y + f1(z, -dt), z
 
 
 def _leapfrog_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Leapfrog for eq. (11), state (y, y_prev): y_next = 2y - y_prev + dt² F(y)."""
     (y, y_prev), (f,) = state, forces
-    return torch.add(2 * y - y_prev, f(y), alpha=dt**2), y
+    return torch.add(f(y, dt**2) - y_prev, y, alpha=2), y
 
 
 def _leapfrog_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """The same step with the roles of y_next and y_prev exchanged."""
     (y_next, y), (f,) = state, forces
-    return y, torch.add(2 * y - y_next, f(y), alpha=dt**2)
+    return y, torch.add(f(y, dt**2) - y_next, y, alpha=2)
 
 
 DYNAMICS = {

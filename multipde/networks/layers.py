@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multipde.networks.batchnorm import is_fused, pooled_batch_norm
 from multipde.networks.normalization import tv_norm
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -16,6 +17,7 @@ CONVOLVE_TRANSPOSED = {
     2: functional.conv_transpose2d,
     3: functional.conv_transpose3d,
 }
+POOL = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "identity": lambda x: x}
 NORMS = ("tv", "none")
 
@@ -50,12 +52,12 @@ class TVNorm(nn.Module):
 class ControlledLayer(nn.Module):
     """A layer F(θ, y) whose controls θ can be given from outside, so that they may live on another time grid.
 
-    ``watch`` is called with a convolution of the layer and what reaches it, each time before it is applied;
-    ``compiled`` takes the place of ``evaluate`` while training, see `compile_layers`.
+    ``watch`` is called with a convolution of the layer and what reaches it, each time before it is applied; while
+    training, the norm of one that is ``compiled`` is, see `compile_layers`.
     """
 
     conv: nn.Module
-    compiled: Callable[..., Tensor] | None = None
+    compiled = False
     watch: Callable[[nn.Module, Tensor], None] | None = None
 
     def __init__(self, channels: int, width: int, dim: int, norm: str, activation: str, eps: float):
@@ -80,18 +82,13 @@ class ControlledLayer(nn.Module):
         z = CONVOLVE[self.dim](y, controls[0], padding=self.padding)
         if self.norm is None:
             return ACTIVATIONS[self.activation](z)
-        if self.activation == "relu":
-            return tv_norm(z, controls[1], controls[2], self.eps, relu=True)
-        return ACTIVATIONS[self.activation](tv_norm(z, controls[1], controls[2], self.eps))
+        relu = self.activation == "relu"
+        n = tv_norm(z, controls[1], controls[2], self.eps, relu, self.compiled and self.training)
+        return n if relu else ACTIVATIONS[self.activation](n)
 
-    def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
+    def force(self, y: Tensor, controls: tuple[Tensor, ...], factor: float = 1.0) -> Tensor:
+        """factor · F(θ, y) for given controls; the stencils are multiplied, which are small, and not the features."""
         raise NotImplementedError
-
-    def force(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
-        """F(θ, y) as it is to be computed here: compiled or not."""
-        if self.compiled is None or not self.training or self.watch is not None:
-            return self.evaluate(y, controls)
-        return self.compiled(self, y, controls)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.force(y, self.controls())
@@ -121,10 +118,8 @@ class SymmetricLayer(ControlledLayer):
     ):
         super().__init__(channels, width, dim, norm, activation, eps)
 
-    def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
-        """F(θ, y) for given controls."""
-        hidden = self.hidden(y, controls)
-        return CONVOLVE_TRANSPOSED[self.dim](hidden, -controls[0], padding=self.padding)  # the small one is negated
+    def force(self, y: Tensor, controls: tuple[Tensor, ...], factor: float = 1.0) -> Tensor:
+        return CONVOLVE_TRANSPOSED[self.dim](self.hidden(y, controls), -factor * controls[0], padding=self.padding)
 
 
 class ResidualLayer(ControlledLayer):
@@ -144,25 +139,37 @@ class ResidualLayer(ControlledLayer):
     def controls(self) -> tuple[Tensor, ...]:
         return (*super().controls(), self.conv2.weight)
 
-    def evaluate(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
-        """F(θ, y) for given controls."""
+    def force(self, y: Tensor, controls: tuple[Tensor, ...], factor: float = 1.0) -> Tensor:
         z = self.hidden(y, controls)
         if self.watch is not None:
             self.watch(self.conv2, z)
-        return CONVOLVE[self.dim](z, controls[-1], padding=self.padding)
+        return CONVOLVE[self.dim](z, factor * controls[-1], padding=self.padding)
 
 
 class Opening(nn.Sequential):
     """From image to features: convolution without bias, batch normalisation, ReLU.
 
+    While training, BatchNorm, ReLU and mean of one that is ``compiled`` are, see `compile_layers`.
+
     Shape:
         - input: (N, in_channels, *size)
-        - result: (N, channels, *size)
+        - result: (N, channels, *size), or half that size with ``pool``, the mean over cells of two pixels per axis
     """
+
+    compiled = False
 
     def __init__(self, in_channels: int, channels: int, width: int = 3, dim: int = 2):
         conv = CONV[dim](in_channels, channels, width, padding=width // 2, bias=False)
         super().__init__(conv, BATCH_NORM[dim](channels), nn.ReLU(inplace=True))
+        self.dim = dim
+
+    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
+        conv, norm, relu = self
+        y = conv(x)
+        if pool and self.compiled and self.training and is_fused(norm, y):  # pyright: ignore[reportArgumentType]
+            return pooled_batch_norm(y, norm)  # pyright: ignore[reportArgumentType]
+        y = relu(norm(y))
+        return POOL[self.dim](y, 2) if pool else y
 
 
 class Connector(Opening):
@@ -170,7 +177,7 @@ class Connector(Opening):
 
     Shape:
         - input: (N, channels_from, *size)
-        - result: (N, channels_to, *size)
+        - result: (N, channels_to, *size), or half that size with ``pool``
     """
 
     def __init__(self, channels_from: int, channels_to: int, dim: int = 2):

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from multipde.mesh.modes import evaluation_mode
 from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
 from multipde.networks.config import NetworkConfig, check_size
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import Connector, Opening
-
-_POOL = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 class PDENet(nn.Module):
@@ -103,7 +100,7 @@ class PDENet(nn.Module):
         check_size(x.shape[2:], self.config.num_blocks)
         y = self.opening(x)
         for k, (block, connector) in enumerate(zip(self.blocks, self.connectors, strict=True)):
-            y = connector(block(y if k == 0 else _POOL[self.config.dim](y, 2)))
+            y = connector(block(y), pool=k + 1 < len(self.blocks))
         return y.mean(dim=tuple(range(2, y.dim())))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,11 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.networks import kernels
+from multipde.networks.kernels import channels_innermost
 
-def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = False) -> Tensor:
+
+def tv_norm(
+    y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = False, compiled: bool = False
+) -> Tensor:
     """Eq. (9) for given scale and bias, followed by ReLU if asked for.
 
         N(y) = a · y / sqrt(Σ_c y_c² + ε) + b
+
+    Args:
+        compiled: by kernels of torch.compile, which has to compile them once for every shape.
 
     Shape:
         - y, result: (N, C, *size)
@@ -19,7 +27,7 @@ def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = Fal
     """
     if torch.compiler.is_compiling():  # the compiler fuses the passes, of the gradient too
         return _plain(y, scale, bias, eps, relu)
-    return _TVNorm.apply(y, scale, bias, eps, relu)  # pyright: ignore[reportReturnType]
+    return _TVNorm.apply(y, scale, bias, eps, relu, compiled)  # pyright: ignore[reportReturnType]
 
 
 def _plain(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
@@ -40,14 +48,19 @@ class _TVNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
+    def forward(ctx: Any, y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, compiled: bool) -> Tensor:
+        ctx.eps, ctx.relu, ctx.compiled = eps, relu, compiled
+        if compiled:
+            flat, axis = kernels.by_channel(y)
+            out, r = kernels.compiled(kernels.tv_forward)(flat, scale, bias, eps, relu, axis)
+            ctx.save_for_backward(y, scale, bias, r)
+            return kernels.like_features(out, y)
         squares = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=_wide(y)).square_()
         r = squares.add_(eps).rsqrt_().to(y.dtype)
         n = y * _over_channels(r, y)
         out = torch.addcmul(_spread(bias, y), n, _spread(scale, y), out=n)
         out = out.relu_() if relu else out
         ctx.save_for_backward(y, scale, bias, r, *([out] if relu else []))
-        ctx.eps, ctx.relu = eps, relu
         return out
 
     @staticmethod
@@ -56,21 +69,25 @@ class _TVNorm(torch.autograd.Function):
         if torch.is_grad_enabled():  # for derivatives of the gradient
             inputs = [t for t in (y, scale, bias) if t.requires_grad]
             found = iter(torch.autograd.grad(_plain(y, scale, bias, ctx.eps, ctx.relu), inputs, g, create_graph=True))
-            return *(next(found) if t.requires_grad else None for t in (y, scale, bias)), None, None
+            return *(next(found) if t.requires_grad else None for t in (y, scale, bias)), *(None,) * 3
+        if ctx.compiled:
+            (flat, axis), (g, _) = kernels.by_channel(y), kernels.by_channel(kernels.laid_like(g, y))
+            dy, da, db = kernels.compiled(kernels.tv_backward)(g, flat, r, scale, bias, ctx.relu, axis)
+            return kernels.like_features(dy, y), da.to(scale), db.to(bias), *(None,) * 3
         g = torch.ops.aten.threshold_backward(g, out[0], 0) if ctx.relu else g.clone()
         axes = (0, *range(2, y.dim()))
         r = _over_channels(r, y)
         n = y * r
         q = g * n
         a = scale.to(y.dtype)
-        if y.dim() == 4 and q.is_contiguous(memory_format=torch.channels_last):
+        if channels_innermost(q):
             rows = q.permute(0, 2, 3, 1).reshape(-1, len(a))
             dot = (rows @ a).view(len(y), 1, *y.shape[2:])
         else:
             dot = (q * _spread(a, y)).sum(1, keepdim=True)
         da, db = q.sum(axes, dtype=_wide(y)).to(scale), g.sum(axes, dtype=_wide(y)).to(bias)
         del q
-        return g.mul_(_spread(a, y)).addcmul_(n, _over_channels(dot, y), value=-1).mul_(r), da, db, None, None
+        return g.mul_(_spread(a, y)).addcmul_(n, _over_channels(dot, y), value=-1).mul_(r), da, db, *(None,) * 3
 
 
 def _wide(y: Tensor) -> torch.dtype:
@@ -84,7 +101,7 @@ def _over_channels(per_pixel: Tensor, y: Tensor) -> Tensor:
     In bfloat16 torch takes 32 numbers at a time, and those of fewer channels one by one: for 16 channels four times as
     slow as writing out the outer product with ones and multiplying by that.
     """
-    if y.dtype != torch.bfloat16 or y.device.type != "cpu" or not y.is_contiguous(memory_format=torch.channels_last):
+    if y.dtype != torch.bfloat16 or y.device.type != "cpu" or not channels_innermost(y):
         return per_pixel
     rows = per_pixel.reshape(-1, 1) @ per_pixel.new_ones(1, y.shape[1])
     return rows.view(len(y), *y.shape[2:], -1).movedim(-1, 1)

@@ -18,13 +18,13 @@ Controls = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class StepForce:
-    """The layer F of one step, with the controls of its time."""
+    """The layer F of one step, with the controls of its time; called with y and a factor it gives factor · F(y)."""
 
     layer: SymmetricLayer | ResidualLayer
     controls: Controls
 
-    def __call__(self, y: Tensor) -> Tensor:
-        return self.layer.force(y, self.controls)
+    def __call__(self, y: Tensor, factor: float = 1.0) -> Tensor:
+        return self.layer.force(y, self.controls, factor)
 
 
 @dataclass
@@ -46,10 +46,10 @@ class Pull:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             controls = tuple(c.detach().requires_grad_() for c in self.controls)
-            f = self.layer.force(y, controls)
+            f = self.layer.force(y, controls, factor)
         dy, *grads = torch.autograd.grad(f, (y, *controls), g.to(f.dtype))
-        self.grads = tuple(factor * each for each in grads)
-        return f.detach().to(g.dtype).mul_(factor), dy.mul_(factor)
+        self.grads = tuple(grads)
+        return f.detach().to(g.dtype), dy
 
 
 Reverse = Callable[[list[Tensor], list[Tensor], tuple[Pull, ...], float], None]
@@ -84,7 +84,7 @@ def propagate_reversibly(
     state: State,
     forces: Sequence[tuple[StepForce, ...]],
     dt: float,
-    step: Callable[[State, tuple[Callable[[Tensor], Tensor], ...], float], State],
+    step: Callable[[State, tuple[Callable[[Tensor, float], Tensor], ...], float], State],
     reverse: Reverse,
 ) -> State:
     """All steps forwards, keeping nothing but the last state for the way back.

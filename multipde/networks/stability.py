@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multipde.mesh.modes import evaluation_mode
-from multipde.networks.dynamics import Block
+from multipde.networks.dynamics import Block, Force
 from multipde.networks.layers import CONVOLVE, CONVOLVE_TRANSPOSED, SymmetricLayer
 from multipde.networks.network import PDENet
 from multipde.networks.reversible import StepForce
@@ -247,10 +247,10 @@ def block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]
     return [(k, block, x) for k, (block, x) in enumerate(zip(blocks, found, strict=True))]
 
 
-def _spied(force: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    def call(y: Tensor) -> Tensor:
+def _spied(force: Force, inputs: list[Tensor]) -> Force:
+    def call(y: Tensor, factor: float) -> Tensor:
         inputs.append(y)
-        return force(y)
+        return force(y, factor)
 
     return call
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from multipde.networks.batchnorm import remember
 from multipde.training.distributed import mean_over_processes, num_processes
 
 
@@ -44,22 +45,10 @@ def _forward(m: _BatchNorm, x: Tensor) -> Tensor:
     mean, square = _Mean.apply(torch.stack([own_mean, own_variance + own_mean.square()]))
     variance = square - mean.square()
     if m.track_running_stats:
-        _remember(m, mean.detach(), variance.detach(), num_processes() * x.numel() // x.shape[1])
+        remember(m, mean.detach(), variance.detach(), num_processes() * x.numel() // x.shape[1])
     scale = m.weight * (variance + m.eps).rsqrt()
     shift = m.bias - mean * scale
     return (y * scale.to(y).view(shape) + shift.to(y).view(shape)).to(x.dtype)
-
-
-@torch.no_grad()
-def _remember(m: _BatchNorm, mean: Tensor, variance: Tensor, num: int) -> None:
-    """Running means, as torch takes them: of the unbiased variance."""
-    assert m.running_mean is not None
-    assert m.running_var is not None
-    assert m.num_batches_tracked is not None
-    m.num_batches_tracked += 1
-    weight = 1 / m.num_batches_tracked.item() if m.momentum is None else m.momentum
-    m.running_mean.lerp_(mean.to(m.running_mean), weight)
-    m.running_var.lerp_((variance * num / (num - 1)).to(m.running_var), weight)
 
 
 class _Mean(torch.autograd.Function):
