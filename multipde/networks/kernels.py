@@ -16,15 +16,23 @@ from torch import Tensor
 VARIANTS = 256
 """For how many shapes and precisions a kernel may be compiled in a process; torch's own 8 last for one level."""
 
+KEEP_NOTHING = {"realize_reads_threshold": 64, "realize_opcount_threshold": 256}
+"""Of what two sums need, compute it twice: torch would write it to memory in between, which takes longer."""
+
 
 @cache
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel, compiled for every shape by itself, when it is first called with it."""
+    """The kernel, compiled for every shape by itself, when it is first called with it; it has no gradient."""
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of CUDA where there is none
-    return torch.compile(kernel, dynamic=False, options={"realize_reads_threshold": 64, "realize_opcount_threshold": 256})
+    once = torch.compile(kernel, dynamic=False, options=KEEP_NOTHING)
+
+    def call(*args: Any) -> Any:
+        return once(*(a.detach() if isinstance(a, Tensor) else a for a in args))
+
+    return call
 
 
 def channels_innermost(y: Tensor) -> bool:
@@ -67,9 +75,7 @@ def over_pixels(y: Tensor, axis: int) -> Tensor:
     return y.sum(inner).sum(0)
 
 
-def tv_forward(
-    y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, axis: int
-) -> tuple[Tensor, Tensor]:
+def tv_forward(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, axis: int) -> tuple[Tensor, Tensor]:
     """a r y + b with its activation, and r = 1/sqrt(Σ_c y_c² + ε)."""
     f = wide(y)
     r = torch.rsqrt(f.square().sum(axis, keepdim=True) + eps)

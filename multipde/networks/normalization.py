@@ -9,9 +9,7 @@ from multipde.networks import kernels
 from multipde.networks.kernels import channels_innermost
 
 
-def tv_norm(
-    y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = False, compiled: bool = False
-) -> Tensor:
+def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = False, compiled: bool = False) -> Tensor:
     """Eq. (9) for given scale and bias, followed by ReLU if asked for.
 
         N(y) = a · y / sqrt(Σ_c y_c² + ε) + b

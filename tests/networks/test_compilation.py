@@ -19,7 +19,9 @@ CPU = torch.device("cpu")
 def counter(monkeypatch):
     """Counts compilations, which compile nothing."""
     counter, real = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=counter, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic, options: real(function, backend=counter, dynamic=dynamic)
+    )
     kernels.compiled.cache_clear()
     torch._dynamo.reset()
     yield counter
