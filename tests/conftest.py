@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from multipde.data import shapes
+from multipde.networks.compilation import check_compiler
 
 torch.set_num_threads(1)  # two test processes on two cores
 
@@ -50,3 +51,12 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """torch.compile works here."""
+    try:
+        check_compiler(torch.device("cpu"))
+    except ValueError as error:
+        pytest.skip(str(error))

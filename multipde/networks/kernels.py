@@ -22,15 +22,18 @@ KEEP_NOTHING = {"realize_reads_threshold": 64, "realize_opcount_threshold": 256}
 
 @cache
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel, compiled for every shape by itself, when it is first called with it; it has no gradient."""
+    """The kernel, compiled for every shape by itself, when it is first called with it; it has no gradient, and under
+    autocast is what it is without."""
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of CUDA where there is none
     once = torch.compile(kernel, dynamic=False, options=KEEP_NOTHING)
 
-    def call(*args: Any) -> Any:
-        return once(*(a.detach() if isinstance(a, Tensor) else a for a in args))
+    def call(y: Tensor, *args: Any) -> Any:
+        detached = (a.detach() if isinstance(a, Tensor) else a for a in (y, *args))
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=False, cache_enabled=True):  # else one compiles anew
+            return once(*detached)
 
     return call
 

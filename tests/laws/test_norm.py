@@ -11,6 +11,7 @@ from multipde.networks.normalization import _over_channels, _plain, tv_norm
 from multipde.training.evaluate import autocast, place
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
+COMPILED = pytest.mark.parametrize("compiled", [False, True])
 
 
 def inputs(dim=2, dtype=torch.float64, layout=torch.contiguous_format, channels=4):
@@ -21,11 +22,12 @@ def inputs(dim=2, dtype=torch.float64, layout=torch.contiguous_format, channels=
     return y, scale, (0.3 * torch.randn(channels, generator=generator, dtype=torch.float64)).requires_grad_()
 
 
+@COMPILED
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_values_and_gradients_are_those_of_the_formula(layout, relu):
-    y, scale, bias = inputs(layout=layout)
-    found, expected = tv_norm(y, scale, bias, 1e-3, relu), _plain(y, scale, bias, 1e-3, relu)
+@pytest.mark.parametrize(("dim", "layout"), [(2, LAYOUTS[0]), (2, LAYOUTS[1]), (1, LAYOUTS[0]), (3, LAYOUTS[0])])
+def test_values_and_gradients_are_those_of_the_formula(dim, layout, relu, compiled, compiler):
+    y, scale, bias = inputs(dim, layout=layout)
+    found, expected = tv_norm(y, scale, bias, 1e-3, relu, compiled), _plain(y, scale, bias, 1e-3, relu)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert found.is_contiguous(memory_format=layout)
     g = torch.randn_like(found)
@@ -37,12 +39,12 @@ def test_values_and_gradients_are_those_of_the_formula(layout, relu):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3])
-def test_gradients_of_both_orders_are_those_of_differences(dim):
+@pytest.mark.parametrize(("dim", "compiled"), [(1, False), (2, False), (3, False), (2, True)])
+def test_gradients_of_both_orders_are_those_of_differences(dim, compiled, compiler):
     small = [t.detach()[:1, :2, :2].clone().requires_grad_() if t.dim() > 1 else t for t in inputs(dim)]
     y, scale, bias = small[0], *(t.detach()[:2].clone().requires_grad_() for t in small[1:])
-    assert torch.autograd.gradcheck(lambda *args: tv_norm(*args, 1e-1), (y, scale, bias))
-    assert torch.autograd.gradgradcheck(lambda *args: tv_norm(*args, 1e-1), (y, scale, bias))
+    assert torch.autograd.gradcheck(lambda *args: tv_norm(*args, 1e-1, compiled=compiled), (y, scale, bias))
+    assert torch.autograd.gradgradcheck(lambda *args: tv_norm(*args, 1e-1, compiled=compiled), (y, scale, bias))
 
 
 def test_what_needs_no_gradient_gets_none():
@@ -53,12 +55,12 @@ def test_what_needs_no_gradient_gets_none():
     assert grad.requires_grad
 
 
-@pytest.mark.parametrize("channels", [1, 4, 16, 40])
+@pytest.mark.parametrize(("channels", "compiled"), [(1, False), (4, False), (16, False), (40, False), (16, True)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sums_are_kept_in_float32_where_features_are_in_less(layout, channels):
+def test_sums_are_kept_in_float32_where_features_are_in_less(layout, channels, compiled, compiler):
     y, scale, bias = inputs(dtype=torch.bfloat16, layout=layout, channels=channels)
     scale, bias = (t.detach().float().requires_grad_() for t in (scale, bias))
-    out = tv_norm(y, scale, bias, 1e-3, relu=True)
+    out = tv_norm(y, scale, bias, 1e-3, relu=True, compiled=compiled)
     assert out.dtype == torch.bfloat16
     out.float().square().sum().backward()
     exact = [t.detach().double().requires_grad_() for t in (y, scale, bias)]

@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._inductor import config as inductor
+from torch._inductor.utils import fresh_cache
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, train
 from multipde.networks import kernels
 from multipde.networks.compilation import check_compiler, compile_layers
+from multipde.training.evaluate import place
 from multipde.training.schedule import levels_from_lists
 from multipde.training.step import Step
 
@@ -42,10 +45,11 @@ def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, co
     assert counter.frame_count == 1 + 2 * PER_LEVEL  # one to see whether there is a compiler
 
 
+@pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("memory", ["store", "reversible", "checkpoint"])
-def test_no_step_after_the_first_compiles(memory, counter):
-    net = PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train()
-    step, x, labels = Step(net, TrainSettings(compile=True), CPU), torch.randn(5, 3, 8, 8), torch.arange(5)
+def test_no_step_after_the_first_compiles(memory, amp, counter):
+    net = place(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train(), CPU)
+    step, x, labels = Step(net, TrainSettings(compile=True, amp=amp), CPU), torch.randn(5, 3, 8, 8), torch.arange(5)
     step(x, labels, 0.1)
     after_one = counter.frame_count
     assert after_one == 1 + PER_LEVEL
@@ -57,14 +61,10 @@ def test_no_step_after_the_first_compiles(memory, counter):
 
 
 @pytest.mark.parametrize(("amp", "tolerance"), [("off", 1e-5), ("bf16", 2e-2)])
-def test_compiled_steps_are_the_usual_ones(amp, tolerance):
-    try:
-        check_compiler(CPU)
-    except ValueError as error:
-        pytest.skip(str(error))
-    config = NetworkConfig("hamiltonian", (4,), 8, steps=2, size=8, memory="reversible")
+def test_compiled_steps_are_the_usual_ones(amp, tolerance, compiler):
+    config = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8, memory="reversible")
     torch.manual_seed(0)
-    net = PDENet(config).train()
+    net = place(PDENet(config).train(), CPU)
     other = copy.deepcopy(net)
     steps = [Step(n, TrainSettings(amp=amp, compile=c), CPU) for n, c in ((net, False), (other, True))]
     x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
@@ -77,17 +77,27 @@ def test_compiled_steps_are_the_usual_ones(amp, tolerance):
     torch.testing.assert_close(twin(x), other(x))
 
 
-def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
-    from torch._inductor import cpp_builder, exc
+@pytest.fixture(params=["none", "broken"])
+def no_compiler(request, tmp_path):
+    """A machine without a C++ compiler, or with one that says its version and compiles nothing."""
+    command = tmp_path / "cxx"
+    if request.param == "broken":
+        command.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "g++ 14.2.0" || exit 1\n')
+        command.chmod(0o755)
+    kernels.compiled.cache_clear()
+    torch._dynamo.reset()
+    with inductor.patch({"cpp.cxx": (str(command),)}), fresh_cache():
+        yield
+    kernels.compiled.cache_clear()
+    torch._dynamo.reset()
 
-    def none_here():
-        raise exc.InvalidCxxCompiler
 
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_here)
-    with pytest.raises(ValueError, match=r"compile needs a C\+\+ compiler, got none; install"):
+def test_without_a_compiler_one_line_says_so(no_compiler, tmp_path):
+    line = r"compile needs a C\+\+ compiler and the headers of Python, got: [^\n]+; install them or leave --compile out"
+    with pytest.raises(ValueError, match=f"^{line}$"):
         check_compiler(CPU)
     config = NetworkConfig("hamiltonian", (4,), 8, steps=2, size=8)
-    with pytest.raises(ValueError, match="compile needs"):
+    with pytest.raises(ValueError, match=f"^{line}$"):
         train(
             config,
             Schedule([Level(8, epochs=1)], config),
@@ -98,10 +108,10 @@ def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_compiled_can_be_given_up():
+def test_what_is_compiled_can_be_given_up(compiler):
     net = PDENet(NetworkConfig("resnet", (4,), 8, steps=2, size=8))
     compile_layers(net)
     layer = net.blocks[0].controls[0][0]
-    assert layer.compiled is not None
+    assert layer.compiled
     compile_layers(net, False)
-    assert layer.compiled is None
+    assert not layer.compiled

@@ -10,6 +10,7 @@ import torch
 from multipde import NetworkConfig, PDENet, TVNorm, count_flops, mesh_size, num_weights, preset, preset_names
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization
 from multipde.networks.config import default_network
+from multipde.networks.layers import ResidualLayer, SymmetricLayer
 from multipde.networks.spectrum import order_rms
 
 TABLE_1 = {
@@ -39,6 +40,17 @@ def test_weight_counts_are_those_of_table_1(name, weights):
 def test_every_preset_runs(name):
     config = replace(preset(name).on_mesh(16), classes=3)
     assert PDENet(config).eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("layer", [SymmetricLayer, ResidualLayer])
+def test_a_factor_in_the_stencils_is_one_of_the_layer(layer):
+    """dt F(θ, y) is computed so, with the gradients of both."""
+    net, y = layer(4).double(), torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    inputs = (y, *net.controls())
+    found, expected = net.force(y, net.controls(), 0.3), 0.3 * net(y)
+    torch.testing.assert_close(found, expected)
+    g = torch.randn_like(y)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, g), torch.autograd.grad(expected, inputs, g))
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

@@ -1,0 +1,130 @@
+"""BatchNorm, ReLU and mean in one: values, derivatives and what is remembered are those of the three by themselves."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from multipde.networks.batchnorm import is_fused, pooled_batch_norm
+from multipde.networks.layers import Connector, Opening
+from multipde.training.conditioning import frozen_statistics
+
+pytestmark = pytest.mark.usefixtures("compiler")
+
+
+def features(dtype=torch.float64, shape=(3, 4, 6, 8), mean=0.0):
+    generator = torch.Generator().manual_seed(0)
+    x = mean + torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def batch_norm(channels=4, dtype=torch.float64, **options):
+    norm = nn.BatchNorm2d(channels, dtype=dtype, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        norm.weight += 0.3 * torch.randn(channels, generator=generator, dtype=dtype)
+        norm.bias += 0.3 * torch.randn(channels, generator=generator, dtype=dtype)
+    return norm
+
+
+def by_torch(x, norm):
+    return functional.avg_pool2d(norm(x).relu(), 2)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_values_gradients_and_statistics_are_those_of_torch(momentum):
+    norm = batch_norm(momentum=momentum)
+    other = copy.deepcopy(norm)
+    for _ in range(3):
+        x = features()
+        assert is_fused(norm, x)
+        found, expected = pooled_batch_norm(x, norm), by_torch(x, other)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        g = torch.randn_like(found)
+        for a, b in zip(
+            torch.autograd.grad(found, (x, *norm.parameters()), g),
+            torch.autograd.grad(expected, (x, *other.parameters()), g),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    for name, buffer in other.named_buffers():
+        torch.testing.assert_close(norm.get_buffer(name), buffer, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_are_those_of_differences():
+    norm, x = batch_norm(2, track_running_stats=False), features(shape=(2, 2, 2, 4))
+
+    def of(x, weight, bias):
+        fresh = copy.copy(norm)
+        fresh._parameters = {"weight": weight, "bias": bias}
+        return pooled_batch_norm(x, fresh)
+
+    assert torch.autograd.gradcheck(of, (x, norm.weight, norm.bias))
+
+
+def test_of_gradients_there_are_no_gradients():
+    norm, x = batch_norm(), features()
+    (dx,) = torch.autograd.grad(pooled_batch_norm(x, norm).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.square().sum().backward()
+
+
+def test_a_mean_large_beside_the_deviation_cancels():
+    norm, x = batch_norm(dtype=torch.float32), features(torch.float32, mean=1000.0)
+    exact = by_torch(x.detach().double(), copy.deepcopy(norm).double())
+    torch.testing.assert_close(pooled_batch_norm(x, norm).double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_sums_are_kept_in_float32_where_features_are_in_bfloat16():
+    norm, x = batch_norm(dtype=torch.float32), features(torch.bfloat16)
+    other, exact = copy.deepcopy(norm).double(), x.detach().double().requires_grad_()
+    y = pooled_batch_norm(x, norm)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    by_torch(exact, other).square().sum().backward()
+    pairs = [(x, exact), *zip(norm.parameters(), other.parameters(), strict=True)]
+    for found, expected in pairs:
+        assert (found.grad.double() - expected.grad).norm() < 0.02 * expected.grad.norm()
+    assert norm.running_var.dtype == torch.float32
+    torch.testing.assert_close(norm.running_var.double(), other.running_var, rtol=1e-3, atol=1e-3)
+
+
+def test_a_constant_channel_stays_finite():
+    norm, x = batch_norm(), features().detach()
+    x[:, 0] = 3.0
+    x.requires_grad_()
+    y = pooled_batch_norm(x, norm)
+    y.sum().backward()
+    torch.testing.assert_close(y[:, 0], norm.bias[0].relu().expand_as(y[:, 0]))
+    assert x.grad.isfinite().all()
+
+
+def test_it_is_left_to_torch_where_it_would_not_be_the_same():
+    norm, x = batch_norm(), features()
+    assert is_fused(norm, x)
+    assert not is_fused(norm, x.contiguous())
+    assert not is_fused(norm, features(shape=(3, 4, 5, 8)))
+    assert not is_fused(norm.eval(), x)
+    norm.train()
+    norm.forward = norm.forward  # as `synchronised` puts the batch of all processes in its place
+    assert not is_fused(norm, x)
+
+
+@pytest.mark.parametrize("layer", [Opening(4, 6), Connector(4, 6)])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_compiled_opening_is_the_usual_one(layer, size, frozen):
+    layer = copy.deepcopy(layer).double().to(memory_format=torch.channels_last).train()
+    other = copy.deepcopy(layer)
+    other.compiled = True
+    x = features(shape=(3, 4, *size))
+    for pool in (False, True):
+        with frozen_statistics(layer, frozen), frozen_statistics(other, frozen):
+            torch.testing.assert_close(other(x, pool), layer(x, pool), rtol=1e-10, atol=1e-12)
+    for name, buffer in layer.named_buffers():
+        torch.testing.assert_close(other.get_buffer(name), buffer, rtol=1e-12, atol=1e-12)
+    assert (layer[1].num_batches_tracked == 0) == frozen
+    torch.testing.assert_close(other.eval()(x, True), layer.eval()(x, True))
