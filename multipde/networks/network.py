@@ -9,7 +9,7 @@ from multipde.mesh.modes import evaluation_mode
 from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
 from multipde.networks.config import NetworkConfig, check_size
 from multipde.networks.dynamics import Block
-from multipde.networks.layers import Connector, Opening
+from multipde.networks.layers import POOL, Connector, Opening
 
 
 class PDENet(nn.Module):
@@ -101,7 +101,7 @@ class PDENet(nn.Module):
         y = self.opening(x)
         for k, (block, connector) in enumerate(zip(self.blocks, self.connectors, strict=True)):
             y = connector(block(y), pool=k + 1 < len(self.blocks))
-        return y.mean(dim=tuple(range(2, y.dim())))
+        return POOL[self.config.dim](y, y.shape[2:]).flatten(1)  # its gradient lies in memory as y does
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))

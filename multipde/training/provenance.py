@@ -109,13 +109,16 @@ def _feed(digest: Any, part: ImageSet) -> None:
 
 
 def _processor() -> str:
+    """Its name, and family and model where there is one, which tell generations of the same name apart."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = known.get("model name") or platform.processor() or platform.machine()
+    if {"cpu family", "model"} <= known.keys():
+        return f"{name}, family {known['cpu family']}, model {known['model']}"
+    return name
 
 
 def _output(command: list[str]) -> str:
