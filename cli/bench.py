@@ -60,7 +60,7 @@ class Bench(DataOptions):
     batch: int | Literal["auto"] | None = None
     """Images in a step, for step and scaling; for step also auto: as many pixels at all sizes. Left out: 125, 128."""
     compile: bool = False
-    """For step: layers compiled, and beside them those that are not."""
+    """For step: norms compiled, and beside them those that are not."""
     processes: tuple[int, ...] | None = None
     """For scaling: numbers of processes. Left out: 1, 2, 4, ... up to the number of GPUs, or of cores."""
     out: Path | None = None

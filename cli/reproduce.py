@@ -30,6 +30,8 @@ class Reproduce:
     budget: Literal["full", "hour", "smoke"] = "hour"
     """full: the paper's epochs. hour: as many as two cores with --amp bf16 do in about an hour per data set (and as
     much again for partial data). smoke: a minute or two, with 200 training and 100 test images."""
+    epochs: int | None = None
+    """At most so many of the budget's, to see what a training takes."""
     run_dir: Path = Path("runs/reproduce")
     """Where the trainings are kept, by budget."""
     out: Path | None = None
@@ -40,6 +42,8 @@ class Reproduce:
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
     """Mixed precision; bf16 is faster where the processor has it."""
+    compile: bool = False
+    """Norms compiled by torch.compile while training."""
 
     def run_command(self) -> None:
         from multipde.analysis.experiments import reproduce
@@ -51,10 +55,12 @@ class Reproduce:
             root=self.root,
             download=self.download,
             budget=self.budget,
+            epochs=self.epochs,
             run_dir=self.run_dir,
             out=self.out,
             seed=self.seed,
             device=self.device,
             amp=self.amp,
+            compile=self.compile,
             log=Log(),
         )

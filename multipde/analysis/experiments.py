@@ -72,11 +72,13 @@ def reproduce(
     root: str | Path = "data",
     download: bool = False,
     budget: str = "hour",
+    epochs: int | None = None,
     run_dir: Path = Path("runs/reproduce"),
     out: Path | None = None,
     seed: int = 0,
     device: str = "auto",
     amp: str = "off",
+    compile: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
     """Repeat an experiment of the paper: train what is not trained yet, write rows and figure, show a table.
@@ -87,7 +89,9 @@ def reproduce(
         root: has a data set as ``root/NAME/{train,test}/CLASS/*``, as ``root/{train,test}/CLASS/*``, or as torchvision
             stores it.
         budget: a key of `BUDGETS`.
+        epochs: at most so many of the budget's.
         run_dir: where the trainings are recorded, by budget; one that was interrupted is taken up.
+        compile: norms compiled by torch.compile, see `compile_layers`.
         out: directory of rows and figure; the run directory of the budget if left out.
 
     Returns:
@@ -95,7 +99,7 @@ def reproduce(
         with the confusion matrix, for fig1 with the probabilities of the images shown.
 
     Raises:
-        ValueError: an unknown experiment, budget or data set, and data that are not there.
+        ValueError: an unknown experiment, budget or data set, epochs that are not positive, data that are not there.
 
     Reference: Ruthotto & Haber (2018), section 5.
     """
@@ -104,6 +108,10 @@ def reproduce(
         raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be positive, got {epochs}")
+    limits = replace(BUDGETS[budget], epochs=epochs)
+    where = run_dir / (budget if epochs is None else f"{budget}-{epochs}")
     names = tuple(dict.fromkeys(data or EXPERIMENTS[experiment]))
     for name in names:
         if name not in RECIPES:
@@ -113,26 +121,26 @@ def reproduce(
     for training in _trainings(experiment, names):
         images = sets[training.data].images
         num = len(images.train)
-        epochs = epochs_within(training, BUDGETS[budget], num)
-        log.say(f"{training.name}: {epochs} of the paper's {RECIPES[training.data].epochs} epochs")
+        present = epochs_within(training, limits, num)
+        log.say(f"{training.name}: {present} of the paper's {RECIPES[training.data].epochs} epochs")
         run = trained(
-            run_dir / budget / training.name,
+            where / training.name,
             training.network,
-            [training.level(epochs)],
+            [training.level(present)],
             sets[training.data].part(training, seed),
-            training.settings(num, seed, device, amp),
+            training.settings(num, seed, device, amp, compile),
             sets[training.data].options,
             num_train=training.num_images(num),
             quiet=log.console.quiet or training.share is not None,
         )
-        row = _row(training, run, images, budget, seed)
+        row = _row(training, run, images, where.name, seed)
         if experiment == "fig1":
             row |= _shown(run, images, seed, device, amp)
         if experiment == "fig3":
             row["confusion"] = _confusion(run, images, device, amp)
         rows.append(row)
-    log.table(table(rows), f"{experiment}, budget {budget}, seed {seed}")
-    stem = (out or run_dir / budget) / "-".join((experiment, *names, budget))
+    log.table(table(rows), f"{experiment}, budget {where.name}, seed {seed}")
+    stem = (out or where) / "-".join((experiment, *names, where.name))
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = [stem.with_suffix(".jsonl")]
     write_file(written[0], "".join(json.dumps(row) + "\n" for row in rows).encode())

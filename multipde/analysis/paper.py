@@ -68,11 +68,13 @@ class Budget:
     Args:
         flops: of all trainings of one data set together, and of all with part of its images; the number of epochs
             follows. None for the paper's.
+        epochs: at most so many.
         num_train: at most so many training images, held back ones included.
         num_test: at most so many test images.
     """
 
     flops: float | None = None
+    epochs: int | None = None
     num_train: int | None = None
     num_test: int | None = None
 
@@ -111,7 +113,7 @@ class Training:
         """How many of so many training images it needs, held back ones included."""
         return num if self.share is None else round(self.share * num) + num_held_back(num)
 
-    def settings(self, num: int, seed: int, device: str, amp: str) -> TrainSettings:
+    def settings(self, num: int, seed: int, device: str, amp: str, compile: bool = False) -> TrainSettings:
         """Of a training on so many images before they are divided: a fifth of them is held back in any case."""
         recipe = RECIPES[self.data]
         return TrainSettings(
@@ -122,6 +124,7 @@ class Training:
             validation=num_held_back(num) / self.num_images(num),
             device=device,
             amp=amp,
+            compile=compile,
         )
 
     def level(self, epochs: int) -> Level:
@@ -151,6 +154,7 @@ def epochs_within(training: Training, budget: Budget, num: int) -> int:
     The largest number with   epochs Σ images · FLOPs per image <= budget,   at least 1 and at most the paper's.
     """
     longest = RECIPES[training.data].epochs
+    longest = min(longest, budget.epochs or longest)
     if budget.flops is None:
         return longest
     kind = full_trainings if training.share is None else partial_trainings

@@ -16,7 +16,7 @@ from torch import Tensor
 VARIANTS = 256
 """For how many shapes and precisions a kernel may be compiled in a process; torch's own 8 last for one level."""
 
-KEEP_NOTHING = {"realize_reads_threshold": 64, "realize_opcount_threshold": 256}
+KEEP_NOTHING: dict[str, Any] = {"realize_reads_threshold": 64, "realize_opcount_threshold": 256}
 """Of what two sums need, compute it twice: torch would write it to memory in between, which takes longer."""
 
 

@@ -76,6 +76,9 @@ def test_the_epochs_are_the_most_that_the_budget_allows_to_all_trainings_of_a_ki
         assert epochs_within(training, Budget(flops=per_epoch * (epochs + 0.5)), num) == epochs
     assert epochs_within(training, Budget(flops=per_epoch * 1e6), num) == 100
     assert epochs_within(training, Budget(flops=1.0), num) == 1
+    assert epochs_within(training, Budget(flops=per_epoch * 7.5, epochs=2), num) == 2
+    assert epochs_within(training, Budget(flops=per_epoch * 1.5, epochs=2), num) == 1
+    assert epochs_within(training, Budget(epochs=200), num) == 100
 
 
 def test_a_larger_share_holds_the_smaller_one(root):
@@ -112,6 +115,12 @@ def test_automatic_precision_finds_its_own_trainings_again(quick, monkeypatch):
     assert reproduce("table1", **quick, amp="auto") == rows
 
 
+def test_a_number_of_epochs_has_its_own_trainings(quick):
+    rows = reproduce("table1", **quick | {"budget": "full", "epochs": 2})
+    assert [(r["epochs"], r["budget"], r["num_train"]) for r in rows] == [(2, "full-2", 48)] * 3
+    assert (quick["run_dir"] / "full-2/table1-cifar10-full-2.jsonl").exists()
+
+
 def test_every_figure_comes_from_its_trainings(quick):
     made = {name: reproduce(name, **quick, out=quick["run_dir"] / "out") for name in ("fig1", "fig2", "fig3", "fig4")}
     for name, rows in made.items():
@@ -146,6 +155,7 @@ def test_a_signal_says_that_the_same_command_goes_on(quick, monkeypatch):
     [
         ({"experiment": "fig5"}, "experiment must be one of table1, fig1, fig2, fig3, fig4, got 'fig5'"),
         ({"budget": "day"}, "budget must be one of full, hour, smoke, got 'day'"),
+        ({"epochs": 0}, "epochs must be positive, got 0"),
         ({"data": ["shapes"]}, "data must be among stl10, cifar10, cifar100, got 'shapes'"),
         (
             {"data": ["cifar10", "stl10"]},

@@ -1,5 +1,7 @@
 """BatchNorm, ReLU and mean in one: values, derivatives and what is remembered are those of the three by themselves."""
 
+# pyright: reportOptionalMemberAccess=false
+
 import copy
 
 import pytest
@@ -24,8 +26,8 @@ def batch_norm(channels=4, dtype=torch.float64, **options):
     norm = nn.BatchNorm2d(channels, dtype=dtype, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        norm.weight += 0.3 * torch.randn(channels, generator=generator, dtype=dtype)
-        norm.bias += 0.3 * torch.randn(channels, generator=generator, dtype=dtype)
+        for p in norm.parameters():
+            p.add_(0.3 * torch.randn(channels, generator=generator, dtype=dtype))
     return norm
 
 

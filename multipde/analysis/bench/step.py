@@ -36,14 +36,14 @@ def step_study(
 
     The floor is the convolutions of the same network alone, each forwards and backwards on tensors of its shapes, in
     the same precision and layout. ``baked`` is the step with plain weights, ``moved`` the step off the reference mesh,
-    where every stencil is computed from its parameter. All are timed in turn; times are medians. Compiled layers have
+    where every stencil is computed from its parameter. All are timed in turn; times are medians. Compiled norms have
     another rival, ``plain``, the step without.
 
     Args:
         dynamics: which; None for all.
         batch: images in a step.
         balance: that for the largest size, at the others as many as have as many pixels.
-        compiled: layers compiled by torch.compile.
+        compiled: norms compiled by torch.compile.
         out: file to which the rows are appended; None for none.
 
     Returns:
