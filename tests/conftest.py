@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from multipde.data import shapes
+from multipde.networks import native
 from multipde.networks.compilation import check_compiler
 
 torch.set_num_threads(1)  # two test processes on two cores
@@ -48,6 +49,12 @@ def folder(tmp_path):
     return write_folder(tmp_path / "shapes3")
 
 
+@pytest.fixture
+def kernels_by_torch(monkeypatch):
+    """Kernels are compiled by torch.compile, as they are on a GPU, and not those in C++ taken."""
+    monkeypatch.setattr(native, "handles", lambda y, axis=-1: False)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
@@ -55,8 +62,9 @@ def _seeded():
 
 @pytest.fixture(scope="session")
 def compiler():
-    """torch.compile works here."""
+    """What is needed to compile for the processor is here, for torch.compile too."""
     try:
-        check_compiler(torch.device("cpu"))
+        for by_torch in (False, True):
+            check_compiler(torch.device("cpu"), by_torch)
     except ValueError as error:
         pytest.skip(str(error))

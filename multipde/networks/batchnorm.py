@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.networks.kernels import channels_innermost, compiled, over_pixels, wide
+from multipde.networks.kernels import channels_innermost, fast, over_pixels, wide
 
 
 def pooled_batch_norm(x: Tensor, norm: _BatchNorm) -> Tensor:
@@ -58,9 +58,9 @@ class _PooledBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         cells = _cells(x)
-        mean, variance = compiled(moments)(cells)
+        mean, variance = fast(moments, cells)(cells)
         inverse = (variance + eps).rsqrt()
-        y = compiled(pooled_affine_relu)(cells, mean, weight * inverse, bias)
+        y = fast(pooled_affine_relu, cells)(cells, mean, weight * inverse, bias)
         ctx.save_for_backward(x, mean, inverse, weight, bias)
         ctx.mark_non_differentiable(mean, variance)
         return y.view(len(x), -1, *y.shape[1:]).movedim(-1, 1), mean, variance
@@ -70,10 +70,11 @@ class _PooledBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, mean, inverse, weight, bias = ctx.saved_tensors
         lines = g.contiguous(memory_format=torch.channels_last).movedim(1, -1).flatten(0, 1)
-        known = (lines, _cells(x), mean, weight * inverse, bias)
-        sum_g, sum_gd = compiled(gradient_sums)(*known)
+        cells = _cells(x)
+        known = (lines, cells, mean, weight * inverse, bias)
+        sum_g, sum_gd = fast(gradient_sums, cells)(*known)
         dw, num = sum_gd * inverse, x.numel() // x.shape[1]
-        dx = compiled(pooled_affine_relu_backward)(*known, sum_g / num, dw * inverse / num)
+        dx = fast(pooled_affine_relu_backward, cells)(*known, sum_g / num, dw * inverse / num)
         return dx.view(len(x), *x.shape[2:], -1).movedim(-1, 1), dw, sum_g, None
 
 

@@ -1,8 +1,9 @@
-"""Kernels for the norms, compiled by torch.compile while a network is trained."""
+"""Kernels for the norms, compiled before a network is trained with them."""
 
 import torch
 from torch import nn
 
+from multipde.networks import native
 from multipde.networks.kernels import compiled, over_pixels
 from multipde.networks.layers import ControlledLayer, Opening
 
@@ -11,25 +12,32 @@ def compile_layers(net: nn.Module, on: bool = True) -> None:
     """Have the norms of a network compiled, with their activations and the 2x2 means behind them, or no longer.
 
     What is compiled is everything that a layer does to its features between two convolutions, forwards and backwards,
-    in a pass over memory for every sum that has to be waited for. The convolutions stay those of the device's library,
-    so that layers of one shape share a few kernels: a level costs their compilation, once, and none after its first
-    step. Only training is compiled: measurements and evaluations, which come in other shapes, run as ever.
+    in a pass over memory for every sum that has to be waited for. The convolutions stay those of the device's library.
+    On the processor the kernels of networks on images are in C++ and compiled here, for all shapes. Elsewhere
+    torch.compile writes them, for every shape that comes up: layers of one shape share a few, so that a level costs
+    their compilation, once, and none after its first step. Only training is compiled: measurements and evaluations,
+    which come in other shapes, run as ever.
 
     Raises:
-        ValueError: torch cannot compile for the device that the network is on.
+        ValueError: nothing can be compiled for the device that the network is on.
     """
+    layers = [layer for layer in net.modules() if isinstance(layer, (ControlledLayer, Opening))]
     if on:
-        check_compiler(next(net.parameters()).device)
-    for layer in net.modules():
-        if isinstance(layer, (ControlledLayer, Opening)):
-            layer.compiled = on
+        device = next(net.parameters()).device
+        check_compiler(device, by_torch=device.type != "cpu" or any(layer.dim != 2 for layer in layers))
+    for layer in layers:
+        layer.compiled = on
 
 
-def check_compiler(device: torch.device) -> None:
-    """Raise ValueError unless what torch.compile writes for the device can be compiled here: a small kernel is."""
+def check_compiler(device: torch.device, by_torch: bool = False) -> None:
+    """Raise ValueError unless the kernels for the processor can be compiled here, or a small one by torch.compile."""
     try:
-        compiled(over_pixels)(torch.zeros(2, 3, 4, device=device), -1)
+        if by_torch:
+            compiled(over_pixels)(torch.zeros(2, 3, 4, device=device), -1)
+        else:
+            native.library()
     except Exception as error:  # whatever is wrong with a compiler, torch does not know beforehand either
-        what = "a C++ compiler and the headers of Python" if device.type == "cpu" else "Triton"
+        headers = " and the headers of Python" if by_torch else ""
+        what = f"a C++ compiler{headers}" if device.type == "cpu" else "Triton"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"compile needs {what}, got: {reason}; install them or leave --compile out") from None
+        raise ValueError(f"compile needs {what}, got {reason}; install it or leave --compile out") from None

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.networks import native
+
 VARIANTS = 256
 """For how many shapes and precisions a kernel may be compiled in a process; torch's own 8 last for one level."""
 
@@ -36,6 +38,11 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
             return once(*detached)
 
     return call
+
+
+def fast(kernel: Callable[..., Any], y: Tensor, axis: int = -1) -> Callable[..., Any]:
+    """A kernel for features y: in C++ where there is one for them, else compiled by torch."""
+    return getattr(native, kernel.__name__) if native.handles(y, axis) else compiled(kernel)
 
 
 def channels_innermost(y: Tensor) -> bool:

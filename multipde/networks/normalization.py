@@ -50,7 +50,7 @@ class _TVNorm(torch.autograd.Function):
         ctx.eps, ctx.relu, ctx.compiled = eps, relu, compiled
         if compiled:
             flat, axis = kernels.by_channel(y)
-            out, r = kernels.compiled(kernels.tv_forward)(flat, scale, bias, eps, relu, axis)
+            out, r = kernels.fast(kernels.tv_forward, flat, axis)(flat, scale, bias, eps, relu, axis)
             ctx.save_for_backward(y, scale, bias, r)
             return kernels.like_features(out, y)
         squares = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=_wide(y)).square_()
@@ -70,7 +70,7 @@ class _TVNorm(torch.autograd.Function):
             return *(next(found) if t.requires_grad else None for t in (y, scale, bias)), *(None,) * 3
         if ctx.compiled:
             (flat, axis), (g, _) = kernels.by_channel(y), kernels.by_channel(kernels.laid_like(g, y))
-            dy, da, db = kernels.compiled(kernels.tv_backward)(g, flat, r, scale, bias, ctx.relu, axis)
+            dy, da, db = kernels.fast(kernels.tv_backward, flat, axis)(g, flat, r, scale, bias, ctx.relu, axis)
             return kernels.like_features(dy, y), da.to(scale), db.to(bias), *(None,) * 3
         g = torch.ops.aten.threshold_backward(g, out[0], 0) if ctx.relu else g.clone()
         axes = (0, *range(2, y.dim()))

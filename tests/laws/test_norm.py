@@ -55,12 +55,15 @@ def test_what_needs_no_gradient_gets_none():
     assert grad.requires_grad
 
 
-@pytest.mark.parametrize(("channels", "compiled"), [(1, False), (4, False), (16, False), (40, False), (16, True)])
+@pytest.mark.parametrize("channels", [1, 4, 16, 40])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sums_are_kept_in_float32_where_features_are_in_less(layout, channels, compiled, compiler):
+@pytest.mark.parametrize("by", ["plain", "native", "torch"])
+def test_sums_are_kept_in_float32_where_features_are_in_less(by, layout, channels, compiler, request):
+    if by == "torch":
+        request.getfixturevalue("kernels_by_torch")
     y, scale, bias = inputs(dtype=torch.bfloat16, layout=layout, channels=channels)
     scale, bias = (t.detach().float().requires_grad_() for t in (scale, bias))
-    out = tv_norm(y, scale, bias, 1e-3, relu=True, compiled=compiled)
+    out = tv_norm(y, scale, bias, 1e-3, relu=True, compiled=by != "plain")
     assert out.dtype == torch.bfloat16
     out.float().square().sum().backward()
     exact = [t.detach().double().requires_grad_() for t in (y, scale, bias)]

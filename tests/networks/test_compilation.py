@@ -1,6 +1,7 @@
 """Compiled norms: the same numbers, compiled once for every shape of a level, and only while training."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, train
-from multipde.networks import kernels
+from multipde.networks import kernels, native
 from multipde.networks.compilation import check_compiler, compile_layers
 from multipde.training.evaluate import place
 from multipde.training.schedule import levels_from_lists
@@ -19,8 +20,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def counter(monkeypatch):
-    """Counts compilations, which compile nothing."""
+def counter(monkeypatch, kernels_by_torch):
+    """Counts compilations by torch.compile, which compile nothing."""
     counter, real = CompileCounter(), torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda function, dynamic, options: real(function, backend=counter, dynamic=dynamic)
@@ -42,7 +43,7 @@ def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, co
     levels = levels_from_lists((8, 16), (2, 2), batch=(50,), mixed=mixed)
     settings = TrainSettings(compile=True, calibration_images=64, validation=0.9)
     train(config, Schedule(levels, config), "shapes", tmp_path / "run", settings=settings, quiet=True)
-    assert counter.frame_count == 1 + 2 * PER_LEVEL  # one to see whether there is a compiler
+    assert counter.frame_count == 2 * PER_LEVEL
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
@@ -52,7 +53,7 @@ def test_no_step_after_the_first_compiles(memory, amp, counter):
     step, x, labels = Step(net, TrainSettings(compile=True, amp=amp), CPU), torch.randn(5, 3, 8, 8), torch.arange(5)
     step(x, labels, 0.1)
     after_one = counter.frame_count
-    assert after_one == 1 + PER_LEVEL
+    assert after_one == PER_LEVEL
     for _ in range(3):
         step(x, labels, 0.1)
     with torch.no_grad():
@@ -61,7 +62,10 @@ def test_no_step_after_the_first_compiles(memory, amp, counter):
 
 
 @pytest.mark.parametrize(("amp", "tolerance"), [("off", 1e-5), ("bf16", 2e-2)])
-def test_compiled_steps_are_the_usual_ones(amp, tolerance, compiler):
+@pytest.mark.parametrize("by", ["native", "torch"])
+def test_compiled_steps_are_the_usual_ones(by, amp, tolerance, compiler, request):
+    if by == "torch":
+        request.getfixturevalue("kernels_by_torch")
     config = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8, memory="reversible")
     torch.manual_seed(0)
     net = place(PDENet(config).train(), CPU)
@@ -78,26 +82,32 @@ def test_compiled_steps_are_the_usual_ones(amp, tolerance, compiler):
 
 
 @pytest.fixture(params=["none", "broken"])
-def no_compiler(request, tmp_path):
+def no_compiler(request, tmp_path, monkeypatch):
     """A machine without a C++ compiler, or with one that says its version and compiles nothing."""
     command = tmp_path / "cxx"
     if request.param == "broken":
         command.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "g++ 14.2.0" || exit 1\n')
         command.chmod(0o755)
+    monkeypatch.setenv("CXX", str(command))
+    monkeypatch.setattr(native, "COMPILERS", ())
+    native.library.cache_clear()
     kernels.compiled.cache_clear()
     torch._dynamo.reset()
     with inductor.patch({"cpp.cxx": (str(command),)}), fresh_cache():
-        yield
+        yield {"none": "none", "broken": f"{command} with exit status 1"}[request.param]
+    native.library.cache_clear()
     kernels.compiled.cache_clear()
     torch._dynamo.reset()
 
 
 def test_without_a_compiler_one_line_says_so(no_compiler, tmp_path):
-    line = r"compile needs a C\+\+ compiler and the headers of Python, got: [^\n]+; install them or leave --compile out"
-    with pytest.raises(ValueError, match=f"^{line}$"):
+    line = f"compile needs a C++ compiler, got {no_compiler}; install it or leave --compile out"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         check_compiler(CPU)
+    with pytest.raises(ValueError, match=r"^compile needs a C\+\+ compiler and the headers of Python, got [^\n]+ out$"):
+        check_compiler(CPU, by_torch=True)
     config = NetworkConfig("hamiltonian", (4,), 8, steps=2, size=8)
-    with pytest.raises(ValueError, match=f"^{line}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         train(
             config,
             Schedule([Level(8, epochs=1)], config),

@@ -1,0 +1,120 @@
+// Vectors of L numbers, and sums of them over pixels.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include <omp.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t RUN = 256;  // pixels whose sums are kept in float32
+constexpr int AHEAD = 4096;   // bytes by which memory is asked for before it is needed
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+template <int L>
+struct Lanes {
+    typedef float floats __attribute__((vector_size(4 * L)));
+    typedef uint32_t words __attribute__((vector_size(4 * L)));
+    typedef uint16_t halves __attribute__((vector_size(2 * L)));
+};
+template <int L>
+using Floats = typename Lanes<L>::floats;
+
+template <int L>
+Floats<L> load(const float* p) {
+    Floats<L> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <int L>
+Floats<L> load(const bfloat16* p) {
+    typename Lanes<L>::halves half;
+    std::memcpy(&half, p, sizeof half);
+    return (Floats<L>)(__builtin_convertvector(half, typename Lanes<L>::words) << 16);
+}
+
+template <int L>
+void store(float* p, Floats<L> v) {
+    std::memcpy(p, &v, sizeof v);
+}
+
+template <int L>
+void store(bfloat16* p, Floats<L> v) {
+#ifdef __AVX512BF16__
+    if constexpr (L == 16) {
+        const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+        std::memcpy(p, &half, sizeof half);
+        return;
+    }
+#endif
+    const auto word = (typename Lanes<L>::words)v;
+    const auto even = word + 0x7fff + ((word >> 16) & 1);      // to the nearest, ties to even
+    const auto rounded = (v == v) ? even : (word | 0x400000);  // not a number stays none
+    const auto half = __builtin_convertvector(rounded >> 16, typename Lanes<L>::halves);
+    std::memcpy(p, &half, sizeof half);
+}
+
+template <int L>
+float sum(Floats<L> v) {
+    if constexpr (L == 1) {
+        return v[0];
+    } else {
+        Floats<L / 2> low, high;
+        std::memcpy(&low, &v, sizeof low);
+        std::memcpy(&high, reinterpret_cast<char*>(&v) + sizeof low, sizeof high);
+        return sum<L / 2>(low + high);
+    }
+}
+
+template <int L>
+Floats<L> where(decltype(Floats<L>{} > Floats<L>{}) mask, Floats<L> v) {
+    return mask ? v : Floats<L>{};
+}
+
+// Two sums per channel over a run, in registers where the number B of blocks is known.
+template <int L, int B>
+class Sums {
+    Floats<L> own[B ? 2 * B : 1] = {};
+    std::vector<float> rest;
+    const int64_t channels;
+
+    void add(int k, int which, Floats<L> v) {
+        if constexpr (B > 0) {
+            own[which * B + k] += v;
+        } else {
+            float* to = &rest[which * channels + k * L];
+            store<L>(to, load<L>(to) + v);
+        }
+    }
+
+  public:
+    explicit Sums(int64_t channels) : rest(B ? 0 : 2 * channels), channels(channels) {}
+
+    void add(int k, Floats<L> first, Floats<L> second) {
+        add(k, 0, first);
+        add(k, 1, second);
+    }
+
+    void move_to(double* total) {
+        const float* run = B ? reinterpret_cast<const float*>(own) : rest.data();
+        for (int64_t c = 0; c < 2 * channels; c++) total[c] += run[c];
+        for (auto& v : own) v = Floats<L>{};
+        std::fill(rest.begin(), rest.end(), 0.0f);
+    }
+};
+
+// That memory comes before it is needed.
+inline void ask_for(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + AHEAD); }
+
+}  // namespace
