@@ -43,7 +43,7 @@ class Reproduce:
     amp: AmpName = "off"
     """Mixed precision; bf16 is faster where the processor has it."""
     compile: bool = False
-    """Norms compiled by torch.compile while training."""
+    """Norms compiled while training, in C++ or on a GPU by torch.compile."""
 
     def run_command(self) -> None:
         from multipde.analysis.experiments import reproduce

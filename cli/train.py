@@ -87,7 +87,7 @@ class Train(DataOptions):
     deterministic: bool = False
     """Only algorithms that give the same bits again on the same machine."""
     compile: bool = False
-    """Norms compiled by torch.compile while training: faster at 32 pixels and more, once a level is compiled."""
+    """Norms compiled while training, in C++ or on a GPU by torch.compile: faster after a few seconds."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the directory of the run."""
     device: str = "auto"

@@ -91,7 +91,7 @@ def reproduce(
         budget: a key of `BUDGETS`.
         epochs: at most so many of the budget's.
         run_dir: where the trainings are recorded, by budget; one that was interrupted is taken up.
-        compile: norms compiled by torch.compile, see `compile_layers`.
+        compile: norms compiled, see `compile_layers`.
         out: directory of rows and figure; the run directory of the budget if left out.
 
     Returns:

@@ -11,7 +11,7 @@ from multipde.networks.kernels import channels_innermost, fast, over_pixels, wid
 
 
 def pooled_batch_norm(x: Tensor, norm: _BatchNorm) -> Tensor:
-    """The mean over cells of 2x2 pixels of max(0, w (x - μ)/sqrt(σ² + ε) + b), by kernels of torch.compile.
+    """The mean over cells of 2x2 pixels of max(0, w (x - μ)/sqrt(σ² + ε) + b), compiled.
 
     Mean and variance are those of the batch, and the layer remembers them as it does by itself. The way back keeps x
     alone, and the result is the only other thing that is as large as the features. No gradients of gradients.

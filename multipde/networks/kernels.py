@@ -1,8 +1,9 @@
-"""Norm and activation in as few passes over memory as there are sums to wait for: what torch.compile is given.
+"""Norm and activation in as few passes over memory as there are sums to wait for.
 
-The kernels are slow as they stand; torch.compile writes the loops. They take features as `by_channel` lays them out,
-(lines, pixels, C) with the channels innermost or (N, C, pixels), together with the axis of the channels, -1 or 1. Sums
-are kept in float32 or wider, and over pixels are those of every line first, which stay in the processor's cache.
+The kernels are slow as they stand: torch.compile writes the loops, or they are in `multipde.networks.native`. They take
+features as `by_channel` lays them out, (lines, pixels, C) with the channels innermost or (N, C, pixels), together with
+the axis of the channels, -1 or 1. Sums are kept in float32 or wider, and over pixels are those of every line first,
+which stay in the processor's cache.
 """
 
 import logging

@@ -15,7 +15,7 @@ def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = Fal
         N(y) = a · y / sqrt(Σ_c y_c² + ε) + b
 
     Args:
-        compiled: by kernels of torch.compile, which has to compile them once for every shape.
+        compiled: by `kernels`, which have to be compiled first.
 
     Shape:
         - y, result: (N, C, *size)

@@ -41,7 +41,7 @@ class TrainSettings:
         on_divergence: what to do when loss, activations or stencils go out of bounds: ``"stop"``, or ``"rollback"`` to
             the last checkpoint with half the learning rate, at most three times.
         deterministic: only algorithms that give the same bits again on the same machine.
-        compile: norms compiled by torch.compile while training, see `compile_layers`.
+        compile: norms compiled while training, see `compile_layers`.
         tensorboard: write event files for TensorBoard into the directory of the run.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         amp: ``"off"``, ``"bf16"``, or ``"auto"`` for bf16 where the device has instructions for it.

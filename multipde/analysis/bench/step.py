@@ -43,7 +43,7 @@ def step_study(
         dynamics: which; None for all.
         batch: images in a step.
         balance: that for the largest size, at the others as many as have as many pixels.
-        compiled: norms compiled by torch.compile.
+        compiled: norms compiled, see `compile_layers`.
         out: file to which the rows are appended; None for none.
 
     Returns:
