@@ -1,4 +1,4 @@
-"""BatchNorm, its ReLU and the 2x2 mean behind them in three passes over memory forwards and three backwards."""
+"""BatchNorm, its ReLU and the 2x2 mean that may follow in two passes over the features forwards and two backwards."""
 
 from typing import Any
 
@@ -10,27 +10,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from multipde.networks.kernels import channels_innermost, fast, over_pixels, wide
 
 
-def pooled_batch_norm(x: Tensor, norm: _BatchNorm) -> Tensor:
-    """The mean over cells of 2x2 pixels of max(0, w (x - μ)/sqrt(σ² + ε) + b), compiled.
+def pooled_batch_norm(x: Tensor, norm: _BatchNorm, side: int = 2) -> Tensor:
+    """The mean over cells of side x side pixels, 2 or 1, of max(0, w (x - μ)/sqrt(σ² + ε) + b), compiled.
 
     Mean and variance are those of the batch, and the layer remembers them as it does by itself. The way back keeps x
     alone, and the result is the only other thing that is as large as the features. No gradients of gradients.
 
     Shape:
         - x: (N, C, height, width), for which `is_fused` holds
-        - result: (N, C, height / 2, width / 2)
+        - result: (N, C, height / side, width / side)
     """
-    y, mean, variance = _PooledBatchNorm.apply(x, norm.weight, norm.bias, norm.eps)  # pyright: ignore
+    y, mean, variance = _PooledBatchNorm.apply(x, norm.weight, norm.bias, norm.eps, side)  # pyright: ignore
     if norm.track_running_stats:
         remember(norm, mean, variance, x.numel() // x.shape[1])
     return y
 
 
-def is_fused(norm: _BatchNorm, x: Tensor) -> bool:
+def is_fused(norm: _BatchNorm, x: Tensor, side: int = 2) -> bool:
     """Whether `pooled_batch_norm` does what the layer would: normalise by the batch, of one process, with the channels
     innermost in memory and a whole number of cells."""
     own = "forward" in vars(norm)  # the batch of several processes
-    return norm.training and not own and channels_innermost(x) and not any(s % 2 for s in x.shape[2:])
+    return norm.training and not own and channels_innermost(x) and not any(s % side for s in x.shape[2:])
 
 
 @torch.no_grad()
@@ -56,12 +56,13 @@ class _PooledBatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-        cells = _cells(x)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, side: int) -> tuple[Tensor, ...]:
+        cells = _cells(x, side)
         mean, variance = fast(moments, cells)(cells)
         inverse = (variance + eps).rsqrt()
         y = fast(pooled_affine_relu, cells)(cells, mean, weight * inverse, bias)
         ctx.save_for_backward(x, mean, inverse, weight, bias)
+        ctx.side = side
         ctx.mark_non_differentiable(mean, variance)
         return y.view(len(x), -1, *y.shape[1:]).movedim(-1, 1), mean, variance
 
@@ -70,18 +71,18 @@ class _PooledBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, mean, inverse, weight, bias = ctx.saved_tensors
         lines = g.contiguous(memory_format=torch.channels_last).movedim(1, -1).flatten(0, 1)
-        cells = _cells(x)
+        cells = _cells(x, ctx.side)
         known = (lines, cells, mean, weight * inverse, bias)
         sum_g, sum_gd = fast(gradient_sums, cells)(*known)
         dw, num = sum_gd * inverse, x.numel() // x.shape[1]
         dx = fast(pooled_affine_relu_backward, cells)(*known, sum_g / num, dw * inverse / num)
-        return dx.view(len(x), *x.shape[2:], -1).movedim(-1, 1), dw, sum_g, None
+        return dx.view(len(x), *x.shape[2:], -1).movedim(-1, 1), dw, sum_g, None, None
 
 
-def _cells(x: Tensor) -> Tensor:
-    """(N height / 2, 2, width / 2, 2, C)"""
+def _cells(x: Tensor, side: int) -> Tensor:
+    """(N height / side, side, width / side, side, C)"""
     num, channels, height, width = x.shape
-    return x.movedim(1, -1).view(num * height // 2, 2, width // 2, 2, channels)
+    return x.movedim(1, -1).view(num * height // side, side, width // side, side, channels)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,4 +118,4 @@ def pooled_affine_relu_backward(
 
 def _behind_relu(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     d = wide(x) - mean
-    return torch.where(d * scale + bias > 0, wide(g)[:, None, :, None] / 4, 0.0), d
+    return torch.where(d * scale + bias > 0, wide(g)[:, None, :, None] / x.shape[1] ** 2, 0.0), d

@@ -165,9 +165,9 @@ class Opening(nn.Sequential):
 
     def forward(self, x: Tensor, pool: bool = False) -> Tensor:
         conv, norm, relu = self
-        y = conv(x)
-        if pool and self.compiled and self.training and is_fused(norm, y):  # pyright: ignore[reportArgumentType]
-            return pooled_batch_norm(y, norm)  # pyright: ignore[reportArgumentType]
+        y, side = conv(x), 2 if pool else 1
+        if self.compiled and self.training and is_fused(norm, y, side):  # pyright: ignore[reportArgumentType]
+            return pooled_batch_norm(y, norm, side)  # pyright: ignore[reportArgumentType]
         y = relu(norm(y))
         return POOL[self.dim](y, 2) if pool else y
 

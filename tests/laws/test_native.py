@@ -41,8 +41,9 @@ def test_tv_norm(channels, relu, dtype):
 
 @DTYPES
 @CHANNELS
-def test_pooled_batch_norm(channels, dtype):
-    cells = torch.randn(40, 2, 7, 2, channels).to(dtype) + 3
+@pytest.mark.parametrize("side", [1, 2])
+def test_pooled_batch_norm(side, channels, dtype):
+    cells = torch.randn(40, side, 7, side, channels).to(dtype) + 3
     g, known = lines(channels, dtype, 40, 7), [torch.rand(channels) for _ in range(5)]
     assert_alike(native.moments(cells), batchnorm.moments(cells))
     forward, sums = (cells, *known[:3]), (g, cells, *known[:3])

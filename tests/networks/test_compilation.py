@@ -33,8 +33,8 @@ def counter(monkeypatch, kernels_by_torch):
     torch._dynamo.reset()
 
 
-PER_LEVEL = 2 * 2 + 4
-"""Of two blocks: the TV norm there and back; of the one mean between them two kernels there and two back."""
+PER_LEVEL = 2 * 2 + 3 * 4
+"""Of two blocks: the TV norm there and back; of opening and connectors two kernels there and two back."""
 
 
 @pytest.mark.parametrize(("dynamics", "mixed"), [("hamiltonian", False), ("parabolic", True)])

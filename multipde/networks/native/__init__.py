@@ -84,15 +84,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pooled_affine_relu(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    rows, _, width, _, channels = x.shape
+    rows, side, width, _, channels = x.shape
     out = x.new_empty(rows, width, channels)
-    _call("pooled_forward", x, x, mean, scale, bias, out, rows, width)
+    _call("pooled_forward", x, x, mean, scale, bias, out, rows, width, side)
     return out
 
 
 def gradient_sums(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     totals = _totals(x)
-    _call("pooled_sums", x, g, x, mean, scale, bias, totals, x.shape[0], x.shape[2])
+    _call("pooled_sums", x, g, x, mean, scale, bias, totals, x.shape[0], x.shape[2], x.shape[1])
     return _summed(totals)
 
 
@@ -100,7 +100,7 @@ def pooled_affine_relu_backward(
     g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, mean_g: Tensor, slope: Tensor
 ) -> Tensor:
     dx = torch.empty_like(x)
-    _call("pooled_backward", x, g, x, mean, scale, bias, mean_g, slope, dx, x.shape[0], x.shape[2])
+    _call("pooled_backward", x, g, x, mean, scale, bias, mean_g, slope, dx, x.shape[0], x.shape[2], x.shape[1])
     return dx
 
 

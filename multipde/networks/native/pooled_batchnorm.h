@@ -1,4 +1,4 @@
-// BatchNorm, ReLU and the mean over cells of 2x2 pixels, and their gradient: see batchnorm.py.
+// BatchNorm, ReLU and the mean over cells of side x side pixels, and their gradient: see batchnorm.py.
 #pragma once
 
 #include "vectors.h"
@@ -27,33 +27,46 @@ void moments(const T* x, double* totals, int64_t pixels, int64_t channels, int64
     }
 }
 
-// The four pixels of cell j in a row of `width` cells.
-struct Cell {
-    int64_t pixels[4];
-
-    Cell(int64_t row, int64_t j, int64_t width) {
-        const int64_t above = 2 * (2 * row * width + j), below = above + 2 * width;
-        pixels[0] = above, pixels[1] = above + 1, pixels[2] = below, pixels[3] = below + 1;
-    }
-};
-
-// The mean of max(0, s (x - mean) + b) over every cell.
+// The mean of max(0, s (x - mean) + b) over every cell; there are `rows` rows of `width` cells.
 template <int L, int B, class T>
 void pooled_forward(const T* x, const float* mean, const float* s, const float* b, T* out, int64_t rows, int64_t width,
-                    int64_t channels, int64_t threads) {
+                    int64_t side, int64_t channels, int64_t threads) {
     const int blocks = B ? B : channels / L;
+    const float share = 1.0f / (side * side);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t j = 0; j < width; j++) {
-            const Cell cell(row, j, width);
+            const T* first = x + side * (side * row * width + j) * channels;
             for (int k = 0; k < blocks; k++) {
                 Floats<L> total = {};
-                for (const int64_t i : cell.pixels) {
-                    const auto d = load<L>(x + i * channels + k * L) - load<L>(mean + k * L);
-                    const auto v = d * load<L>(s + k * L) + load<L>(b + k * L);
-                    total += where<L>(!(v < 0), v);
+                for (int64_t down = 0; down < side; down++) {
+                    for (int64_t right = 0; right < side; right++) {
+                        const T* from = first + (down * side * width + right) * channels + k * L;
+                        const auto v = (load<L>(from) - load<L>(mean + k * L)) * load<L>(s + k * L) + load<L>(b + k * L);
+                        total += where<L>(!(v < 0), v);
+                    }
                 }
-                store<L>(out + (row * width + j) * channels + k * L, total * 0.25f);
+                store<L>(out + (row * width + j) * channels + k * L, total * share);
+            }
+        }
+    }
+}
+
+// Calls at(pixel, k, x - mean, gradient behind the ReLU) for all blocks of all pixels of one row of them.
+template <int L, int B, class T, class At>
+void behind_relu(const T* g, const T* x, const float* mean, const float* s, const float* b, int64_t row, int64_t width,
+                 int64_t side, int64_t channels, At at) {
+    const int blocks = B ? B : channels / L;
+    const float share = 1.0f / (side * side);
+    for (int64_t j = 0; j < width; j++) {
+        const T* cell = g + (row / side * width + j) * channels;
+        for (int64_t right = 0; right < side; right++) {
+            const int64_t i = side * (row * width + j) + right;
+            ask_for(x + i * channels);
+            for (int k = 0; k < blocks; k++) {
+                const auto d = load<L>(x + i * channels + k * L) - load<L>(mean + k * L);
+                const auto v = d * load<L>(s + k * L) + load<L>(b + k * L);
+                at(i, k, d, where<L>(v > 0, load<L>(cell + k * L) * share));
             }
         }
     }
@@ -62,24 +75,14 @@ void pooled_forward(const T* x, const float* mean, const float* s, const float* 
 // The sums of h and h (x - mean), with h the gradient behind the ReLU.
 template <int L, int B, class T>
 void pooled_sums(const T* g, const T* x, const float* mean, const float* s, const float* b, double* totals, int64_t rows,
-                 int64_t width, int64_t channels, int64_t threads) {
-    const int blocks = B ? B : channels / L;
+                 int64_t width, int64_t side, int64_t channels, int64_t threads) {
 #pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num(), num = omp_get_num_threads();
         Sums<L, B> sums(channels);
-        for (int64_t row = rows * me / num; row < rows * (me + 1) / num; row++) {
-            for (int64_t j = 0; j < width; j++) {
-                const Cell cell(row, j, width);
-                for (int k = 0; k < blocks; k++) {
-                    const auto quarter = load<L>(g + (row * width + j) * channels + k * L) * 0.25f;
-                    for (const int64_t i : cell.pixels) {
-                        const auto d = load<L>(x + i * channels + k * L) - load<L>(mean + k * L);
-                        const auto h = where<L>(d * load<L>(s + k * L) + load<L>(b + k * L) > 0, quarter);
-                        sums.add(k, h, h * d);
-                    }
-                }
-            }
+        for (int64_t row = rows * side * me / num; row < rows * side * (me + 1) / num; row++) {
+            behind_relu<L, B>(g, x, mean, s, b, row, width, side, channels,
+                              [&](int64_t, int k, Floats<L> d, Floats<L> h) { sums.add(k, h, h * d); });
             sums.move_to(totals + me * 2 * channels);
         }
     }
@@ -88,22 +91,14 @@ void pooled_sums(const T* g, const T* x, const float* mean, const float* s, cons
 // dx = s (h - mean of h - slope (x - mean)).
 template <int L, int B, class T>
 void pooled_backward(const T* g, const T* x, const float* mean, const float* s, const float* b, const float* mean_h,
-                     const float* slope, T* dx, int64_t rows, int64_t width, int64_t channels, int64_t threads) {
-    const int blocks = B ? B : channels / L;
+                     const float* slope, T* dx, int64_t rows, int64_t width, int64_t side, int64_t channels,
+                     int64_t threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        for (int64_t j = 0; j < width; j++) {
-            const Cell cell(row, j, width);
-            for (int k = 0; k < blocks; k++) {
-                const auto quarter = load<L>(g + (row * width + j) * channels + k * L) * 0.25f;
-                for (const int64_t i : cell.pixels) {
-                    const auto d = load<L>(x + i * channels + k * L) - load<L>(mean + k * L);
-                    const auto h = where<L>(d * load<L>(s + k * L) + load<L>(b + k * L) > 0, quarter);
-                    const auto centred = h - load<L>(mean_h + k * L) - d * load<L>(slope + k * L);
-                    store<L>(dx + i * channels + k * L, centred * load<L>(s + k * L));
-                }
-            }
-        }
+    for (int64_t row = 0; row < rows * side; row++) {
+        behind_relu<L, B>(g, x, mean, s, b, row, width, side, channels, [&](int64_t i, int k, auto d, auto h) {
+            const auto centred = h - load<L>(mean_h + k * L) - d * load<L>(slope + k * L);
+            store<L>(dx + i * channels + k * L, centred * load<L>(s + k * L));
+        });
     }
 }
 
