@@ -27,10 +27,11 @@ def pooled_batch_norm(x: Tensor, norm: _BatchNorm, side: int = 2) -> Tensor:
 
 
 def is_fused(norm: _BatchNorm, x: Tensor, side: int = 2) -> bool:
-    """Whether `pooled_batch_norm` does what the layer would: normalise by the batch, of one process, with the channels
-    innermost in memory and a whole number of cells."""
+    """Whether `pooled_batch_norm` does what the layer would: normalise by the batch, of one process, of more than one
+    pixel, with the channels innermost in memory and a whole number of cells."""
     own = "forward" in vars(norm)  # the batch of several processes
-    return norm.training and not own and channels_innermost(x) and not any(s % side for s in x.shape[2:])
+    whole = not any(s % side for s in x.shape[2:]) and x.numel() > x.shape[1]
+    return norm.training and whole and channels_innermost(x) and not own and not torch.compiler.is_compiling()
 
 
 @torch.no_grad()

@@ -119,6 +119,7 @@ def test_it_is_left_to_torch_where_it_would_not_be_the_same():
     assert not is_fused(norm, x.contiguous())
     assert not is_fused(norm, features(shape=(3, 4, 5, 8)))
     assert is_fused(norm, features(shape=(3, 4, 5, 8)), side=1)
+    assert not is_fused(norm, features(shape=(1, 4, 1, 1)), side=1)
     assert not is_fused(norm.eval(), x)
     norm.train()
     norm.forward = norm.forward  # as `synchronised` puts the batch of all processes in its place
