@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,10 +28,11 @@ def pooled_batch_norm(x: Tensor, norm: _BatchNorm, side: int = 2) -> Tensor:
 
 def is_fused(norm: _BatchNorm, x: Tensor, side: int = 2) -> bool:
     """Whether `pooled_batch_norm` does what the layer would: normalise by the batch, of one process, of more than one
-    pixel, with the channels innermost in memory and a whole number of cells."""
-    own = "forward" in vars(norm)  # the batch of several processes
+    pixel, with the channels innermost in memory and a whole number of cells, and nobody watching."""
+    own = type(norm) is not nn.BatchNorm2d or "forward" in vars(norm)  # the batch of several processes
+    watched = norm._forward_hooks or norm._forward_pre_hooks or torch.compiler.is_compiling()
     whole = not any(s % side for s in x.shape[2:]) and x.numel() > x.shape[1]
-    return norm.training and whole and channels_innermost(x) and not own and not torch.compiler.is_compiling()
+    return norm.training and norm.affine and whole and channels_innermost(x) and not own and not watched
 
 
 @torch.no_grad()
@@ -119,4 +120,4 @@ def pooled_affine_relu_backward(
 
 def _behind_relu(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     d = wide(x) - mean
-    return torch.where(d * scale + bias > 0, wide(g)[:, None, :, None] / x.shape[1] ** 2, 0.0), d
+    return torch.where(d * scale + bias <= 0, 0.0, wide(g)[:, None, :, None] / x.shape[1] ** 2), d

@@ -4,27 +4,30 @@ import torch
 from torch import nn
 
 from multipde.networks import native
-from multipde.networks.kernels import compiled, over_pixels
+from multipde.networks.kernels import channels_innermost, compiled, over_pixels
 from multipde.networks.layers import ControlledLayer, Opening
 
 
 def compile_layers(net: nn.Module, on: bool = True) -> None:
     """Have the norms of a network compiled, with their activations and the 2x2 means behind them, or no longer.
 
-    What is compiled is everything that a layer does to its features between two convolutions, forwards and backwards,
-    in a pass over memory for every sum that has to be waited for. The convolutions stay those of the device's library.
-    On the processor the kernels of networks on images are in C++ and compiled here, for all shapes. Elsewhere
-    torch.compile writes them, for every shape that comes up: layers of one shape share a few, so that a level costs
-    their compilation, once, and none after its first step. Only training is compiled: measurements and evaluations,
-    which come in other shapes, run as ever.
+    What is compiled is what a layer does to its features between two convolutions, forwards and backwards, in a pass
+    over memory for every sum that has to be waited for: the TV norm with its ReLU; and on images that have the channels
+    innermost in memory, BatchNorm by the batch of one process with its ReLU, which then has no gradient of its
+    gradient. The convolutions stay those of the device's library. On the processor, for such images in float32 or
+    bfloat16, the kernels are in C++ and compiled here, for all shapes. Elsewhere torch.compile writes them, for every
+    shape that comes up: layers of one shape share a few, so that a level costs their compilation, once, and none after
+    its first step. Only training is compiled: measurements and evaluations, which come in other shapes, run as ever.
 
     Raises:
         ValueError: nothing can be compiled for the device that the network is on.
     """
     layers = [layer for layer in net.modules() if isinstance(layer, (ControlledLayer, Opening))]
     if on:
-        device = next(net.parameters()).device
-        check_compiler(device, by_torch=device.type != "cpu" or any(layer.dim != 2 for layer in layers))
+        device, dim = next(net.parameters()).device, {layer.dim for layer in layers}
+        images = dim == {2} and all(channels_innermost(p) for p in net.parameters() if p.dim() == 4)
+        known = all(p.dtype in native.DTYPES for p in net.parameters())
+        check_compiler(device, by_torch=device.type != "cpu" or not images or not known)
     for layer in layers:
         layer.compiled = on
 

@@ -50,10 +50,10 @@ def channels_innermost(y: Tensor) -> bool:
     return y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
 
 
-def by_channel(y: Tensor) -> tuple[Tensor, int]:
-    """Features (N, C, *size) as they lie in memory: (N H, W, C) with the channels innermost, else (N, C, pixels); and
-    the axis of the channels."""
-    if channels_innermost(y):
+def by_channel(y: Tensor, like: Tensor | None = None) -> tuple[Tensor, int]:
+    """Features (N, C, *size) as they lie in memory, or as others do that they are like: (N H, W, C) with the channels
+    innermost, else (N, C, pixels); and the axis of the channels."""
+    if channels_innermost(y if like is None else like):
         return y.movedim(1, -1).flatten(0, 1), -1
     return y.flatten(2), 1
 
@@ -61,7 +61,7 @@ def by_channel(y: Tensor) -> tuple[Tensor, int]:
 def like_features(flat: Tensor, y: Tensor) -> Tensor:
     """What `by_channel` made of features like y, as features again."""
     if channels_innermost(y):
-        return flat.view(len(y), *y.shape[2:], -1).movedim(-1, 1)
+        return flat.view(len(y), *y.shape[2:], y.shape[1]).movedim(-1, 1)
     return flat.view(y.shape)
 
 
@@ -100,7 +100,7 @@ def tv_backward(
     """∂y, ∂a and ∂b, see `multipde.networks.normalization`; where the ReLU is zero is computed anew."""
     a, g, n = spread(scale, axis), wide(g), wide(y) * r
     if relu:
-        g = torch.where(n * a + spread(bias, axis) > 0, g, 0.0)
+        g = torch.where(n * a + spread(bias, axis) <= 0, 0.0, g)
     q = g * n
     dy = (a * g - n * (a * q).sum(axis, keepdim=True)) * r
     return dy.to(y.dtype), over_pixels(q, axis), over_pixels(g, axis)

@@ -69,7 +69,7 @@ class _TVNorm(torch.autograd.Function):
             found = iter(torch.autograd.grad(_plain(y, scale, bias, ctx.eps, ctx.relu), inputs, g, create_graph=True))
             return *(next(found) if t.requires_grad else None for t in (y, scale, bias)), *(None,) * 3
         if ctx.compiled:
-            (flat, axis), (g, _) = kernels.by_channel(y), kernels.by_channel(kernels.laid_like(g, y))
+            (flat, axis), (g, _) = kernels.by_channel(y), kernels.by_channel(kernels.laid_like(g, y), like=y)
             dy, da, db = kernels.fast(kernels.tv_backward, flat, axis)(g, flat, r, scale, bias, ctx.relu, axis)
             return kernels.like_features(dy, y), da.to(scale), db.to(bias), *(None,) * 3
         g = torch.ops.aten.threshold_backward(g, out[0], 0) if ctx.relu else g.clone()
@@ -102,7 +102,7 @@ def _over_channels(per_pixel: Tensor, y: Tensor) -> Tensor:
     if y.dtype != torch.bfloat16 or y.device.type != "cpu" or not channels_innermost(y):
         return per_pixel
     rows = per_pixel.reshape(-1, 1) @ per_pixel.new_ones(1, y.shape[1])
-    return rows.view(len(y), *y.shape[2:], -1).movedim(-1, 1)
+    return rows.view(len(y), *y.shape[2:], y.shape[1]).movedim(-1, 1)
 
 
 def _spread(per_channel: Tensor, y: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from multipde.networks import layers
 from multipde.networks.batchnorm import is_fused, pooled_batch_norm
 from multipde.networks.layers import Connector, Opening
 from multipde.training.conditioning import frozen_statistics
@@ -122,6 +123,12 @@ def test_it_is_left_to_torch_where_it_would_not_be_the_same():
     assert not is_fused(norm, features(shape=(1, 4, 1, 1)), side=1)
     assert not is_fused(norm.eval(), x)
     norm.train()
+    for other in (nn.SyncBatchNorm(4), batch_norm(affine=False)):
+        assert not is_fused(other.train(), x)
+    handle = norm.register_forward_hook(lambda *_: None)
+    assert not is_fused(norm, x)
+    handle.remove()
+    assert is_fused(norm, x)
     norm.forward = norm.forward  # as `synchronised` puts the batch of all processes in its place
     assert not is_fused(norm, x)
 
@@ -129,15 +136,38 @@ def test_it_is_left_to_torch_where_it_would_not_be_the_same():
 @pytest.mark.parametrize("layer", [Opening(4, 6), Connector(4, 6)])
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_compiled_opening_is_the_usual_one(layer, size, frozen):
-    layer = copy.deepcopy(layer).double().to(memory_format=torch.channels_last).train()
+def test_a_compiled_opening_is_the_usual_one(layer, size, frozen, monkeypatch):
+    layer = copy.deepcopy(layer).to(memory_format=torch.channels_last).train()
     other = copy.deepcopy(layer)
     other.compiled = True
-    x = features(shape=(3, 4, *size))
+    x = features(torch.float32, shape=(3, 4, *size))
+    fused = []
+    monkeypatch.setattr(layers, "pooled_batch_norm", lambda *args: fused.append(args[2]) or pooled_batch_norm(*args))
     for pool in (False, True):
         with frozen_statistics(layer, frozen), frozen_statistics(other, frozen):
-            torch.testing.assert_close(other(x, pool), layer(x, pool), rtol=1e-10, atol=1e-12)
+            found, expected = other(x, pool), layer(x, pool)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        g = torch.randn_like(found)
+        for a, b in zip(
+            torch.autograd.grad(found, (x, *other.parameters()), g),
+            torch.autograd.grad(expected, (x, *layer.parameters()), g),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert fused == ([1, 2] if size == (6, 8) else [1])
     for name, buffer in layer.named_buffers():
-        torch.testing.assert_close(other.get_buffer(name), buffer, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(other.get_buffer(name), buffer, rtol=1e-5, atol=1e-6)
     assert (layer[1].num_batches_tracked == 0) == frozen
     torch.testing.assert_close(other.eval()(x, True), layer.eval()(x, True))
+
+
+def test_a_compiler_around_a_compiled_opening_sees_its_parts():
+    layer = Opening(4, 6).to(memory_format=torch.channels_last).train()
+    layer.compiled = True
+    other, x = copy.deepcopy(layer), features(torch.float32)
+    torch._dynamo.reset()
+    found = torch.compile(layer, backend="eager", fullgraph=True)(x, True)
+    torch._dynamo.reset()
+    torch.testing.assert_close(found, other(x, True), rtol=1e-5, atol=1e-5)
+    for name, buffer in layer.named_buffers():
+        torch.testing.assert_close(other.get_buffer(name), buffer, rtol=1e-5, atol=1e-6)

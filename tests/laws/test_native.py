@@ -13,8 +13,17 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 CHANNELS = pytest.mark.parametrize("channels", [1, 3, 4, 6, 16, 24, 32, 48, 56, 64, 112, 128])
 
 
+@pytest.fixture(params=[1, 3, 700], autouse=True)
+def threads(request):
+    """One, several, and more than there are lines and pixels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 def lines(channels, dtype, num=40, width=14):
-    """Of a little more than a run of pixels in float32, and so many threads that some have less."""
+    """Of a little more than two runs of pixels."""
     return torch.randn(num, width, channels).to(dtype)
 
 
@@ -74,20 +83,18 @@ def test_what_is_not_a_number_passes_the_relu(dtype):
     assert native.pooled_affine_relu(cells, *(torch.ones(16) for _ in range(3))).isnan().all()
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_results_repeat_bit_for_bit_and_do_not_depend_on_threads_but_for_rounding(threads):
+def test_results_repeat_bit_for_bit():
     y, g, a, b = lines(32, torch.float32), lines(32, torch.float32), torch.rand(32), torch.randn(32)
     _, r = native.tv_forward(y, a, b, 1e-3, True)
-    one = native.tv_backward(g, y, r, a, b, True)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        several, again = (native.tv_backward(g, y, r, a, b, True) for _ in range(2))
-    finally:
-        torch.set_num_threads(before)
-    for x, x_again, expected in zip(several, again, one, strict=True):
-        assert torch.equal(x, x_again)
-        torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-5)
+    cells = torch.randn(40, 2, 7, 2, 32)
+    pooled = lines(32, torch.float32, 40, 7)
+    for kernel in (
+        lambda: native.tv_backward(g, y, r, a, b, True),
+        lambda: native.moments(cells),
+        lambda: native.gradient_sums(pooled, cells, a, a, b),
+    ):
+        for x, again in zip(kernel(), kernel(), strict=True):
+            assert torch.equal(x, again)
 
 
 def test_sums_of_many_pixels_are_exact_to_rounding():
@@ -117,5 +124,32 @@ def test_they_are_taken_where_the_channels_are_innermost_in_a_type_that_they_kno
     assert called[2:] == ["moments", "gradient_sums"]
 
 
-def test_no_pixels_at_all_are_left_to_torch():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_no_pixels_at_all_are_left_to_torch(layout):
     assert not native.handles(torch.zeros(0, 4, 16))
+    y = torch.zeros(0, 4, 6, 6).contiguous(memory_format=layout).requires_grad_()
+    out = tv_norm(y, torch.ones(4), torch.zeros(4), 1e-3, True, compiled=True)
+    out.sum().backward()
+    assert y.grad is not None
+    assert out.shape == y.grad.shape == (0, 4, 6, 6)
+
+
+def test_whole_numbers_and_one_number_for_all_channels_are_what_they_are_elsewhere():
+    y = lines(4, torch.float32)
+    expected = kernels.tv_forward(y, torch.ones(4), torch.zeros(4), 1.0, True, -1)
+    assert_alike(native.tv_forward(y, torch.ones(1), torch.zeros(1).double(), 1, True), expected)
+    with pytest.raises(RuntimeError, match="expand"):
+        native.tv_forward(y, torch.ones(3), torch.zeros(4), 1e-3, True)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 5), (3, 4, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_layouts_that_are_the_same(shape, strided):
+    """One channel or one pixel: the channels may be innermost or not."""
+    base = torch.randn(shape[0], 2 * shape[1], *shape[2:])
+    y = (base[:, : shape[1]] if strided else base[:, : shape[1]].clone()).requires_grad_()
+    a, b = torch.rand(shape[1]), torch.randn(shape[1])
+    found, expected = (tv_norm(y, a, b, 1e-3, True, compiled) for compiled in (True, False))
+    torch.testing.assert_close(found, expected)
+    g = torch.randn(shape)
+    torch.testing.assert_close(torch.autograd.grad(found, y, g), torch.autograd.grad(expected, y, g))

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,12 +91,12 @@ def no_compiler(request, tmp_path, monkeypatch):
         command.chmod(0o755)
     monkeypatch.setenv("CXX", str(command))
     monkeypatch.setattr(native, "COMPILERS", ())
-    native.library.cache_clear()
+    native._built.cache_clear()
     kernels.compiled.cache_clear()
     torch._dynamo.reset()
     with inductor.patch({"cpp.cxx": (str(command),)}), fresh_cache():
         yield {"none": "none", "broken": f"{command} with exit status 1"}[request.param]
-    native.library.cache_clear()
+    native._built.cache_clear()
     kernels.compiled.cache_clear()
     torch._dynamo.reset()
 
@@ -107,6 +108,9 @@ def test_without_a_compiler_one_line_says_so(no_compiler, tmp_path):
     with pytest.raises(ValueError, match=r"^compile needs a C\+\+ compiler and the headers of Python, got [^\n]+ out$"):
         check_compiler(CPU, by_torch=True)
     config = NetworkConfig("hamiltonian", (4,), 8, steps=2, size=8)
+    for other in (PDENet(config), place(PDENet(config).double(), CPU), PDENet(replace(config, dim=3))):
+        with pytest.raises(ValueError, match="headers of Python"):
+            compile_layers(other)
     with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         train(
             config,

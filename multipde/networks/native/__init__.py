@@ -29,16 +29,32 @@ class NoCompilerError(RuntimeError):
     """There is no C++ compiler with OpenMP, or it does not compile."""
 
 
-@cache
 def library() -> ctypes.CDLL:
     """The compiled kernels.
 
     Raises:
         NoCompilerError: says in one line what is missing.
     """
-    compiler = next((c for c in (os.environ.get("CXX"), *COMPILERS) if c and shutil.which(c)), None)
-    if compiler is None:
-        raise NoCompilerError("none")
+    built, reason = _built()
+    if built is None:
+        raise NoCompilerError(reason)
+    return built
+
+
+@cache
+def _built() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none: of the last compiler that was tried."""
+    reason = "none"
+    for compiler in (os.environ.get("CXX"), *COMPILERS):
+        if compiler and shutil.which(compiler):
+            try:
+                return _compiled_by(compiler), ""
+            except (OSError, NoCompilerError) as error:
+                reason = f"{compiler} with {error}"
+    return None, reason
+
+
+def _compiled_by(compiler: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory) / "norms.so"
         for flags in FOR_THIS_PROCESSOR:
@@ -47,23 +63,19 @@ def library() -> ctypes.CDLL:
             if tried.returncode == 0:
                 return ctypes.CDLL(str(target))
     said = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
-    raise NoCompilerError(f"{compiler} with {next((line for line in said if 'error' in line), said[-1])}")
+    raise NoCompilerError(next((line for line in said if "error" in line), said[-1]))
 
 
 def handles(y: Tensor, axis: int = -1) -> bool:
     """Whether there are kernels for features, or lines or cells of them, with the channels in the axis."""
-    if y.device.type != "cpu" or y.dtype not in DTYPES or axis != -1 or not y.is_contiguous() or not y.numel():
+    if y.device.type != "cpu" or y.dtype not in DTYPES or type(y) not in (Tensor, torch.nn.Parameter):
         return False
-    try:
-        library()
-    except NoCompilerError:
-        return False
-    return True
+    return axis == -1 and y.is_contiguous() and y.numel() > 0 and _built()[0] is not None
 
 
 def tv_forward(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, _: int = -1) -> tuple[Tensor, Tensor]:
     out, r = torch.empty_like(y), y.new_empty((*y.shape[:-1], 1), dtype=torch.float32)
-    _call("tv_forward", y, y, scale, bias, eps, relu, out, r, r.numel())
+    _call("tv_forward", y, y, scale, bias, float(eps), relu, out, r, r.numel())
     return out, r
 
 
@@ -115,9 +127,11 @@ def _summed(totals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _call(name: str, y: Tensor, *args: Tensor | float | int) -> None:
-    """The function for features like y, with their number of channels and the number of threads."""
-    args = tuple(a.float().contiguous() if isinstance(a, Tensor) and a.dim() == 1 else a for a in args)
-    given = [_as_c(a) for a in (*args, y.shape[-1], torch.get_num_threads())]
+    """The function for features like y, with their number of channels and the number of threads; what is given per
+    channel is made float32 and must have as many numbers, or one."""
+    num = y.shape[-1]
+    args = tuple(a.float().expand(num).contiguous() if isinstance(a, Tensor) and a.dim() == 1 else a for a in args)
+    given = [_as_c(a) for a in (*args, num, torch.get_num_threads())]
     getattr(library(), f"{name}_{DTYPES[y.dtype]}")(*given)
 
 

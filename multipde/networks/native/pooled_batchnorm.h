@@ -66,7 +66,7 @@ void behind_relu(const T* g, const T* x, const float* mean, const float* s, cons
             for (int k = 0; k < blocks; k++) {
                 const auto d = load<L>(x + i * channels + k * L) - load<L>(mean + k * L);
                 const auto v = d * load<L>(s + k * L) + load<L>(b + k * L);
-                at(i, k, d, where<L>(v > 0, load<L>(cell + k * L) * share));
+                at(i, k, d, where<L>(!(v <= 0), load<L>(cell + k * L) * share));
             }
         }
     }

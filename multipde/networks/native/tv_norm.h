@@ -41,7 +41,7 @@ void tv_backward(const T* g, const T* y, const float* r, const float* a, const f
                 const auto normalised = [&](int k) { return load<L>(y + i * channels + k * L) * r[i]; };
                 const auto gradient = [&](int k, Floats<L> n) {
                     const auto h = load<L>(g + i * channels + k * L);
-                    return relu ? where<L>(n * load<L>(a + k * L) + load<L>(b + k * L) > 0, h) : h;
+                    return relu ? where<L>(!(n * load<L>(a + k * L) + load<L>(b + k * L) <= 0), h) : h;
                 };
                 Floats<L> dot = {};
                 for (int k = 0; k < blocks; k++) {
