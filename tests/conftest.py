@@ -55,6 +55,13 @@ def kernels_by_torch(monkeypatch):
     monkeypatch.setattr(native, "handles", lambda y, axis=-1: False)
 
 
+@pytest.fixture(params=["native", "torch"])
+def either_kernels(request, compiler):
+    """Those in C++ and those by torch.compile."""
+    if request.param == "torch":
+        request.getfixturevalue("kernels_by_torch")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

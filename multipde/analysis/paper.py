@@ -153,8 +153,7 @@ def epochs_within(training: Training, budget: Budget, num: int) -> int:
 
     The largest number with   epochs Σ images · FLOPs per image <= budget,   at least 1 and at most the paper's.
     """
-    longest = RECIPES[training.data].epochs
-    longest = min(longest, budget.epochs or longest)
+    longest = min(epochs for epochs in (RECIPES[training.data].epochs, budget.epochs) if epochs is not None)
     if budget.flops is None:
         return longest
     kind = full_trainings if training.share is None else partial_trainings

@@ -70,9 +70,14 @@ def laid_like(g: Tensor, y: Tensor) -> Tensor:
     return g.contiguous(memory_format=torch.channels_last if channels_innermost(y) else torch.contiguous_format)
 
 
+def wide_type(y: Tensor) -> torch.dtype:
+    """The precision in which sums are kept."""
+    return torch.promote_types(y.dtype, torch.float32)
+
+
 def wide(y: Tensor) -> Tensor:
     """In the precision in which sums are kept."""
-    return y.to(torch.promote_types(y.dtype, torch.float32))
+    return y.to(wide_type(y))
 
 
 def spread(per_channel: Tensor, axis: int) -> Tensor:

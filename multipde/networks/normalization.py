@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from multipde.networks import kernels
-from multipde.networks.kernels import channels_innermost
+from multipde.networks.kernels import channels_innermost, wide, wide_type
 
 
 def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = False, compiled: bool = False) -> Tensor:
@@ -30,7 +30,7 @@ def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = Fal
 
 def _plain(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
     """The formula; its derivatives are those of autograd."""
-    squares = y.to(_wide(y)).square().sum(dim=1, keepdim=True)
+    squares = wide(y).square().sum(dim=1, keepdim=True)
     inverse = torch.rsqrt(squares + eps).to(y.dtype)
     result = torch.addcmul(_spread(bias, y), y * inverse, _spread(scale, y))
     return torch.relu(result) if relu else result
@@ -53,7 +53,7 @@ class _TVNorm(torch.autograd.Function):
             out, r = kernels.fast(kernels.tv_forward, flat, axis)(flat, scale, bias, eps, relu, axis)
             ctx.save_for_backward(y, scale, bias, r)
             return kernels.like_features(out, y)
-        squares = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=_wide(y)).square_()
+        squares = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=wide_type(y)).square_()
         r = squares.add_(eps).rsqrt_().to(y.dtype)
         n = y * _over_channels(r, y)
         out = torch.addcmul(_spread(bias, y), n, _spread(scale, y), out=n)
@@ -83,14 +83,9 @@ class _TVNorm(torch.autograd.Function):
             dot = (rows @ a).view(len(y), 1, *y.shape[2:])
         else:
             dot = (q * _spread(a, y)).sum(1, keepdim=True)
-        da, db = q.sum(axes, dtype=_wide(y)).to(scale), g.sum(axes, dtype=_wide(y)).to(bias)
+        da, db = q.sum(axes, dtype=wide_type(y)).to(scale), g.sum(axes, dtype=wide_type(y)).to(bias)
         del q
         return g.mul_(_spread(a, y)).addcmul_(n, _over_channels(dot, y), value=-1).mul_(r), da, db, *(None,) * 3
-
-
-def _wide(y: Tensor) -> torch.dtype:
-    """In which sums are kept."""
-    return torch.promote_types(y.dtype, torch.float32)
 
 
 def _over_channels(per_pixel: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.networks.batchnorm import remember
+from multipde.networks.kernels import wide
 from multipde.training.distributed import mean_over_processes, num_processes
 
 
@@ -38,7 +39,7 @@ def _forward(m: _BatchNorm, x: Tensor) -> Tensor:
     if not m.training:
         return type(m).forward(m, x)
     shape = (1, -1, *(1,) * (x.dim() - 2))
-    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = wide(x)
     own_variance, own_mean = (
         v.double() for v in torch.var_mean(y, [d for d in range(x.dim()) if d != 1], correction=0)
     )

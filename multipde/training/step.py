@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from multipde.networks.compilation import compile_layers
+from multipde.networks.kernels import wide
 from multipde.networks.network import PDENet
 from multipde.training.batchnorm import synchronised
 from multipde.training.conditioning import Preconditioner, frozen_statistics
@@ -58,7 +59,7 @@ class Step:
             synchronised(self.net),
         ):
             scores = self.model(x)
-        loss = functional.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
+        loss = functional.cross_entropy(wide(scores), labels)
         whole = mean_over_processes(loss.detach())
         try:
             self.watch.look(whole)

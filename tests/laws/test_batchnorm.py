@@ -17,13 +17,6 @@ from multipde.training.conditioning import frozen_statistics
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
-@pytest.fixture(params=["native", "torch"])
-def kernels(request):
-    """Either kind, where there are both."""
-    if request.param == "torch":
-        request.getfixturevalue("kernels_by_torch")
-
-
 def features(dtype=torch.float64, shape=(3, 4, 6, 8), mean=0.0):
     generator = torch.Generator().manual_seed(0)
     x = mean + torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -84,13 +77,13 @@ def test_of_gradients_there_are_no_gradients():
         dx.square().sum().backward()
 
 
-def test_a_mean_large_beside_the_deviation_cancels(kernels):
+def test_a_mean_large_beside_the_deviation_cancels(either_kernels):
     norm, x = batch_norm(dtype=torch.float32), features(torch.float32, mean=1000.0)
     exact = by_torch(x.detach().double(), copy.deepcopy(norm).double())
     torch.testing.assert_close(pooled_batch_norm(x, norm).double(), exact, rtol=1e-3, atol=1e-3)
 
 
-def test_sums_are_kept_in_float32_where_features_are_in_bfloat16(kernels):
+def test_sums_are_kept_in_float32_where_features_are_in_bfloat16(either_kernels):
     norm, x = batch_norm(dtype=torch.float32), features(torch.bfloat16)
     other, exact = copy.deepcopy(norm).double(), x.detach().double().requires_grad_()
     y = pooled_batch_norm(x, norm)
@@ -104,7 +97,7 @@ def test_sums_are_kept_in_float32_where_features_are_in_bfloat16(kernels):
     torch.testing.assert_close(norm.running_var.double(), other.running_var, rtol=1e-3, atol=1e-3)
 
 
-def test_a_constant_channel_stays_finite(kernels):
+def test_a_constant_channel_stays_finite(either_kernels):
     norm, x = batch_norm(dtype=torch.float32), features(torch.float32).detach()
     x[:, 0] = 3.0
     x.requires_grad_()

@@ -11,7 +11,6 @@ from multipde.networks.normalization import _over_channels, _plain, tv_norm
 from multipde.training.evaluate import autocast, place
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-COMPILED = pytest.mark.parametrize("compiled", [False, True])
 
 
 def inputs(dim=2, dtype=torch.float64, layout=torch.contiguous_format, channels=4):
@@ -22,7 +21,7 @@ def inputs(dim=2, dtype=torch.float64, layout=torch.contiguous_format, channels=
     return y, scale, (0.3 * torch.randn(channels, generator=generator, dtype=torch.float64)).requires_grad_()
 
 
-@COMPILED
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("dim", "layout"), [(2, LAYOUTS[0]), (2, LAYOUTS[1]), (1, LAYOUTS[0]), (3, LAYOUTS[0])])
 def test_values_and_gradients_are_those_of_the_formula(dim, layout, relu, compiled, compiler):

@@ -21,17 +21,23 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def counter(monkeypatch, kernels_by_torch):
+def nothing_compiled():
+    """By torch, before the test, and nothing of it stays."""
+    kernels.compiled.cache_clear()
+    torch._dynamo.reset()
+    yield
+    kernels.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def counter(monkeypatch, kernels_by_torch, nothing_compiled):
     """Counts compilations by torch.compile, which compile nothing."""
     counter, real = CompileCounter(), torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda function, dynamic, options: real(function, backend=counter, dynamic=dynamic)
     )
-    kernels.compiled.cache_clear()
-    torch._dynamo.reset()
-    yield counter
-    kernels.compiled.cache_clear()
-    torch._dynamo.reset()
+    return counter
 
 
 PER_LEVEL = 2 * 2 + 3 * 4
@@ -63,10 +69,7 @@ def test_no_step_after_the_first_compiles(memory, amp, counter):
 
 
 @pytest.mark.parametrize(("amp", "tolerance"), [("off", 1e-5), ("bf16", 2e-2)])
-@pytest.mark.parametrize("by", ["native", "torch"])
-def test_compiled_steps_are_the_usual_ones(by, amp, tolerance, compiler, request):
-    if by == "torch":
-        request.getfixturevalue("kernels_by_torch")
+def test_compiled_steps_are_the_usual_ones(amp, tolerance, either_kernels):
     config = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8, memory="reversible")
     torch.manual_seed(0)
     net = place(PDENet(config).train(), CPU)
@@ -83,7 +86,7 @@ def test_compiled_steps_are_the_usual_ones(by, amp, tolerance, compiler, request
 
 
 @pytest.fixture(params=["none", "broken"])
-def no_compiler(request, tmp_path, monkeypatch):
+def no_compiler(request, tmp_path, monkeypatch, nothing_compiled):
     """A machine without a C++ compiler, or with one that says its version and compiles nothing."""
     command = tmp_path / "cxx"
     if request.param == "broken":
@@ -92,13 +95,9 @@ def no_compiler(request, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(command))
     monkeypatch.setattr(native, "COMPILERS", ())
     native._built.cache_clear()
-    kernels.compiled.cache_clear()
-    torch._dynamo.reset()
     with inductor.patch({"cpp.cxx": (str(command),)}), fresh_cache():
         yield {"none": "none", "broken": f"{command} with exit status 1"}[request.param]
     native._built.cache_clear()
-    kernels.compiled.cache_clear()
-    torch._dynamo.reset()
 
 
 def test_without_a_compiler_one_line_says_so(no_compiler, tmp_path):

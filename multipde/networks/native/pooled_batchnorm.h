@@ -9,22 +9,13 @@ namespace {
 template <int L, int B, class T>
 void moments(const T* x, double* totals, int64_t pixels, int64_t channels, int64_t threads) {
     const int blocks = B ? B : channels / L;
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t me = omp_get_thread_num(), num = omp_get_num_threads();
-        const int64_t last = pixels * (me + 1) / num;
-        Sums<L, B> sums(channels);
-        for (int64_t start = pixels * me / num; start < last; start += RUN) {
-            for (int64_t i = start; i < std::min(start + RUN, last); i++) {
-                ask_for(x + i * channels);
-                for (int k = 0; k < blocks; k++) {
-                    const auto d = load<L>(x + i * channels + k * L) - load<L>(x + k * L);
-                    sums.add(k, d, d * d);
-                }
-            }
-            sums.move_to(totals + me * 2 * channels);
+    over_runs<L, B>(pixels, RUN, totals, channels, threads, [&](Sums<L, B>& sums, int64_t i) {
+        ask_for(x + i * channels);
+        for (int k = 0; k < blocks; k++) {
+            const auto d = load<L>(x + i * channels + k * L) - load<L>(x + k * L);
+            sums.add(k, d, d * d);
         }
-    }
+    });
 }
 
 // The mean of max(0, s (x - mean) + b) over every cell; there are `rows` rows of `width` cells.
@@ -76,16 +67,10 @@ void behind_relu(const T* g, const T* x, const float* mean, const float* s, cons
 template <int L, int B, class T>
 void pooled_sums(const T* g, const T* x, const float* mean, const float* s, const float* b, double* totals, int64_t rows,
                  int64_t width, int64_t side, int64_t channels, int64_t threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t me = omp_get_thread_num(), num = omp_get_num_threads();
-        Sums<L, B> sums(channels);
-        for (int64_t row = rows * side * me / num; row < rows * side * (me + 1) / num; row++) {
-            behind_relu<L, B>(g, x, mean, s, b, row, width, side, channels,
-                              [&](int64_t, int k, Floats<L> d, Floats<L> h) { sums.add(k, h, h * d); });
-            sums.move_to(totals + me * 2 * channels);
-        }
-    }
+    over_runs<L, B>(rows * side, 1, totals, channels, threads, [&](Sums<L, B>& sums, int64_t row) {
+        behind_relu<L, B>(g, x, mean, s, b, row, width, side, channels,
+                          [&](int64_t, int k, Floats<L> d, Floats<L> h) { sums.add(k, h, h * d); });
+    });
 }
 
 // dx = s (h - mean of h - slope (x - mean)).

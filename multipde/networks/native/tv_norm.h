@@ -30,34 +30,25 @@ template <int L, int B, class T>
 void tv_backward(const T* g, const T* y, const float* r, const float* a, const float* b, int64_t relu, T* dy, double* totals,
                  int64_t pixels, int64_t channels, int64_t threads) {
     const int blocks = B ? B : channels / L;
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t me = omp_get_thread_num(), num = omp_get_num_threads();
-        const int64_t last = pixels * (me + 1) / num;
-        Sums<L, B> sums(channels);
-        for (int64_t start = pixels * me / num; start < last; start += RUN) {
-            for (int64_t i = start; i < std::min(start + RUN, last); i++) {
-                ask_for(y + i * channels);
-                const auto normalised = [&](int k) { return load<L>(y + i * channels + k * L) * r[i]; };
-                const auto gradient = [&](int k, Floats<L> n) {
-                    const auto h = load<L>(g + i * channels + k * L);
-                    return relu ? where<L>(!(n * load<L>(a + k * L) + load<L>(b + k * L) <= 0), h) : h;
-                };
-                Floats<L> dot = {};
-                for (int k = 0; k < blocks; k++) {
-                    const auto n = normalised(k), h = gradient(k, n);
-                    sums.add(k, h * n, h);
-                    dot += load<L>(a + k * L) * h * n;
-                }
-                const float along = sum<L>(dot);
-                for (int k = 0; k < blocks; k++) {
-                    const auto n = normalised(k), h = gradient(k, n);
-                    store<L>(dy + i * channels + k * L, (load<L>(a + k * L) * h - n * along) * r[i]);
-                }
-            }
-            sums.move_to(totals + me * 2 * channels);
+    over_runs<L, B>(pixels, RUN, totals, channels, threads, [&](Sums<L, B>& sums, int64_t i) {
+        ask_for(y + i * channels);
+        const auto normalised = [&](int k) { return load<L>(y + i * channels + k * L) * r[i]; };
+        const auto gradient = [&](int k, Floats<L> n) {
+            const auto h = load<L>(g + i * channels + k * L);
+            return relu ? where<L>(!(n * load<L>(a + k * L) + load<L>(b + k * L) <= 0), h) : h;
+        };
+        Floats<L> dot = {};
+        for (int k = 0; k < blocks; k++) {
+            const auto n = normalised(k), h = gradient(k, n);
+            sums.add(k, h * n, h);
+            dot += load<L>(a + k * L) * h * n;
         }
-    }
+        const float along = sum<L>(dot);
+        for (int k = 0; k < blocks; k++) {
+            const auto n = normalised(k), h = gradient(k, n);
+            store<L>(dy + i * channels + k * L, (load<L>(a + k * L) * h - n * along) * r[i]);
+        }
+    });
 }
 
 }  // namespace

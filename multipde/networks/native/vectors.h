@@ -114,6 +114,21 @@ class Sums {
     }
 };
 
+// Calls at(sums, i) for all i < num, by threads side by side; sums are added to the thread's totals after every run.
+template <int L, int B, class At>
+void over_runs(int64_t num, int64_t run, double* totals, int64_t channels, int64_t threads, At at) {
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        const int64_t last = num * (me + 1) / all;
+        Sums<L, B> sums(channels);
+        for (int64_t start = num * me / all; start < last; start += run) {
+            for (int64_t i = start; i < std::min(start + run, last); i++) at(sums, i);
+            sums.move_to(totals + me * 2 * channels);
+        }
+    }
+}
+
 // That memory comes before it is needed.
 inline void ask_for(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + AHEAD); }
 
