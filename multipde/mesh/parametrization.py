@@ -101,6 +101,11 @@ class StencilParametrization(nn.Module):
         """The stencil on the reference mesh, on which the regulariser and the box are defined."""
         return p if self.coordinates == "stencil" else self._multiply(self.unit_basis.matrix.to(p), p)
 
+    def reference_gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient by p from that by `reference_stencil`, whose transpose this is."""
+        matrix = self.unit_basis.matrix.to(gradient)
+        return gradient if self.coordinates == "stencil" else self._multiply(matrix.T, gradient)
+
     def reference_parameter(self, stencil: Tensor) -> Tensor:
         """The parameter of a stencil given on the reference mesh, the inverse of `reference_stencil`."""
         return stencil if self.coordinates == "stencil" else self.unit_basis.to_beta(stencil)

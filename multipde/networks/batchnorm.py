@@ -48,7 +48,7 @@ def remember(norm: _BatchNorm, mean: Tensor, variance: Tensor, num: int) -> None
     norm.num_batches_tracked += 1
     weight = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean.to(norm.running_mean), weight)
-    norm.running_var.lerp_((variance * num / (num - 1)).to(norm.running_var), weight)
+    norm.running_var.lerp_((variance * (num / (num - 1))).to(norm.running_var), weight)
 
 
 class _PooledBatchNorm(torch.autograd.Function):

@@ -11,7 +11,7 @@ from multipde.networks.dynamics import Block
 from multipde.networks.network import PDENet
 from multipde.networks.stability import operator_norm, step_bound
 from multipde.training.conditioning import frozen_statistics
-from multipde.training.regularization import boxed_stencils
+from multipde.training.regularization import Box
 
 EXPLODED = 1e8
 """Running variance of a BatchNorm's input beyond which activations count as exploding; usual is 0.1 to 100."""
@@ -43,13 +43,13 @@ class Watch:
     half of them can be at the box, and are only then counted.
 
     Args:
-        box: bound on the stencils, 0 for none.
+        box: of the stencils, None for none.
     """
 
-    def __init__(self, net: PDENet, box: float):
-        self.box = box
+    def __init__(self, net: PDENet, box: Box | None):
+        self.bound = box.bound if box else math.inf
         self.norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-        self.stencils = boxed_stencils(net) if box else []
+        self.stencils = box.stencils if box else []
         self.num_taps = sum(w.numel() for w in self.stencils)
         self._pending: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
@@ -95,11 +95,11 @@ class Watch:
             raise DivergenceError(f"loss must stay finite, got {loss}")
         if self.stencils:
             norm = rest.pop(0)
-            if not norm < self.box * math.sqrt(SHARE_AT_BOX * self.num_taps):
-                share = sum(int((w.abs() >= self.box).sum()) for w in self.stencils) / self.num_taps
+            if not norm < self.bound * math.sqrt(SHARE_AT_BOX * self.num_taps):
+                share = sum(int((w.abs() >= self.bound).sum()) for w in self.stencils) / self.num_taps
                 if share > SHARE_AT_BOX or not math.isfinite(norm):
                     raise DivergenceError(
-                        f"stencils must stay inside the box {self.box:g}, got {share:.0%} of the taps at it"
+                        f"stencils must stay inside the box {self.bound:g}, got {share:.0%} of the taps at it"
                     )
         largest = max(rest, default=0.0)
         if not largest < EXPLODED:

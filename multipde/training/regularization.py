@@ -1,11 +1,13 @@
-"""The regulariser (13) as quadratures in time, and the box constraint."""
+"""The regulariser (13) as quadratures in time, its gradient in closed form, and the box constraint."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import stencil_parametrization, stored_parameter
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import SymmetricLayer
@@ -46,12 +48,11 @@ class Regularizer:
     def __call__(self, net: PDENet) -> Tensor:
         blocks: list[Block] = list(net.blocks)  # pyright: ignore[reportAssignmentType]
         result = sum(self.block(block) for block in blocks)
-        others = [p.flatten() for part in (net.opening, net.connectors, net.classifier) for p in _references(part)]
-        return result + self.alpha2 / 2 * torch.cat(others).square().sum()
+        return result + self.alpha2 / 2 * _row(_outside_blocks(net)).square().sum()
 
     def block(self, block: Block) -> Tensor:
         """The contribution of one block."""
-        theta = torch.stack([torch.cat([t.flatten() for t in _references(node)]) for node in block.controls])
+        theta = torch.stack([_row(_stored(node)) for node in block.controls])
         dt = block.dt * block.steps / len(theta)
         squares = self.alpha2 / 2 * dt * theta.square().sum()
         if len(theta) == 1 or not self.alpha1:
@@ -61,48 +62,125 @@ class Regularizer:
         return self.alpha1 * dt * variation + squares
 
 
-def boxed_stencils(net: PDENet) -> list[Tensor]:
-    """The stored parameters that `project_to_box` keeps within the box as they are: those that are stencils."""
-    layers = [layer.conv for layer in net.modules() if isinstance(layer, SymmetricLayer)]
-    found = [(stencil_parametrization(conv), conv) for conv in layers]
-    return [
-        conv.weight if p is None else stored_parameter(conv)  # pyright: ignore[reportReturnType]
-        for p, conv in found
-        if p is None or p.coordinates == "stencil"
-    ]
+class RegularizerGradient:
+    """Adds the gradient of a regulariser to those of the parameters of a network, which it collects once.
+
+        ∂R/∂θ_j = α1 (ψ((θ_j - θ_{j-1})/dt) - ψ((θ_{j+1} - θ_j)/dt)) + α2 dt θ_j,    ψ(x) = x/sqrt(x² + τ)
+
+    Differences beyond the ends of the grid are zero. A parameter p of which θ = S p gets Sᵀ ∂R/∂θ. All small tensors of
+    a block are one here, which autograd's way through `Regularizer` would handle one by one.
+
+    Args:
+        net: its parameters are looked up now, their values when the gradient is added.
+    """
+
+    def __init__(self, regularizer: Regularizer, net: PDENet):
+        self.regularizer = regularizer
+        self.blocks: list[tuple[float, list[list[_Stored]]]] = []
+        for block in net.blocks:
+            nodes = [_stored(node) for node in block.controls]  # pyright: ignore
+            self.blocks.append((block.dt * block.steps / len(nodes), nodes))  # pyright: ignore
+        self.others = _outside_blocks(net)
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Add the gradient, or make it the gradient of a parameter that has none."""
+        r = self.regularizer
+        found = [(self.others, r.alpha2 * _row(self.others))]
+        for dt, nodes in self.blocks:
+            stored = [s for node in nodes for s in node]
+            theta = _row(stored).view(len(nodes), -1)
+            grad = r.alpha2 * dt * theta
+            if len(nodes) > 1 and r.alpha1:
+                slopes = torch.diff(theta, dim=0) / dt
+                pull = r.alpha1 * slopes * (slopes.square() + r.tau).rsqrt_()
+                grad[1:] += pull
+                grad[:-1] -= pull
+            found.append((stored, grad.flatten()))
+        for stored, grads in found:
+            _add(stored, grads)
 
 
-@torch.no_grad()
-def project_to_box(net: PDENet, bound: float = 1.0) -> None:
-    """Project the stencils of the symmetric layers to [-bound, bound] on their reference mesh, in place.
+def _add(stored: "list[_Stored]", grads: Tensor) -> None:
+    """Add to the gradients of parameters, given one after the other."""
+    old, new = [], []
+    for s, grad in zip(stored, grads.split([s.parameter.numel() for s in stored]), strict=True):
+        if s.parameter.requires_grad and s.parameter.grad is None:
+            s.parameter.grad = torch.empty_like(s.parameter).copy_(s.pulled_back(grad))
+        elif s.parameter.requires_grad:
+            old.append(s.parameter.grad)
+            new.append(s.pulled_back(grad))
+    if old:
+        torch._foreach_add_(old, new)
+
+
+class Box:
+    """The stencils of the symmetric layers of a network are kept in [-bound, bound] on their reference mesh.
+
+    Attributes:
+        stencils: the stored parameters that are stencils; for others they have to be computed.
 
     Reference: Ruthotto & Haber (2018), section 4.
     """
-    for layer in net.modules():
-        if not isinstance(layer, SymmetricLayer):
-            continue
-        p = stencil_parametrization(layer.conv)
-        if p is None:
-            layer.conv.weight.clamp_(-bound, bound)  # pyright: ignore[reportCallIssue]
-            continue
-        original = stored_parameter(layer.conv)
-        if p.coordinates == "stencil":
-            original.clamp_(-bound, bound)
-        else:
-            original.copy_(p.reference_parameter(p.reference_stencil(original).clamp_(-bound, bound)))
+
+    def __init__(self, net: PDENet, bound: float = 1.0):
+        layers = [layer.conv for layer in net.modules() if isinstance(layer, SymmetricLayer)]
+        found = [_Stored(stored_parameter(conv), stencil_parametrization(conv)) for conv in layers]
+        self.bound = bound
+        self.stencils = [s.parameter for s in found if s.is_itself]
+        self._others = [(s.parameter, s.parametrization) for s in found if not s.is_itself]
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Project the stencils, in place."""
+        for stencil in self.stencils:
+            stencil.clamp_(-self.bound, self.bound)
+        for p, parametrization in self._others:
+            assert parametrization is not None
+            stencil = parametrization.reference_stencil(p).clamp_(-self.bound, self.bound)
+            p.copy_(parametrization.reference_parameter(stencil))
 
 
-def _references(module: nn.Module) -> list[Tensor]:
-    """All parameters of a module, stencils as they are on the reference mesh."""
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """A parameter p with what makes a stencil of it, if anything does."""
+
+    parameter: nn.Parameter
+    parametrization: StencilParametrization | None
+
+    @property
+    def is_itself(self) -> bool:
+        """Whether p is on the reference mesh what it stands for."""
+        return self.parametrization is None or self.parametrization.coordinates == "stencil"
+
+    def flat(self) -> Tensor:
+        """What p is on the reference mesh, the channels innermost, as they mostly are in memory."""
+        p = self.parameter if self.is_itself else self.parametrization.reference_stencil(self.parameter)  # pyright: ignore
+        return p.movedim(1, -1).flatten() if p.dim() > 1 else p
+
+    def pulled_back(self, grad: Tensor) -> Tensor:
+        """The gradient by p from that by `flat`."""
+        if self.parameter.dim() > 1:
+            num, channels, *width = self.parameter.shape
+            grad = grad.view(num, *width, channels).movedim(-1, 1)
+        return grad if self.is_itself else self.parametrization.reference_gradient(grad)  # pyright: ignore
+
+
+def _row(stored: Iterable[_Stored]) -> Tensor:
+    """All one after the other, as they are on the reference mesh."""
+    return torch.cat([s.flat() for s in stored])
+
+
+def _stored(module: nn.Module) -> list[_Stored]:
+    """All parameters of a module."""
     result = []
     for part in module.modules():
         for name, p in part._parameters.items():
+            own = name == "original" and isinstance(part, nn.utils.parametrize.ParametrizationList)
             if p is not None:
-                result.append(_reference(part, name, p))
+                result.append(_Stored(p, part[0] if own else None))  # pyright: ignore
     return result
 
 
-def _reference(part: nn.Module, name: str, p: Tensor) -> Tensor:
-    if name != "original" or not isinstance(part, nn.utils.parametrize.ParametrizationList):
-        return p
-    return part[0].reference_stencil(p)  # pyright: ignore[reportCallIssue]
+def _outside_blocks(net: PDENet) -> list[_Stored]:
+    return [s for part in (net.opening, net.connectors, net.classifier) for s in _stored(part)]

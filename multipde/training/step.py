@@ -14,7 +14,7 @@ from multipde.training.conditioning import Preconditioner, frozen_statistics
 from multipde.training.distributed import averaging, mean_over_processes
 from multipde.training.divergence import DivergenceError, Watch, culprit
 from multipde.training.evaluate import autocast
-from multipde.training.regularization import Regularizer, project_to_box
+from multipde.training.regularization import Box, Regularizer, RegularizerGradient
 from multipde.training.settings import TrainSettings
 
 
@@ -33,12 +33,13 @@ class Step:
         if settings.compile:
             compile_layers(net)
         self.model = averaging(net)
-        self.regularizer = Regularizer(settings.alpha1, settings.alpha2)
+        self.regularizer = RegularizerGradient(Regularizer(settings.alpha1, settings.alpha2), net)
         finest = settings.coordinates == "finest"
         self.preconditioner = Preconditioner(settings.conditioning) if finest and settings.conditioning else None
         fused = device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=settings.momentum, fused=fused)
-        self.watch = Watch(net, settings.box)
+        self.box = Box(net, settings.box) if settings.box else None
+        self.watch = Watch(net, self.box)
 
     def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
         """Loss of a batch and scores of this process's slice, after which the weights are new.
@@ -68,12 +69,13 @@ class Step:
                 place = culprit(self.net, x)
             raise DivergenceError(f"{error} in {place}") from None
         self.optimizer.zero_grad(set_to_none=True)
-        (loss + self.regularizer(self.net)).backward()
+        loss.backward()
+        self.regularizer.add()
         if self.preconditioner is not None:
             self.preconditioner(self.net)
         self.optimizer.step()
-        if self.settings.box:
-            project_to_box(self.net, self.settings.box)
+        if self.box is not None:
+            self.box.project()
         return whole, scores.detach()
 
     def momentum(self) -> dict[str, Tensor]:

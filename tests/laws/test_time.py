@@ -7,7 +7,7 @@ import torch
 
 from multipde import Block, NetworkConfig, PDENet, convert
 from multipde.networks.controls import interpolation_matrix
-from multipde.training.regularization import Regularizer, project_to_box
+from multipde.training.regularization import Box, Regularizer, RegularizerGradient
 
 
 def network(**options) -> PDENet:
@@ -63,12 +63,30 @@ def test_regulariser_and_box_live_on_the_reference_mesh_in_both_coordinates():
                     p = layer.conv.parametrizations.weight
                     shape = p.original.shape
                     p.original.data.copy_(p[0].reference_parameter(3 * stencils[: shape[0], : shape[1]]))
-        project_to_box(net)
+        Box(net).project()
         p = net.blocks[0].controls[0][0].conv.parametrizations.weight
         expected = (3 * stencils[: p.original.shape[0], : p.original.shape[1]]).clamp(-1, 1)
         torch.testing.assert_close(p[0].reference_stencil(p.original), expected)
         values.append(block_term(net, 1.0, 1.0))
     torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("alphas", [(0.3, 0.7), (0.0, 0.7), (0.3, 0.0)])
+@pytest.mark.parametrize("coordinates", ["stencil", "beta"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradient_of_the_regulariser_is_that_of_its_formula(alphas, coordinates, layout):
+    net = network(steps=(3, 1), dt=0.4, coordinates=coordinates, reference=16).to(memory_format=layout)
+    net.classifier.bias.requires_grad_(False)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(Regularizer(*alphas)(net), parameters)
+    for p in parameters[::2]:
+        p.grad = torch.ones_like(p)
+    RegularizerGradient(Regularizer(*alphas), net).add()
+    for k, (p, e) in enumerate(zip(parameters, expected, strict=True)):
+        torch.testing.assert_close(p.grad, e + (k % 2 == 0))
+        assert p.grad is not None
+        assert p.grad.stride() == p.stride()
+    assert net.classifier.bias.grad is None
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "constant"])

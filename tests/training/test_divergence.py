@@ -8,6 +8,7 @@ import torch
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, load, train
 from multipde.training.divergence import DivergenceError, Watch, check_finite, culprit
+from multipde.training.regularization import Box
 from multipde.training.step import Step
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
@@ -22,7 +23,7 @@ def run(directory, rate=0.1, **settings):
 
 def test_a_sound_training_is_left_alone():
     net = PDENet(NETWORK)
-    watch = Watch(net, 1.0)
+    watch = Watch(net, Box(net, 1.0))
     for _ in range(3):
         net(torch.randn(4, 3, 8, 8))
         watch.look(torch.tensor(2.3))
@@ -31,14 +32,15 @@ def test_a_sound_training_is_left_alone():
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_no_number_is_noticed(loss):
+    net = PDENet(NETWORK)
     with pytest.raises(DivergenceError, match="loss must stay finite, got"):
-        Watch(PDENet(NETWORK), 1.0).look(torch.tensor(loss))
+        Watch(net, Box(net, 1.0)).look(torch.tensor(loss))
 
 
 @torch.no_grad()
 def test_stencils_are_noticed_when_more_than_half_of_their_taps_are_at_the_box():
     net = PDENet(NETWORK)
-    watch = Watch(net, 0.5)
+    watch = Watch(net, Box(net, 0.5))
     flat = torch.cat([w.flatten() for w in watch.stencils])
     for share, is_bad in ((0.45, False), (0.55, True)):
         at_box = torch.rand(len(flat), generator=torch.Generator().manual_seed(0)) < share

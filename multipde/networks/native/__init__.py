@@ -70,69 +70,75 @@ def handles(y: Tensor, axis: int = -1) -> bool:
     """Whether there are kernels for features, or lines or cells of them, with the channels in the axis."""
     if y.device.type != "cpu" or y.dtype not in DTYPES or type(y) not in (Tensor, torch.nn.Parameter):
         return False
-    return axis == -1 and y.is_contiguous() and y.numel() > 0 and _built()[0] is not None
+    innermost = y.is_contiguous() if axis == -1 else y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
+    return innermost and y.numel() > 0 and _built()[0] is not None
 
 
-def tv_forward(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, _: int = -1) -> tuple[Tensor, Tensor]:
-    out, r = torch.empty_like(y), y.new_empty((*y.shape[:-1], 1), dtype=torch.float32)
-    _call("tv_forward", y, y, scale, bias, float(eps), relu, out, r, r.numel())
+def tv_forward(
+    y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, axis: int = -1
+) -> tuple[Tensor, Tensor]:
+    per_pixel = list(y.shape)
+    per_pixel[axis] = 1
+    out, r = torch.empty_like(y), y.new_empty(per_pixel, dtype=torch.float32)
+    _call("tv_forward", y, axis, y, scale, bias, float(eps), relu, out, r, r.numel())
     return out, r
 
 
 def tv_backward(
-    g: Tensor, y: Tensor, r: Tensor, scale: Tensor, bias: Tensor, relu: bool, _: int = -1
+    g: Tensor, y: Tensor, r: Tensor, scale: Tensor, bias: Tensor, relu: bool, axis: int = -1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dy, totals = torch.empty_like(y), _totals(y)
-    _call("tv_backward", y, g, y, r, scale, bias, relu, dy, totals, r.numel())
-    return dy, *_summed(totals)
+    dy, totals = torch.empty_like(y), _per_channel(y, axis)
+    _call("tv_backward", y, axis, g, y, r, scale, bias, relu, dy, totals, r.numel())
+    return dy, *totals.unbind()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    totals, num = _totals(x), x.numel() // x.shape[-1]
-    _call("moments", x, x, totals, num)
-    shift, square = totals.sum(0) / num
-    mean = x.flatten(0, -2)[0] + shift
-    return mean.float(), (square - shift.square()).clamp_min(0).float()
+    mean, variance = _per_channel(x)
+    _call("moments", x, -1, x, mean, variance, x.numel() // x.shape[-1])
+    return mean, variance
 
 
 def pooled_affine_relu(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     rows, side, width, _, channels = x.shape
     out = x.new_empty(rows, width, channels)
-    _call("pooled_forward", x, x, mean, scale, bias, out, rows, width, side)
+    _call("pooled_forward", x, -1, x, mean, scale, bias, out, rows, width, side)
     return out
 
 
 def gradient_sums(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    totals = _totals(x)
-    _call("pooled_sums", x, g, x, mean, scale, bias, totals, x.shape[0], x.shape[2], x.shape[1])
-    return _summed(totals)
+    totals = _per_channel(x)
+    _call("pooled_sums", x, -1, g, x, mean, scale, bias, totals, x.shape[0], x.shape[2], x.shape[1])
+    first, second = totals
+    return first, second
 
 
 def pooled_affine_relu_backward(
     g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, mean_g: Tensor, slope: Tensor
 ) -> Tensor:
     dx = torch.empty_like(x)
-    _call("pooled_backward", x, g, x, mean, scale, bias, mean_g, slope, dx, x.shape[0], x.shape[2], x.shape[1])
+    _call("pooled_backward", x, -1, g, x, mean, scale, bias, mean_g, slope, dx, x.shape[0], x.shape[2], x.shape[1])
     return dx
 
 
-def _totals(y: Tensor) -> Tensor:
-    """Two sums per thread and channel."""
-    return y.new_zeros((torch.get_num_threads(), 2, y.shape[-1]), dtype=torch.float64)
+def _per_channel(y: Tensor, axis: int = -1) -> Tensor:
+    """Room for two numbers per channel."""
+    return y.new_empty((2, y.shape[axis]), dtype=torch.float32)
 
 
-def _summed(totals: Tensor) -> tuple[Tensor, Tensor]:
-    first, second = totals.sum(0).float()
-    return first, second
-
-
-def _call(name: str, y: Tensor, *args: Tensor | float | int) -> None:
+def _call(name: str, y: Tensor, axis: int, *args: Tensor | float | int) -> None:
     """The function for features like y, with their number of channels and the number of threads; what is given per
     channel is made float32 and must have as many numbers, or one."""
-    num = y.shape[-1]
-    args = tuple(a.float().expand(num).contiguous() if isinstance(a, Tensor) and a.dim() == 1 else a for a in args)
+    num = y.shape[axis]
+    args = tuple(a.float().expand(num).contiguous() if _differs(a, num) else a for a in args)
     given = [_as_c(a) for a in (*args, num, torch.get_num_threads())]
     getattr(library(), f"{name}_{DTYPES[y.dtype]}")(*given)
+
+
+def _differs(a: Tensor | float | int, num: int) -> bool:
+    """Whether it is given per channel, and otherwise than the functions take it."""
+    if not isinstance(a, Tensor) or a.dim() != 1:
+        return False
+    return a.dtype != torch.float32 or a.shape[0] != num or not a.is_contiguous()
 
 
 def _as_c(a: Tensor | float | int) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_int64:

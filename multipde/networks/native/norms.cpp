@@ -25,12 +25,12 @@
         BY_CHANNELS(tv_forward, y, a, b, eps, relu, out, r, pixels, channels, threads)                                 \
     }                                                                                                                  \
     extern "C" void tv_backward_##NAME(const T* g, const T* y, const float* r, const float* a, const float* b,         \
-                                       int64_t relu, T* dy, double* totals, int64_t pixels, int64_t channels,          \
+                                       int64_t relu, T* dy, float* totals, int64_t pixels, int64_t channels,          \
                                        int64_t threads) {                                                              \
         BY_CHANNELS(tv_backward, g, y, r, a, b, relu, dy, totals, pixels, channels, threads)                           \
     }                                                                                                                  \
-    extern "C" void moments_##NAME(const T* x, double* totals, int64_t pixels, int64_t channels, int64_t threads) {    \
-        BY_CHANNELS(moments, x, totals, pixels, channels, threads)                                                     \
+    extern "C" void moments_##NAME(const T* x, float* mean, float* variance, int64_t pixels, int64_t channels, int64_t threads) {    \
+        BY_CHANNELS(moments, x, mean, variance, pixels, channels, threads)                                                     \
     }                                                                                                                  \
     extern "C" void pooled_forward_##NAME(const T* x, const float* mean, const float* s, const float* b, T* out,       \
                                           int64_t rows, int64_t width, int64_t side, int64_t channels,                 \
@@ -38,7 +38,7 @@
         BY_CHANNELS(pooled_forward, x, mean, s, b, out, rows, width, side, channels, threads)                          \
     }                                                                                                                  \
     extern "C" void pooled_sums_##NAME(const T* g, const T* x, const float* mean, const float* s, const float* b,      \
-                                       double* totals, int64_t rows, int64_t width, int64_t side, int64_t channels,    \
+                                       float* totals, int64_t rows, int64_t width, int64_t side, int64_t channels,    \
                                        int64_t threads) {                                                              \
         BY_CHANNELS(pooled_sums, g, x, mean, s, b, totals, rows, width, side, channels, threads)                       \
     }                                                                                                                  \

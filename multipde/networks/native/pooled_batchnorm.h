@@ -5,17 +5,22 @@
 
 namespace {
 
-// Sums of d and d*d, where d is the difference from the first pixel.
+// Means and variances, by the sums of d and d*d, where d is the difference from the first pixel.
 template <int L, int B, class T>
-void moments(const T* x, double* totals, int64_t pixels, int64_t channels, int64_t threads) {
+void moments(const T* x, float* mean, float* variance, int64_t pixels, int64_t channels, int64_t threads) {
     const int blocks = B ? B : channels / L;
-    over_runs<L, B>(pixels, RUN, totals, channels, threads, [&](Sums<L, B>& sums, int64_t i) {
+    const auto found = over_runs<L, B>(pixels, RUN, channels, threads, [&](Sums<L, B>& sums, int64_t i) {
         ask_for(x + i * channels);
         for (int k = 0; k < blocks; k++) {
             const auto d = load<L>(x + i * channels + k * L) - load<L>(x + k * L);
             sums.add(k, d, d * d);
         }
     });
+    for (int64_t c = 0; c < channels; c++) {
+        const double shift = found[c] / pixels, square = found[channels + c] / pixels;
+        mean[c] = load<1>(x + c)[0] + shift;
+        variance[c] = std::max(square - shift * shift, 0.0);
+    }
 }
 
 // The mean of max(0, s (x - mean) + b) over every cell; there are `rows` rows of `width` cells.
@@ -65,12 +70,13 @@ void behind_relu(const T* g, const T* x, const float* mean, const float* s, cons
 
 // The sums of h and h (x - mean), with h the gradient behind the ReLU.
 template <int L, int B, class T>
-void pooled_sums(const T* g, const T* x, const float* mean, const float* s, const float* b, double* totals, int64_t rows,
+void pooled_sums(const T* g, const T* x, const float* mean, const float* s, const float* b, float* totals, int64_t rows,
                  int64_t width, int64_t side, int64_t channels, int64_t threads) {
-    over_runs<L, B>(rows * side, 1, totals, channels, threads, [&](Sums<L, B>& sums, int64_t row) {
+    const auto found = over_runs<L, B>(rows * side, 1, channels, threads, [&](Sums<L, B>& sums, int64_t row) {
         behind_relu<L, B>(g, x, mean, s, b, row, width, side, channels,
                           [&](int64_t, int k, Floats<L> d, Floats<L> h) { sums.add(k, h, h * d); });
     });
+    std::copy(found.begin(), found.end(), totals);
 }
 
 // dx = s (h - mean of h - slope (x - mean)).

@@ -27,10 +27,10 @@ void tv_forward(const T* y, const float* a, const float* b, float eps, int64_t r
 }
 
 template <int L, int B, class T>
-void tv_backward(const T* g, const T* y, const float* r, const float* a, const float* b, int64_t relu, T* dy, double* totals,
+void tv_backward(const T* g, const T* y, const float* r, const float* a, const float* b, int64_t relu, T* dy, float* totals,
                  int64_t pixels, int64_t channels, int64_t threads) {
     const int blocks = B ? B : channels / L;
-    over_runs<L, B>(pixels, RUN, totals, channels, threads, [&](Sums<L, B>& sums, int64_t i) {
+    const auto found = over_runs<L, B>(pixels, RUN, channels, threads, [&](Sums<L, B>& sums, int64_t i) {
         ask_for(y + i * channels);
         const auto normalised = [&](int k) { return load<L>(y + i * channels + k * L) * r[i]; };
         const auto gradient = [&](int k, Floats<L> n) {
@@ -49,6 +49,7 @@ void tv_backward(const T* g, const T* y, const float* r, const float* a, const f
             store<L>(dy + i * channels + k * L, (load<L>(a + k * L) * h - n * along) * r[i]);
         }
     });
+    std::copy(found.begin(), found.end(), totals);
 }
 
 }  // namespace

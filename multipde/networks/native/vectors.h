@@ -115,8 +115,10 @@ class Sums {
 };
 
 // Calls at(sums, i) for all i < num, by threads side by side; sums are added to the thread's totals after every run.
+// Gives back the first sums of all channels, then the second.
 template <int L, int B, class At>
-void over_runs(int64_t num, int64_t run, double* totals, int64_t channels, int64_t threads, At at) {
+std::vector<double> over_runs(int64_t num, int64_t run, int64_t channels, int64_t threads, At at) {
+    std::vector<double> totals(threads * 2 * channels);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
@@ -124,9 +126,12 @@ void over_runs(int64_t num, int64_t run, double* totals, int64_t channels, int64
         Sums<L, B> sums(channels);
         for (int64_t start = num * me / all; start < last; start += run) {
             for (int64_t i = start; i < std::min(start + run, last); i++) at(sums, i);
-            sums.move_to(totals + me * 2 * channels);
+            sums.move_to(&totals[me * 2 * channels]);
         }
     }
+    for (int64_t i = 2 * channels; i < threads * 2 * channels; i++) totals[i % (2 * channels)] += totals[i];
+    totals.resize(2 * channels);
+    return totals;
 }
 
 // That memory comes before it is needed.
