@@ -52,18 +52,15 @@ def channels_innermost(y: Tensor) -> bool:
 
 def by_channel(y: Tensor, like: Tensor | None = None) -> tuple[Tensor, int]:
     """Features (N, C, *size) as they lie in memory, or as others do that they are like: (N H, W, C) with the channels
-    innermost, else (N, C, pixels); and the axis of the channels. Those in C++ take features as they are."""
-    like = y if like is None else like
-    if native.handles(like, 1):
-        return y, 1
-    if channels_innermost(like):
+    innermost, else (N, C, pixels); and the axis of the channels."""
+    if channels_innermost(y if like is None else like):
         return y.movedim(1, -1).flatten(0, 1), -1
     return y.flatten(2), 1
 
 
 def like_features(flat: Tensor, y: Tensor) -> Tensor:
     """What `by_channel` made of features like y, as features again."""
-    if channels_innermost(y) and flat.shape != y.shape:
+    if channels_innermost(y):
         return flat.view(len(y), *y.shape[2:], y.shape[1]).movedim(-1, 1)
     return flat.view(y.shape)
 

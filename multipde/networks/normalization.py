@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.networks import kernels
+from multipde.networks import kernels, native
 from multipde.networks.kernels import channels_innermost, wide, wide_type
 
 
@@ -49,10 +49,10 @@ class _TVNorm(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, compiled: bool) -> Tensor:
         ctx.eps, ctx.relu, ctx.compiled = eps, relu, compiled
         if compiled:
-            flat, axis = kernels.by_channel(y)
-            out, r = kernels.fast(kernels.tv_forward, flat, axis)(flat, scale, bias, eps, relu, axis)
+            ctx.native = native.handles(y, 1)
+            out, r = (native.tv_forward if ctx.native else _forward_by_torch)(y, scale, bias, eps, relu, 1)
             ctx.save_for_backward(y, scale, bias, r)
-            return kernels.like_features(out, y)
+            return out
         squares = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=wide_type(y)).square_()
         r = squares.add_(eps).rsqrt_().to(y.dtype)
         n = y * _over_channels(r, y)
@@ -69,9 +69,9 @@ class _TVNorm(torch.autograd.Function):
             found = iter(torch.autograd.grad(_plain(y, scale, bias, ctx.eps, ctx.relu), inputs, g, create_graph=True))
             return *(next(found) if t.requires_grad else None for t in (y, scale, bias)), *(None,) * 3
         if ctx.compiled:
-            (flat, axis), (g, _) = kernels.by_channel(y), kernels.by_channel(kernels.laid_like(g, y), like=y)
-            dy, da, db = kernels.fast(kernels.tv_backward, flat, axis)(g, flat, r, scale, bias, ctx.relu, axis)
-            return kernels.like_features(dy, y), da.to(scale), db.to(bias), *(None,) * 3
+            backward = native.tv_backward if ctx.native else _backward_by_torch
+            dy, da, db = backward(kernels.laid_like(g, y), y, r, scale, bias, ctx.relu, 1)
+            return dy, da.to(scale), db.to(bias), None, None, None
         g = torch.ops.aten.threshold_backward(g, out[0], 0) if ctx.relu else g.clone()
         axes = (0, *range(2, y.dim()))
         r = _over_channels(r, y)
@@ -86,6 +86,22 @@ class _TVNorm(torch.autograd.Function):
         da, db = q.sum(axes, dtype=wide_type(y)).to(scale), g.sum(axes, dtype=wide_type(y)).to(bias)
         del q
         return g.mul_(_spread(a, y)).addcmul_(n, _over_channels(dot, y), value=-1).mul_(r), da, db, *(None,) * 3
+
+
+def _forward_by_torch(
+    y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, _: int = 1
+) -> tuple[Tensor, Tensor]:
+    flat, axis = kernels.by_channel(y)
+    out, r = kernels.compiled(kernels.tv_forward)(flat, scale, bias, eps, relu, axis)
+    return kernels.like_features(out, y), r
+
+
+def _backward_by_torch(
+    g: Tensor, y: Tensor, r: Tensor, scale: Tensor, bias: Tensor, relu: bool, _: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    (flat, axis), (g, _) = kernels.by_channel(y), kernels.by_channel(g, like=y)
+    dy, da, db = kernels.compiled(kernels.tv_backward)(g, flat, r, scale, bias, relu, axis)
+    return kernels.like_features(dy, y), da, db
 
 
 def _over_channels(per_pixel: Tensor, y: Tensor) -> Tensor:

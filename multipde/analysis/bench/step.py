@@ -18,6 +18,9 @@ from multipde.training.log import Log
 from multipde.training.settings import TrainSettings
 from multipde.training.step import Step
 
+TURN_SECONDS = 0.3
+"""In training a step follows a step, and not its rivals."""
+
 
 def step_study(
     out: Path | None,
@@ -36,8 +39,8 @@ def step_study(
 
     The floor is the convolutions of the same network alone, each forwards and backwards on tensors of its shapes, in
     the same precision and layout. ``baked`` is the step with plain weights, ``moved`` the step off the reference mesh,
-    where every stencil is computed from its parameter. All are timed in turn; times are medians. Compiled norms have
-    another rival, ``plain``, the step without.
+    where every stencil is computed from its parameter. Compiled norms have another rival, ``plain``, the step without.
+    All of them, of all sizes, are timed in turn; times are medians.
 
     Args:
         dynamics: which; None for all.
@@ -52,9 +55,12 @@ def step_study(
     log, where, rows = log or Log(quiet=True), choose_device(device), []
     amp = choose_amp(where, amp)
     for name in dynamics or DYNAMICS:
-        for size in sizes:
-            num = round(batch * (max(sizes) / size) ** 2) if balance else batch
-            seconds = alternated(_calls(name, size, num, where, amp, compiled), repeats, where)
+        batches = {size: round(batch * (max(sizes) / size) ** 2) if balance else batch for size in sizes}
+        calls = {size: _calls(name, size, num, where, amp, compiled) for size, num in batches.items()}
+        together = {(size, way): call for size, ways in calls.items() for way, call in ways.items()}
+        found = alternated(together, repeats, where, TURN_SECONDS)
+        for size, num in batches.items():
+            seconds = {way: found[size, way] for way in calls[size]}
             row = {
                 "study": "step",
                 "dynamics": name,

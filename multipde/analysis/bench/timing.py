@@ -3,9 +3,9 @@
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,22 +15,40 @@ from torch.utils._pytree import tree_leaves
 from multipde.training.log import append_row
 from multipde.training.provenance import machine, versions
 
+Name = TypeVar("Name", bound=Hashable)
 
-def alternated(calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+
+def alternated(
+    calls: Mapping[Name, Callable[[], Any]], repeats: int, device: torch.device, turn_seconds: float = 0.0
+) -> dict[Name, float]:
     """Median seconds of each call, all of them called in turn so that a slow moment of the machine meets them all.
 
     Every call is made twice before, to warm up.
+
+    Args:
+        repeats: turns of every call.
+        turn_seconds: how long a turn goes on at least. Where it is more than one call the first does not count, which
+            finds the rival's numbers in the processor's caches.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 2):
-        for name, call in calls.items():
-            synchronize(device)
-            started = time.perf_counter()
+    for _ in range(2):
+        for call in calls.values():
             call()
-            synchronize(device)
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - started)
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            found = [_seconds(call, device)]
+            while sum(found) < turn_seconds:
+                found.append(_seconds(call, device))
+            seconds[name] += found[1:] or found
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    synchronize(device)
+    started = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - started
 
 
 def synchronize(device: torch.device) -> None:

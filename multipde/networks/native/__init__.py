@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -74,75 +75,93 @@ def handles(y: Tensor, axis: int = -1) -> bool:
     return innermost and y.numel() > 0 and _built()[0] is not None
 
 
-def tv_forward(
-    y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, axis: int = -1
-) -> tuple[Tensor, Tensor]:
-    per_pixel = list(y.shape)
-    per_pixel[axis] = 1
-    out, r = torch.empty_like(y), y.new_empty(per_pixel, dtype=torch.float32)
-    _call("tv_forward", y, axis, y, scale, bias, float(eps), relu, out, r, r.numel())
-    return out, r
+def tv_forward(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, axis: int = -1) -> tuple[Tensor, Tensor]:
+    num = y.shape[axis]
+    a, b = _for_channels(num, scale, bias)
+    out, r = torch.empty_like(y), y.new_empty((y.numel() // num,), dtype=torch.float32)
+    _call("tv_forward", y, num, y, a, b, eps, relu, out, r, len(r))
+    return out, r.view(*y.shape[:axis], 1, *y.shape[axis:][1:])
 
 
 def tv_backward(
     g: Tensor, y: Tensor, r: Tensor, scale: Tensor, bias: Tensor, relu: bool, axis: int = -1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dy, totals = torch.empty_like(y), _per_channel(y, axis)
-    _call("tv_backward", y, axis, g, y, r, scale, bias, relu, dy, totals, r.numel())
-    return dy, *totals.unbind()
+    num = y.shape[axis]
+    a, b = _for_channels(num, scale, bias)
+    dy, sums = torch.empty_like(y), _per_channel(y, num)
+    _call("tv_backward", y, num, g, y, r, a, b, relu, dy, sums, r.numel())
+    return dy, *sums.unbind()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, variance = _per_channel(x)
-    _call("moments", x, -1, x, mean, variance, x.numel() // x.shape[-1])
+    num = x.shape[-1]
+    mean, variance = _per_channel(x, num).unbind()
+    _call("moments", x, num, x, mean, variance, x.numel() // num)
     return mean, variance
 
 
 def pooled_affine_relu(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    rows, side, width, _, channels = x.shape
-    out = x.new_empty(rows, width, channels)
-    _call("pooled_forward", x, -1, x, mean, scale, bias, out, rows, width, side)
+    rows, side, width, _, num = x.shape
+    known = _for_channels(num, mean, scale, bias)
+    out = x.new_empty(rows, width, num)
+    _call("pooled_forward", x, num, x, *known, out, rows, width, side)
     return out
 
 
 def gradient_sums(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    totals = _per_channel(x)
-    _call("pooled_sums", x, -1, g, x, mean, scale, bias, totals, x.shape[0], x.shape[2], x.shape[1])
-    first, second = totals
+    rows, side, width, _, num = x.shape
+    known = _for_channels(num, mean, scale, bias)
+    sums = _per_channel(x, num)
+    _call("pooled_sums", x, num, g, x, *known, sums, rows, width, side)
+    first, second = sums
     return first, second
 
 
 def pooled_affine_relu_backward(
     g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, mean_g: Tensor, slope: Tensor
 ) -> Tensor:
+    rows, side, width, _, num = x.shape
+    known = _for_channels(num, mean, scale, bias, mean_g, slope)
     dx = torch.empty_like(x)
-    _call("pooled_backward", x, -1, g, x, mean, scale, bias, mean_g, slope, dx, x.shape[0], x.shape[2], x.shape[1])
+    _call("pooled_backward", x, num, g, x, *known, dx, rows, width, side)
     return dx
 
 
-def _per_channel(y: Tensor, axis: int = -1) -> Tensor:
+def _per_channel(y: Tensor, num: int) -> Tensor:
     """Room for two numbers per channel."""
-    return y.new_empty((2, y.shape[axis]), dtype=torch.float32)
+    return y.new_empty((2, num), dtype=torch.float32)
 
 
-def _call(name: str, y: Tensor, axis: int, *args: Tensor | float | int) -> None:
-    """The function for features like y, with their number of channels and the number of threads; what is given per
-    channel is made float32 and must have as many numbers, or one."""
-    num = y.shape[axis]
-    args = tuple(a.float().expand(num).contiguous() if _differs(a, num) else a for a in args)
-    given = [_as_c(a) for a in (*args, num, torch.get_num_threads())]
-    getattr(library(), f"{name}_{DTYPES[y.dtype]}")(*given)
+def _for_channels(num: int, *given: Tensor) -> list[Tensor]:
+    """Each as many numbers in float32 as there are channels; there must be as many, or one."""
+    return [
+        t
+        if t.dtype is torch.float32 and t.shape == (num,) and t.is_contiguous()
+        else t.float().expand(num).contiguous()
+        for t in given
+    ]
 
 
-def _differs(a: Tensor | float | int, num: int) -> bool:
-    """Whether it is given per channel, and otherwise than the functions take it."""
-    if not isinstance(a, Tensor) or a.dim() != 1:
-        return False
-    return a.dtype != torch.float32 or a.shape[0] != num or not a.is_contiguous()
+P, F, N = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
+ARGUMENTS = {
+    "tv_forward": (P, P, P, F, N, P, P, N),
+    "tv_backward": (P, P, P, P, P, N, P, P, N),
+    "moments": (P, P, P, N),
+    "pooled_forward": (P, P, P, P, P, N, N, N),
+    "pooled_sums": (P, P, P, P, P, P, N, N, N),
+    "pooled_backward": (P, P, P, P, P, P, P, P, N, N, N),
+}
+"""Of the functions in C++, followed by the numbers of channels and threads."""
 
 
-def _as_c(a: Tensor | float | int) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_int64:
-    """Tensors by address."""
-    if isinstance(a, Tensor):
-        return ctypes.c_void_p(a.data_ptr())
-    return ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a)
+def _call(name: str, y: Tensor, num: int, *args: Tensor | float | int) -> None:
+    """The function for features like y, with so many channels; tensors by address."""
+    given = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
+    _function(name, y.dtype)(*given, num, torch.get_num_threads())
+
+
+@cache
+def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    function = getattr(library(), f"{name}_{DTYPES[dtype]}")
+    function.argtypes, function.restype = (*ARGUMENTS[name], N, N), None
+    return function
