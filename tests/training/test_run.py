@@ -145,7 +145,7 @@ def test_bf16_is_chosen_where_there_are_instructions_and_refused_where_it_cannot
 def test_training_learns(tmp_path):
     data = load_data("shapes", size=8, num_train=2000, num_test=500)
     network = replace(NETWORK, channels=(16, 24), out_channels=24, steps=3)
-    result = run(tmp_path / "r", Schedule([Level(8, 6, batch=50)]), network, data).result
+    result = run(tmp_path / "r", Schedule([Level(8, 9, batch=50)]), network, data).result
     assert result["test_accuracy"] > 0.25  # a tenth by chance
 
 
