@@ -50,6 +50,19 @@ def test_rivals_are_called_in_turn_after_two_rounds_of_warming_up():
     assert set(seconds) == {"a", "b"}
 
 
+@pytest.mark.parametrize(("turn_seconds", "expected"), [(0.0, 3.0), (2.0, 3.0), (4.5, 1.0)])
+def test_of_a_turn_of_several_calls_the_first_does_not_count(turn_seconds, expected, monkeypatch):
+    now, last = 0.0, ""
+
+    def call(name):
+        nonlocal now, last
+        now, last = now + (1.0 if last == name else 3.0), name  # longer after the rival
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    seconds = alternated({"a": lambda: call("a"), "b": lambda: call("b")}, 2, CPU, turn_seconds)
+    assert seconds == {"a": expected, "b": expected}
+
+
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_reversible_memory_stays_and_stored_memory_grows(amp, tmp_path):
     options = {"num_steps": (2, 8), "channels": 8, "size": 8, "batch": 4, "repeats": 1, "device": "cpu", "amp": amp}
