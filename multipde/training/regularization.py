@@ -111,7 +111,7 @@ def _add(stored: "list[_Stored]", grads: Tensor) -> None:
             old.append(s.parameter.grad)
             new.append(s.pulled_back(grad))
     if old:
-        torch._foreach_add_(old, new)
+        torch._foreach_add_(old, new)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Box:

@@ -90,7 +90,8 @@ def tv_backward(
     a, b = _for_channels(num, scale, bias)
     dy, sums = torch.empty_like(y), _per_channel(y, num)
     _call("tv_backward", y, num, g, y, r, a, b, relu, dy, sums, r.numel())
-    return dy, *sums.unbind()
+    da, db = sums
+    return dy, da, db
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
