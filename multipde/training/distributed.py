@@ -3,6 +3,7 @@
 A training that is alone is the writer, agrees with itself, and does nothing here.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(_local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
     yield
+    gc.collect()  # a model in a cycle would keep the group, and its threads, until the interpreter is gone
     dist.destroy_process_group()
 
 
