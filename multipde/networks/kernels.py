@@ -41,9 +41,9 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def fast(kernel: Callable[..., Any], y: Tensor, axis: int = -1) -> Callable[..., Any]:
-    """A kernel for features y: in C++ where there is one for them, else compiled by torch."""
-    return getattr(native, kernel.__name__) if native.handles(y, axis) else compiled(kernel)
+def fast(kernel: Callable[..., Any], y: Tensor) -> Callable[..., Any]:
+    """A kernel for lines or cells of features: in C++ where there is one for them, else compiled by torch."""
+    return getattr(native, kernel.__name__) if native.handles(y) else compiled(kernel)
 
 
 def channels_innermost(y: Tensor) -> bool:
