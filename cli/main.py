@@ -1,5 +1,7 @@
 """The command ``multipde``: parses, calls the library, and turns its errors into one line."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -35,7 +37,17 @@ Start with `multipde train`: it trains coarse to fine on embedded data and needs
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 with one line on bad input, 128 and the signal when interrupted."""
-    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        try:
+            _run(list(sys.argv[1:] if args is None else args))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `multipde train --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _run(arguments: list[str]) -> None:
     if arguments == ["--version"]:
         from multipde import __version__
 

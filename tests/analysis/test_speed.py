@@ -64,7 +64,8 @@ def test_of_a_turn_of_several_calls_the_first_does_not_count(turn_seconds, expec
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_reversible_memory_stays_and_stored_memory_grows(amp, tmp_path):
+def test_reversible_memory_stays_and_stored_memory_grows(amp, tmp_path, monkeypatch):
+    monkeypatch.setattr("multipde.analysis.bench.memory.has_memcnn", lambda: False)
     options = {"num_steps": (2, 8), "channels": 8, "size": 8, "batch": 4, "repeats": 1, "device": "cpu", "amp": amp}
     rows = memory_study(tmp_path / "rows.jsonl", dynamics=("hamiltonian", "parabolic"), **options)
     found = {(r["dynamics"], r["steps"], r["memory"]): r["tensors"] for r in rows}
@@ -99,16 +100,19 @@ def test_steps_with_as_many_pixels_at_every_size():
     assert rows[0]["images_per_second"] == pytest.approx(8 / rows[0]["step_seconds"], abs=0.1)
 
 
-def test_scaling_compares_with_the_first_number_of_processes(monkeypatch, tmp_path):
+def test_scaling_compares_with_the_first_number_of_processes_in_turn(monkeypatch, tmp_path):
     asked = []
 
     def launched(num, threads, task):
         asked.append((num, task["batch"]))
-        return [{"dynamics": "resnet", "size": s, "seconds": s / num} for s in (4, 8)]
+        slow = 5 if len(asked) in (1, 4) else 1  # one bad round of each
+        return [{"dynamics": "resnet", "size": s, "seconds": slow * s / num} for s in (4, 8)]
 
     monkeypatch.setattr(scaling, "_launched", launched)
-    rows = scaling.scaling_study(tmp_path / "r.jsonl", dynamics=("resnet",), processes=(2, 4), batch=8, device="cpu")
-    assert asked == [(2, 8), (4, 8)]
+    rows = scaling.scaling_study(
+        tmp_path / "r.jsonl", dynamics=("resnet",), processes=(2, 4), batch=8, rounds=3, device="cpu"
+    )
+    assert asked == [(2, 8), (4, 8)] * 3
     assert [(r["processes"], r["size"], r["images_per_second"], r["speedup"]) for r in rows] == [
         (2, 4, 4, 1), (2, 8, 2, 1), (4, 4, 8, 2), (4, 8, 4, 2)
     ]  # fmt: skip
@@ -117,7 +121,7 @@ def test_scaling_compares_with_the_first_number_of_processes(monkeypatch, tmp_pa
 
 def test_scaling_starts_processes_that_share_a_step():
     (row,) = scaling.scaling_study(
-        None, dynamics=("hamiltonian",), processes=(2,), sizes=(4,), batch=4, repeats=1, device="cpu"
+        None, dynamics=("hamiltonian",), processes=(2,), sizes=(4,), batch=4, repeats=1, rounds=1, device="cpu"
     )
     assert (row["processes"], row["batch"]) == (2, 4)
     assert row["images_per_second"] == pytest.approx(4 / row["seconds"], abs=0.1)

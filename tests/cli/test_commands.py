@@ -4,6 +4,7 @@
 # pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -249,6 +250,15 @@ def test_help_is_there_for_every_command_and_quick(capsys):
     assert time.perf_counter() - started < 2  # below 0.5 s on an idle machine: torch must not be imported
     main(["--version"])
     assert capsys.readouterr().out == f"multipde {multipde.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["bench", "--help"]])
+def test_a_reader_that_has_left_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "multipde", *arguments], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 WRONG = [

@@ -40,6 +40,7 @@ def memcnn_block(block: Block) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it decorates with torch.cuda.amp
         memcnn: Any = __import__("memcnn")
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # and empties features through it
     couplings = [
         memcnn.AdditiveCoupling(_Scaled(node[0], block.dt), _Scaled(node[1], -block.dt))  # pyright: ignore
         for node in block.controls

@@ -2,9 +2,11 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ def scaling_study(
     sizes: Sequence[int] = (8, 16, 32),
     batch: int = 128,
     repeats: int = 7,
+    rounds: int = 3,
     device: str = "auto",
     amp: str = "off",
     log: Log | None = None,
@@ -44,12 +47,14 @@ def scaling_study(
     """Images per second of a training step of the CIFAR-10 networks shared by several processes; prints a table.
 
     The batch is that of all processes together, and so is the result of the step. On a CPU the processes share the
-    cores. Each number of processes is started by torchrun and measured by itself; times are medians.
+    cores. Each number of processes is started by torchrun, all numbers in turn and that several times; times are
+    medians of the rounds' medians.
 
     Args:
         dynamics: which; None for all.
         processes: how many, the first being what the others are compared with; None for 1, 2, 4, ... up to the number
             of devices, or of cores.
+        repeats: steps that are timed in every round.
         out: file to which the rows are appended; None for none.
 
     Returns:
@@ -66,15 +71,19 @@ def scaling_study(
         check_devices(where, num)
     task = {"dynamics": list(dynamics or DYNAMICS), "sizes": list(sizes), "batch": batch, "repeats": repeats}
     task |= {"device": device, "amp": choose_amp(where, amp)}
-    rows: list[dict[str, Any]] = []
-    for num in chosen:
-        threads = max(1, (os.cpu_count() or 1) // num)
-        for measured in _launched(num, threads, task):
-            first = next((r for r in rows if all(r[k] == measured[k] for k in ("dynamics", "size"))), measured)
-            row = {"study": "scaling", **measured, "processes": num, "threads": threads, "batch": batch}
-            row |= {"amp": task["amp"], "images_per_second": round(batch / measured["seconds"], 1)}
-            row["speedup"] = round(first["seconds"] / measured["seconds"], 3)
-            rows.append(recorded(row, out))
+    found: dict[tuple[int, str, int], list[float]] = defaultdict(list)
+    threads = {num: max(1, (os.cpu_count() or 1) // num) for num in chosen}
+    for _ in range(rounds):
+        for num in chosen:
+            for measured in _launched(num, threads[num], task):
+                found[num, measured["dynamics"], measured["size"]].append(measured["seconds"])
+    rows = []
+    for (num, name, size), times in found.items():
+        seconds, first = statistics.median(times), statistics.median(found[chosen[0], name, size])
+        row = {"study": "scaling", "dynamics": name, "size": size, "seconds": seconds}
+        row |= {"processes": num, "threads": threads[num], "batch": batch, "amp": task["amp"]}
+        row |= {"images_per_second": round(batch / seconds, 1), "speedup": round(first / seconds, 3)}
+        rows.append(recorded(row, out))
     log.table([_row(row) for row in rows], f"training step shared by processes, batch {batch}, amp {task['amp']}")
     return rows
 
