@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property, reduce
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,22 +128,14 @@ def check_mesh_size(mesh_size: Sequence[float], name: str = "mesh_size") -> None
 
 def _axis_matrix(width: int, h: float, reaction: str) -> Tensor:
     factors = {
-        "reaction": torch.tensor(REACTIONS[reaction], dtype=torch.float64),
-        "convection": torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64) / (2 * h),
-        "diffusion": torch.tensor([-1.0, 2.0, -1.0], dtype=torch.float64) / h**2,
+        "reaction": np.array(REACTIONS[reaction]),
+        "convection": np.array([-1.0, 0.0, 1.0]) / (2 * h),
+        "diffusion": np.array([-1.0, 2.0, -1.0]) / h**2,
     }
     m = width // 2
     columns = []
     for order in range(width):
         names = ["diffusion"] * (order // 2) + ["convection"] * (order % 2)
         names += ["reaction"] * (m - len(names))
-        columns.append(reduce(_compose, (factors[name] for name in names), torch.ones(1, dtype=torch.float64)))
-    return torch.stack(columns, dim=1)
-
-
-def _compose(a: Tensor, b: Tensor) -> Tensor:
-    """Taps of the operator that applies stencil b and then stencil a."""
-    taps = torch.zeros(len(a) + len(b) - 1, dtype=a.dtype)
-    for i, tap in enumerate(a):
-        taps[i : i + len(b)] += tap * b
-    return taps
+        columns.append(reduce(np.convolve, (factors[name] for name in names), np.ones(1)))
+    return torch.from_numpy(np.stack(columns, axis=1))
