@@ -75,11 +75,13 @@ class Bench(DataOptions):
     """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
 
     def run_command(self) -> None:
-        from multipde.training.log import Log
+        from multipde.training.log import Log, check_rows
 
         run_dir = self.run_dir or Path("runs") / f"bench-{self.study}"
         out = self.out or run_dir / "rows.jsonl"
         self._check_given()
+        if self.out is not None:
+            check_rows(self.out)
         if self.study == "input":
             from multipde.analysis.bench.input import input_study
 
@@ -134,5 +136,7 @@ class Bench(DataOptions):
                 raise ValueError(f"{field.name} must be left out for bench {self.study}, got --{flag}")
         if isinstance(self.batch, int) and self.batch < 1:
             raise ValueError(f"batch must be positive, got {self.batch}")
+        if isinstance(self.batch, int) and self.batch >= 2**31:
+            raise ValueError(f"batch must be below 2^31, got {self.batch}")
         if self.study == "scaling" and self.batch == "auto":
             raise ValueError("batch must be a number for bench scaling, got auto")

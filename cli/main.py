@@ -18,6 +18,7 @@ from multipde.cli.reproduce import Reproduce
 from multipde.cli.train import Train
 from multipde.training.allocator import keep_freed_memory
 from multipde.training.launched import num_launched
+from multipde.training.signals import interrupting
 
 COMMANDS = {
     "train": Train,
@@ -59,7 +60,8 @@ def _run(arguments: list[str]) -> None:
     keep_freed_memory()
     try:
         _check_alone(command)
-        command.run_command()
+        with interrupting():
+            command.run_command()
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
     except KeyboardInterrupt as error:

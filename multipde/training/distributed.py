@@ -5,6 +5,7 @@ A training that is alone is the writer, agrees with itself, and does nothing her
 
 import gc
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -85,9 +86,10 @@ def check_batch(batch: int, num: int) -> None:
     if num < 1:
         raise ValueError(f"processes must be positive, got {num}")
     if batch % num:
-        fitting = max(1, batch // num) * num
+        fitting, fewer = max(1, batch // num) * num, max(n for n in range(1, num) if batch % n == 0)
         raise ValueError(
-            f"batch must be a multiple of the number of processes ({num}), got {batch}; type --batch {fitting}"
+            f"batch must be a multiple of the number of processes ({num}), got {batch}; "
+            f"type --batch {fitting}, or start {fewer}"
         )
 
 
@@ -95,9 +97,8 @@ def averaging(net: nn.Module) -> nn.Module:
     """The network as a module whose gradients are means over the processes; all get the weights of the writer."""
     if num_processes() == 1:
         return net
-    for p in net.parameters():
-        if p.dim() > 2 and p[0, 0].numel() == 1:  # of two layouts that are the same that of the gradient
-            p.data = p.data.flatten(1).view(p.shape)
+    # stencils of one tap have two layouts that are the same; which of them a gradient has differs by kernel
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(net)
 
 

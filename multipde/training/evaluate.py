@@ -192,8 +192,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise ValueError(
-            f"device must be one that torch has here, got {device!r} ({str(error).splitlines()[0]})"
+            f"device must be one that torch has here, got {device!r} ({reason}); type --device cpu"
         ) from None
     return chosen
 

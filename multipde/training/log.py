@@ -110,6 +110,16 @@ LEFT = ("name", "class", "second", "true", "layer", "order", "method", "part", "
 """Columns of words."""
 
 
+def check_rows(file: Path) -> None:
+    """Raise OSError for a file to which no rows can be appended: before they are measured."""
+    with writing(file):
+        is_new = not file.exists()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+        if is_new:
+            file.unlink()
+
+
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
     """One more line of a file of rows, such as `read_metrics` reads; a torn line before it is taken away.
 

@@ -2,9 +2,10 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 STOP = ("SIGINT", "SIGTERM", "SIGHUP")
 SAVE = ("SIGUSR1",)
@@ -48,14 +49,32 @@ class Wishes:
 @contextmanager
 def listening(names: tuple[str, ...] = (*STOP, *SAVE)) -> Iterator[Wishes]:
     """Signals become wishes inside; in a thread that is not the main one, or if they are ignored, nothing changes."""
-    wishes, before = Wishes(), {}
+    wishes = Wishes()
+    with _handled(names, wishes.receive):
+        yield wishes
+
+
+@contextmanager
+def interrupting(names: tuple[str, ...] = STOP[1:]) -> Iterator[None]:
+    """Signals end what is inside as SIGINT does, by an exception, so that it can tidy up."""
+
+    def interrupt(signum: int, frame: object = None) -> None:
+        raise Interrupted("", signum)
+
+    with _handled(names, interrupt):
+        yield
+
+
+@contextmanager
+def _handled(names: tuple[str, ...], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {}
     if threading.current_thread() is threading.main_thread():
         for name in names:
             signum = getattr(signal, name, None)
             if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
-                before[signum] = signal.signal(signum, wishes.receive)
+                before[signum] = signal.signal(signum, handler)
     try:
-        yield wishes
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)

@@ -364,6 +364,13 @@ WRONG = [
     ("bench step --processes 2", "processes must be left out for bench step, got --processes"),
     ("bench step --compile --batch 0", "batch must be positive, got 0"),
     ("bench scaling --batch -4", "batch must be positive, got -4"),
+    ("bench step --batch 2147483648", "batch must be below 2^31, got 2147483648"),
+    ("train --sizes 8 --batch 99999999999999999999999", "batch must be below 2^31, got 99999999999999999999999"),
+    ("bench step --dynamics hamiltonian --out {place}/net", "{place}/net must be writable, got: Is a directory"),
+    (
+        "bench input --out {place}/net/config.json/rows",
+        "/rows must be writable, got: File exists",
+    ),
     ("bench memory --compile", "compile must be left out for bench memory, got --compile"),
     ("bench scaling --batch auto", "batch must be a number for bench scaling, got auto"),
     ("bench scaling --batch 5 --processes 1 2", "batch must be a multiple of the number of processes (2), got 5"),
@@ -429,6 +436,20 @@ def test_a_signal_stops_the_command_which_says_how_to_go_on(place, tmp_path):
     assert errors.startswith("multipde: stopped and saved at size ")
     assert errors.endswith(f"; go on with: multipde train --run {run} --resume\n")
     assert load(run).config.size in (8, 16)
+
+
+def test_a_signal_ends_a_measurement_with_its_processes_and_files(tmp_path):
+    command = [sys.executable, "-m", "multipde", "bench", "scaling", "--processes", "2"]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    while not list(tmp_path.glob("torchelastic*")):
+        assert started.poll() is None
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    _, errors = started.communicate(timeout=60)
+    assert (started.returncode, errors) == (128 + signal.SIGTERM, "multipde: interrupted\n")
+    assert not list(tmp_path.glob("tmp*"))
+    assert subprocess.run(["pgrep", "-f", str(tmp_path)], stdout=subprocess.PIPE).stdout == b""
 
 
 @pytest.mark.parametrize("arguments", ["", "fly", "train --sice 8", "train --data mnist", "evaluate", "train --seed x"])

@@ -95,9 +95,17 @@ def _launched(num: int, threads: int, task: dict[str, Any]) -> list[dict[str, An
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
         command = [*launcher, "-m", "multipde.analysis.bench.scaling", json.dumps(task), str(file)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        started = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            _, errors = started.communicate()
+        except BaseException:  # an interrupted study leaves no processes
+            started.terminate()
+            started.communicate()
+            raise
         if not file.exists():
-            last = [line for line in done.stderr.splitlines() if "Error" in line][:1]
+            last = [line for line in errors.splitlines() if "Error" in line][:1]
             raise ValueError(f"processes must come through, got {' '.join(last)[:200] or 'no result'} from {num}")
         return json.loads(file.read_text())
 

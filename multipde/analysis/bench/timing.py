@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from multipde.training.files import writing
 from multipde.training.log import append_row
 from multipde.training.provenance import machine, versions
 
@@ -95,6 +96,7 @@ def recorded(row: Mapping[str, Any], out: Path | None) -> dict[str, Any]:
     """A row of measurements with the machine and the versions that gave it, appended to a file unless that is None."""
     whole = {**row, "machine": machine(), "versions": versions()}
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
         append_row(out, whole)
     return whole
