@@ -11,12 +11,12 @@ from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
 IMAGES = ("data", "root", "download", "stream", "size")
 
 OWN_OPTIONS = {
-    "transfer": (*IMAGES, "small", "arms", "dynamics", "seeds", "budget", "workers"),
-    "regimes": IMAGES,
-    "finetune": (*IMAGES, "checkpoint"),
-    "step": ("dynamics", "batch", "compile"),
-    "memory": ("dynamics",),
-    "scaling": ("dynamics", "batch", "processes"),
+    "transfer": (*IMAGES, "amp", "run_dir", "small", "arms", "dynamics", "seeds", "budget", "workers"),
+    "regimes": (*IMAGES, "amp", "run_dir"),
+    "finetune": (*IMAGES, "amp", "run_dir", "checkpoint"),
+    "step": ("amp", "dynamics", "batch", "compile"),
+    "memory": ("amp", "dynamics"),
+    "scaling": ("amp", "dynamics", "batch", "processes"),
     "input": (),
 }
 """Of the options that not all studies have, those of each."""
@@ -134,6 +134,8 @@ class Bench(DataOptions):
             if field.name in special and getattr(self, field.name) != field.default:
                 flag = field.name.replace("_", "-")
                 raise ValueError(f"{field.name} must be left out for bench {self.study}, got --{flag}")
+            if getattr(self, field.name) == ():
+                raise ValueError(f"{field.name} must name at least one, got none")
         if isinstance(self.batch, int) and self.batch < 1:
             raise ValueError(f"batch must be positive, got {self.batch}")
         if isinstance(self.batch, int) and self.batch >= 2**31:
