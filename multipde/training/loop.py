@@ -1,7 +1,7 @@
 """Coarse to fine: train a level, convert the network, train the next."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +75,7 @@ class Trainer:
         self.state = TrainState()
         self.best: dict[str, Tensor] = {}
         self.wishes = Wishes()
+        self.after_epoch: Callable[[], None] = lambda: None
         self._take(place(net, self.device))
 
     def _take(self, net: PDENet) -> None:
@@ -212,6 +213,7 @@ class Trainer:
             p.end_level(row, p.epoch - 1 + level.share_of_epoch(p.epoch - 1))
             stencils = opening_stencils(self.net, self.best)
             self.log.snapshot(p.index, Snapshot(stencils, validation.confusion, p.rows))
+        self.after_epoch()
         self._write_checkpoint()
         self._heed(is_saved=True)
 

@@ -1,10 +1,8 @@
 """Where a run comes from: command, versions, machine, and the data, so that a difference can be explained."""
 
-import hashlib
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -13,25 +11,22 @@ from typing import Any
 
 import torch
 
+from multipde.data.checksum import FileChecksum, data_checksum
 from multipde.data.datasets import ImageData
-from multipde.data.images import ImageSet, TensorImages
-from multipde.data.streamed import StreamedImages
+from multipde.training.checkpoint import FORMAT, json_bytes
 from multipde.training.distributed import num_processes
+from multipde.training.files import read_json, write_file
 
 PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
 
 
-def provenance(images: ImageData, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data about a run that begins.
-
-    Args:
-        options: by which the images were read.
-    """
+def provenance(images: ImageData) -> dict[str, Any]:
+    """Plain data about a run that begins. No program is asked: folders of images and runs may come from strangers."""
     return {
         "command": shlex.join(sys.argv),
         "versions": versions(),
         "machine": machine(),
-        "data": {"sha256": data_checksum(images), "git": git_state(options.get("root"))},
+        "data": {"sha256": data_checksum(images)},
     }
 
 
@@ -60,30 +55,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def data_checksum(images: ImageData) -> str:
-    """SHA-256 of training and test images with their labels; of names and lengths where files are streamed."""
-    digest = hashlib.sha256()
-    for part in (images.train, images.test):
-        _feed(digest, part)
-    return digest.hexdigest()
-
-
-def git_state(root: Any) -> str | None:
-    """Commit of the working tree in which the data are tracked; None where there is none.
-
-    Whether they are as committed is not asked: that would run filters which a stranger's working tree may name.
-    """
-    if root is None or not Path(root).is_dir():
-        return None
-    safe = ["git", "-c", "core.fsmonitor=false", "-C", str(root)]
-    try:
-        commit = _output([*safe, "rev-parse", "HEAD"])
-        tracked = _output([*safe, "ls-files", "--", "."])
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit if commit and tracked else None
-
-
 def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """What is not as it was when the run began and may change the last bits of its numbers, a line each."""
     found = []
@@ -98,14 +69,51 @@ def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list
     return found
 
 
-def _feed(digest: Any, part: ImageSet) -> None:
-    if isinstance(part, StreamedImages):
-        for path in part.paths:
-            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
-    elif isinstance(part, TensorImages):
-        digest.update(repr(tuple(part.images.shape)).encode())
-        digest.update(part.images.contiguous().numpy())
-    digest.update(part.labels.contiguous().numpy())
+class RecordedFiles:
+    """The checksum of the streamed files of a run, written into its record as soon as it is known.
+
+    Args:
+        images: of the run.
+        file: the record.
+    """
+
+    def __init__(self, images: ImageData, file: Path):
+        self.file, self.checksum = file, FileChecksum(images)
+
+    def settle(self, wait: bool = False) -> None:
+        """Write the checksum down if it is known, or compare it with the one that is written down.
+
+        Args:
+            wait: until it is known.
+
+        Raises:
+            ValueError: the files are not those with which the run began, or cannot be read.
+        """
+        found = self.checksum.result(wait)
+        if found is None:
+            return
+        record = read_json(self.file, FORMAT)
+        origin = record.get("provenance")
+        data = origin.get("data") if isinstance(origin, dict) else None
+        if not isinstance(data, dict):
+            return
+        if (recorded := data.get("files_sha256")) is None:
+            data["files_sha256"] = found
+            write_file(self.file, json_bytes(record))
+        elif recorded != found:
+            raise ValueError(changed_data(recorded, found))
+
+    def close(self) -> None:
+        """Give up what is not read yet."""
+        self.checksum.close()
+
+
+def changed_data(recorded: Any, found: str) -> str:
+    """What is said where the images of a run are not those with which it began."""
+    return (
+        f"data must be those of the run, with checksum {str(recorded)[:12]}..., got {found[:12]}...: images or "
+        "labels have changed"
+    )
 
 
 def _processor() -> str:
@@ -119,7 +127,3 @@ def _processor() -> str:
     if {"cpu family", "model"} <= known.keys():
         return f"{name}, family {known['cpu family']}, model {known['model']}"
     return name
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from multipde.data.checksum import data_checksum
 from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
@@ -39,7 +40,7 @@ from multipde.training.files import (
 from multipde.training.lock import locked
 from multipde.training.log import Log, read_metrics
 from multipde.training.loop import Trainer
-from multipde.training.provenance import data_checksum, differences, machine, provenance, versions
+from multipde.training.provenance import RecordedFiles, changed_data, differences, machine, provenance, versions
 from multipde.training.schedule import Level, Schedule, steps_text
 from multipde.training.settings import TrainSettings
 from multipde.training.signals import SAVE, listening
@@ -120,7 +121,7 @@ def train(
             "data_options": {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in options.items()},
             "num_train": len(images.train),
             "init": None if init is None else str(Path(init).resolve()),
-            "provenance": provenance(images, options),
+            "provenance": provenance(images),
         }
         with ExitStack() as held:
             by_writer(lambda: _take_new(run_dir, record, held))
@@ -240,10 +241,7 @@ def _check_data(record: Mapping[str, Any], images: ImageData) -> None:
         raise ValueError(f"data must be those of the run, {num} training images, got {len(images.train)}")
     recorded = _of(_of(record, "provenance"), "data").get("sha256")
     if recorded is not None and recorded != (found := data_checksum(images)):
-        raise ValueError(
-            f"data must be those of the run, with checksum {str(recorded)[:12]}..., got {found[:12]}...: images or "
-            "labels have changed"
-        )
+        raise ValueError(changed_data(recorded, found))
 
 
 def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
@@ -291,10 +289,13 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
     for note in images.notes:
         log.say(f"note: {note}")
     log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
-    with listening() as trainer.wishes, closing(log):
-        model = trainer.run()
-        test = trainer.test()
-        log.tested(test.confusion)
+    with closing(_Files(run_dir, images)) as files:
+        with listening() as trainer.wishes, closing(log):
+            trainer.after_epoch = files.settle
+            model = trainer.run()
+            test = trainer.test()
+            log.tested(test.confusion)
+        files.settle(wait=True)
     state = trainer.state
     result = {
         "format": FORMAT,
@@ -315,6 +316,20 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
     if trainer.wishes.stop:  # it came behind the last step; whoever called us is asked instead
         signal.raise_signal(trainer.wishes.stop)
     return Run(run_dir, model, result, read_metrics(run_dir / METRICS))
+
+
+class _Files:
+    """Rank zero's `RecordedFiles`; what is wrong with the files is raised by all processes."""
+
+    def __init__(self, run_dir: Path, images: ImageData):
+        self.recorded = RecordedFiles(images, run_dir / RECORD) if is_writer() else None
+
+    def settle(self, wait: bool = False) -> None:
+        by_writer(lambda: self.recorded and self.recorded.settle(wait))
+
+    def close(self) -> None:
+        if self.recorded is not None:
+            self.recorded.close()
 
 
 def _write_result(run_dir: Path, model: PDENet, result: Mapping[str, Any]) -> None:
