@@ -75,7 +75,8 @@ class Bench(DataOptions):
     """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
 
     def run_command(self) -> None:
-        from multipde.training.log import Log, check_rows
+        from multipde.runtime.console import Log
+        from multipde.storage.rows import check_rows
 
         run_dir = self.run_dir or Path("runs") / f"bench-{self.study}"
         out = self.out or run_dir / "rows.jsonl"
@@ -83,14 +84,14 @@ class Bench(DataOptions):
         if self.out is not None:
             check_rows(self.out)
         if self.study == "input":
-            from multipde.analysis.bench.input import input_study
+            from multipde.studies.bench.input import input_study
 
             input_study(self.out, device=self.device, log=Log())
             return
         if self.study in ("step", "memory", "scaling"):
-            from multipde.analysis.bench.memory import memory_study
-            from multipde.analysis.bench.scaling import scaling_study
-            from multipde.analysis.bench.step import step_study
+            from multipde.studies.bench.memory import memory_study
+            from multipde.studies.bench.scaling import scaling_study
+            from multipde.studies.bench.step import step_study
 
             study = {"step": step_study, "memory": memory_study, "scaling": scaling_study}[self.study]
             given = {"balance": True} if self.batch == "auto" else {"batch": self.batch, "processes": self.processes}
@@ -101,17 +102,17 @@ class Bench(DataOptions):
         shared = {"size": self.size, "device": self.device, "amp": self.amp, "log": Log()}
         name = self.data or "shapes"
         if self.study == "regimes":
-            from multipde.analysis.bench.regimes import regimes_study
+            from multipde.studies.bench.regimes import regimes_study
 
             regimes_study(name, self.options(), out, **shared)
             return
         if self.study == "finetune":
-            from multipde.analysis.bench.finetune import finetune_study
+            from multipde.studies.bench.finetune import finetune_study
 
             source = None if self.data is None else (self.data, self.options())
             finetune_study(self.checkpoint, source, out, **shared)
             return
-        from multipde.analysis.bench.study import transfer_study
+        from multipde.studies.bench.transfer_study import transfer_study
 
         transfer_study(
             name,

@@ -47,8 +47,8 @@ class Convert(DataOptions):
     """Say nothing."""
 
     def run_command(self) -> None:
-        from multipde.analysis.convert import convert_to_directory
-        from multipde.training.log import Log
+        from multipde.reports.converted_network import convert_to_directory
+        from multipde.runtime.console import Log
 
         data = (self.data, self.options()) if self.data else self.of(self.checkpoint) if self.checkpoint else None
         convert_to_directory(

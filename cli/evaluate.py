@@ -44,18 +44,18 @@ class Evaluate(DataOptions):
     """Mixed precision."""
 
     def run_command(self) -> None:
-        from multipde.training.log import Log
+        from multipde.runtime.console import Log
 
         self._check_given()
         checkpoints = (self.checkpoint, *self.others)
         shared = {"num_images": self.num_images, "device": self.device, "log": Log()}
         if self.robustness:
-            from multipde.analysis.robustness_report import compare_robustness
+            from multipde.studies.robustness_study import compare_robustness
 
             data = self.of(self.checkpoint)
             compare_robustness(checkpoints, data, by=self.by, out=self.out, plot=self.plot, **shared)
             return
-        from multipde.training.move import evaluate_sizes
+        from multipde.evaluation.sizes import evaluate_sizes
 
         for checkpoint in checkpoints:
             evaluate_sizes(

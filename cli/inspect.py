@@ -15,10 +15,10 @@ class Inspect:
     """Coefficients on the unit square instead of in units of each layer's mesh."""
 
     def run_command(self) -> None:
+        from multipde.mesh.spectrum import order_rms
         from multipde.networks.network import count_flops
-        from multipde.networks.spectrum import order_rms
-        from multipde.training.checkpoint import load
-        from multipde.training.log import Log
+        from multipde.runtime.console import Log
+        from multipde.storage.network import load
 
         net, log = load(self.checkpoint), Log()
         log.say(str(net))

@@ -16,9 +16,9 @@ from multipde.cli.predict import Predict
 from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
 from multipde.cli.train import Train
-from multipde.training.allocator import keep_freed_memory
-from multipde.training.launched import num_launched
-from multipde.training.signals import interrupting
+from multipde.runtime.allocator import keep_freed_memory
+from multipde.runtime.launch import num_launched
+from multipde.runtime.signals import raising_on_signals
 
 COMMANDS = {
     "train": Train,
@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> None:
     keep_freed_memory()
     try:
         _check_alone(command)
-        with interrupting():
+        with raising_on_signals():
             command.run_command()
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
@@ -91,12 +91,12 @@ def _is_memory(error: Exception) -> bool:
 def _fail(message: str, status: int) -> NoReturn:
     """One line, whatever a stranger's file has put into it, from one of the processes."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    if num_launched() == 1 or _is_first_to_tell():
+    if num_launched() == 1 or is_first_to_report():
         print(f"multipde: {line}", file=sys.stderr)
     sys.exit(status)
 
 
-def _is_first_to_tell() -> bool:
-    from multipde.training.distributed import is_first_to_tell  # torch is not needed to tell a lonely error
+def is_first_to_report() -> bool:
+    from multipde.runtime.processes import is_first_to_report
 
-    return is_first_to_tell()
+    return is_first_to_report()

@@ -35,7 +35,7 @@ class DataOptions:
         """The data named here, else those of the checkpoint's run, with the other options given here."""
         if self.data is not None:
             return self.data, self.options()
-        from multipde.training.run import recorded_data
+        from multipde.storage.run_directory import recorded_data
 
         recorded = recorded_data(checkpoint)
         given = {name: value for name, value in self.options().items() if value}

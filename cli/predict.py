@@ -29,9 +29,9 @@ class Predict:
     """Mixed precision."""
 
     def run_command(self) -> None:
-        from multipde.analysis.plots import check_figure_file, prediction_figure
-        from multipde.analysis.predict import predict, tell_predictions
-        from multipde.training.log import Log
+        from multipde.evaluation.predict import predict, tell_predictions
+        from multipde.reports.plots import check_figure_file, prediction_figure
+        from multipde.runtime.console import Log
 
         if self.plot is not None:
             check_figure_file(self.plot)

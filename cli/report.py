@@ -23,8 +23,8 @@ class Report(DataOptions):
     """auto, cpu, cuda, cuda:1, mps."""
 
     def run_command(self) -> None:
-        from multipde.analysis.report import report
-        from multipde.training.log import Log
+        from multipde.reports.page import report
+        from multipde.runtime.console import Log
 
         is_given = self.data is not None or any(self.options().values())
         data, options = (self.of(self.run) if is_given else None) or (None, {})

@@ -46,8 +46,8 @@ class Reproduce:
     """Norms compiled while training, in C++ or on a GPU by torch.compile."""
 
     def run_command(self) -> None:
-        from multipde.analysis.experiments import reproduce
-        from multipde.training.log import Log
+        from multipde.runtime.console import Log
+        from multipde.studies.paper.experiments import reproduce
 
         reproduce(
             self.experiment,

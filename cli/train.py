@@ -98,8 +98,8 @@ class Train(DataOptions):
     """Say nothing."""
 
     def run_command(self) -> None:
-        from multipde.analysis.report import report_at_end
-        from multipde.training.log import Log
+        from multipde.reports.page import report_at_end
+        from multipde.runtime.console import Log
         from multipde.training.run import next_run_directory, resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.settings import TrainSettings

@@ -13,17 +13,7 @@ What it reaches (the shapes have one scale, so no map is right everywhere, and t
 import tempfile
 from pathlib import Path
 
-from multipde import (
-    Level,
-    Schedule,
-    TrainSettings,
-    convert,
-    evaluate,
-    load_data,
-    preset,
-    recalibrate,
-    train,
-)
+from multipde import Level, Schedule, TrainSettings, convert, evaluate, load_data, preset, recalibrate, train
 from multipde.data.batches import Normalize
 from multipde.mesh.transfer import METHODS
 

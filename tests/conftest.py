@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from multipde.data import shapes
-from multipde.networks import native
 from multipde.networks.compilation import check_compiler
+from multipde.networks.kernels import native
 
 torch.set_num_threads(1)  # two test processes on two cores
 

@@ -55,20 +55,20 @@ class Augment:
         self.flip = augmentation.RandomHorizontalFlip(p=0.5)
         self.crop = augmentation.RandomCrop((size, size), padding=self.padding, cropping_mode="slice")
 
-    def __call__(self, x: Tensor, *key: int | str, piece: tuple[int, int] = (0, 1)) -> Tensor:
+    def __call__(self, x: Tensor, *key: int | str, shard: tuple[int, int] = (0, 1)) -> Tensor:
         """Augmented images.
 
         Args:
-            piece: (k, n) where the images are the k-th of the n slices of a batch; they become what they would there.
+            shard: (k, n) where the images are the k-th of the n slices of a batch; they become what they would there.
         """
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(stream_seed(*key))
-            if piece == (0, 1):
+            if shard == (0, 1):
                 return self.crop(self.flip(x))
             for transform in (self.flip, self.crop):
-                drawn = transform.forward_parameters(torch.Size((len(x) * piece[1], *x.shape[1:])))
-                x = transform(x, {k: v if k == "forward_input_shape" else _slice(v, piece) for k, v in drawn.items()})
+                drawn = transform.forward_parameters(torch.Size((len(x) * shard[1], *x.shape[1:])))
+                x = transform(x, {k: v if k == "forward_input_shape" else _slice(v, shard) for k, v in drawn.items()})
             return x
 
 
@@ -93,7 +93,7 @@ def training_batches(
     augment: bool = False,
     share: float = 1.0,
     start: int = 0,
-    piece: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """One epoch in random order; a last batch that is not full is dropped, unless it is the only one.
 
@@ -104,7 +104,7 @@ def training_batches(
         augment: flip, pad and crop.
         share: of the epoch.
         start: number of the first batch that is wanted; the ones before are not read.
-        piece: (k, n) for the k-th of n equal slices of every batch; the others are not read.
+        shard: (k, n) for the k-th of n equal slices of every batch; the others are not read.
 
     Shape:
         - each: images (batch / n, C, size, size), labels (batch / n,)
@@ -112,13 +112,13 @@ def training_batches(
     order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
     order = order[: images_per_epoch(len(order), batch, share)]
     drawn = _drawn_sizes(sizes, -(-len(order) // batch), key)
-    slices = [_slice(part, piece) for part in order.split(batch)]
+    slices = [_slice(part, shard) for part in order.split(batch)]
     parts = list(zip(drawn, slices, strict=True))[start:]
     transforms = {size: Augment(size) for size in set(drawn)} if augment else {}
     for i, (x, labels) in enumerate(images.batches(parts, device), start):
         x, size = normalize(x), drawn[i]
         if augment:
-            x = transforms[size](x, *key, i, piece=piece)
+            x = transforms[size](x, *key, i, shard=shard)
         yield _laid_out(x), labels
 
 
@@ -139,18 +139,18 @@ def evaluation_batches(
     device: torch.device,
     normalize: Normalize,
     *,
-    piece: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """All images, or those of the indices, in order, normalised.
 
     Args:
-        piece: (k, n) for the k-th of n slices of every batch, perhaps empty.
+        shard: (k, n) for the k-th of n slices of every batch, perhaps empty.
 
     Shape:
         - each: images (at most batch, C, size, size), labels
     """
     order = torch.arange(len(images)) if indices is None else indices
-    for x, labels in images.batches([(size, _slice(part, piece)) for part in order.split(batch)], device):
+    for x, labels in images.batches([(size, _slice(part, shard)) for part in order.split(batch)], device):
         yield _laid_out(normalize(x)), labels
 
 
@@ -185,9 +185,9 @@ def drawn_indices(num: int, num_drawn: int | None, key: tuple[int | str, ...]) -
     return torch.randperm(num, generator=stream(*key))[:num_drawn]
 
 
-def _slice(values: Tensor, piece: tuple[int, int]) -> Tensor:
+def _slice(values: Tensor, shard: tuple[int, int]) -> Tensor:
     """The k-th of n slices along the first axis, as equal as can be."""
-    k, n = piece
+    k, n = shard
     return values[len(values) * k // n : len(values) * (k + 1) // n]
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """All submodules in evaluation mode inside, each with its own training flag again afterwards."""
     training = {m: m.training for m in module.modules()}
     try:

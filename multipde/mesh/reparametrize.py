@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from multipde.mesh.modes import evaluation_mode
+from multipde.mesh.modes import eval_mode
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.separable import per_axis
 from multipde.mesh.stencil import check_mesh_size
@@ -213,7 +213,7 @@ def _trace_strides(module: nn.Module, layers: Mapping[str, _ConvNd], example: Te
 
     handles = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
     try:
-        with evaluation_mode(module), torch.no_grad():
+        with eval_mode(module), torch.no_grad():
             module(example)
     finally:
         for handle in handles:

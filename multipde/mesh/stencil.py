@@ -43,7 +43,7 @@ class StencilBasis:
         width: taps per axis, odd; one number or one per axis.
         dim: number of axes, 1 to 3.
         mesh_size: distance h between pixel centres, the domain side being 1; one number or one per axis.
-        reaction: averaging taps of the zeroth order term, ``"121"`` (the paper) or ``"141"``.
+        reaction: data_parallel taps of the zeroth order term, ``"121"`` (the paper) or ``"141"``.
 
     Convention: stencils are applied as torch applies them (correlation), so that order 1 is +d/dx; order 2 is -d²/dx²,
         the paper's sign, under which a positive coefficient diffuses.

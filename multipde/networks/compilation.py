@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from multipde.networks import native
-from multipde.networks.kernels import channels_innermost, compiled, over_pixels
+from multipde.networks.kernels import native
+from multipde.networks.kernels.dispatch import channels_innermost, compiled, over_pixels
 from multipde.networks.layers import ControlledLayer, Opening
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multipde.networks.controls import combine, interpolation_matrix
-from multipde.networks.kernels import laid_like
+from multipde.networks.kernels.dispatch import laid_like
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
 from multipde.networks.reversible import (
     Reverse,

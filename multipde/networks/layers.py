@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multipde.networks.batchnorm import is_fused, pooled_batch_norm
-from multipde.networks.normalization import tv_norm
+from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
+from multipde.networks.kernels.tv_norm import tv_norm
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

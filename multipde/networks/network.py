@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from multipde.mesh.modes import evaluation_mode
+from multipde.mesh.modes import eval_mode
 from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
 from multipde.networks.config import NetworkConfig, check_size
 from multipde.networks.dynamics import Block
@@ -137,7 +137,7 @@ def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
-    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(*shape, device=device))
     return counter.get_total_flops()
 

@@ -1,6 +1,5 @@
 """A run: the directory in which a training is recorded, from its settings to its result."""
 
-import inspect
 import itertools
 import os
 import signal
@@ -14,40 +13,34 @@ import torch
 
 from multipde.data.checksum import data_checksum
 from multipde.data.datasets import ImageData, load_data, split_indices
+from multipde.evaluation.metrics import check_classes
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
-from multipde.training.checkpoint import (
-    FORMAT,
-    check_new,
-    json_bytes,
-    load,
-    network_files,
-    network_from_record,
-    newest_checkpoint,
+from multipde.runtime.device import choose_amp, choose_device
+from multipde.runtime.processes import (
+    from_rank_zero,
+    is_rank_zero,
+    num_processes,
+    on_rank_zero,
+    process_group,
+    rank_zero_first,
 )
-from multipde.training.distributed import by_writer, is_writer, joined, num_processes, of_writer, writer_first
-from multipde.training.evaluate import check_classes, choose_amp, choose_device
-from multipde.training.files import (
-    brief,
-    check_kind,
-    clear_partials,
-    from_record,
-    read_json,
-    write_file,
-    write_files,
-    writing,
-)
-from multipde.training.lock import locked
-from multipde.training.log import Log, read_metrics
-from multipde.training.loop import Trainer
-from multipde.training.provenance import RecordedFiles, changed_data, differences, machine, provenance, versions
-from multipde.training.schedule import Level, Schedule, steps_text
+from multipde.runtime.signals import SAVE, pending_signals
+from multipde.storage.files import clear_partials, write_file, write_files, writing
+from multipde.storage.lock import locked
+from multipde.storage.network import load, network_files
+from multipde.storage.provenance import RecordedFiles, changed_data, differences, machine, provenance, versions
+from multipde.storage.records import FORMAT, json_bytes, read_json
+from multipde.storage.rows import read_metrics
+from multipde.storage.run_directory import METRICS, RECORD, RESULT, _of, check_new, newest_checkpoint, recorded_data
+from multipde.training.level import steps_text
+from multipde.training.log import TrainingLog
+from multipde.training.plan import recorded_plan
+from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
-from multipde.training.signals import SAVE, listening
 from multipde.training.start import network_for, new_trainer, suited
 from multipde.training.tensorboard import Board
-
-RECORD, RESULT, METRICS = "run.json", "result.json", "metrics.jsonl"
+from multipde.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ class Run:
     metrics: list[dict[str, Any]]
 
 
-@joined()
+@process_group()
 def train(
     config: NetworkConfig | None,
     schedule: Schedule,
@@ -99,17 +92,17 @@ def train(
         FileExistsError: the run directory is not empty.
         ValueError: anything in config, schedule, settings or data that does not fit.
     """
-    run_dir, settings = of_writer(Path(run_dir)), settings or TrainSettings()
-    by_writer(lambda: check_new(run_dir, "; type --resume to go on with a run"))
+    run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
+    on_rank_zero(lambda: check_new(run_dir, "; type --resume to go on with a run"))
     options = dict(data_options or {})
     config = network_for(config, schedule, init)
-    images = writer_first(lambda: load_data(data, size=max(level.size for level in schedule.levels), **options))
+    images = rank_zero_first(lambda: load_data(data, size=max(level.size for level in schedule.levels), **options))
     config = suited(config, images, init)
     settings = replace(settings, amp=choose_amp(choose_device(settings.device), settings.amp))
     if balance:
         train_indices, _ = split_indices(len(images.train), settings.seed, settings.validation)
         schedule = schedule.balanced(len(train_indices), multiple=num_processes())
-    with determinism(settings.deterministic), listening(SAVE):
+    with determinism(settings.deterministic), pending_signals(SAVE):
         board = _board(run_dir, schedule.of(config), settings)
         trainer = new_trainer(schedule.of(config), images, settings, run_dir, _log(run_dir, quiet, board), init)
         record = {
@@ -124,11 +117,11 @@ def train(
             "provenance": provenance(images),
         }
         with ExitStack() as held:
-            by_writer(lambda: _take_new(run_dir, record, held))
+            on_rank_zero(lambda: _take_new(run_dir, record, held))
             return _finish(trainer, images)
 
 
-@joined()
+@process_group()
 def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run:
     """Go on with a run from its last checkpoint, as if it had never been interrupted.
 
@@ -140,7 +133,7 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
     Raises:
         ValueError: no run, or data that are missing.
     """
-    run_dir = of_writer(Path(run_dir))
+    run_dir = from_rank_zero(Path(run_dir))
     if not (run_dir / RECORD).exists():
         raise ValueError(f"run must be a directory with a {RECORD}, got {run_dir}; leave --resume out to start one")
     record, file = read_json(run_dir / RECORD, FORMAT), run_dir / RECORD
@@ -149,17 +142,17 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
         log.say(f"{run_dir} is finished; nothing to do")
         return Run(run_dir, load(run_dir), read_json(run_dir / RESULT, FORMAT), read_metrics(run_dir / METRICS))
     plan, settings, init = recorded_plan(record, file)
-    log.board = _board(run_dir, plan, settings) if is_writer() else None
+    log.board = _board(run_dir, plan, settings) if is_rank_zero() else None
     recorded = recorded_data(run_dir)
     source, options = (data, recorded[1] if recorded else {}) if data is not None else recorded or (None, {})
     if source is None:
         raise ValueError(f"data must be given to resume {run_dir}, which was trained on data without a name")
-    images = writer_first(lambda: load_data(source, size=max(level.size for level in plan.levels), **options))
+    images = rank_zero_first(lambda: load_data(source, size=max(level.size for level in plan.levels), **options))
     check_classes(plan.configs()[0], images)
     _check_data(record, images)
-    with determinism(settings.deterministic), ExitStack() as held, listening(SAVE):
-        by_writer(lambda: _take(run_dir, held))
-        newest = by_writer(lambda: newest_checkpoint(run_dir))
+    with determinism(settings.deterministic), ExitStack() as held, pending_signals(SAVE):
+        on_rank_zero(lambda: _take(run_dir, held))
+        newest = on_rank_zero(lambda: newest_checkpoint(run_dir))
         trainer = new_trainer(plan, images, settings, run_dir, log, init if newest is None else None)
         for line in differences(_of(record, "provenance"), {"versions": versions(), "machine": machine()}):
             log.say(f"note: {line}: the last bits may differ from an undisturbed run")
@@ -169,13 +162,13 @@ def resume(run_dir: str | Path, data: Any = None, *, quiet: bool = False) -> Run
             trainer.restore(newest)
             state = trainer.state
             log.say(f"resuming {run_dir} at {state.reached(plan.levels[state.index].size)}")
-        by_writer(lambda: log.keep_rows(trainer.state.rows))
+        on_rank_zero(lambda: log.keep_rows(trainer.state.rows))
         return _finish(trainer, images)
 
 
-def _log(run_dir: Path, quiet: bool, board: Board | None = None) -> Log:
+def _log(run_dir: Path, quiet: bool, board: Board | None = None) -> TrainingLog:
     """That of the writer; the others have nothing to say."""
-    return Log(run_dir / METRICS, quiet, board=board) if is_writer() else Log(quiet=True)
+    return TrainingLog(run_dir / METRICS, quiet, board=board) if is_rank_zero() else TrainingLog(quiet=True)
 
 
 def _take(run_dir: Path, held: ExitStack) -> None:
@@ -209,31 +202,6 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def recorded_plan(record: Mapping[str, Any], file: Path) -> tuple[Schedule, TrainSettings, str | None]:
-    """Schedule with network, settings and starting checkpoint from the record of a run.
-
-    Raises:
-        ValueError: something is missing or of the wrong kind.
-    """
-    levels, init = record.get("levels"), record.get("init")
-    if not isinstance(levels, list) or not levels:
-        raise ValueError(f"{file} must be the record of a run, got no levels")
-    if not isinstance(init, str | None):
-        raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
-    settings = from_record(TrainSettings, record.get("settings"), file, "the settings of a run")
-    network = network_from_record(record.get("network"), file)
-    stages = [from_record(Level, level, file, "a level") for level in levels]
-    try:
-        return Schedule(stages, network), settings, init
-    except (ArithmeticError, TypeError) as error:
-        raise ValueError(f"{file} must be the record of a run, got {brief(error)}") from None
-
-
-def _of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    part = record.get(key)
-    return part if isinstance(part, dict) else {}
-
-
 def _check_data(record: Mapping[str, Any], images: ImageData) -> None:
     """Raise ValueError for data that are not those of the run."""
     num = record.get("num_train")
@@ -242,36 +210,6 @@ def _check_data(record: Mapping[str, Any], images: ImageData) -> None:
     recorded = _of(_of(record, "provenance"), "data").get("sha256")
     if recorded is not None and recorded != (found := data_checksum(images)):
         raise ValueError(changed_data(recorded, found))
-
-
-def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
-    """Name and options of the data that a run was trained on; None for a directory that is no run."""
-    file = directory / RECORD
-    if not file.exists():
-        return None
-    record = read_json(file, FORMAT)
-    name, options = record.get("data"), record.get("data_options", {})
-    if name is None:
-        return None
-    parameters = inspect.signature(load_data).parameters
-    try:
-        check_kind("data", name, str)
-        check_kind("data_options", options, dict[str, Any])
-        for key, value in options.items():
-            if key not in parameters or key in ("source", "size"):
-                raise TypeError(f"an unknown option {key[:80]!r}")
-            check_kind(key, value, parameters[key].annotation)
-    except TypeError as error:
-        raise ValueError(f"{file} must name the data of a run, got {error}") from None
-    return name, {key: value for key, value in options.items() if key != "download"}  # nothing is fetched unasked
-
-
-def recorded_split(directory: Path | None) -> tuple[int, float]:
-    """Seed and share by which a run held back its validation images; the defaults for a directory that is no run."""
-    file = directory / RECORD if directory else None
-    recorded = read_json(file, FORMAT).get("settings", {}) if file is not None and file.exists() else {}
-    settings = from_record(TrainSettings, recorded, file or Path(RECORD), "the settings of a run")
-    return settings.seed, settings.validation
 
 
 def _board(run_dir: Path, plan: Schedule, settings: TrainSettings) -> Board | None:
@@ -290,7 +228,7 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
         log.say(f"note: {note}")
     log.table(trainer.schedule.rows(), f"{images.name}, {trainer.net.config.dynamics}")
     with closing(_Files(run_dir, images)) as files:
-        with listening() as trainer.wishes, closing(log):
+        with pending_signals() as trainer.signals, closing(log):
             trainer.after_epoch = files.settle
             model = trainer.run()
             test = trainer.test()
@@ -307,14 +245,14 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
         "moves": state.moves,
         "rollbacks": state.rollbacks,
     }
-    by_writer(lambda: _write_result(run_dir, model, result))
+    on_rank_zero(lambda: _write_result(run_dir, model, result))
     log.table(_summary(trainer.schedule, state.levels), "What each level took and reached")
     log.say(
         f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {model.config.sizes[0]} "
         f"after {state.seconds / 60:.1f} min; written to {run_dir}"
     )
-    if trainer.wishes.stop:  # it came behind the last step; whoever called us is asked instead
-        signal.raise_signal(trainer.wishes.stop)
+    if trainer.signals.stop:  # it came behind the last step; whoever called us is asked instead
+        signal.raise_signal(trainer.signals.stop)
     return Run(run_dir, model, result, read_metrics(run_dir / METRICS))
 
 
@@ -322,10 +260,10 @@ class _Files:
     """Rank zero's `RecordedFiles`; what is wrong with the files is raised by all processes."""
 
     def __init__(self, run_dir: Path, images: ImageData):
-        self.recorded = RecordedFiles(images, run_dir / RECORD) if is_writer() else None
+        self.recorded = RecordedFiles(images, run_dir / RECORD) if is_rank_zero() else None
 
     def settle(self, wait: bool = False) -> None:
-        by_writer(lambda: self.recorded and self.recorded.settle(wait))
+        on_rank_zero(lambda: self.recorded and self.recorded.settle(wait))
 
     def close(self) -> None:
         if self.recorded is not None:

@@ -1,108 +1,10 @@
 """The plan of a coarse-to-fine training: levels, their learning rates, and what each costs."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from multipde.networks.config import NetworkConfig
-from multipde.networks.network import count_flops
-
-
-def _one_cycle(fraction: float) -> float:
-    """Linear from 1/10 to 1 over the first quarter, then half a cosine to zero."""
-    if fraction < 0.25:
-        return 0.1 + 0.9 * fraction / 0.25
-    return 0.5 * (1 + math.cos(math.pi * (fraction - 0.25) / 0.75))
-
-
-def _fifths(*ends: float) -> Callable[[float], float]:
-    """Constant, and a fifth of it from each of these shares on."""
-    return lambda fraction: 0.2 ** sum(fraction >= end for end in ends)
-
-
-def _warm_up(fraction: float) -> float:
-    """Linear from 1/10 to 1 over the first tenth, then constant."""
-    return min(1.0, 0.1 + 9 * fraction)
-
-
-POLICIES: dict[str, Callable[[float], float]] = {
-    "one_cycle": _one_cycle,
-    "piecewise": _fifths(0.6, 0.8),
-    "piecewise_long": _fifths(0.3, 0.5, 0.7, 0.9),
-    "across": _one_cycle,
-    "warm_up": _warm_up,
-    "constant": lambda fraction: 1.0,
-    "cool_down": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
-}
-"""Learning rate over its peak as a function of the share of the level that is done, in [0, 1); for ``across`` the share
-of the work of all levels with this policy. ``piecewise`` is the paper's for STL-10 and CIFAR-10 (60, 20 and 20 per cent
-of the epochs), ``piecewise_long`` its for CIFAR-100 (30, 20, 20, 20 and 10)."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One mesh of the schedule.
-
-    Args:
-        size: image side in pixels.
-        epochs: passes over the training images, the last of them perhaps in part; None to switch by the gain per
-            unit of work, see `multipde.training.pace`.
-        steps: time steps, one number or one per block; None keeps those of the level before, or of the network.
-        batch: images per optimizer step.
-        learning_rate: its peak.
-        policy: a key of `POLICIES`: ``"one_cycle"``, ``"piecewise"``, ``"across"`` all levels, ...
-        mixed: every batch is at a size drawn at random, here (size, share of the batches), the largest the size of the
-            level; empty for that one size only.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    size: int
-    epochs: float | None
-    steps: int | tuple[int, ...] | None = None
-    batch: int = 125
-    learning_rate: float = 0.1
-    policy: str = "one_cycle"
-    mixed: tuple[tuple[int, float], ...] = ()
-
-    def __post_init__(self):
-        if isinstance(self.steps, list):
-            object.__setattr__(self, "steps", tuple(self.steps))
-        object.__setattr__(self, "mixed", tuple((int(size), float(share)) for size, share in self.mixed))
-        for name in ("size", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-            if getattr(self, name) >= 2**31:
-                raise ValueError(f"{name} must be below 2^31, got {getattr(self, name)}")
-        if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
-            raise ValueError(f"epochs must be positive, got {self.epochs}")
-        if self.mixed:
-            sizes, shares = zip(*self.mixed, strict=True)
-            if max(sizes) != self.size or len(set(sizes)) != len(sizes):
-                raise ValueError(f"mixed must name each size once, the largest {self.size}, got {sizes}")
-            if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-                raise ValueError(f"mixed must have positive shares that sum to 1, got {shares}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
-
-    @property
-    def sizes(self) -> tuple[tuple[int, float], ...]:
-        """The sizes of the batches with the share of each."""
-        return self.mixed or ((self.size, 1.0),)
-
-    @property
-    def num_epochs(self) -> int:
-        """Number of passes begun; 0 where it is not known beforehand."""
-        return 0 if self.epochs is None else math.ceil(self.epochs - 1e-9)
-
-    def share_of_epoch(self, epoch: int) -> float:
-        """How much of this pass is done: 1, or what is left of the last one."""
-        return 1.0 if self.epochs is None else min(1.0, self.epochs - epoch)
-
+from multipde.training.level import POLICIES, Level, level_flops, steps_text
 
 LEAST_STEPS = 16
 """A batch that grows on a coarse level leaves at least so many steps in an epoch."""
@@ -305,21 +207,3 @@ def _mix(levels: Sequence[Level]) -> Level:
     total = sum(level.epochs or 0 for level in levels)
     shares = tuple((level.size, (level.epochs or 0) / total) for level in levels)
     return replace(finest, epochs=total, mixed=shares)
-
-
-def level_flops(level: Level, config: NetworkConfig) -> float:
-    """Floating point operations per training image of a level, forwards and backwards, for its network."""
-    return sum(share * _training_flops(replace(config, size=size, reference=None)) for size, share in level.sizes)
-
-
-@lru_cache
-def _training_flops(config: NetworkConfig) -> int:
-    return count_flops(config, training=True)
-
-
-def steps_text(steps: int | tuple[int, ...] | None) -> str:
-    """One number where all blocks have the same."""
-    if steps is None:
-        return "-"
-    blocks = (steps,) if isinstance(steps, int) else steps
-    return ",".join(str(s) for s in (blocks[:1] if len(set(blocks)) == 1 else blocks))

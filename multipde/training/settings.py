@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from multipde.conversions.optimizer_state import check_rule
+from multipde.conversions.recalibration import RECALIBRATION_IMAGES
 from multipde.mesh.transfer import check_method
-from multipde.networks.momentum import check_rule
 from multipde.training.budget import parse_budget
 
 COORDINATES = ("level", "finest")
@@ -65,7 +66,7 @@ class TrainSettings:
     max_epochs: int = 100
     augment: bool = True
     validation: float = 0.2
-    calibration_images: int = 2000
+    calibration_images: int = RECALIBRATION_IMAGES
     checkpoint_every: float = 10.0
     on_divergence: str = "stop"
     deterministic: bool = False

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
-from multipde.training.checkpoint import read_tensors, tensor_bytes
-from multipde.training.files import write_file
+from multipde.storage.files import write_file
+from multipde.storage.tensors import read_tensors, tensor_bytes
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,23 @@ from pathlib import Path
 
 import torch
 
+from multipde.conversions.convert import conversion
+from multipde.conversions.recalibration import recalibrate
 from multipde.data.datasets import ImageData
 from multipde.data.seeds import stream_seed
+from multipde.evaluation.metrics import check_classes
 from multipde.mesh.reparametrize import set_reference
-from multipde.networks.calibration import recalibrate
-from multipde.networks.config import NetworkConfig, default_network
-from multipde.networks.convert import conversion
+from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
-from multipde.training.checkpoint import load
-from multipde.training.distributed import take_from_writer
-from multipde.training.evaluate import check_classes, place
-from multipde.training.log import Log
-from multipde.training.loop import Trainer
+from multipde.networks.presets import default_network
+from multipde.runtime.device import place
+from multipde.runtime.processes import broadcast_weights
+from multipde.storage.network import load
+from multipde.training.log import TrainingLog
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 from multipde.training.switch import plan_move
+from multipde.training.trainer import Trainer
 
 
 def starting_network(
@@ -108,7 +110,7 @@ def initial_network(config: NetworkConfig, seed: int, reference: int | None = No
 
 
 def new_trainer(
-    plan: Schedule, images: ImageData, settings: TrainSettings, run_dir: Path, log: Log, init: str | Path | None
+    plan: Schedule, images: ImageData, settings: TrainSettings, run_dir: Path, log: TrainingLog, init: str | Path | None
 ) -> Trainer:
     """At the first level, with the weights that the seed draws or those of a checkpoint."""
     start = plan.configs()[0]
@@ -116,7 +118,7 @@ def new_trainer(
     trainer = Trainer(initial_network(start, settings.seed, reference), plan, images, settings, run_dir, log)
     if init is not None:
         trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
-        take_from_writer(trainer.net)
+        broadcast_weights(trainer.net)
     return trainer
 
 

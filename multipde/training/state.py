@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.training.distributed import num_processes, of_writer, sum_over_processes
-from multipde.training.evaluate import Metrics
-from multipde.training.files import from_record
+from multipde.evaluation.metrics import Metrics
+from multipde.runtime.processes import from_rank_zero, num_processes, sum_over_processes
+from multipde.storage.records import from_record
 from multipde.training.schedule import Schedule
 
 PACE_KEYS = ("began", "accuracy", "gain", "price", "leave", "planned")
@@ -96,7 +96,7 @@ class TrainState:
         self.record()
         self.epoch, self.rows = self.epoch + 1, self.rows + 1
         self.flops += flops * self.num_images
-        self.seconds += of_writer(self.epoch_seconds + validation.seconds)
+        self.seconds += from_rank_zero(self.epoch_seconds + validation.seconds)
         row = {
             "epoch": self.epoch,
             "train_loss": self.loss_sum / self.num_images,
@@ -125,7 +125,7 @@ class TrainState:
     def begin_level(self, move: dict[str, Any], seconds: float) -> None:
         """The network is on the next level."""
         self.index, self.epoch, self.best_accuracy = self.index + 1, 0, -1.0
-        self.seconds += of_writer(seconds)
+        self.seconds += from_rank_zero(seconds)
         self.moves.append(move)
 
 

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.networks.compilation import compile_layers
-from multipde.networks.kernels import wide
+from multipde.networks.kernels.dispatch import wide
 from multipde.networks.network import PDENet
-from multipde.training.batchnorm import synchronised
-from multipde.training.conditioning import Preconditioner, frozen_statistics
-from multipde.training.distributed import averaging, mean_over_processes
-from multipde.training.divergence import DivergenceError, Watch, culprit
-from multipde.training.evaluate import autocast
-from multipde.training.regularization import Box, Regularizer, RegularizerGradient
+from multipde.networks.regularization import Box, Regularizer, RegularizerGradient
+from multipde.runtime.device import autocast
+from multipde.runtime.processes import data_parallel, mean_over_processes
+from multipde.runtime.sync_batchnorm import synchronized
+from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
+from multipde.training.preconditioner import Preconditioner
 from multipde.training.settings import TrainSettings
 
 
-class Step:
+class TrainStep:
     """Stochastic gradient descent with momentum on a network, as the settings say.
 
     Of several processes each has its slice of the batch: BatchNorm sees the whole, loss and gradients are means over
@@ -32,14 +33,14 @@ class Step:
         self.net, self.settings, self.device = net, settings, device
         if settings.compile:
             compile_layers(net)
-        self.model = averaging(net)
+        self.model = data_parallel(net)
         self.regularizer = RegularizerGradient(Regularizer(settings.alpha1, settings.alpha2), net)
         finest = settings.coordinates == "finest"
         self.preconditioner = Preconditioner(settings.conditioning) if finest and settings.conditioning else None
         fused = device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=settings.momentum, fused=fused)
         self.box = Box(net, settings.box) if settings.box else None
-        self.watch = Watch(net, self.box)
+        self.monitor = Monitor(net, self.box)
 
     def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
         """Loss of a batch and scores of this process's slice, after which the weights are new.
@@ -56,17 +57,17 @@ class Step:
             group["lr"] = rate
         with (
             autocast(self.device, self.settings.amp),
-            frozen_statistics(self.net, not own_statistics),
-            synchronised(self.net),
+            frozen_running_statistics(self.net, not own_statistics),
+            synchronized(self.net),
         ):
             scores = self.model(x)
         loss = functional.cross_entropy(wide(scores), labels)
         whole = mean_over_processes(loss.detach())
         try:
-            self.watch.look(whole)
+            self.monitor.look(whole)
         except DivergenceError as error:
-            with synchronised(self.net):
-                place = culprit(self.net, x)
+            with synchronized(self.net):
+                place = locate_nonfinite(self.net, x)
             raise DivergenceError(f"{error} in {place}") from None
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

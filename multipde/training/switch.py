@@ -6,22 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
+from multipde.conversions.calibration import CALIBRATION_IMAGES
+from multipde.conversions.convert import Conversion, conversion
+from multipde.conversions.stable_conversion import STABILITY_IMAGES, stabilized
 from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.config import NetworkConfig
-from multipde.networks.convert import Conversion, conversion
 from multipde.networks.network import PDENet
-from multipde.networks.stability import stability_report, stable_steps, step_ratios
-from multipde.training.schedule import Level, Schedule
+from multipde.stability.bounds import stability_report, stable_steps, step_ratios
+from multipde.training.level import Level
+from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
-
-CALIBRATION_IMAGES = 256
-"""Training images on which derivative terms are measured; all of them go through the network at once."""
-
-STABILITY_IMAGES = 8
-"""Training images along which step bounds are measured."""
-
-GROWTH = 2
-"""By how much the number of steps may grow at one switch; the scale of the stencils does the rest."""
 
 DrawImages = Callable[[int, int], Tensor]
 """(number, size) to training images as the network takes them."""
@@ -51,7 +45,7 @@ def plan_move(
     move = conversion(net, size=level.size, method=method, calibration=images)
     if settings.auto_steps:
         before = step_ratios(stability_report(net, draw(STABILITY_IMAGES, old_size)))
-        return stabilised(move, net, before, draw(STABILITY_IMAGES, level.size))
+        return stabilized(move, net, before, draw(STABILITY_IMAGES, level.size))
     return replace(move, steps=steps)
 
 
@@ -101,29 +95,3 @@ def move_record(
         "step_ratios": list(ratios),
         "block_scales": None if move.block_scales is None else list(move.block_scales),
     } | dict(zip(("accuracy_before", "accuracy_moved", "accuracy_recalibrated"), accuracies, strict=True))
-
-
-def stabilised(move: Conversion, net: PDENet, before: Sequence[float], new_images: Tensor) -> Conversion:
-    """The conversion with more steps, and smaller stencils if that is not enough, so that no bound is broken worse.
-
-    Args:
-        before: dt over its bound in the blocks of the network, see `step_ratios`.
-        new_images: as the converted network takes them.
-    """
-    moved: PDENet = move(net)  # pyright: ignore[reportAssignmentType]
-    present = moved.config.block_steps
-    wanted = stable_steps(stability_report(moved, new_images), before)
-    steps = tuple(min(w, GROWTH * n) for w, n in zip(wanted, present, strict=True))
-    move = replace(move, steps=steps)
-    if steps == wanted:
-        return move
-    refined: PDENet = move(net)  # pyright: ignore[reportAssignmentType]
-    after = step_ratios(stability_report(refined, new_images))
-    power = 1.0 if net.config.norm == "tv" else 0.5  # |J| grows with |K| behind the TV norm, with |K|² without
-    if net.config.dynamics == "second_order":
-        power *= 2
-    scales = tuple(
-        1.0 if w == n else min(1.0, (max(1.0, b) / a) ** power)
-        for w, n, a, b in zip(wanted, steps, after, before, strict=True)
-    )
-    return replace(move, block_scales=scales)

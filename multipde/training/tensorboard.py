@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from multipde.evaluation.pictures import confusion_figure, stencil_figure
 from multipde.networks.config import NetworkConfig
-from multipde.training.pictures import confusion_figure, stencil_figure
 from multipde.training.snapshot import Snapshot, read_snapshots
 
 FOLDER = "tensorboard"

@@ -22,7 +22,7 @@ from multipde.cli.main import COMMANDS, main
 from multipde.data.datasets import DATA_NAMES
 from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.dynamics import DYNAMICS
-from multipde.training.evaluate import AMP
+from multipde.runtime.device import AMP
 from tests.conftest import write_folder
 
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from multipde import load_data, render_shapes
-from multipde.data.batches import (
-    Augment,
-    Normalize,
-    drawn_images,
-    drawn_indices,
-    evaluation_batches,
-    training_batches,
-)
+from multipde.data.batches import Augment, Normalize, drawn_images, drawn_indices, evaluation_batches, training_batches
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
 from tests.conftest import write_folder
@@ -119,7 +112,7 @@ def test_slices_of_a_batch_are_those_of_the_whole(streamed, tmp_path):
     arguments = (data.train, torch.arange(27), ((8, 0.5), (16, 0.5)), 6, CPU, Normalize(data.mean, data.std))
     options = {"key": (0, "train"), "augment": True, "start": 1}
     whole = list(training_batches(*arguments, **options))
-    parts = [list(training_batches(*arguments, **options, piece=(k, 3))) for k in range(3)]
+    parts = [list(training_batches(*arguments, **options, shard=(k, 3))) for k in range(3)]
     assert len(whole) == 3
     for i, (x, labels) in enumerate(whole):
         assert torch.equal(torch.cat([part[i][0] for part in parts]), x)
@@ -128,6 +121,6 @@ def test_slices_of_a_batch_are_those_of_the_whole(streamed, tmp_path):
 
 def test_slices_for_evaluation_may_be_empty_and_make_up_the_whole():
     images = TensorImages(torch.arange(14, dtype=torch.uint8).view(14, 1, 1, 1), torch.arange(14))
-    found = [list(evaluation_batches(images, None, 1, 4, CPU, Normalize((), ()), piece=(k, 3))) for k in range(3)]
+    found = [list(evaluation_batches(images, None, 1, 4, CPU, Normalize((), ()), shard=(k, 3))) for k in range(3)]
     assert [[len(y) for _, y in batches] for batches in found] == [[1, 1, 1, 0], [1, 1, 1, 1], [2, 2, 2, 1]]
     assert sorted(torch.cat([y for batches in found for _, y in batches]).tolist()) == list(range(14))

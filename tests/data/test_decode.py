@@ -7,10 +7,10 @@ import torch
 from PIL import Image, ImageFile
 
 from multipde import render_shapes, resize_images
-from multipde.analysis.bench.consistency import band_limited
 from multipde.data.decode import decode_image, decode_images
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
+from multipde.studies.bench.consistency import band_limited
 
 SHARP: dict[str, Any] = {"quality": 100, "subsampling": 0}
 ROUNDING = 3

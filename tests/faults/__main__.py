@@ -6,8 +6,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from multipde.training.log import append_row
-from multipde.training.provenance import machine, versions
+from multipde.storage.provenance import machine, versions
+from multipde.storage.rows import append_row
 from tests.faults import exact, fuzz, kill, load
 
 DEFAULT = {"kill": 200, "exact": 1, "fuzz": 5000, "load": 200_000}

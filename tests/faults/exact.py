@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from multipde import NetworkConfig, Schedule, TrainSettings, resume, train
+from multipde.runtime.signals import Interrupted
 from multipde.training.schedule import levels_from_lists
-from multipde.training.signals import Interrupted
-from multipde.training.step import Step
+from multipde.training.step import TrainStep
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
 OPTIONS = {"num_train": 200, "num_test": 60}
@@ -40,11 +40,11 @@ def campaign(place: Path, recipes: tuple[str, ...] = tuple(RECIPES), every: int 
         How many were tried, and how many gave other weights.
     """
     counts: dict[str, float] = {"recipes": len(recipes), "tried": 0, "different": 0}
-    original, began = Step.__call__, time.perf_counter()
+    original, began = TrainStep.__call__, time.perf_counter()
     calls: list[int] = []
 
     def counted(stop_at: int):
-        def step(self: Step, *args, **options):
+        def step(self: TrainStep, *args, **options):
             calls.append(1)
             if len(calls) == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -55,12 +55,12 @@ def campaign(place: Path, recipes: tuple[str, ...] = tuple(RECIPES), every: int 
     try:
         for recipe in recipes:
             calls.clear()
-            Step.__call__ = counted(0)
+            TrainStep.__call__ = counted(0)
             start(place / "undisturbed", recipe)
             expected = (place / "undisturbed/model.safetensors").read_bytes()
             for stop_at in range(1, len(calls) + 1, every):
                 calls.clear()
-                Step.__call__ = counted(stop_at)
+                TrainStep.__call__ = counted(stop_at)
                 try:
                     start(place / "run", recipe)
                     raise RuntimeError("the training must be stopped by the signal")
@@ -71,5 +71,5 @@ def campaign(place: Path, recipes: tuple[str, ...] = tuple(RECIPES), every: int 
                 shutil.rmtree(place / "run")
             shutil.rmtree(place / "undisturbed")
     finally:
-        Step.__call__ = original
+        TrainStep.__call__ = original
     return counts | {"seconds": round(time.perf_counter() - began, 1)}

@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, load, save, train
-from multipde.analysis.foreign import convert_state_dict, read_state_dict
+from multipde.conversions.external import convert_state_dict, read_state_dict
 from multipde.data.decode import decode_image
-from multipde.training.checkpoint import newest_checkpoint, read_checkpoint
-from multipde.training.files import read_json
-from multipde.training.log import read_metrics
-from multipde.training.run import recorded_data, recorded_plan, recorded_split
+from multipde.storage.records import read_json
+from multipde.storage.rows import read_metrics
+from multipde.storage.run_directory import newest_checkpoint, recorded_data
+from multipde.training.checkpoint import read_checkpoint
+from multipde.training.plan import recorded_plan, recorded_split
 from multipde.training.state import state_from_record
 
 NETWORK = NetworkConfig("hamiltonian", (4,), 4, steps=2, size=8)

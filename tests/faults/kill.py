@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
-from multipde.training import files, log
-from multipde.training.checkpoint import newest_checkpoint
+from multipde.runtime import console as log
+from multipde.storage import files
+from multipde.storage.run_directory import newest_checkpoint
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
 OPTIONS = {"num_train": 300, "num_test": 60}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, train
 from multipde.data.shapes import render_shapes
-from multipde.training.step import Step
+from multipde.training.step import TrainStep
 
 CLASSES = 10
 
@@ -41,9 +41,9 @@ def campaign(num: int, place: Path) -> dict[str, float]:
     network = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
     settings = TrainSettings(device="cpu", calibration_images=500)
     seen: list[tuple[float, float, int]] = []
-    original = Step.__call__
+    original = TrainStep.__call__
 
-    def step(self: Step, *args, **options):
+    def step(self: TrainStep, *args, **options):
         result = original(self, *args, **options)
         if len(seen) < 200 or len(seen) % 20 == 0:
             seen.append((_resident(os.getpid()), sum(map(_resident, _children())), len(os.listdir("/proc/self/fd"))))
@@ -51,7 +51,7 @@ def campaign(num: int, place: Path) -> dict[str, float]:
             seen.append(seen[-1])
         return result
 
-    Step.__call__ = step
+    TrainStep.__call__ = step
     try:
         done = train(
             network,
@@ -63,7 +63,7 @@ def campaign(num: int, place: Path) -> dict[str, float]:
             quiet=True,
         )
     finally:
-        Step.__call__ = original
+        TrainStep.__call__ = original
     early, last = seen[len(seen) // 10], seen[-1]
     images = sum(row["images_per_second"] * row["seconds"] for row in done.metrics)
     return {

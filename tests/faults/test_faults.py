@@ -19,7 +19,7 @@ from PIL import Image
 from multipde import NetworkConfig, load_data
 from multipde.data.decode import decode_image
 from multipde.data.streamed import StreamedImages
-from multipde.training.checkpoint import network_from_record
+from multipde.storage.network import network_from_record
 from tests.faults import exact, fuzz, load
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ class Trap:
 
 
 def test_no_pickle_is_executed(tmp_path):
-    from multipde.analysis.foreign import read_state_dict
+    from multipde.conversions.external import read_state_dict
 
     trap, sprung = Trap(tmp_path / "sprung"), tmp_path / "sprung"
     torch.save({"a": trap}, tmp_path / "w.pt")

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.networks import layers
-from multipde.networks.batchnorm import is_fused, pooled_batch_norm
+from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
 from multipde.networks.layers import Connector, Opening
-from multipde.training.conditioning import frozen_statistics
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -138,7 +138,7 @@ def test_a_compiled_opening_is_the_usual_one(kind, size, frozen, monkeypatch):
     fused = []
     monkeypatch.setattr(layers, "pooled_batch_norm", lambda *args: fused.append(args[2]) or pooled_batch_norm(*args))
     for pool in (False, True):
-        with frozen_statistics(layer, frozen), frozen_statistics(other, frozen):
+        with frozen_running_statistics(layer, frozen), frozen_running_statistics(other, frozen):
             found, expected = other(x, pool), layer(x, pool)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
         g = torch.randn_like(found)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from multipde import NetworkConfig, PDENet, calibrate, conversion, convert, recalibrate, restrict_images
-from multipde.analysis.bench.consistency import band_limited
+from multipde.conversions.calibration import tap_covariance
 from multipde.mesh.reparametrize import stencil_layers
 from multipde.mesh.transfer import CALIBRATED, order_scales
-from multipde.networks.calibration import tap_covariance
+from multipde.studies.bench.consistency import band_limited
 
 SIZE = 64
 

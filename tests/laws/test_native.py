@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from multipde.networks import batchnorm, kernels, native
+from multipde.networks.kernels import batch_norm as batchnorm
+from multipde.networks.kernels import dispatch as kernels
+from multipde.networks.kernels import native
+from multipde.networks.kernels.tv_norm import tv_norm
 from multipde.networks.layers import Opening
-from multipde.networks.normalization import tv_norm
 
 pytestmark = pytest.mark.usefixtures("compiler")
 

@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multipde import NetworkConfig, PDENet
-from multipde.networks.normalization import _over_channels, _plain, tv_norm
-from multipde.training.evaluate import autocast, place
+from multipde.networks.kernels.tv_norm import _over_channels, _plain, tv_norm
+from multipde.runtime.device import autocast, place
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 

@@ -7,7 +7,7 @@ import torch
 
 from multipde import Block, NetworkConfig, PDENet, convert
 from multipde.networks.controls import interpolation_matrix
-from multipde.training.regularization import Box, Regularizer, RegularizerGradient
+from multipde.networks.regularization import Box, Regularizer, RegularizerGradient
 
 
 def network(**options) -> PDENet:

@@ -9,9 +9,9 @@ import torch
 
 from multipde import NetworkConfig, PDENet, TVNorm, count_flops, mesh_size, num_weights, preset, preset_names
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization
-from multipde.networks.config import default_network
+from multipde.mesh.spectrum import order_rms
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
-from multipde.networks.spectrum import order_rms
+from multipde.networks.presets import default_network
 
 TABLE_1 = {
     "stl10-parabolic": 618_554,

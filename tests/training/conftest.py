@@ -5,13 +5,13 @@ import signal
 
 import pytest
 
-from multipde.training.step import Step
+from multipde.training.step import TrainStep
 
 
 @pytest.fixture
 def signal_at_step(monkeypatch):
     """A function: this process gets a signal within the num-th step from now on; none for None."""
-    original = Step.__call__
+    original = TrainStep.__call__
 
     def at(num, signum=signal.SIGTERM):
         calls = []
@@ -22,6 +22,6 @@ def signal_at_step(monkeypatch):
                 os.kill(os.getpid(), signum)
             return original(self, *args, **options)
 
-        monkeypatch.setattr(Step, "__call__", step)
+        monkeypatch.setattr(TrainStep, "__call__", step)
 
     return at

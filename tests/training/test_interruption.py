@@ -11,11 +11,12 @@ import threading
 import pytest
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
-from multipde.training.checkpoint import newest_checkpoint, read_checkpoint
-from multipde.training.lock import LOCK, locked
-from multipde.training.log import Log
-from multipde.training.loop import Trainer
-from multipde.training.signals import Interrupted, Wishes, listening
+from multipde.runtime.console import Log
+from multipde.runtime.signals import Interrupted, PendingSignals, pending_signals
+from multipde.storage.lock import LOCK, locked
+from multipde.storage.run_directory import newest_checkpoint
+from multipde.training.checkpoint import read_checkpoint
+from multipde.training.trainer import Trainer
 
 NETWORK = NetworkConfig("second_order", (4, 6), 8, steps=2, size=8)
 OPTIONS = {"num_train": 150, "num_test": 40}
@@ -58,7 +59,7 @@ def test_a_signal_during_validation_stops_there(finished, tmp_path, monkeypatch)
     original = Trainer.validate
 
     def validate(self, *args, **options):
-        self.wishes.stop = signal.SIGTERM
+        self.signals.stop = signal.SIGTERM
         return original(self, *args, **options)
 
     monkeypatch.setattr(Trainer, "validate", validate)
@@ -76,7 +77,7 @@ def test_a_wish_to_save_during_validation_is_saved_before_it_is_told(tmp_path, m
     def validate(self, *args, **options):
         if not wished:
             wished.append(newest_checkpoint(self.run_dir).name)
-            self.wishes.save = True
+            self.signals.save = True
         return original(self, *args, **options)
 
     monkeypatch.setattr(Trainer, "validate", validate)
@@ -158,18 +159,18 @@ def test_a_wish_to_save_is_heeded_and_the_training_goes_on(finished, tmp_path, s
 
 
 def test_a_second_interrupt_stops_at_once():
-    wishes = Wishes()
-    wishes.receive(signal.SIGINT)
-    assert wishes.stop == signal.SIGINT
+    pending = PendingSignals()
+    pending.receive(signal.SIGINT)
+    assert pending.stop == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
-        wishes.receive(signal.SIGINT)
+        pending.receive(signal.SIGINT)
 
 
 def test_other_threads_and_ignored_signals_are_left_alone():
     found = []
 
     def listen():
-        with listening():
+        with pending_signals():
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=listen)
@@ -178,7 +179,7 @@ def test_other_threads_and_ignored_signals_are_left_alone():
     assert found == [signal.SIG_DFL]
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with listening():
+        with pending_signals():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -9,9 +9,9 @@ import torch
 from multipde import NetworkConfig, Schedule, TrainSettings, load, mesh_size, resume, save, train
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
 from multipde.networks.layers import SymmetricLayer
-from multipde.training.loop import Trainer
+from multipde.runtime.signals import Interrupted
 from multipde.training.schedule import levels_from_lists
-from multipde.training.signals import Interrupted
+from multipde.training.trainer import Trainer
 
 OPTIONS = {"num_train": 400, "num_test": 60}
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)

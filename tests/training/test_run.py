@@ -25,13 +25,14 @@ from multipde import (
     set_mesh_size,
     train,
 )
+from multipde.runtime.console import Log
+from multipde.runtime.device import choose_amp
+from multipde.runtime.signals import Interrupted
+from multipde.storage.run_directory import recorded_data
 from multipde.training.checkpoint import read_checkpoint
-from multipde.training.evaluate import choose_amp
-from multipde.training.log import Log
-from multipde.training.loop import Trainer
-from multipde.training.run import next_run_directory, recorded_data
-from multipde.training.signals import Interrupted
+from multipde.training.run import next_run_directory
 from multipde.training.start import initial_network, network_for, new_trainer
+from multipde.training.trainer import Trainer
 
 NETWORK = NetworkConfig("hamiltonian", (8, 12), 12, steps=2, size=16)
 SCHEDULE = Schedule([Level(8, 2, steps=2), Level(16, 2, steps=4)])

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 
 from multipde import Level, NetworkConfig, Schedule, count_flops, preset
-from multipde.training.schedule import POLICIES, levels_from_lists
+from multipde.training.level import POLICIES
+from multipde.training.schedule import levels_from_lists
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, size=16)
 

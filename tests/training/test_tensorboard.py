@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
+from multipde.runtime.signals import Interrupted
+from multipde.storage.rows import read_metrics
 from multipde.training import tensorboard
-from multipde.training.log import read_metrics
-from multipde.training.signals import Interrupted
 from multipde.training.snapshot import read_snapshots
 
 NETWORK = NetworkConfig("hamiltonian", (8, 12), 12, steps=2, size=16)

@@ -1,0 +1,207 @@
+"""The scale of every derivative term, measured on images."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from multipde.conversions.layer_inputs import WatchedCopy
+from multipde.mesh.pyramid import resize_images
+from multipde.mesh.stencil import StencilBasis
+from multipde.mesh.transfer import CALIBRATED, check_factor, map_stencil, scaling_matrix
+from multipde.networks.network import PDENet
+
+CALIBRATION_IMAGES = 256
+"""Images on which derivative terms are measured; all of them go through the network at once."""
+
+SHARED_SWEEPS = 8
+"""How often networks with shared controls are measured anew."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The map of every stencil that images have measured, for one conversion.
+
+    Args:
+        factor: new size / old size per axis.
+        scales: by layer, s_k = rms of term k on the old mesh / rms on the new mesh; nan where there is no response.
+        matrices: by layer, the map M on the taps, θ' = M θ.
+
+    Shape:
+        - scales: width
+        - matrices: (n, n), n the number of taps, float64
+    """
+
+    factor: tuple[float, ...]
+    scales: dict[str, Tensor] = field(repr=False)
+    matrices: dict[str, Tensor] = field(repr=False)
+
+    def exponents(self) -> dict[str, float]:
+        """How smooth the features in front of each layer are: 1 where β stays right, 0 where the stencil does.
+
+        The slope e of the least squares fit log s_k = c + e Σ_a k_a log(factor_a); nan where there is nothing to fit.
+        """
+        return {name: _exponent(scales, self.factor) for name, scales in self.scales.items()}
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, factor: float | Sequence[float], images: Tensor, method: str = "calibrated"
+) -> Calibration:
+    """Measure on images by what the derivative terms of every stencil must be scaled to respond as before.
+
+        s_k = rms_old(term k) / rms_new(term k),    θ' = A diag(s) A⁻¹ θ
+
+    with the terms in units of the mesh, at interior pixels, pooled over images, channels and pixels. The old network
+    sees the images on its mesh, the new one the same images on its own, converted up to the layer in question and
+    BatchNorm on batch statistics in both. On smooth features s_k = factor^|k|, which is ``rediscretize``; on features
+    that look the same on both meshes s_k is constant, which is ``copy`` up to a constant. Layers are visited in the
+    order of execution. Controls that several steps share pool over the steps of their block, which feed on each other,
+    so that theirs is a fixed point found by iteration, good to a few per cent. A term that does not
+    respond, or features that are smaller than the stencil, give s = 1.
+
+    ``calibrated_full`` keeps the covariance C of all terms and not only its diagonal: with C = L Lᵀ (Cholesky, terms
+    by total order) M = A L_new⁻ᵀ L_oldᵀ A⁻¹, so that every combination of terms responds as before.
+
+    Args:
+        factor: new size / old size, one number or one per axis.
+        images: on the finer of the two meshes, as the model takes them, a few hundred; the coarser ones are their
+            averages over cells.
+        method: ``"calibrated"`` or ``"calibrated_full"``.
+
+    Raises:
+        ValueError: another method; images that are not on the finer mesh.
+    """
+    if method not in CALIBRATED:
+        raise ValueError(f"method must be one of {', '.join(CALIBRATED)} to be calibrated, got {method!r}")
+    if not isinstance(images, Tensor):
+        raise ValueError(f"calibration must be a tensor of images (N, C, *size), got {type(images).__name__}")
+    factors = check_factor(factor, images.dim() - 2)
+    old_size, new_size = _sizes(model, factors, images)
+    covariances = _covariances(WatchedCopy(model), resize_images(images, old_size))
+    new = WatchedCopy(model)
+    x = resize_images(images, new_size)
+
+    def adapt(name: str, covariance: Tensor) -> None:
+        for member in new.groups[name]:
+            layer = new.layers[member]
+            matrix, _ = _match(covariances[name], covariance, layer, new.reactions[member], method)
+            layer.weight.copy_(map_stencil(matrix, new.weights[member]))
+
+    measured = _covariances(new, x, adapt)
+    if any(len(group) > 1 for group in new.groups.values()):  # shared controls: their steps feed on each other
+        for _ in range(SHARED_SWEEPS):
+            for name, covariance in measured.items():
+                adapt(name, covariance)
+            measured = _covariances(new, x)
+    scales, matrices = {}, {}
+    for name, group in new.groups.items():
+        for member in group:
+            layer, reaction = new.layers[member], new.reactions[member]
+            if name in measured:
+                matrices[member], scales[member] = _match(covariances[name], measured[name], layer, reaction, method)
+            else:  # not reached by the images
+                scales[member] = torch.full(layer.kernel_size, torch.nan, dtype=torch.float64)
+                matrices[member] = torch.eye(scales[member].numel(), dtype=torch.float64)
+    return Calibration(factors, scales, matrices)
+
+
+def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """Mean of x(p + a) x(p + b) over images, channels and interior pixels p, for all pairs of taps a, b.
+
+    The response of a stencil θ then has the mean square θᵀ C θ. All nan where no pixel is interior.
+
+    Shape:
+        - x: (N, C, *size)
+        - result: (n, n), float64, on the CPU
+    """
+    dim, num = len(width), math.prod(width)
+    reach = [(w - 1) * d for w, d in zip(width, dilation, strict=True)]
+    inner = [s - r for s, r in zip(x.shape[2:], reach, strict=True)]
+    if min(inner) < 1:
+        return torch.full((num, num), torch.nan, dtype=torch.float64)
+    offsets = StencilBasis(tuple(width), dim).orders  # the taps in the order of the stencil
+    starts = [[o * d for o, d in zip(offset, dilation, strict=True)] for offset in offsets]
+    windows = [(..., *(slice(s, s + n) for s, n in zip(start, inner, strict=True))) for start in starts]
+    total = torch.zeros(num, num, dtype=torch.float64)
+    per_chunk = max(1, 2**22 // (num * x[0].numel()))
+    for chunk in x.split(per_chunk):
+        precise = chunk.to("cpu", torch.float64)
+        taps = torch.stack([precise[window].flatten() for window in windows])
+        total += taps @ taps.T
+    return total / (len(x) * x.shape[1] * math.prod(inner))
+
+
+def _covariances(
+    copy_: WatchedCopy, images: Tensor, seen: Callable[[str, Tensor], None] | None = None
+) -> dict[str, Tensor]:
+    """Covariance of the taps by group, pooled over its uses; ``seen`` is told at the first use."""
+    sums: dict[str, list[Tensor]] = {}
+
+    def watch(name: str, layer: _ConvNd, x: Tensor) -> None:
+        covariance = tap_covariance(x, layer.kernel_size, layer.dilation)
+        if name not in sums and seen is not None:
+            seen(name, covariance)
+        sums.setdefault(name, []).append(covariance)
+
+    copy_.run(images, watch, batch_statistics=True)
+    return {name: torch.stack(uses).mean(0) for name, uses in sums.items()}
+
+
+def _match(old: Tensor, new: Tensor, layer: _ConvNd, reaction: str, method: str) -> tuple[Tensor, Tensor]:
+    """The map M of the taps and the scales s for covariances of the taps in front of a layer."""
+    basis = StencilBasis(layer.kernel_size, len(layer.kernel_size), 1.0, reaction)
+    a = basis.matrix
+    c_old, c_new = a.T @ old @ a, a.T @ new @ a
+    rounding = 1e-15 * a.abs().sum(0).square()
+    responds = (c_old.diagonal() > rounding * old.trace()) & (c_new.diagonal() > rounding * new.trace())
+    ratio = torch.where(responds, c_old.diagonal() / c_new.diagonal(), torch.nan)  # nan compares false
+    scales = ratio.sqrt().view(layer.kernel_size)
+    if method == "calibrated" or not bool(responds.all()):
+        return scaling_matrix(scales.nan_to_num(1.0), reaction), scales
+    order = torch.tensor(sorted(range(len(a)), key=lambda k: (sum(basis.orders[k]), basis.orders[k])))
+    lower = [_cholesky(c[order][:, order]) for c in (c_old, c_new)]
+    by_order = torch.linalg.solve_triangular(lower[1].T, lower[0].T, upper=True)
+    terms = torch.empty_like(by_order)
+    terms[order[:, None], order] = by_order
+    return torch.linalg.solve(a.T, (a @ terms).T).T, scales
+
+
+def _cholesky(c: Tensor) -> Tensor:
+    """L with L Lᵀ = c, its correlations drawn to zero as little as makes it positive definite."""
+    root = c.diagonal().sqrt()
+    correlation = c / root / root[:, None]
+    ridge = 1e-9
+    while True:
+        lower, info = torch.linalg.cholesky_ex((correlation + ridge * torch.eye(len(c), dtype=c.dtype)) / (1 + ridge))
+        if not info:
+            return root[:, None] * lower
+        ridge *= 10
+
+
+def _exponent(scales: Tensor, factor: Sequence[float]) -> float:
+    orders = StencilBasis(tuple(scales.shape), scales.dim()).orders
+    x = scales.new_tensor([sum(k * math.log(f) for k, f in zip(order, factor, strict=True)) for order in orders])
+    y = scales.log().flatten()
+    x, y = x[y.isfinite()], y[y.isfinite()]
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ y / (x @ x)) if bool(x.any()) else math.nan
+
+
+def _sizes(model: nn.Module, factor: Sequence[float], images: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Old and new size; the images must be on the finer mesh along every axis."""
+    got = tuple(images.shape[2:])
+    if isinstance(model, PDENet):
+        old = tuple(float(s) for s in model.config.sizes)
+    else:
+        old = tuple(s / max(1.0, f) for s, f in zip(got, factor, strict=True))
+    new = tuple(s * f for s, f in zip(old, factor, strict=True))
+    finer = tuple(round(max(o, n)) for o, n in zip(old, new, strict=True))
+    if got != finer or any(abs(s - round(s)) > 1e-6 for s in (*old, *new)):
+        raise ValueError(
+            f"calibration must hold images on the finer mesh, {finer} pixels for a factor {tuple(factor)}, got {got}"
+        )
+    return tuple(round(s) for s in old), tuple(round(s) for s in new)

@@ -1,0 +1,73 @@
+"""The running statistics of BatchNorm: measured anew at another size, or left alone for a while."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from multipde.mesh.modes import eval_mode
+
+RECALIBRATION_IMAGES = 2000
+"""Images on which BatchNorm is measured anew, if nothing else is said."""
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Measure the statistics of every BatchNorm layer anew: cumulative means over the batches.
+
+    Only these statistics change; weights and the training flags stay.
+
+    Args:
+        batches: images as the model takes them, a few hundred in all.
+
+    Returns:
+        How many layers were measured.
+
+    Raises:
+        ValueError: no batch was given.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momentum = [m.momentum for m in norms]
+    saved = [copy.deepcopy(m.state_dict()) for m in norms]
+    num_batches = 0
+    try:
+        with eval_mode(model):
+            for m in norms:
+                m.reset_running_stats()
+                m.momentum = None
+                m.train()
+            for images in batches if norms else ():
+                model(images)
+                num_batches += 1
+        for m, state in zip(norms, saved, strict=True):
+            if not m.num_batches_tracked:
+                m.load_state_dict(state)  # the images do not reach it
+        if norms and not num_batches:
+            raise ValueError("batches must hold at least one batch of images, got none")
+    except BaseException:
+        for m, state in zip(norms, saved, strict=True):
+            m.load_state_dict(state)
+        raise
+    finally:
+        for m, value in zip(norms, momentum, strict=True):
+            m.momentum = value
+    return len(norms)
+
+
+@contextmanager
+def frozen_running_statistics(module: nn.Module, frozen: bool = True) -> Iterator[None]:
+    """BatchNorm uses the statistics of the batch inside and remembers nothing of them."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if frozen else []
+    for m in norms:
+        m.track_running_stats = False
+    saved = [(m.running_mean, m.running_var) for m in norms]
+    for m in norms:
+        m.running_mean = m.running_var = None
+    try:
+        yield
+    finally:
+        for m, (mean, var) in zip(norms, saved, strict=True):
+            m.track_running_stats, m.running_mean, m.running_var = True, mean, var

@@ -1,0 +1,171 @@
+"""Accuracy, loss and cost of a network on images of any size."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
+from multipde.data.datasets import ImageData, load_data
+from multipde.data.images import Batch
+from multipde.mesh.modes import eval_mode
+from multipde.networks.config import NetworkConfig
+from multipde.networks.network import PDENet, count_flops
+from multipde.runtime.device import autocast, choose_device
+from multipde.runtime.processes import largest, sum_over_processes
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What an evaluation gives.
+
+    Args:
+        accuracy: share of the images whose class has the highest score.
+        loss: mean cross entropy.
+        num_images: how many were seen.
+        seconds: wall time.
+        flops: per image, forwards; None where they are not counted.
+        confusion: how often images of class i were taken for class j.
+
+    Shape:
+        - confusion: (classes, classes), int64
+    """
+
+    accuracy: float
+    loss: float
+    num_images: int
+    seconds: float
+    flops: int | None = None
+    confusion: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput, input included."""
+        return self.num_images / self.seconds
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    size: int | None = None,
+    *,
+    part: str = "test",
+    batch: int = 250,
+    device: str | torch.device = "auto",
+    amp: str = "off",
+    num_images: int | None = None,
+    data_options: Mapping[str, Any] | None = None,
+) -> Metrics:
+    """Accuracy and cross entropy of a model on images averaged to a size; the model is taken as it is.
+
+    Args:
+        model: a `PDENet`, whose config says how to normalise, or any classifier for images normalised with the mean
+            and standard deviation of the data.
+        data: what `load_data` takes.
+        size: image side in pixels; that of the network, or of the data for another model, if left out.
+        part: ``"test"`` or ``"train"``.
+        device: where to compute; the model is moved there.
+        num_images: only so many, drawn at random but always the same.
+        data_options: for `load_data`, where data is a name.
+
+    Raises:
+        ValueError: data that do not suit the model.
+    """
+    config = model.config if isinstance(model, PDENet) else None
+    target = config.sizes[0] if config and size is None else size
+    images = load_data(data, size=target, **(data_options or {}))
+    if config is not None:
+        check_classes(config, images)
+    if part not in ("test", "train"):
+        raise ValueError(f"part must be test or train, got {part!r}")
+    normalize = normalization(config) if config else Normalize(images.mean, images.std)
+    where = choose_device(device)
+    chosen = getattr(images, part)
+    indices = None if num_images is None else drawn_indices(len(chosen), num_images, (0, part))
+    side = images.size if target is None else target
+    model.to(where)
+    metrics = evaluate_batches(model, evaluation_batches(chosen, indices, side, batch, where, normalize), where, amp)
+    flops = count_flops(config.on_mesh(side)) if config else None
+    return replace(metrics, flops=flops)
+
+
+@torch.no_grad()
+def evaluate_batches(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off", shared: bool = False
+) -> Metrics:
+    """Accuracy and cross entropy over batches that are ready for the model; training flags stay.
+
+    Args:
+        shared: every process has its slice of the batches; what is found is that of all.
+    """
+    start = time.perf_counter()
+    confusion: Tensor | int = 0
+    loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    num = 0
+    for scores, labels in scored_batches(model, batches, device, amp):
+        loss += functional.cross_entropy(scores, labels, reduction="sum")
+        confusion = confusion + confusion_matrix(labels, scores.argmax(1), scores.shape[1])
+        num += len(labels)
+    if shared:
+        (classes,) = largest(0 if isinstance(confusion, int) else len(confusion))
+        confusion = sum_over_processes(confusion + torch.zeros(classes, classes, dtype=torch.int64, device=device))
+        loss, num = sum_over_processes(loss), int(sum_over_processes(torch.tensor([num], device=device)))
+    if isinstance(confusion, int) or not num:
+        raise ValueError("batches must hold at least one image, got none")
+    confusion = confusion.cpu()
+    correct = int(confusion.trace())
+    return Metrics(correct / num, loss.item() / num, num, time.perf_counter() - start, confusion=confusion)
+
+
+@torch.no_grad()
+def scored_batches(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off"
+) -> Iterator[Batch]:
+    """Scores in float32 and labels of batches that are ready for the model."""
+    with eval_mode(model):
+        for x, labels in batches:
+            if not len(labels):
+                continue  # fewer images than processes
+            with autocast(device, amp):
+                scores = model(x)
+            yield scores.float(), labels
+
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """How often images of class i were taken for class j.
+
+    >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
+    tensor([[1, 1],
+            [0, 1]])
+
+    Shape:
+        - labels, predicted: (num,)
+        - result: (classes, classes), int64
+    """
+    flat = labels.new_zeros(classes**2).index_add_(0, labels * classes + predicted, torch.ones_like(labels))
+    return flat.view(classes, classes)
+
+
+def normalization(config: NetworkConfig) -> Normalize:
+    """What a network does to images on 0..255 before it sees them."""
+    return Normalize(config.mean, config.std, config.standardize)
+
+
+def check_classes(config: NetworkConfig, images: ImageData) -> None:
+    """Raise ValueError unless the data have the classes and channels of the network."""
+    names = config.class_names or tuple(images.class_names[: config.classes])
+    if len(images.class_names) != config.classes or images.class_names != names:
+        raise ValueError(
+            f"data must have the {config.classes} classes of the network ({_some(names)}), got "
+            f"{len(images.class_names)} ({_some(images.class_names)})"
+        )
+    if len(images.mean) != config.in_channels:
+        raise ValueError(f"data must have the network's {config.in_channels} channels, got {len(images.mean)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

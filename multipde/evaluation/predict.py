@@ -1,0 +1,159 @@
+"""``multipde predict``: what a checkpoint says about image files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from multipde.conversions.convert import convert
+from multipde.data.datasets import image_files
+from multipde.data.decode import decode_image
+from multipde.evaluation.metrics import normalization
+from multipde.mesh.pyramid import resize_images
+from multipde.networks.network import PDENet
+from multipde.runtime.console import Log
+from multipde.runtime.device import autocast, choose_device, place
+from multipde.storage.network import load
+
+FITS = ("image", "net")
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image with the probabilities of its classes.
+
+    Args:
+        size: image side in pixels at which the network saw it.
+        probabilities: of all classes, in the order of the network.
+        true: class, where the name of the file's folder is one of the classes.
+    """
+
+    file: Path
+    size: int
+    probabilities: dict[str, float]
+    true: str | None = None
+
+    @property
+    def ranking(self) -> list[tuple[str, float]]:
+        """Classes and probabilities, the likeliest first."""
+        return sorted(self.probabilities.items(), key=lambda pair: -pair[1])
+
+    def record(self) -> dict[str, object]:
+        """As plain data."""
+        name, probability = self.ranking[0]
+        own = {"file": str(self.file), "class": name, "probability": probability, "true": self.true}
+        return own | {"size": self.size, "probabilities": self.probabilities}
+
+
+def predict(
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    *,
+    fit: str = "image",
+    device: str = "auto",
+    amp: str = "off",
+) -> list[Prediction]:
+    """Classes of image files by a trained network.
+
+    Args:
+        checkpoint: what `load` takes.
+        images: files, or folders with image files at any depth.
+        fit: how images of another size are handled: ``"image"`` averages them to the size of the network; ``"net"``
+            converts the network, by copying its stencils, to the largest size that it can have within the image, and
+            averages the image to that. BatchNorm keeps the statistics of the old size then. Either way images that are
+            not square become so.
+
+    Returns:
+        One `Prediction` per image, in order.
+
+    Raises:
+        ValueError: no image, one that cannot be read, an unknown way to fit, what `load` raises.
+    """
+    if fit not in FITS:
+        raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
+    net, where, files = load(checkpoint), choose_device(device), _files(images)
+    if net.config.dim != 2 or net.config.in_channels != 3:
+        raise ValueError(
+            f"checkpoint must be for pictures, got {net.config.in_channels} channels, {net.config.dim} axes"
+        )
+    names = net.config.class_names or tuple(str(k) for k in range(net.config.classes))
+    found: list[Prediction] = []
+    nets = {net.config.sizes[0]: place(net, where)}
+    for start in range(0, len(files), BATCH):
+        chosen = files[start : start + BATCH]
+        pictures = [_picture(path, net, fit) for path in chosen]
+        for size in sorted({p.shape[-1] for p in pictures}):
+            if size not in nets:
+                nets[size] = place(convert(net, size=size, method="copy"), where)  # pyright: ignore[reportArgumentType]
+        sizes = [p.shape[-1] for p in pictures]
+        scores = {size: _scores(nets[size], [p for p in pictures if p.shape[-1] == size], amp) for size in set(sizes)}
+        rows = {size: iter(values.tolist()) for size, values in scores.items()}
+        for path, size in zip(chosen, sizes, strict=True):
+            true = path.resolve().parent.name
+            values = dict(zip(names, next(rows[size]), strict=True))
+            found.append(Prediction(path, size, values, true if true in names else None))
+    return found
+
+
+def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool = False) -> None:
+    """A table of the two likeliest classes, or a line of JSON per image."""
+    if as_json:
+        for p in predictions:
+            log.say(json.dumps(p.record()))
+        return
+    log.table([_row(p) for p in predictions])
+    known = [p for p in predictions if p.true is not None]
+    if known:
+        right = sum(p.ranking[0][0] == p.true for p in known)
+        log.say(f"{right} of {len(known)} images whose folder names their class are right")
+
+
+def _files(images: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for image in map(Path, images):
+        inside = image_files(image) if image.is_dir() else [image]
+        if not inside:
+            raise ValueError(f"image folder must hold images, got none in {image}")
+        files += inside
+    if not files:
+        raise ValueError("images must name at least one file or folder, got none")
+    return files
+
+
+def _picture(path: Path, net: PDENet, fit: str) -> Tensor:
+    """A square uint8 image of a size that the network has, or can have."""
+    size = net.config.sizes[0]
+    if fit == "image":
+        return decode_image(path, size)
+    image = decode_image(path)
+    multiple = 2 ** (net.config.num_blocks - 1)
+    side = min(image.shape[1:]) // multiple * multiple
+    if not side:
+        raise ValueError(f"image must have at least {multiple} pixels each way, got {path}; type --fit image")
+    if image.shape[1:] == (side, side):
+        return image
+    return resize_images(image[None].float(), (side, side))[0].round().to(torch.uint8)
+
+
+@torch.no_grad()
+def _scores(net: PDENet, pictures: Sequence[Tensor], amp: str) -> Tensor:
+    """Probabilities.
+
+    Shape:
+        - result: (len(pictures), classes)
+    """
+    device = next(net.parameters()).device
+    x = normalization(net.config)(torch.stack(list(pictures)).to(device).float())
+    with autocast(device, amp):
+        return net(x.contiguous(memory_format=torch.channels_last)).float().softmax(1)
+
+
+def _row(p: Prediction) -> dict[str, str]:
+    (first, probability), *others = p.ranking
+    second = f"{others[0][0]} {others[0][1]:.1%}" if others else "-"
+    row = {"name": str(p.file), "class": first, "probability": f"{probability:.1%}", "second": second}
+    return row | {"size": str(p.size), "true": p.true or "-"}

@@ -1,0 +1,123 @@
+"""BatchNorm, its ReLU and the 2x2 mean that may follow in two passes over the features forwards and two backwards."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from multipde.networks.kernels.dispatch import channels_innermost, fast, over_pixels, wide
+
+
+def pooled_batch_norm(x: Tensor, norm: _BatchNorm, side: int = 2) -> Tensor:
+    """The mean over cells of side x side pixels, 2 or 1, of max(0, w (x - μ)/sqrt(σ² + ε) + b), compiled.
+
+    Mean and variance are those of the batch, and the layer remembers them as it does by itself. The way back keeps x
+    alone, and the result is the only other thing that is as large as the features. No gradients of gradients.
+
+    Shape:
+        - x: (N, C, height, width), for which `is_fused` holds
+        - result: (N, C, height / side, width / side)
+    """
+    y, mean, variance = _PooledBatchNorm.apply(x, norm.weight, norm.bias, norm.eps, side)  # pyright: ignore
+    if norm.track_running_stats:
+        remember(norm, mean, variance, x.numel() // x.shape[1])
+    return y
+
+
+def is_fused(norm: _BatchNorm, x: Tensor, side: int = 2) -> bool:
+    """Whether `pooled_batch_norm` does what the layer would: normalise by the batch, of one process, of more than one
+    pixel, with the channels innermost in memory and a whole number of cells, and nobody watching."""
+    own = type(norm) is not nn.BatchNorm2d or "forward" in vars(norm)  # the batch of several processes
+    watched = norm._forward_hooks or norm._forward_pre_hooks or torch.compiler.is_compiling()
+    whole = not any(s % side for s in x.shape[2:]) and x.numel() > x.shape[1]
+    return norm.training and norm.affine and whole and channels_innermost(x) and not own and not watched
+
+
+@torch.no_grad()
+def remember(norm: _BatchNorm, mean: Tensor, variance: Tensor, num: int) -> None:
+    """Running means, as torch takes them: of the unbiased variance.
+
+    Args:
+        num: pixels of all images, over which mean and variance are taken.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    weight = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean), weight)
+    norm.running_var.lerp_((variance * (num / (num - 1))).to(norm.running_var), weight)
+
+
+class _PooledBatchNorm(torch.autograd.Function):
+    """With s = w/sqrt(σ² + ε), n = (x - μ)/sqrt(σ² + ε), and g the gradient behind the ReLU:
+
+    ∂x = s (g - mean of g - n · mean of g n),   ∂w = Σ g n,   ∂b = Σ g
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, side: int) -> tuple[Tensor, ...]:
+        cells = _cells(x, side)
+        mean, variance = fast(moments, cells)(cells)
+        inverse = (variance + eps).rsqrt()
+        y = fast(pooled_affine_relu, cells)(cells, mean, weight * inverse, bias)
+        ctx.save_for_backward(x, mean, inverse, weight, bias)
+        ctx.side = side
+        ctx.mark_non_differentiable(mean, variance)
+        return y.view(len(x), -1, *y.shape[1:]).movedim(-1, 1), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, mean, inverse, weight, bias = ctx.saved_tensors
+        lines = g.contiguous(memory_format=torch.channels_last).movedim(1, -1).flatten(0, 1)
+        cells = _cells(x, ctx.side)
+        known = (lines, cells, mean, weight * inverse, bias)
+        sum_g, sum_gd = fast(gradient_sums, cells)(*known)
+        dw, num = sum_gd * inverse, x.numel() // x.shape[1]
+        dx = fast(pooled_affine_relu_backward, cells)(*known, sum_g / num, dw * inverse / num)
+        return dx.view(len(x), *x.shape[2:], -1).movedim(-1, 1), dw, sum_g, None, None
+
+
+def _cells(x: Tensor, side: int) -> Tensor:
+    """(N height / side, side, width / side, side, C)"""
+    num, channels, height, width = x.shape
+    return x.movedim(1, -1).view(num * height // side, side, width // side, side, channels)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel.
+
+    Sums are of differences from the first pixel, so that a mean large beside the deviation cancels before.
+    """
+    f = wide(x)
+    first = f.flatten(0, -2)[0]
+    d, num = f - first, x.numel() // x.shape[-1]
+    shift, square = over_pixels(d, -1) / num, over_pixels(d.square(), -1) / num
+    return first + shift, (square - shift.square()).clamp_min(0)
+
+
+def pooled_affine_relu(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """max(0, s (x - μ) + b), averaged over the cells."""
+    return torch.relu((wide(x) - mean) * scale + bias).mean((1, 3)).to(x.dtype)
+
+
+def gradient_sums(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ g and Σ g (x - μ), with g the gradient behind the ReLU."""
+    g, d = _behind_relu(g, x, mean, scale, bias)
+    return over_pixels(g, -1), over_pixels(g * d, -1)
+
+
+def pooled_affine_relu_backward(
+    g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, mean_g: Tensor, slope: Tensor
+) -> Tensor:
+    """s (g - mean of g - slope (x - μ)), with g the gradient behind the ReLU."""
+    g, d = _behind_relu(g, x, mean, scale, bias)
+    return ((g - mean_g - d * slope) * scale).to(x.dtype)
+
+
+def _behind_relu(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    d = wide(x) - mean
+    return torch.where(d * scale + bias <= 0, 0.0, wide(g)[:, None, :, None] / x.shape[1] ** 2), d

@@ -1,0 +1,168 @@
+"""The kernels of the norms in C++ for the processor, compiled when they are first needed.
+
+Each does what the kernel of the same name in `kernels.dispatch` or `kernels.batch_norm` does, for
+features with the channels innermost in memory in float32 or bfloat16. They read memory once where what torch.compile
+makes of those reads it twice or three times, and are compiled once and not for every shape.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).parent / "norms.cpp"
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp", "-shared", "-fPIC")
+FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
+"""Tried in turn: not every compiler knows all."""
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+class NoCompilerError(RuntimeError):
+    """There is no C++ compiler with OpenMP, or it does not compile."""
+
+
+def library() -> ctypes.CDLL:
+    """The compiled kernels.
+
+    Raises:
+        NoCompilerError: says in one line what is missing.
+    """
+    built, reason = _built()
+    if built is None:
+        raise NoCompilerError(reason)
+    return built
+
+
+@cache
+def _built() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none: of the last compiler that was tried."""
+    reason = "none"
+    for compiler in (os.environ.get("CXX"), *COMPILERS):
+        if compiler and shutil.which(compiler):
+            try:
+                return _compiled_by(compiler), ""
+            except (OSError, NoCompilerError) as error:
+                reason = f"{compiler} with {error}"
+    return None, reason
+
+
+def _compiled_by(compiler: str) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as directory:
+        target = Path(directory) / "norms.so"
+        for flags in FOR_THIS_PROCESSOR:
+            command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(target)]
+            tried = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if tried.returncode == 0:
+                return ctypes.CDLL(str(target))
+    said = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
+    raise NoCompilerError(next((line for line in said if "error" in line), said[-1]))
+
+
+def handles(y: Tensor, axis: int = -1) -> bool:
+    """Whether there are kernels for features, or lines or cells of them, with the channels in the axis."""
+    if y.device.type != "cpu" or y.dtype not in DTYPES or type(y) not in (Tensor, torch.nn.Parameter):
+        return False
+    innermost = y.is_contiguous() if axis == -1 else y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
+    return innermost and y.numel() > 0 and _built()[0] is not None
+
+
+def tv_forward(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, axis: int = -1) -> tuple[Tensor, Tensor]:
+    num = y.shape[axis]
+    a, b = _for_channels(num, scale, bias)
+    out, r = torch.empty_like(y), y.new_empty((y.numel() // num,), dtype=torch.float32)
+    _call("tv_forward", y, num, y, a, b, eps, relu, out, r, len(r))
+    return out, r.view(*y.shape[:axis], 1, *y.shape[axis:][1:])
+
+
+def tv_backward(
+    g: Tensor, y: Tensor, r: Tensor, scale: Tensor, bias: Tensor, relu: bool, axis: int = -1
+) -> tuple[Tensor, Tensor, Tensor]:
+    num = y.shape[axis]
+    a, b = _for_channels(num, scale, bias)
+    dy, sums = torch.empty_like(y), _per_channel(y, num)
+    _call("tv_backward", y, num, g, y, r, a, b, relu, dy, sums, r.numel())
+    da, db = sums
+    return dy, da, db
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    num = x.shape[-1]
+    mean, variance = _per_channel(x, num).unbind()
+    _call("moments", x, num, x, mean, variance, x.numel() // num)
+    return mean, variance
+
+
+def pooled_affine_relu(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    rows, side, width, _, num = x.shape
+    known = _for_channels(num, mean, scale, bias)
+    out = x.new_empty(rows, width, num)
+    _call("pooled_forward", x, num, x, *known, out, rows, width, side)
+    return out
+
+
+def gradient_sums(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    rows, side, width, _, num = x.shape
+    known = _for_channels(num, mean, scale, bias)
+    sums = _per_channel(x, num)
+    _call("pooled_sums", x, num, g, x, *known, sums, rows, width, side)
+    first, second = sums
+    return first, second
+
+
+def pooled_affine_relu_backward(
+    g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, mean_g: Tensor, slope: Tensor
+) -> Tensor:
+    rows, side, width, _, num = x.shape
+    known = _for_channels(num, mean, scale, bias, mean_g, slope)
+    dx = torch.empty_like(x)
+    _call("pooled_backward", x, num, g, x, *known, dx, rows, width, side)
+    return dx
+
+
+def _per_channel(y: Tensor, num: int) -> Tensor:
+    """Room for two numbers per channel."""
+    return y.new_empty((2, num), dtype=torch.float32)
+
+
+def _for_channels(num: int, *given: Tensor) -> list[Tensor]:
+    """Each as many numbers in float32 as there are channels; there must be as many, or one."""
+    return [
+        t
+        if t.dtype is torch.float32 and t.shape == (num,) and t.is_contiguous()
+        else t.float().expand(num).contiguous()
+        for t in given
+    ]
+
+
+P, F, N = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
+ARGUMENTS = {
+    "tv_forward": (P, P, P, F, N, P, P, N),
+    "tv_backward": (P, P, P, P, P, N, P, P, N),
+    "moments": (P, P, P, N),
+    "pooled_forward": (P, P, P, P, P, N, N, N),
+    "pooled_sums": (P, P, P, P, P, P, N, N, N),
+    "pooled_backward": (P, P, P, P, P, P, P, P, N, N, N),
+}
+"""Of the functions in C++, followed by the numbers of channels and threads."""
+
+
+def _call(name: str, y: Tensor, num: int, *args: Tensor | float | int) -> None:
+    """The function for features like y, with so many channels; tensors by address."""
+    given = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
+    _function(name, y.dtype)(*given, num, torch.get_num_threads())
+
+
+@cache
+def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    function = getattr(library(), f"{name}_{DTYPES[dtype]}")
+    function.argtypes, function.restype = (*ARGUMENTS[name], N, N), None
+    return function

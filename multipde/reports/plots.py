@@ -1,0 +1,218 @@
+"""Figures: one function each, rows in, file out; readable in grey and without red and green."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from multipde.data.decode import decode_image
+from multipde.evaluation.conversion_report import ConversionReport
+from multipde.evaluation.predict import Prediction
+
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B2A300")
+MARKERS = "osD^v<>PX"
+DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 1)), "-", "--")
+
+
+def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Validation accuracy along each training against the work done, the test accuracy at the end as a marker.
+
+    A panel per dynamics; one line per arm, of its first seed and smallest budget. The accuracy on a coarse level is
+    that on images of its size. Where an arm has had several budgets a heavier line joins the means at their ends.
+    """
+    plt = pyplot()
+    names = list(dict.fromkeys(row["dynamics"] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 4.0), sharey=True, squeeze=False)
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    for axis, name in zip(axes[0], names, strict=True):
+        for i, arm in enumerate(arms):
+            own = sorted(
+                (r for r in rows if r["dynamics"] == name and r["arm"] == arm), key=lambda r: (r["seed"], r["budget"])
+            )
+            if not own:
+                continue
+            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+            work = [flops / 1e12 for _, flops, _ in own[0]["curve"]]
+            axis.plot(work, [100 * a for _, _, a in own[0]["curve"]], linewidth=1.2, **style)
+            ends = [(r["flops"] / 1e12, 100 * r["test_accuracy"]) for r in own]
+            axis.plot(*zip(*ends, strict=True), MARKERS[i % len(MARKERS)], color=style["color"], label=arm, ms=5)
+            axis.lines[-1].set_linestyle("none")
+            budgets = [[r for r in own if r["budget"] == b] for b in sorted({r["budget"] for r in own})]
+            means = [[sum(r[key] for r in rs) / len(rs) for key in ("flops", "test_accuracy")] for rs in budgets]
+            if len(means) > 1:
+                axis.plot([w / 1e12 for w, _ in means], [100 * a for _, a in means], linewidth=2.5, alpha=0.6, **style)
+        axis.set_title(name)
+        axis.set_xscale("log")
+        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500) if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]]
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("work (TFLOPs, forwards and backwards)")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    handles = {h.get_label(): h for axis in axes[0] for h in axis.get_legend_handles_labels()[0]}
+    figure.tight_layout()
+    figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    save(figure, file)
+
+
+def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Test accuracy of a converted network against the training images it has seen again, and of one from scratch."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    lines = list(dict.fromkeys((r["name"], r["method"]) for r in rows))
+    for i, (name, method) in enumerate(lines):
+        own = sorted((r for r in rows if (r["name"], r["method"]) == (name, method)), key=lambda r: r["images"])
+        label = name if method == "-" else f"{method}, {name}"
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i]}
+        axis.plot([r["images"] for r in own], [100 * r["accuracy"] for r in own], label=label, ms=5, **style)
+    axis.set_xscale("log")
+    axis.set_xlabel("training images seen at the new size")
+    axis.set_ylabel("test accuracy (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, file)
+
+
+def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Each method beside copying against the mean exponent of the layers: error of random networks, and accuracy.
+
+    Left: error over that of copying, on waves; filled for one layer, hollow for more. Right: points of accuracy gained
+    by trained networks; filled for images of the first data set in the rows, hollow for others.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    trained, waves = [r for r in rows if "accuracy" in r], [r for r in rows if "error" in r]
+    methods = [m for m in (trained or waves)[0]["accuracy" if trained else "error"] if m != "copy"]
+    axes[0].axhline(1, color=COLOURS[0], linewidth=1, label="copy")
+    axes[1].axhline(0, color=COLOURS[0], linewidth=1)
+    for i, method in enumerate(methods, start=1):
+        style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "ms": 6}
+        for hollow in (False, True):
+            face = style | ({"markerfacecolor": "none"} if hollow else {"label": method})
+            own = [r for r in waves if (r["depth"] > 1) == hollow]
+            ratios = [r["error"][method] / r["error"]["copy"] for r in own]
+            axes[0].plot([r["exponent"] for r in own], ratios, **face)
+            own = [r for r in trained if (r["data"] != trained[0]["data"]) == hollow]
+            gains = [100 * (r["accuracy"][method] - r["accuracy"]["copy"]) for r in own]
+            axes[1].plot([r["exponent"] for r in own], gains, **face)
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("error over that of copy")
+    axes[0].set_title("random tanh networks on waves (hollow: three layers)", fontsize=9)
+    axes[1].set_ylabel("accuracy gained over copy (points)")
+    axes[1].set_title("trained networks", fontsize=9)
+    for axis in axes:
+        axis.set_xlabel("measured exponent (1 smooth, 0 scale invariant)")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    save(figure, file)
+
+
+def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: int = 5) -> None:
+    """Images with bars of their likeliest classes; the true class, where it is known, is hatched and named.
+
+    At most 24 images are shown.
+    """
+    plt = pyplot()
+    shown = predictions[:24]
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure, axes = plt.subplots(rows, 2 * columns, figsize=(4.2 * columns, 1.9 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for k, p in enumerate(shown):
+        picture, bars = axes[k // columns, 2 * (k % columns) : 2 * (k % columns) + 2]
+        picture.imshow(decode_image(p.file).permute(1, 2, 0).numpy(), interpolation="nearest")
+        picture.set_title(p.file.name[-24:], fontsize=7)
+        ranking = p.ranking[:num_bars]
+        if p.true is not None and p.true not in dict(ranking):
+            ranking[-1] = (p.true, p.probabilities[p.true])
+        names = [name for name, _ in ranking]
+        bars.axis("on")
+        drawn = bars.barh(range(len(names)), [100 * value for _, value in ranking], color=COLOURS[6], edgecolor="black")
+        for name, bar in zip(names, drawn, strict=True):
+            if name == p.true:
+                bar.set_hatch("////")
+        labels = [f"{name} (true)" if name == p.true else name for name in names]
+        bars.set_yticks(range(len(names)), labels, fontsize=7)
+        bars.invert_yaxis()
+        bars.set_xlim(0, 100)
+        bars.tick_params(axis="x", labelsize=7)
+        if k + columns >= len(shown):
+            bars.set_xlabel("probability (%)", fontsize=7)
+        bars.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    save(figure, file)
+
+
+def _base(name: str) -> str:
+    return name.removesuffix(", recalibrated")
+
+
+def pyplot():
+    """matplotlib.pyplot without a window."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "multipde"
+    return plt
+
+
+def check_figure_file(file: Path) -> None:
+    """Raise ValueError for a name that no figure can have."""
+    known = ("png", "svg", "pdf")
+    if file.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"plot must end in one of .{', .'.join(known)}, got {file}")
+
+
+def save(figure: Any, file: Path | BinaryIO) -> None:
+    """Write a figure, SVG into a stream, and forget it; equal figures give equal bytes."""
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    kind = file.suffix.removeprefix(".") if isinstance(file, Path) else "svg"
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(file, format=kind, bbox_inches="tight", metadata=metadata, dpi=150)
+    pyplot().close(figure)
+
+
+def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
+    """Per layer exponent, consistency error and growth of the norm; accuracy against FLOPs of all candidates.
+
+    Without images only the growth of the norm is known.
+    """
+    plt = pyplot()
+    measured = bool(report.candidates)
+    height = max(3.2, 0.22 * len(report.layers) + 1.2)
+    figure, axes = plt.subplots(1, 4 if measured else 1, figsize=(15 if measured else 6, height), squeeze=False)
+    columns = [("norm after / before", [layer.norm_after / max(layer.norm_before, 1e-30) for layer in report.layers])]
+    if measured:
+        columns += [
+            ("consistency error", [layer.consistency for layer in report.layers]),
+            ("exponent (1 smooth, 0 scale invariant)", [layer.exponent for layer in report.layers]),
+        ]
+    rows = range(len(report.layers))
+    for i, (axis, (title, values)) in enumerate(zip(axes[0], columns, strict=False)):
+        axis.barh(rows, [math.nan if v is None else v for v in values], color=COLOURS[1], height=0.7)
+        axis.set_yticks(rows, [layer.layer for layer in report.layers] if i == 0 else ["" for _ in rows], fontsize=7)
+        axis.invert_yaxis()
+        axis.set_xlabel(title)
+        axis.grid(axis="x", alpha=0.3)
+    if measured:
+        axis = axes[0, 3]
+        names = list(dict.fromkeys(_base(c.name) for c in report.candidates))
+        for c in report.candidates:
+            i = names.index(_base(c.name))
+            again = any(other.name == f"{c.name}, recalibrated" for other in report.candidates)
+            style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            style |= {"markerfacecolor": "none"} if again else {"label": names[i]}
+            axis.plot(c.flops / 1e6, 100 * c.accuracy, linestyle="none", **style)
+        axis.set_xlabel("MFLOPs per image")
+        axis.set_ylabel("test accuracy (%)")
+        axis.set_title("hollow: BatchNorm not recalibrated", fontsize=8)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(f"size {report.old_size} to {report.new_size}, method {report.method}", y=1.0)
+    figure.tight_layout()
+    save(figure, file)

@@ -1,0 +1,101 @@
+"""A finished run as it lies on the disk: its plan, what every epoch gave, and its network."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multipde.networks.network import PDENet
+from multipde.storage.network import load
+from multipde.storage.records import FORMAT, read_json
+from multipde.storage.rows import read_metrics
+from multipde.storage.run_directory import METRICS, RECORD, RESULT
+from multipde.training.plan import recorded_plan
+from multipde.training.schedule import Schedule
+from multipde.training.settings import TrainSettings
+from multipde.training.snapshot import Snapshot, read_snapshots
+
+Row = Mapping[str, Any]
+
+LOSSES = ("train_loss", "validation_loss")
+ACCURACIES = ("train_accuracy", "validation_accuracy")
+ROW = ("size", "epoch", "total_seconds", "total_flops", *LOSSES, *ACCURACIES)
+MOVE = ("from", "to", "accuracy_before", "accuracy_moved", "accuracy_recalibrated")
+TOTALS = ("test_accuracy", "test_loss", "seconds", "flops")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run has written.
+
+    Args:
+        record: run.json.
+        result: result.json.
+        levels: for each level of the schedule its rows of metrics.jsonl.
+        snapshots: by place in the schedule; a run of an older version has none.
+        net: the best weights of the last level.
+    """
+
+    directory: Path
+    record: Mapping[str, Any]
+    plan: Schedule
+    settings: TrainSettings
+    result: Mapping[str, Any]
+    levels: tuple[tuple[Row, ...], ...]
+    snapshots: Mapping[int, Snapshot]
+    net: PDENet
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of all levels."""
+        return [row for level in self.levels for row in level]
+
+
+def read_run(directory: str | Path) -> RunRecord:
+    """Read a finished run.
+
+    Raises:
+        ValueError: no run, one that is not finished, or a file that is missing, damaged or of another run.
+    """
+    directory = Path(directory)
+    if not (directory / RECORD).exists():
+        raise ValueError(f"run must be a directory with a {RECORD}, got {directory}")
+    if not (directory / RESULT).exists():
+        raise ValueError(f"run must be finished, got {directory}; type multipde train --run {directory} --resume first")
+    record = read_json(directory / RECORD, FORMAT)
+    plan, settings, _ = recorded_plan(record, directory / RECORD)
+    result = read_json(directory / RESULT, FORMAT)
+    _check_numbers(result, TOTALS, directory / RESULT)
+    moves = result.get("moves")
+    if not isinstance(moves, list) or len(moves) != len(plan.levels) - 1:
+        raise ValueError(f"{directory / RESULT} must hold {len(plan.levels) - 1} moves between levels, got others")
+    for move in moves:
+        _check_numbers(move, MOVE, directory / RESULT)
+    levels = _by_level(read_metrics(directory / METRICS), len(plan.levels), directory / METRICS)
+    net = load(directory)
+    snapshots = read_snapshots(directory, net.config, len(plan.levels))
+    return RunRecord(directory, record, plan, settings, result, levels, snapshots, net)
+
+
+def _by_level(rows: Iterable[Any], num_levels: int, file: Path) -> tuple[tuple[Row, ...], ...]:
+    """Rows of each level; epochs are counted anew on every level."""
+    levels: list[list[Row]] = []
+    for row in rows:
+        _check_numbers(row, ROW, file)
+        if row["epoch"] == 1 or not levels:
+            levels.append([])
+        levels[-1].append(row)
+    if len(levels) != num_levels:
+        raise ValueError(f"{file} must hold the epochs of {num_levels} levels, got {len(levels) or 'no metrics'}")
+    return tuple(tuple(level) for level in levels)
+
+
+def _check_numbers(record: Any, names: Iterable[str], file: Path) -> None:
+    """Raise ValueError unless the record has a finite number under each name."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} must hold records, got {str(record)[:60]!r}")
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{file} must hold {name}, a number, in every record, got {str(value)[:60]}")

@@ -1,0 +1,179 @@
+"""The processes that torchrun has started for one training: who they are, what they agree on, and who writes.
+
+A training that is alone is the writer, agrees with itself, and does nothing here.
+"""
+
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from multipde.runtime.launch import num_launched
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(seconds=10)
+"""How long a process that fails waits to hear whether another one has said so."""
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Together with the other processes inside, if there are any: over gloo between processors, NCCL between GPUs.
+
+    After an error the group stays until the process ends: else the others would see it go before the error is told.
+    """
+    if num_launched() == 1 or dist.is_initialized():
+        yield
+        return
+    has_gpus = torch.cuda.is_available()
+    if has_gpus and _local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(_local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
+    yield
+    gc.collect()  # a model in a cycle would keep the group, and its threads, until the interpreter is gone
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, 0 for the writer."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the one process that writes files and talks."""
+    return rank() == 0
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: of several GPUs each takes its own.
+
+    Raises:
+        ValueError: more processes than GPUs, one GPU for all, or a device between which there is no exchange.
+    """
+    if num_processes() == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise ValueError(f"device must be cuda or cpu for several processes, got {device}; type --device cpu")
+    check_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes())))
+    return torch.device("cuda", _local_rank())
+
+
+def check_devices(device: torch.device, num: int) -> None:
+    """Raise ValueError for more processes on this machine than it has devices of that kind; a CPU serves many."""
+    num_devices = torch.cuda.device_count() if device.type == "cuda" else num
+    if num > num_devices:
+        raise ValueError(
+            f"processes must be at most as many as devices ({num_devices}), got {num}; "
+            f"start {num_devices}, or type --device cpu"
+        )
+
+
+def check_batch(batch: int, num: int) -> None:
+    """Raise ValueError for a batch that so many processes cannot share evenly."""
+    if num < 1:
+        raise ValueError(f"processes must be positive, got {num}")
+    if batch % num:
+        fitting, fewer = max(1, batch // num) * num, max(n for n in range(1, num) if batch % n == 0)
+        raise ValueError(
+            f"batch must be a multiple of the number of processes ({num}), got {batch}; "
+            f"type --batch {fitting}, or start {fewer}"
+        )
+
+
+def data_parallel(net: nn.Module) -> nn.Module:
+    """The network as a module whose gradients are means over the processes; all get the weights of the writer."""
+    if num_processes() == 1:
+        return net
+    # stencils of one tap have two layouts that are the same; which of them a gradient has differs by kernel
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DistributedDataParallel(net)
+
+
+@torch.no_grad()
+def broadcast_weights(net: nn.Module) -> None:
+    """Weights and statistics of the writer, to the last bit, in place."""
+    if num_processes() > 1:
+        for tensor in (*net.parameters(), *net.buffers()):
+            dist.broadcast(tensor, 0)
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum over the processes, the same bits in all of them."""
+    if num_processes() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean over the processes, the same bits in all of them."""
+    return value if num_processes() == 1 else sum_over_processes(value) / num_processes()
+
+
+def largest(*values: int) -> tuple[int, ...]:
+    """The largest of each over the processes."""
+    if num_processes() == 1:
+        return values
+    agreed = torch.tensor(values)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    return tuple(agreed.tolist())
+
+
+def on_rank_zero(call: Callable[[], T]) -> T:
+    """What the writer, and nobody else, gets from a call; the others wait, and what goes wrong is raised in all."""
+    if num_processes() == 1:
+        return call()
+    told: list[Any] = [None, None]
+    if is_rank_zero():
+        try:
+            told[0] = call()
+        except (ValueError, OSError) as error:
+            told[1] = error
+    dist.broadcast_object_list(told, device=torch.device("cpu"))
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+def from_rank_zero(value: T) -> T:
+    """The value that the writer has: for clocks, and for what may change on the disk."""
+    return on_rank_zero(lambda: value)
+
+
+def rank_zero_first(call: Callable[[], T]) -> T:
+    """What each gets from a call, the others after the writer: so they find what it has fetched or kept."""
+    results: list[T] = []
+    on_rank_zero(lambda: results.append(call()))
+    return results[0] if results else call()
+
+
+def is_first_to_report() -> bool:
+    """Whether this process is the one that says what went wrong: the first that asks."""
+    if num_launched() == 1:
+        return True
+    try:
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            *where, is_master=False, wait_for_workers=False, timeout=PATIENCE
+        )
+        return store.add(f"multipde/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):  # the launcher is gone
+        return os.environ["RANK"] == "0"
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))

@@ -1,0 +1,80 @@
+"""Signals as wishes: stop after this step, or save and go on."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+STOP = ("SIGINT", "SIGTERM", "SIGHUP")
+SAVE = ("SIGUSR1",)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that stopped because it was asked to, with everything saved.
+
+    Args:
+        message: how to go on.
+        signum: the signal that asked.
+    """
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+@dataclass
+class PendingSignals:
+    """What signals have asked for so far.
+
+    Args:
+        stop: number of the signal that asks to stop, 0 for none.
+        save: a checkpoint is wanted.
+    """
+
+    stop: int = 0
+    save: bool = False
+
+    def receive(self, signum: int, frame: object = None) -> None:
+        """Note a wish; a second SIGINT stops at once."""
+        if signal.Signals(signum).name in SAVE:
+            self.save = True
+        elif self.stop and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            self.stop = signum
+
+
+@contextmanager
+def pending_signals(names: tuple[str, ...] = (*STOP, *SAVE)) -> Iterator[PendingSignals]:
+    """Signals become wishes inside; in a thread that is not the main one, or if they are ignored, nothing changes."""
+    pending = PendingSignals()
+    with _handled(names, pending.receive):
+        yield pending
+
+
+@contextmanager
+def raising_on_signals(names: tuple[str, ...] = STOP[1:]) -> Iterator[None]:
+    """Signals end what is inside as SIGINT does, by an exception, so that it can tidy up."""
+
+    def interrupt(signum: int, frame: object = None) -> None:
+        raise Interrupted("", signum)
+
+    with _handled(names, interrupt):
+        yield
+
+
+@contextmanager
+def _handled(names: tuple[str, ...], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in names:
+            signum = getattr(signal, name, None)
+            if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
+                before[signum] = signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

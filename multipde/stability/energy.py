@@ -1,0 +1,99 @@
+"""The energy of the dynamics: of one layer, and of the features on their way through a network."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multipde.mesh.modes import eval_mode
+from multipde.networks.dynamics import Block, State
+from multipde.networks.layers import CONVOLVE, SymmetricLayer
+from multipde.networks.network import PDENet
+from multipde.networks.reversible import StepForce
+from multipde.stability.norms import block_inputs
+
+
+@torch.no_grad()
+def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor, controls: tuple[Tensor, ...] | None = None) -> Tensor:
+    """The energy (12) of the second-order dynamics, one value per image.
+
+        E = 1/2 (|v|² + (K y)ᵀ σ(K y))
+
+    Its drift along a leapfrog path is O(dt²) for constant θ, N = identity, and σ the identity or ReLU, for which
+    the second term is the potential of F.
+
+    Args:
+        controls: θ of another time, as `Block.forces` has it; the layer's own if left out.
+
+    Shape:
+        - y, velocity: (N, C, *size)
+        - result: (N,)
+
+    Reference: Ruthotto & Haber (2018), eq. (12).
+    """
+    controls = layer.controls() if controls is None else controls
+    ky = CONVOLVE[layer.dim](y, controls[0], padding=layer.padding)
+    return (velocity.flatten(1).square().sum(1) + (ky * layer.hidden(y, controls)).flatten(1).sum(1)) / 2
+
+
+@dataclass(frozen=True)
+class StateEnergy:
+    """The state of a block at one time, per pixel and mean over images.
+
+    Args:
+        block: number of the block.
+        time: from its beginning.
+        features: 1/2 |y|².
+        energy: of the dynamics, see `state_energies`; None where it has none.
+    """
+
+    block: int
+    time: float
+    features: float
+    energy: float | None
+
+
+@torch.no_grad()
+def state_energies(model: PDENet, batch: Tensor) -> list[StateEnergy]:
+    """Size and energy of the features before every time step and after the last one of each block.
+
+        parabolic     E = 1/2 (K y)ᵀ σ(N(K y)),                         of which the dynamics is the descent
+        second_order  E = 1/2 |v|² + 1/2 (K y)ᵀ σ(N(K y)),              eq. (12)
+        hamiltonian   E = 1/2 (K1 z)ᵀ σ(N(K1 z)) + 1/2 (K2 y)ᵀ σ(N(K2 y))
+
+    v is the central difference in time; in hamiltonian, whose parts are half a step apart, y is the mean of two steps.
+    θ is that of the step, after the last step still the last. For N = identity, θ constant in time and σ the identity
+    or ReLU the first does not grow within the step bound, and the others are conserved to O(dt²); elsewhere this is a
+    measurement. resnet has no energy.
+
+    Args:
+        batch: images as the model takes them, at its size.
+
+    Reference: Ruthotto & Haber (2018), eq. (12).
+    """
+    found = []
+    with eval_mode(model):
+        for k, block, features in block_inputs(model, batch):
+            state, forces = block.scheme.start(features), block.forces()
+            for j, present in enumerate([*forces, forces[-1]]):
+                half_square = block.scheme.finish(state).square().sum(1).mean().item() / 2
+                following = block.scheme.step(state, present, block.dt)
+                found.append(StateEnergy(k, j * block.dt, half_square, _energy(block, state, following, present)))
+                state = following
+    return found
+
+
+def _energy(block: Block, state: State, following: State, forces: tuple[StepForce, ...]) -> float | None:
+    """Per pixel, mean over images."""
+    if block.dynamics == "resnet":
+        return None
+    reached, velocity = (state[0],), torch.zeros_like(state[0])
+    if block.dynamics == "hamiltonian":
+        reached = (state[1], (state[0] + following[0]) / 2)  # F1 is applied to z, F2 to y
+    elif block.dynamics == "second_order":
+        velocity = (following[0] - state[1]) / (2 * block.dt)
+    parts = [
+        energy(f.layer, y, velocity, f.controls)  # pyright: ignore[reportArgumentType]
+        for f, y in zip(forces, reached, strict=True)
+    ]
+    return sum(part.mean().item() for part in parts) / state[0][0, 0].numel()

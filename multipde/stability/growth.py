@@ -1,0 +1,121 @@
+"""What the time steps do to perturbations, measured along data beside what is proved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multipde.mesh.modes import eval_mode
+from multipde.networks.dynamics import Block, check_dynamics
+from multipde.networks.network import PDENet
+from multipde.networks.reversible import State
+from multipde.stability.norms import block_inputs, jacobian_norm, step_norms
+
+HYPERBOLIC = ("hamiltonian", "second_order")
+"""The dynamics that have an energy."""
+
+
+@dataclass(frozen=True)
+class BlockGrowth:
+    """Growth |δY(T)|/|δY(0)| of infinitesimal perturbations of the features through one block.
+
+    Args:
+        block: its number.
+        random: of a random perturbation, for every image.
+        worst: of the worst one, |∂Y(T)/∂Y(0)|, for every image; by power iteration, from below.
+        bound: on the worst for N = identity, from |K|, see `growth_bound`. A theorem for networks with norm ``"none"``;
+            with the TV norm no bound, only a scale.
+        measured_bound: the same from |∂F/∂y| measured at every step, N and σ included, for every image. What it bounds
+            is the growth at that image, whatever the norm; but the |∂F/∂y| come from below too.
+    """
+
+    block: int
+    random: tuple[float, ...]
+    worst: tuple[float, ...]
+    bound: float
+    measured_bound: tuple[float, ...]
+
+
+def growth_bound(dynamics: str, rho: Sequence[Sequence[float]], dt: float, *, dissipative: bool) -> float:
+    """Bound on |δY(T)|/|δY(0)| from bounds ρ on |∂F/∂y| of every step.
+
+    Each step bounds the parts of the perturbed state by a small nonnegative matrix; the product of these is taken.
+
+        parabolic, resnet  |δy'| <= s |δy|
+        hamiltonian        |δy'| <= |δy| + dt ρ1 |δz|,  |δz'| <= |δz| + dt ρ2 |δy'|
+        second_order       |δy'| <= s |δy| + |δd|,  |δd'| <= |δd| + dt² ρ |δy|,  d = y - y_prev, δd(0) = 0
+
+    With τ = dt, or dt² for second_order: s = max(1, τ ρ - 1) where ∂F/∂y is symmetric and negative semidefinite, else
+    1 + τ ρ. So a parabolic block is non-expansive if dt ρ <= 2. The other bounds grow with T: that hyperbolic blocks
+    stay bounded within `step_bound` is proved for linear σ and constant θ only.
+
+    Args:
+        rho: for every step one number per layer; |K|² (|K1| |K2| for resnet) where N = identity.
+        dissipative: ∂F/∂y is symmetric and negative semidefinite: N = identity, σ nondecreasing, not resnet.
+
+    Raises:
+        ValueError: an unknown dynamics; resnet said to be dissipative.
+
+    Reference: Ruthotto & Haber (2018), section 3.
+    """
+    check_dynamics(dynamics, 2)
+    if dissipative and dynamics == "resnet":
+        raise ValueError("dissipative must be False for resnet, whose layer is not symmetric, got True")
+    parts = 2 if dynamics in HYPERBOLIC else 1
+    product = torch.eye(parts, dtype=torch.float64)
+    for values in rho:
+        tau = dt**2 if dynamics == "second_order" else dt
+        scaled = [tau * r for r in values]
+        stay = max(1.0, scaled[0] - 1) if dissipative else 1 + scaled[0]
+        if dynamics == "hamiltonian":
+            rows = [[1.0, scaled[0]], [scaled[1], 1 + scaled[0] * scaled[1]]]
+        elif dynamics == "second_order":
+            rows = [[stay, 1.0], [scaled[0], 1.0]]
+        else:
+            rows = [[stay]]
+        product = torch.tensor(rows, dtype=torch.float64) @ product
+    if dynamics == "second_order":
+        return product[0, 0].item()
+    return torch.linalg.matrix_norm(product, 2).item()
+
+
+def growth_report(model: PDENet, batch: Tensor, *, num_iterations: int = 30, seed: int = 0) -> list[BlockGrowth]:
+    """Growth of perturbations through every block at the features that a batch has there, beside its bounds.
+
+    Args:
+        batch: some ten images as the model takes them, at its size.
+        num_iterations: of every power iteration.
+        seed: of the random perturbations.
+    """
+    config = model.config
+    dissipative = config.norm == "none" and config.dynamics != "resnet"
+    steps = step_norms(model, batch, num_iterations=num_iterations, seed=seed)
+    found: list[BlockGrowth] = []
+    with eval_mode(model):
+        for k, block, y in block_inputs(model, batch):
+
+            def flow(y: Tensor, block: Block = block) -> Tensor:
+                return block.scheme.finish(_path(block, y)[-1])
+
+            mine = [s for s in steps if s.block == k]
+            proved = [[norm**2 for norm in s.norms] for s in mine]
+            per_image = [[[rho[i] for rho in s.jacobians] for s in mine] for i in range(len(y))]
+            found.append(
+                BlockGrowth(
+                    k,
+                    tuple(jacobian_norm(flow, y, 1, seed)),
+                    tuple(jacobian_norm(flow, y, num_iterations, seed)),
+                    growth_bound(config.dynamics, proved, block.dt, dissipative=config.dynamics != "resnet"),
+                    tuple(growth_bound(config.dynamics, r, block.dt, dissipative=dissipative) for r in per_image),
+                )
+            )
+    return found
+
+
+def _path(block: Block, y: Tensor) -> list[State]:
+    """The states of a block from the first to the last, kept for derivatives whatever the block's memory."""
+    states = [block.scheme.start(y)]
+    for forces in block.forces():
+        states.append(block.scheme.step(states[-1], forces, block.dt))
+    return states

@@ -1,0 +1,144 @@
+"""Operator norms |K| and the norms of Jacobians along data, by power iteration."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multipde.mesh.modes import eval_mode
+from multipde.networks.dynamics import Block, Force
+from multipde.networks.layers import CONVOLVE, CONVOLVE_TRANSPOSED, SymmetricLayer
+from multipde.networks.network import PDENet
+from multipde.networks.reversible import StepForce
+
+
+@torch.no_grad()
+def operator_norm(
+    stencils: Tensor, size: int | Sequence[int], *, tolerance: float = 1e-6, num_iterations: int = 1000, seed: int = 0
+) -> float:
+    """|K| of a convolution with zero padding on a mesh of the given size, by power iteration on KᵀK.
+
+    The true operator is iterated, boundary included, in float64.
+
+    Args:
+        stencils: all stencils of the layer.
+        size: pixels of the mesh, one number or one per axis.
+        tolerance: relative change of the norm at which to stop.
+        num_iterations: at most that many.
+
+    Shape:
+        - stencils: (out channels, in channels, *width), odd widths
+
+    Returns:
+        The largest singular value, from below.
+    """
+    dim = stencils.dim() - 2
+    weight = stencils.detach().to("cpu", torch.float64)
+    padding = [w // 2 for w in weight.shape[2:]]
+    sizes = (size,) * dim if isinstance(size, int) else tuple(size)
+    x = torch.randn(1, weight.shape[1], *sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x /= x.norm()
+    norm = 0.0
+    for _ in range(num_iterations):
+        y = CONVOLVE[dim](x, weight, padding=padding)
+        previous, norm = norm, y.norm().item()
+        if norm == 0 or abs(norm - previous) <= tolerance * norm:
+            break
+        x = CONVOLVE_TRANSPOSED[dim](y, weight, padding=padding)
+        x /= x.norm()
+    return norm
+
+
+@dataclass(frozen=True)
+class StepNorms:
+    """How strongly the layers F of one time step respond, on their mesh and along data.
+
+    Args:
+        block: number of the block.
+        step: number of the step in it.
+        norms: |K| of the step's layers, zero padding included; sqrt(|K1| |K2|) for resnet, so that its square is a
+            bound on |∂F/∂y| for N = identity throughout.
+        jacobians: for each layer |∂F/∂y| of every image at the features that reach it, N and σ included, from below.
+    """
+
+    block: int
+    step: int
+    dt: float
+    norms: tuple[float, ...]
+    jacobians: tuple[tuple[float, ...], ...]
+
+
+def step_norms(model: PDENet, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepNorms]:
+    """|K| and |∂F/∂y| of every time step of a network, the latter by power iteration on JᵀJ along a batch.
+
+    Args:
+        batch: some ten images as the model takes them, at its size.
+    """
+    steps: list[StepNorms] = []
+    with eval_mode(model):
+        for k, block, features in block_inputs(model, batch):
+            state = block.scheme.start(features)
+            for j, forces in enumerate(block.forces()):
+                inputs: list[Tensor] = []
+                spied = tuple(_spied(force, inputs) for force in forces)
+                with torch.no_grad():
+                    state = block.scheme.step(state, spied, block.dt)
+                pairs = list(zip(forces, inputs, strict=True))
+                jacobians = tuple(tuple(jacobian_norm(f, x, num_iterations, seed)) for f, x in pairs)
+                norms = tuple(_layer_norm(f, x) for f, x in pairs)
+                steps.append(StepNorms(k, j, block.dt, norms, jacobians))
+    return steps
+
+
+def _layer_norm(force: StepForce, y: Tensor) -> float:
+    first = operator_norm(force.controls[0], y.shape[2:])
+    if isinstance(force.layer, SymmetricLayer):
+        return first
+    return math.sqrt(first * operator_norm(force.controls[-1], y.shape[2:]))
+
+
+def block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
+    """Number, block and what reaches it, block by block."""
+    found: list[Tensor] = []
+    handles = [
+        block.register_forward_pre_hook(lambda m, inputs: found.append(inputs[0].detach())) for block in model.blocks
+    ]
+    try:
+        with torch.no_grad():
+            model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    blocks: list[Block] = list(model.blocks)  # pyright: ignore[reportAssignmentType]
+    return [(k, block, x) for k, (block, x) in enumerate(zip(blocks, found, strict=True))]
+
+
+def _spied(force: Force, inputs: list[Tensor]) -> Force:
+    def call(y: Tensor, factor: float) -> Tensor:
+        inputs.append(y)
+        return force(y, factor)
+
+    return call
+
+
+def jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: int, seed: int) -> list[float]:
+    """|∂F/∂y| of each image, by power iteration on JᵀJ, from below.
+
+    One iteration gives |J v|/|v| for a random v.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(y.shape, generator=generator).to(y)
+    norms = torch.ones(len(y), dtype=y.dtype, device=y.device)
+    y = y.detach().requires_grad_()
+    with torch.enable_grad():
+        out = force(y)
+        u = torch.zeros_like(out, requires_grad=True)
+        (pulled,) = torch.autograd.grad(out, y, u, create_graph=True)  # Jᵀu, linear in u: its derivative gives J v
+        for _ in range(num_iterations):
+            v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *(1,) * (v.dim() - 1))
+            (jv,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
+            norms = jv.flatten(1).norm(dim=1)
+            (v,) = torch.autograd.grad(out, y, jv, retain_graph=True)
+    return norms.tolist()

@@ -1,0 +1,112 @@
+"""JSON records, which a stranger may have written: read, checked for kind and range, and made into dataclasses."""
+
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import typeguard
+
+FORMAT = 1
+"""Of all records that are written; older ones are read."""
+
+RECORD_BYTES = 64 * 2**20
+"""No record of ours is longer."""
+
+
+Kind = TypeVar("Kind")
+
+
+def regular(file: Path) -> Path:
+    """The path of a file with contents, not of a directory, a device or a pipe.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint must hold {file.name}, got none in {file.parent}") from None
+    except OSError as error:
+        raise ValueError(f"{file} must be readable, got: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{file} must be a regular file, got something else")
+    return file
+
+
+def read_file(file: Path) -> bytes:
+    """The contents of a file of records.
+
+    Raises:
+        ValueError: a file that is missing, no file, or far too long.
+    """
+    length = regular(file).stat().st_size
+    if length > RECORD_BYTES:
+        raise ValueError(f"{file} must be at most {RECORD_BYTES:,} bytes long, got {length:,}")
+    return file.read_bytes()
+
+
+def read_json(file: Path, newest: int) -> dict[str, Any]:
+    """A JSON record of ours.
+
+    Args:
+        newest: largest format number that is known.
+
+    Raises:
+        ValueError: a file that is missing, not a JSON record, or of a newer format.
+    """
+    try:
+        record = json.loads(read_file(file))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+            raise ValueError(f"{file} must be JSON, got {brief(error)}") from None
+        raise
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise ValueError(f"{file} must be a record of multipde, got no format number")
+    if record["format"] > newest:
+        raise ValueError(f"{file} must have format {newest} or older, got {record['format']}; update multipde")
+    return record
+
+
+def from_record(kind: type[Kind], record: Any, file: Path, what: str) -> Kind:
+    """A dataclass from plain data that a stranger may have written.
+
+    Args:
+        what: it describes, for the error.
+
+    Raises:
+        ValueError: unknown or missing entries, values of the wrong kind or outside their range.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} must describe {what}, got {type(record).__name__}")
+    known: dict[str, Any] = kind.__dataclass_fields__  # pyright: ignore[reportAttributeAccessIssue]
+    if unknown := sorted(set(record) - set(known)):
+        raise ValueError(f"{file} must hold known entries only, got {unknown[0][:80]!r} in {what}")
+    try:
+        made = kind(**record)
+        for name, field in known.items():
+            check_kind(name, getattr(made, name), field.type)
+    except ValueError as error:
+        raise ValueError(f"{brief(error)} in {file}") from None
+    except (TypeError, ArithmeticError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(f"{file} must describe {what}, got {brief(error)}") from None
+    return made
+
+
+def check_kind(name: str, value: Any, annotation: Any) -> None:
+    """Raise TypeError unless a value is of the annotated type."""
+    try:
+        typeguard.check_type(value, annotation, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+    except typeguard.TypeCheckError:
+        raise TypeError(f"{name} of the wrong kind, {str(value)[:60]!r}") from None
+
+
+def brief(error: BaseException) -> str:
+    """What another library says, in one line that is not too long."""
+    return " ".join(str(error).split())[:200]
+
+
+def json_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON; numbers come back exactly."""
+    return (json.dumps(record, indent=1) + "\n").encode()

@@ -1,0 +1,58 @@
+"""Files of rows: a JSON record per line, appended to, read up to the first torn line."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from multipde.storage.files import writing
+
+LONG_LINE = 2**20
+"""No row is longer."""
+
+
+def check_rows(file: Path) -> None:
+    """Raise OSError for a file to which no rows can be appended: before they are measured."""
+    with writing(file):
+        is_new = not file.exists()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+        if is_new:
+            file.unlink()
+
+
+def append_row(file: Path, row: Mapping[str, Any]) -> None:
+    """One more line of a file of rows, such as `read_metrics` reads; a torn line before it is taken away.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with writing(file), open(file, "ab+") as handle:
+        _repair(handle)
+        handle.write((json.dumps(row) + "\n").encode())
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _repair(handle: BinaryIO) -> None:
+    """Cut a file off behind its last whole line."""
+    end = handle.seek(0, os.SEEK_END)
+    start = max(0, end - LONG_LINE)
+    handle.seek(start)
+    tail = handle.read()
+    if tail and not tail.endswith(b"\n"):
+        handle.truncate(start + tail.rfind(b"\n") + 1)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics file, a torn last line left out."""
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

@@ -1,0 +1,67 @@
+"""Tensors in safetensors files: written in a fixed order, read with suspicion."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multipde.storage.records import brief, regular
+
+MODEL, CONFIG, BEST = "model.safetensors", "config.json", "best.safetensors"
+"""Files of a network: its weights and its description; in a checkpoint also the best weights so far."""
+
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as a safetensors file."""
+    from safetensors.torch import save
+
+    return save({name: t.detach().cpu().clone().contiguous() for name, t in sorted(tensors.items())})
+
+
+def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(regular(file), "pt") as stored:
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
+
+
+def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file that must have these names and shapes, each finite.
+
+    Args:
+        may_lack: not all names need be there.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    stored = _stored_shapes(file)
+    lacking = set() if may_lack else set(shapes) - set(stored)
+    for name in sorted(set(stored) - set(shapes)) + sorted(lacking):
+        word = "no" if name in lacking else "an unknown"
+        raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {word} tensor {name[:200]!r}")
+    for name, shape in stored.items():
+        if shape != tuple(shapes[name]):
+            raise ValueError(
+                f"{file} must hold the weights that {CONFIG} describes, got {name} of shape {shape} "
+                f"instead of {tuple(shapes[name])}"
+            )
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NUMBERS:
+            raise ValueError(f"{file} must hold weights in float16 to float64, got {tensor.dtype} in {name}")
+        seen = tensor.float()  # as the network will hold it
+        if not bool(seen.isfinite().all()):
+            bad = "nan" if bool(seen.isnan().any()) else "inf"
+            raise ValueError(f"{file} must hold finite weights, got {bad} in {name}")
+    return tensors

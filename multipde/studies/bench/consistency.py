@@ -1,0 +1,85 @@
+"""How far a moved network is from the original on smooth fields, before any training: the first half of the regimes."""
+
+import math
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multipde.conversions.calibration import calibrate
+from multipde.conversions.convert import convert
+from multipde.evaluation.measured_conversion import AUTO_METHODS
+from multipde.mesh.pyramid import restrict_images
+from multipde.mesh.transfer import CALIBRATED
+
+
+def consistency_rows(
+    size: int = 32,
+    frequencies: tuple[int, ...] = (1, 2, 4, 8, 12),
+    depths: tuple[int, ...] = (1, 3),
+    num_seeds: int = 3,
+) -> list[dict[str, Any]]:
+    """Networks of random stencils and tanh, moved from half the size to the size, on band-limited fields.
+
+        error = |R f_fine(x) - f_coarse(R x)| / |f_coarse(R x)|,    R the 2x2 mean
+
+    Args:
+        frequencies: highest number of waves across the image.
+        depths: number of layers.
+        num_seeds: networks and fields over which the rows are averaged.
+
+    Returns:
+        A row per frequency and depth: mean exponent of the layers and the error by every method.
+    """
+    rows = []
+    for depth in depths:
+        for frequency in frequencies:
+            found = [_errors(size, frequency, depth, seed) for seed in range(num_seeds)]
+            rows.append(
+                {
+                    "data": "waves",
+                    "frequency": frequency,
+                    "depth": depth,
+                    "exponent": statistics.mean(exponent for exponent, _ in found),
+                    "error": {m: statistics.mean(errors[m] for _, errors in found) for m in AUTO_METHODS},
+                }
+            )
+    return rows
+
+
+@torch.no_grad()
+def _errors(size: int, frequency: int, depth: int, seed: int) -> tuple[float, dict[str, float]]:
+    x = band_limited(40, 2, size, frequency, seed)
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for k in range(depth):
+            conv = nn.Conv2d(2 if k == 0 else 8, 8, 3, padding=1, padding_mode="replicate", bias=False)
+            layers += [conv, nn.Tanh()]
+    net = nn.Sequential(*layers).double()
+    coarse = net(restrict_images(x, size // 2))
+    exponents = calibrate(net, 2.0, x).exponents().values()
+    errors = {}
+    for method in AUTO_METHODS:
+        moved = convert(net, factor=2.0, method=method, calibration=x if method in CALIBRATED else None)
+        errors[method] = ((restrict_images(moved(x), size // 2) - coarse).norm() / coarse.norm()).item()
+    return statistics.mean(exponents), errors
+
+
+def band_limited(num: int, channels: int, size: int, frequency: int, seed: int = 0) -> Tensor:
+    """Cell averages of random trigonometric polynomials on the unit square with up to that many waves, rms one.
+
+    Shape:
+        - result: (num, channels, size, size), float64
+    """
+    edges = torch.arange(size + 1, dtype=torch.float64) / size
+    waves = [torch.ones(size, dtype=torch.float64)]
+    for k in range(1, frequency + 1):
+        w = 2 * math.pi * k
+        waves += [torch.diff(torch.sin(w * edges)) * size / w, -torch.diff(torch.cos(w * edges)) * size / w]
+    basis = torch.stack(waves)
+    generator = torch.Generator().manual_seed(seed)
+    c = torch.randn(num, channels, len(basis), len(basis), dtype=torch.float64, generator=generator)
+    x = torch.einsum("ncij,ix,jy->ncxy", c, basis, basis)
+    return x / x.square().mean().sqrt()

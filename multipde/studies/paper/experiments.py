@@ -1,0 +1,252 @@
+"""``multipde reproduce``: the paper's table and figures, trained, collected, shown and kept."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multipde.data.batches import drawn_indices, evaluation_batches
+from multipde.data.datasets import ImageData, load_data
+from multipde.data.seeds import stream
+from multipde.evaluation.metrics import evaluate_batches, normalization, scored_batches
+from multipde.networks.network import num_weights
+from multipde.runtime.console import Log
+from multipde.runtime.device import choose_device, place
+from multipde.storage.files import write_file
+from multipde.storage.provenance import machine
+from multipde.studies.paper.recipes import (
+    BUDGETS,
+    RECIPES,
+    REPORTED,
+    Training,
+    epochs_within,
+    full_trainings,
+    num_held_back,
+    partial_trainings,
+)
+from multipde.studies.trained import trained
+from multipde.training.run import Run
+
+EXPERIMENTS = {
+    "table1": ("stl10", "cifar10", "cifar100"),
+    "fig1": ("stl10",),
+    "fig2": ("stl10",),
+    "fig3": ("stl10",),
+    "fig4": ("cifar10", "cifar100"),
+}
+"""What can be reproduced, and the data of the paper for it."""
+
+NUM_SHOWN = 4
+"""Test images in Figure 1."""
+
+
+@dataclass(frozen=True)
+class PaperData:
+    """A data set of the paper, perhaps cut to a budget.
+
+    Args:
+        source: what `train` is given: a name where nothing is cut, so that the run can find its data again.
+    """
+
+    images: ImageData
+    source: Any
+    options: Mapping[str, Any]
+
+    def part(self, training: Training, seed: int) -> Any:
+        """What one training is given: all, or as many random images as it needs; a larger share holds a smaller one."""
+        num = len(self.images.train)
+        if training.share is None:
+            return self.source
+        order = torch.randperm(num, generator=stream(seed, "share"))[: training.num_images(num)]
+        return replace(self.images, train=self.images.train.take(order))
+
+
+def reproduce(
+    experiment: str,
+    *,
+    data: Sequence[str] | None = None,
+    root: str | Path = "data",
+    download: bool = False,
+    budget: str = "hour",
+    epochs: int | None = None,
+    run_dir: Path = Path("runs/reproduce"),
+    out: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    amp: str = "off",
+    compile: bool = False,
+    log: Log | None = None,
+) -> list[dict[str, Any]]:
+    """Repeat an experiment of the paper: train what is not trained yet, write rows and figure, show a table.
+
+    Args:
+        experiment: a key of `EXPERIMENTS`.
+        data: among stl10, cifar10, cifar100; None for those of the paper.
+        root: has a data set as ``root/NAME/{train,test}/CLASS/*``, as ``root/{train,test}/CLASS/*``, or as torchvision
+            stores it.
+        budget: a key of `BUDGETS`.
+        epochs: at most so many of the budget's.
+        run_dir: where the trainings are recorded, by budget; one that was interrupted is taken up.
+        compile: norms compiled, see `compile_layers`.
+        out: directory of rows and figure; the run directory of the budget if left out.
+
+    Returns:
+        A row per training: accuracy and loss on the test images, epochs, curve of the validation accuracy; for fig3
+        with the confusion matrix, for fig1 with the probabilities of the images shown.
+
+    Raises:
+        ValueError: an unknown experiment, budget or data set, epochs that are not positive, data that are not there.
+
+    Reference: Ruthotto & Haber (2018), section 5.
+    """
+    log = log or Log(quiet=True)
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be positive, got {epochs}")
+    limits = replace(BUDGETS[budget], epochs=epochs)
+    where = run_dir / (budget if epochs is None else f"{budget}-{epochs}")
+    names = tuple(dict.fromkeys(data or EXPERIMENTS[experiment]))
+    for name in names:
+        if name not in RECIPES:
+            raise ValueError(f"data must be among {', '.join(RECIPES)}, got {name!r}")
+    sets = {name: paper_data(name, Path(root), download, budget, experiment) for name in names}
+    rows = []
+    for training in _trainings(experiment, names):
+        images = sets[training.data].images
+        num = len(images.train)
+        present = epochs_within(training, limits, num)
+        log.say(f"{training.name}: {present} of the paper's {RECIPES[training.data].epochs} epochs")
+        run = trained(
+            where / training.name,
+            training.network,
+            [training.level(present)],
+            sets[training.data].part(training, seed),
+            training.settings(num, seed, device, amp, compile),
+            sets[training.data].options,
+            num_train=training.num_images(num),
+            quiet=log.console.quiet or training.share is not None,
+        )
+        row = _row(training, run, images, where.name, seed)
+        if experiment == "fig1":
+            row |= _shown(run, images, seed, device, amp)
+        if experiment == "fig3":
+            row["confusion"] = _confusion(run, images, device, amp)
+        rows.append(row)
+    log.table(table(rows), f"{experiment}, budget {where.name}, seed {seed}")
+    stem = (out or where) / "-".join((experiment, *names, where.name))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = [stem.with_suffix(".jsonl")]
+    write_file(written[0], "".join(json.dumps(row) + "\n" for row in rows).encode())
+    if experiment != "table1":
+        from multipde.studies.paper.paper_figures import FIGURES
+
+        written.append(stem.with_suffix(".svg"))
+        FIGURES[experiment](rows, {name: sets[name].images for name in names}, written[-1])
+    log.say(f"written: {', '.join(map(str, written))}")
+    return rows
+
+
+def paper_data(name: str, root: Path, download: bool, budget: str, experiment: str = "table1") -> PaperData:
+    """A data set in any of the places where it may lie, cut to the budget.
+
+    Raises:
+        ValueError: it is not there; the message says what fetches it.
+    """
+    places = [path for path in (root / name, root) if (path / "train").is_dir()]
+    size = Training(name, "parabolic").network.sizes[0]
+    options: dict[str, Any]
+    if places:
+        source, options = "folder", {"root": places[0]}
+    else:
+        source, options = name, {"root": root, "download": download}
+    try:
+        images = load_data(source, size=size, **options)
+    except ValueError as error:
+        if places or download:
+            raise
+        command = f"multipde reproduce {experiment} --data {name} --root {root} --download"
+        raise ValueError(f"data must be there, got no {name} in {root} ({error}); fetch it with {command}") from None
+    limits = BUDGETS[budget]
+    if limits.num_train is None and limits.num_test is None:
+        return PaperData(images, source, options)
+    cut = {}
+    for part, num in (("train", limits.num_train), ("test", limits.num_test)):
+        whole = getattr(images, part)
+        cut[part] = whole.take(drawn_indices(len(whole), num, (0, "budget", part)))
+    images = replace(images, **cut)
+    return PaperData(images, images, {})
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Test accuracy and cross entropy beside those of Table 1, where the paper gives them."""
+    shown = []
+    for row in rows:
+        reported = REPORTED[row["data"], row["dynamics"]] if row["share"] is None else None
+        shown.append(
+            {
+                "name": f"{row['data']}, {row['dynamics']}",
+                "weights": f"{row['weights']:,}",
+                "train": f"{row['num_train']:,}",
+                "test": f"{row['num_test']:,}",
+                "epochs": f"{row['epochs']} of {RECIPES[row['data']].epochs}",
+                "accuracy %": f"{100 * row['test_accuracy']:.1f}",
+                "loss": f"{row['test_loss']:.3f}",
+                "paper %": f"{reported.accuracy:.1f}" if reported else "-",
+                "paper loss": f"{reported.loss:.3f}" if reported else "-",
+                "minutes": f"{row['seconds'] / 60:.1f}",
+            }
+        )
+    return shown
+
+
+def _trainings(experiment: str, names: Sequence[str]) -> list[Training]:
+    full = full_trainings(names) if experiment != "fig3" else []
+    return full + (partial_trainings(names) if experiment in ("fig2", "fig3") else [])
+
+
+def _row(training: Training, run: Run, images: ImageData, budget: str, seed: int) -> dict[str, Any]:
+    num_held = num_held_back(len(images.train))
+    return {
+        "data": training.data,
+        "dynamics": training.dynamics,
+        "share": training.share,
+        "budget": budget,
+        "seed": seed,
+        "weights": num_weights(run.model),
+        "num_train": training.num_images(len(images.train)) - num_held,
+        "num_validation": num_held,
+        "num_test": len(images.test),
+        "epochs": len(run.metrics),
+        **{key: run.result[key] for key in ("test_accuracy", "test_loss", "seconds", "flops")},
+        "curve": [row["validation_accuracy"] for row in run.metrics],
+        "torch": torch.__version__,
+        "machine": f"{machine()['processor']}, {os.cpu_count()} cores",
+    }
+
+
+def _confusion(run: Run, images: ImageData, device: str, amp: str) -> list[list[int]]:
+    where, batches = _test_batches(run, images, None, device)
+    return evaluate_batches(run.model, batches, where, amp).confusion.tolist()
+
+
+def _shown(run: Run, images: ImageData, seed: int, device: str, amp: str) -> dict[str, Any]:
+    """A few test images drawn by the seed: their numbers, classes, and the probabilities that a network gives them."""
+    chosen = drawn_indices(len(images.test), NUM_SHOWN, (seed, "shown"))
+    where, batches = _test_batches(run, images, chosen, device)
+    ((scores, labels),) = scored_batches(run.model, batches, where, amp)
+    return {"shown": chosen.tolist(), "classes": labels.tolist(), "probabilities": scores.softmax(1).tolist()}
+
+
+def _test_batches(run: Run, images: ImageData, indices: Tensor | None, device: str) -> tuple[torch.device, Any]:
+    """Test images ready for the network of a run, which is moved to the device."""
+    where, config = choose_device(device), run.model.config
+    place(run.model, where)
+    return where, evaluation_batches(images.test, indices, config.sizes[0], 250, where, normalization(config))

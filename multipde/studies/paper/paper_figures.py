@@ -1,0 +1,164 @@
+"""Figures 1 to 4 of the paper from the rows of ``multipde reproduce``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multipde.data.datasets import ImageData
+from multipde.reports.plots import COLOURS, DASHES, MARKERS, pyplot, save
+from multipde.studies.paper.recipes import RECIPES
+
+Rows = Sequence[Mapping[str, Any]]
+Sets = Mapping[str, ImageData]
+
+
+def predictions(rows: Rows, sets: Sets, file: Path) -> None:
+    """Figure 1: test images, each with the probabilities of its classes by every network; the true one is hatched."""
+    plt = pyplot()
+    names = list(sets)
+    nets = list(dict.fromkeys(row["dynamics"] for row in rows))
+    lines = [(name, k) for name in names for k in range(len(rows[0]["shown"]))]
+    figure, axes = plt.subplots(
+        len(lines), 1 + len(nets), figsize=(2.0 + 2.1 * len(nets), 1.9 * len(lines)), squeeze=False
+    )
+    for axes_of_line, (name, k) in zip(axes, lines, strict=True):
+        own = {row["dynamics"]: row for row in rows if row["data"] == name}
+        images, first = sets[name], own[nets[0]]
+        (x, _), *_ = images.test.batches([(images.size, torch.tensor([first["shown"][k]]))], torch.device("cpu"))
+        axes_of_line[0].imshow(x[0].permute(1, 2, 0).round().to(torch.uint8).numpy(), interpolation="nearest")
+        axes_of_line[0].axis("off")
+        likeliest = _likeliest([own[net]["probabilities"][k] for net in nets], first["classes"][k])
+        labels = [images.class_names[c] + (" (true)" if c == first["classes"][k] else "") for c in likeliest]
+        for i, (axis, net) in enumerate(zip(axes_of_line[1:], nets, strict=True)):
+            values = [100 * own[net]["probabilities"][k][c] for c in likeliest]
+            drawn = axis.barh(range(len(values)), values, color=COLOURS[6], edgecolor="black", linewidth=0.6)
+            for c, bar in zip(likeliest, drawn, strict=True):
+                if c == first["classes"][k]:
+                    bar.set_hatch("////")
+            axis.set_yticks(range(len(values)), labels if i == 0 else [""] * len(labels), fontsize=7)
+            axis.invert_yaxis()
+            axis.set_xlim(0, 100)
+            axis.tick_params(axis="x", labelsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+            if (name, k) == lines[0]:
+                axis.set_title(net, fontsize=9)
+            if (name, k) == lines[-1]:
+                axis.set_xlabel("probability (%)", fontsize=8)
+    _finish(figure, rows, file)
+
+
+def partial_data(rows: Rows, sets: Sets, file: Path) -> None:
+    """Figure 2: test accuracy against the number of training images; validation accuracy at every epoch with 80 %."""
+    plt = pyplot()
+    figure, axes = plt.subplots(len(sets), 2, figsize=(10.5, 4.0 * len(sets)), squeeze=False)
+    for (left, right), name in zip(axes, sets, strict=True):
+        own = [row for row in rows if row["data"] == name]
+        for i, net in enumerate(dict.fromkeys(row["dynamics"] for row in own)):
+            points = [(r["num_train"], 100 * r["test_accuracy"]) for r in own if r["dynamics"] == net and r["share"]]
+            left.plot(*zip(*sorted(points), strict=True), label=net, marker=MARKERS[i], ms=5, **_style(i))
+        _curves(right, [row for row in own if row["share"] is None])
+        left.set_xlabel("training images, without augmentation")
+        left.set_ylabel("test accuracy (%)")
+        left.set_title(f"{name}: part of the data", fontsize=10)
+        right.set_title(f"{name}: 80 % of the data, augmented", fontsize=10)
+        left.grid(alpha=0.3)
+        left.legend(frameon=False, fontsize=8)
+    _finish(figure, rows, file)
+
+
+def confusion(rows: Rows, sets: Sets, file: Path) -> None:
+    """Figure 3: confusion matrices, a row per network and a column per number of training images."""
+    plt = pyplot()
+    columns = sorted({row["num_train"] for row in rows})
+    lines = list(dict.fromkeys((row["data"], row["dynamics"]) for row in rows))
+    figure, axes = plt.subplots(
+        len(lines), len(columns), figsize=(1.45 * len(columns) + 1.6, 1.6 * len(lines) + 0.6), squeeze=False
+    )
+    for axes_of_line, (name, net) in zip(axes, lines, strict=True):
+        for axis, num in zip(axes_of_line, columns, strict=True):
+            found = [r for r in rows if (r["data"], r["dynamics"], r["num_train"]) == (name, net, num)]
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if not found:
+                axis.axis("off")
+                continue
+            counts = torch.tensor(found[0]["confusion"], dtype=torch.float32)
+            shares = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
+            drawn = axis.imshow(shares.numpy(), cmap="Greys", vmin=0, vmax=100)
+            axis.set_xlabel(f"{100 * found[0]['test_accuracy']:.1f} %", fontsize=8)
+            if (name, net) == lines[0]:
+                axis.set_title(f"{num:,} images", fontsize=8)
+        axes_of_line[0].set_ylabel(net if len(sets) == 1 else f"{name}\n{net}", fontsize=8)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
+    bar.set_label("share of the true class (row)\npredicted as (column), %", fontsize=8)
+    names = ", ".join(next(iter(sets.values())).class_names)
+    if len(sets) == 1 and len(names) < 160:
+        figure.text(0.5, 0.01, f"classes from the top and from the left: {names}", ha="center", fontsize=7)
+    figure.suptitle(caption(rows), fontsize=8)
+    save(figure, file)
+
+
+def convergence(rows: Rows, sets: Sets, file: Path) -> None:
+    """Figure 4: validation accuracy at every epoch, a panel per data set."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(sets), figsize=(5.2 * len(sets), 4.0), squeeze=False)
+    for axis, name in zip(axes[0], sets, strict=True):
+        _curves(axis, [row for row in rows if row["data"] == name])
+        axis.set_title(name, fontsize=10)
+    _finish(figure, rows, file)
+
+
+FIGURES: dict[str, Callable[[Rows, Sets, Path], None]] = {
+    "fig1": predictions,
+    "fig2": partial_data,
+    "fig3": confusion,
+    "fig4": convergence,
+}
+
+
+def caption(rows: Rows) -> str:
+    """What the figure rests on: budget, epochs and images of each data set."""
+    parts = []
+    for name in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == name]
+        epochs = sorted({row["epochs"] for row in own})
+        images = sorted({row["num_train"] for row in own})
+        parts.append(
+            f"{name}: {_range(epochs)} of {RECIPES[name].epochs} epochs, {_range(images)} training and "
+            f"{own[0]['num_test']:,} test images"
+        )
+    return f"budget {rows[0]['budget']}; " + "; ".join(parts)
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _likeliest(probabilities: Sequence[Sequence[float]], true: int, num: int = 5) -> list[int]:
+    """The classes to which any of the networks gives most, the true one among them."""
+    order = sorted(range(len(probabilities[0])), key=lambda c: -max(p[c] for p in probabilities))[:num]
+    return order if true in order else [*order[:-1], true]
+
+
+def _curves(axis: Any, rows: Rows) -> None:
+    for i, row in enumerate(rows):
+        epochs = range(1, len(row["curve"]) + 1)
+        marker = MARKERS[i] if len(row["curve"]) <= 20 else None
+        axis.plot(epochs, [100 * a for a in row["curve"]], label=row["dynamics"], marker=marker, ms=4, **_style(i))
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("validation accuracy (%)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i], "linestyle": DASHES[i], "linewidth": 1.3}
+
+
+def _finish(figure: Any, rows: Rows, file: Path) -> None:
+    figure.suptitle(caption(rows), fontsize=8)
+    figure.tight_layout()
+    save(figure, file)

@@ -1,0 +1,165 @@
+"""The experiments of Ruthotto & Haber (2018), section 5, as plain data: recipe, figures reported, cheaper versions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from multipde.networks.config import NetworkConfig
+from multipde.networks.presets import preset
+from multipde.training.level import Level, level_flops
+from multipde.training.settings import TrainSettings
+
+DYNAMICS = ("parabolic", "hamiltonian", "second_order")
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Of the training images, in Figures 2 and 3."""
+
+VALIDATION = 0.2
+BATCH, LEARNING_RATE = 125, 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the networks for one data set are trained.
+
+    Args:
+        policy: learning rate, a key of `POLICIES`.
+        alpha1: weight of the total variation in time, eq. (13).
+        alpha2: weight of the squares, eq. (13).
+    """
+
+    epochs: int
+    policy: str
+    alpha1: float
+    alpha2: float
+
+
+RECIPES = {
+    "stl10": Recipe(100, "piecewise", 4e-4, 1e-4),
+    "cifar10": Recipe(100, "piecewise", 2e-4, 2e-4),
+    "cifar100": Recipe(200, "piecewise_long", 2e-4, 2e-4),
+}
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A cell of Table 1: test accuracy in per cent and cross entropy."""
+
+    accuracy: float
+    loss: float
+
+
+REPORTED = {
+    ("stl10", "parabolic"): Reported(77.0, 0.711),
+    ("stl10", "hamiltonian"): Reported(78.3, 0.789),
+    ("stl10", "second_order"): Reported(74.3, 0.810),
+    ("cifar10", "parabolic"): Reported(88.5, 0.333),
+    ("cifar10", "hamiltonian"): Reported(89.3, 0.349),
+    ("cifar10", "second_order"): Reported(89.2, 0.333),
+    ("cifar100", "parabolic"): Reported(64.8, 1.234),
+    ("cifar100", "hamiltonian"): Reported(64.9, 1.237),
+    ("cifar100", "second_order"): Reported(65.4, 1.232),
+}
+"""Table 1."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an experiment may cost.
+
+    Args:
+        flops: of all trainings of one data set together, and of all with part of its images; the number of epochs
+            follows. None for the paper's.
+        epochs: at most so many.
+        num_train: at most so many training images, held back ones included.
+        num_test: at most so many test images.
+    """
+
+    flops: float | None = None
+    epochs: int | None = None
+    num_train: int | None = None
+    num_test: int | None = None
+
+
+BUDGETS = {
+    "full": Budget(),
+    "hour": Budget(flops=8e14),
+    "smoke": Budget(flops=1e13, num_train=200, num_test=100),
+}
+"""``hour`` is what two processor cores with bfloat16 arithmetic do in about an hour, ``smoke`` in a minute or two."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of an experiment.
+
+    Args:
+        share: of the training images, without augmentation; None for 80 per cent of them with it.
+    """
+
+    data: str
+    dynamics: str
+    share: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its run directory."""
+        return f"{self.data}-{self.dynamics}" + ("" if self.share is None else f"-{self.share:.0%}".replace("%", ""))
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The network of the paper, for images that are standardised one by one."""
+        return replace(preset(f"{self.data}-{self.dynamics}"), standardize=True)
+
+    def num_images(self, num: int) -> int:
+        """How many of so many training images it needs, held back ones included."""
+        return num if self.share is None else round(self.share * num) + num_held_back(num)
+
+    def settings(self, num: int, seed: int, device: str, amp: str, compile: bool = False) -> TrainSettings:
+        """Of a training on so many images before they are divided: a fifth of them is held back in any case."""
+        recipe = RECIPES[self.data]
+        return TrainSettings(
+            seed=seed,
+            alpha1=recipe.alpha1,
+            alpha2=recipe.alpha2,
+            augment=self.share is None,
+            validation=num_held_back(num) / self.num_images(num),
+            device=device,
+            amp=amp,
+            compile=compile,
+        )
+
+    def level(self, epochs: int) -> Level:
+        """The only level: all is trained at the full size."""
+        policy = RECIPES[self.data].policy
+        return Level(self.network.sizes[0], epochs, batch=BATCH, learning_rate=LEARNING_RATE, policy=policy)
+
+
+def num_held_back(num: int) -> int:
+    """Validation images of a set of so many training images, whatever part of it is trained on."""
+    return round(VALIDATION * num)
+
+
+def full_trainings(data: Sequence[str]) -> list[Training]:
+    """Table 1, Figures 1 and 4, and the lower half of Figure 2."""
+    return [Training(name, dynamics) for name in data for dynamics in DYNAMICS]
+
+
+def partial_trainings(data: Sequence[str]) -> list[Training]:
+    """The upper half of Figure 2, and Figure 3."""
+    return [Training(name, dynamics, share) for name in data for dynamics in DYNAMICS for share in SHARES]
+
+
+def epochs_within(training: Training, budget: Budget, num: int) -> int:
+    """Epochs of a training and of all others of its kind on the same data, for so many training images.
+
+    The largest number with   epochs Σ images · FLOPs per image <= budget,   at least 1 and at most the paper's.
+    """
+    longest = min(epochs for epochs in (RECIPES[training.data].epochs, budget.epochs) if epochs is not None)
+    if budget.flops is None:
+        return longest
+    kind = full_trainings if training.share is None else partial_trainings
+    per_epoch = 0.0
+    for other in kind([training.data]):
+        images = other.num_images(num) - num_held_back(num)
+        per_epoch += images * level_flops(other.level(1), other.network)
+    return min(longest, max(1, math.floor(budget.flops / per_epoch)))

@@ -1,0 +1,90 @@
+"""The figure of ``multipde evaluate --robustness``."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from multipde.evaluation.corruptions import CORRUPTIONS
+from multipde.reports.plots import COLOURS, DASHES, MARKERS, pyplot, save
+from multipde.studies.robustness_study import accuracies, energy_ratios, grouped, mean_ratio
+
+
+def robustness_figure(rows: Sequence[Mapping[str, Any]], file: Path, by: str = "checkpoint") -> None:
+    """Accuracy over the clean one against the strength of every perturbation; growth through the blocks; energy.
+
+    A line per network, or per dynamics: the mean over its networks, with the range where there are several.
+    """
+    plt = pyplot()
+    groups = grouped(rows, by)
+    kinds = list(rows[0]["accuracy"])
+    figure, axes = plt.subplots(2, (len(kinds) + 3) // 2, figsize=(15, 7))
+    styles = {
+        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % 9]}
+        for i, name in enumerate(groups)
+    }
+    for axis, kind in zip(axes.flat, kinds, strict=False):
+        _accuracy_panel(axis, groups, styles, kind)
+    _growth_panel(axes.flat[len(kinds)], groups, styles)
+    _energy_panel(axes.flat[len(kinds) + 1], groups, styles)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy / clean accuracy")
+    handles, _ = axes.flat[0].get_legend_handles_labels()
+    labels = [f"{n} ({100 * statistics.mean(r['clean'] for r in own):.1f} % clean)" for n, own in groups.items()]
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, ncols=4)
+    save(figure, file)
+
+
+def _accuracy_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, Any], kind: str) -> None:
+    corruption = CORRUPTIONS.get(kind)
+    none = 0.0 if corruption is None else corruption.none
+    for name, own in groups.items():
+        strengths = list(accuracies(own, kind))
+        axis.plot(
+            [none, *strengths], [1.0, *(mean_ratio(own, kind, s) for s in strengths)], label=name, ms=5, **styles[name]
+        )
+        for s in strengths:
+            ratios = [mean_ratio([row], kind, s) for row in own]
+            axis.plot([s, s], [min(ratios), max(ratios)], color=styles[name]["color"], linewidth=1)
+    axis.set_xlabel("ε in 1/255 of the pixel range" if corruption is None else f"{kind}, {corruption.unit}")
+    axis.set_title(kind)
+    axis.set_ylim(0, 1.05)
+    if none == 1:
+        axis.invert_xaxis()
+
+
+def _growth_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, Any]) -> None:
+    for i, (name, own) in enumerate(groups.items()):
+        num = len(own[0]["growth"])
+        at = [k + 0.08 * (i - (len(groups) - 1) / 2) for k in range(num)]
+        worst = [max(v for r in own for v in r["growth"][k]["worst"]) for k in range(num)]
+        bound = [max(v for r in own for v in r["growth"][k]["measured_bound"]) for k in range(num)]
+        style = styles[name] | {"linestyle": "none"}
+        for x, low, high in zip(at, worst, bound, strict=True):
+            axis.plot([x, x], [low, high], color=style["color"], linewidth=0.8)
+        axis.plot(at, worst, ms=6, **style)
+        axis.plot(at, bound, ms=6, markerfacecolor="none", **style)
+        axis.set_xticks(range(num))
+    axis.axhline(1, color="grey", linewidth=0.8)
+    axis.set_yscale("log")
+    axis.set_xlabel("block")
+    axis.set_ylabel("largest |δY(T)| / |δY(0)|")
+    axis.set_title("growth (hollow: bound on data)")
+
+
+def _energy_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, Any]) -> None:
+    hyperbolic = {name: own for name, own in groups.items() if own[0]["energy"]}
+    axis.set_title("energy (12)" if hyperbolic else "energy (12): no hyperbolic network")
+    for name, own in hyperbolic.items():
+        start, places = 0, []
+        for k in range(len(own[0]["growth"])):
+            ratios = energy_ratios(own, k)
+            axis.plot(range(start, start + len(ratios)), ratios, ms=5, **styles[name])
+            places.append(start)
+            start += len(ratios)
+    axis.axhline(1, color="grey", linewidth=0.8)
+    axis.set_xlabel("time steps through the blocks")
+    axis.set_ylabel("energy / that at the start of the block")

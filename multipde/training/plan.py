@@ -1,0 +1,40 @@
+"""The plan of a run from its record: schedule with network, settings, starting checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from multipde.storage.network import network_from_record
+from multipde.storage.records import FORMAT, brief, from_record, read_json
+from multipde.storage.run_directory import RECORD
+from multipde.training.level import Level
+from multipde.training.schedule import Schedule
+from multipde.training.settings import TrainSettings
+
+
+def recorded_plan(record: Mapping[str, Any], file: Path) -> tuple[Schedule, TrainSettings, str | None]:
+    """Schedule with network, settings and starting checkpoint from the record of a run.
+
+    Raises:
+        ValueError: something is missing or of the wrong kind.
+    """
+    levels, init = record.get("levels"), record.get("init")
+    if not isinstance(levels, list) or not levels:
+        raise ValueError(f"{file} must be the record of a run, got no levels")
+    if not isinstance(init, str | None):
+        raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
+    settings = from_record(TrainSettings, record.get("settings"), file, "the settings of a run")
+    network = network_from_record(record.get("network"), file)
+    stages = [from_record(Level, level, file, "a level") for level in levels]
+    try:
+        return Schedule(stages, network), settings, init
+    except (ArithmeticError, TypeError) as error:
+        raise ValueError(f"{file} must be the record of a run, got {brief(error)}") from None
+
+
+def recorded_split(directory: Path | None) -> tuple[int, float]:
+    """Seed and share by which a run held back its validation images; the defaults for a directory that is no run."""
+    file = directory / RECORD if directory else None
+    recorded = read_json(file, FORMAT).get("settings", {}) if file is not None and file.exists() else {}
+    settings = from_record(TrainSettings, recorded, file or Path(RECORD), "the settings of a run")
+    return settings.seed, settings.validation

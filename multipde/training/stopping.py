@@ -1,0 +1,108 @@
+"""When to leave a level: by the gain per unit of work, within a budget."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from multipde.training.budget import Budget, parse_budget
+from multipde.training.schedule import Schedule
+from multipde.training.settings import TrainSettings
+
+SHARE_REMOVED = 0.1
+"""Share of the error that an epoch on the next level is expected to remove: the first CIFAR-10 run in README removed
+0.43 in six epochs at 16 pixels and 0.30 in three at 32."""
+
+
+LEAST_EPOCHS = 0.05
+"""Of the last level, when the budget is spent before it begins."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Leaves a level when it gains less per unit of work than the next one is expected to.
+
+    After every epoch e of work w with validation accuracy a_e the gain is smoothed,
+
+        g_e = (a_e - a_{e-1})/w,    s_e = (g_e + s_{e-1})/2,    s_1 = g_1,
+
+    and the level is left when
+
+        s_e < 0.1 (1 - a_e)/w_next,
+
+    the next one being expected to remove a tenth of the error in an epoch of work w_next: never before ``min_epochs``,
+    always after ``max_epochs``, and always when one more epoch would take the level beyond its allowance, half of what
+    is left of the budget when it begins. The last level has what remains. Its number of epochs is fixed when it begins,
+    so that its learning rate can fall to zero.
+
+    Its state is a plain dict that travels with the checkpoint.
+    """
+
+    budget: Budget
+    min_epochs: int = 1
+    max_epochs: int = 100
+
+    def begin(
+        self, state: dict[str, Any], flops: float, seconds: float, epoch_flops: float, accuracy: float, is_last: bool
+    ) -> dict[str, Any]:
+        """State at the start of a level, so much having been spent.
+
+        Args:
+            epoch_flops: work of an epoch of this level.
+            accuracy: on validation images before the first epoch.
+        """
+        spent = flops if self.budget.unit == "flops" else seconds
+        left = max(0.0, self.budget.amount - spent)
+        price = 1.0 if self.budget.unit == "flops" else state.get("price")
+        fresh = {"began": spent, "accuracy": accuracy, "gain": None, "price": price, "leave": False, "planned": None}
+        if not is_last:
+            return fresh | {"allowed": left / 2, "flops": flops, "seconds": seconds}
+        assert price is not None  # pace_of wants two levels for a budget in time
+        return fresh | {"planned": max(LEAST_EPOCHS, left / (price * epoch_flops))}
+
+    def after_epoch(
+        self, state: dict[str, Any], epochs: int, flops: float, seconds: float, accuracy: float, next_flops: float
+    ) -> dict[str, Any]:
+        """State after an epoch of a level that is not the last, with ``leave`` decided.
+
+        Args:
+            epochs: done on this level.
+            next_flops: work of an epoch of the next level.
+        """
+        spent = flops if self.budget.unit == "flops" else seconds
+        work = flops - state["flops"] if self.budget.unit == "flops" else seconds - state["seconds"]
+        price = 1.0 if self.budget.unit == "flops" else work / (flops - state["flops"])
+        gain = (accuracy - state["accuracy"]) / work
+        smoothed = gain if state["gain"] is None else (gain + state["gain"]) / 2
+        is_poor = smoothed < SHARE_REMOVED * (1 - accuracy) / (price * next_flops)
+        is_over = epochs >= self.max_epochs or spent - state["began"] + work > state["allowed"]
+        return state | {
+            "flops": flops,
+            "seconds": seconds,
+            "accuracy": accuracy,
+            "gain": smoothed,
+            "price": price,
+            "leave": is_over or (epochs >= self.min_epochs and is_poor),
+        }
+
+
+def pace_of(schedule: Schedule, settings: TrainSettings) -> Pace | None:
+    """How the levels of a schedule are left; None where it says so itself.
+
+    Raises:
+        ValueError: numbers of epochs given for some levels only; a budget without such levels, or the reverse; a budget
+            in time for one level; one cycle across levels whose work is not known.
+    """
+    unknown = [level for level in schedule.levels if level.epochs is None]
+    if not unknown:
+        if settings.budget is not None:
+            raise ValueError(f"budget must be left out where epochs are given, got {settings.budget}")
+        return None
+    if len(unknown) < len(schedule.levels):
+        raise ValueError("epochs must be given for all levels or for none, got some of them")
+    if settings.budget is None:
+        raise ValueError("budget must be given where epochs are auto; type --budget 10min or --budget 40TFLOPs")
+    if any(level.policy == "across" for level in unknown):
+        raise ValueError("policy must not be across where epochs are auto, got across")
+    budget = parse_budget(settings.budget)
+    if budget.unit == "seconds" and len(unknown) == 1:
+        raise ValueError(f"budget must be in FLOPs for a single level, got {settings.budget}")
+    return Pace(budget, settings.min_epochs, settings.max_epochs)

@@ -1,0 +1,112 @@
+"""Predictions of image files: the network's own scores, at its size or at the image's."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from multipde import NetworkConfig, PDENet, convert, load, predict, save
+from multipde.cli.main import main
+from multipde.data.decode import decode_image
+from multipde.reports.plots import check_figure_file, prediction_figure
+from tests.conftest import write_folder
+
+CLASSES = ("disc", "ring", "square")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("predict")
+    write_folder(root / "data", num_train=3, num_test=3, size=16)
+    config = NetworkConfig(
+        "hamiltonian", (4, 6), 8, size=8, classes=3, class_names=CLASSES, mean=(0.4,) * 3, std=(0.2,) * 3
+    )
+    torch.manual_seed(0)
+    save(PDENet(config), root / "net")
+    Image.new("RGB", (21, 17), (10, 200, 30)).save(root / "wide.png")
+    return root
+
+
+def expected(net, picture):
+    x = (picture.float() / 255 - 0.4) / 0.2
+    with torch.no_grad():
+        return net(x[None]).softmax(1)[0]
+
+
+def test_probabilities_are_those_of_the_network_at_its_size(place):
+    folder = place / "data/test"
+    found = predict(place / "net", [folder, place / "wide.png"])
+    assert [p.file for p in found] == [*sorted(folder.rglob("*.png")), place / "wide.png"]
+    net = load(place / "net")
+    for p in found:
+        assert p.size == 8
+        torch.testing.assert_close(
+            torch.tensor(list(p.probabilities.values())), expected(net, decode_image(p.file, 8)), rtol=1e-4, atol=1e-6
+        )
+        assert tuple(p.probabilities) == CLASSES
+    assert [p.true for p in found] == [*[p.file.parent.name for p in found[:-1]], None]
+
+
+def test_the_network_can_be_fitted_to_each_image(place):
+    files = [place / "data/test/ring/000.png", place / "wide.png"]
+    found = predict(place / "net", files, fit="net")
+    assert [p.size for p in found] == [16, 16]  # 17 is rounded down to an even number
+    net = convert(load(place / "net"), size=16, method="copy")
+    torch.testing.assert_close(
+        torch.tensor(list(found[0].probabilities.values())), expected(net, decode_image(files[0])), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_command_prints_a_table_json_and_a_figure(place, tmp_path, capsys):
+    main(["predict", str(place / "net"), str(place / "data/test"), "--plot", str(tmp_path / "p.svg")])
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 11
+    assert "of 9 images whose folder names their class are right" in out
+    figure = (tmp_path / "p.svg").read_text()
+    assert figure.startswith("<?xml")
+    main(["predict", str(place / "net"), str(place / "wide.png"), "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["class"] in CLASSES
+    assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert record["true"] is None
+
+
+def test_many_images_are_drawn_in_part(place, tmp_path):
+    found = predict(place / "net", [place / "data"] * 2)
+    assert len(found) == 36
+    prediction_figure(found, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("{place}/net {place}/nothing.png", "image must be readable, got {place}/nothing.png: No such file"),
+        ("{place}/net {place}/net/config.json", "image must be readable, got {place}/net/config.json: cannot identify"),
+        ("{place}/net {place}/net", "image folder must hold images, got none in {place}/net"),
+        ("{place}/data {place}/wide.png", "checkpoint must hold model.safetensors"),
+        ("{place}/net {place}/wide.png --plot p.txt", "plot must end in one of .png, .svg, .pdf, got p.txt"),
+        ("{place}/net {place}/wide.png --device gpu9", "device must be one that torch has here"),
+    ],
+)
+def test_wrong_arguments_give_one_line(arguments, message, place, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", *arguments.format(place=place).split()])
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert errors.count("\n") == 1
+    assert message.format(place=place) in errors.replace("[Errno 2] ", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_smaller_than_the_blocks_is_refused_by_name(place, tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    with pytest.raises(
+        ValueError, match=r"image must have at least 2 pixels each way, got .*dot.png; type --fit image"
+    ):
+        predict(place / "net", [tmp_path / "dot.png"], fit="net")
+    with pytest.raises(ValueError, match="fit must be one of image, net, got 'both'"):
+        predict(place / "net", [tmp_path / "dot.png"], fit="both")
+    check_figure_file(tmp_path / "a.png")

@@ -1,0 +1,195 @@
+"""What `test_processes` has each of two processes do, started by torchrun: python ... two_processes.py DIRECTORY."""
+
+# pyright: reportAttributeAccessIssue=false
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, resume, train
+from multipde.runtime.processes import (
+    broadcast_weights,
+    check_batch,
+    from_rank_zero,
+    largest,
+    mean_over_processes,
+    num_processes,
+    on_rank_zero,
+    own_device,
+    process_group,
+    rank,
+    rank_zero_first,
+    sum_over_processes,
+)
+from multipde.runtime.signals import Interrupted
+from multipde.storage.lock import LOCK
+from multipde.training.step import TrainStep
+from multipde.training.trainer import Trainer
+
+OPTIONS = {"num_train": 150, "num_test": 31}
+CPU = torch.device("cpu")
+NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
+KINDS = {
+    "reversible": {"memory": "reversible"},
+    "checkpoint": {"dynamics": "parabolic", "memory": "checkpoint"},
+    "finest": {"dynamics": "second_order", "reference": 16},
+}
+
+
+def steps(kind: str) -> dict[str, torch.Tensor]:
+    """Two steps in float64 on this process's slice of the batches: losses, gradients, weights, statistics."""
+    torch.manual_seed(0)
+    net = PDENet(NetworkConfig(**(vars(NETWORK) | KINDS[kind]))).double().train()
+    for name, p in net.named_parameters():
+        if name.endswith("bias"):
+            p.data.normal_(0, 0.3)  # away from the kink of ReLU, on which rounding decides
+    settings = TrainSettings(coordinates="finest") if kind == "finest" else TrainSettings(box=0.4)
+    step, found = TrainStep(net, settings, CPU), {}
+    for i in range(2):
+        x, labels = 3 + torch.randn(12, 3, 8, 8, dtype=torch.float64), torch.randint(10, (12,))
+        part = slice(12 * rank() // num_processes(), 12 * (rank() + 1) // num_processes())
+        found[f"loss {i}"], scores = step(x[part], labels[part], 0.05, own_statistics=i == 0)
+        assert len(scores) == 12 // num_processes()
+        found |= {f"gradient {i} {name}": p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return found | {name: t for name, t in net.state_dict().items() if isinstance(t, torch.Tensor)}
+
+
+def trained(directory: Path, batch: int = 20, **settings) -> list[dict]:
+    """A training through two levels; the rows of its metrics."""
+    plan = Schedule([Level(4, 2, batch=batch), Level(8, 1.5, batch=batch)])
+    chosen = TrainSettings(device="cpu", calibration_images=60, validation=0.17, **settings)
+    return train(NETWORK, plan, "shapes", directory, settings=chosen, data_options=OPTIONS).metrics
+
+
+def disturbed(directory: Path) -> list[str]:
+    """The same, one of the processes being told to stop in its fifth step; then taken up."""
+    original, calls = TrainStep.__call__, []
+
+    def step(self, *args):
+        calls.append((directory / LOCK).read_text())
+        if len(calls) == 5 and rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    TrainStep.__call__ = step
+    try:
+        trained(directory)
+    except Interrupted as stop:
+        message = str(stop)
+    TrainStep.__call__ = original
+    resume(directory)
+    return [message, calls[-1]]
+
+
+def error_of(call) -> str:
+    """What it says."""
+    try:
+        call()
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def poisoned(directory: Path, **settings) -> None:
+    """A training in which one process meets images that are not numbers in the third step."""
+    original, calls = TrainStep.__call__, []
+
+    def step(self, x, *args):
+        calls.append(1)
+        return original(self, x * float("nan") if rank() == 1 and len(calls) == 3 else x, *args)
+
+    TrainStep.__call__ = step
+    try:
+        trained(directory, **settings)
+    finally:
+        TrainStep.__call__ = original
+
+
+def by_the_clock(directory: Path) -> int:
+    """Epochs of a training that is given so much time."""
+    plan = Schedule([Level(4, None, batch=20, policy="warm_up"), Level(8, None, batch=20, policy="cool_down")])
+    settings = TrainSettings(device="cpu", calibration_images=60, budget="0.02min", max_epochs=3)
+    return len(train(NETWORK, plan, "shapes", directory, settings=settings, data_options=OPTIONS, quiet=True).metrics)
+
+
+def told_by_one() -> None:
+    """An error that only the writer has."""
+
+    def fail() -> None:
+        raise FileExistsError(f"found by {rank()}")
+
+    on_rank_zero(fail)
+
+
+def in_turn(file: Path) -> str:
+    """The writer makes a file, the other one finds it."""
+
+    def look() -> str:
+        there = file.exists()
+        file.touch()
+        return "found" if there else "made"
+
+    return rank_zero_first(look)
+
+
+def without_saving(directory: Path) -> None:
+    """A training whose directory goes away under the writer."""
+    original = Trainer._write_checkpoint
+
+    def write(self) -> None:
+        self.run_dir = directory / "gone"
+        original(self)
+
+    Trainer._write_checkpoint = write
+    try:
+        trained(directory)
+    finally:
+        Trainer._write_checkpoint = original
+
+
+def more_than_devices(device: str) -> None:
+    torch.cuda.device_count = lambda: 1
+    own_device(torch.device(device))
+
+
+def main(out: Path) -> None:
+    """All of it, the findings of each process in a file of its own."""
+    with process_group():
+        mine = torch.tensor([float(rank() + 1)])
+        net = torch.nn.Linear(1, 1, bias=False)
+        net.weight.data.fill_(rank())
+        broadcast_weights(net)
+        found = {
+            "processes": num_processes(),
+            "sum": sum_over_processes(mine).item(),
+            "mean": mean_over_processes(mine).item(),
+            "largest": largest(rank(), 3 - rank()),
+            "writer": from_rank_zero({"rank": rank()}),
+            "process": f"process {os.getpid()}",
+            "taken": net.weight.item(),
+            "turn": in_turn(out / "file"),
+            "told": error_of(told_by_one),
+            "taken directory": error_of(lambda: trained(out)),
+            "uneven": error_of(lambda: check_batch(125, num_processes())),
+            "uneven training": error_of(lambda: trained(out / "c", 25)),
+            "devices": error_of(lambda: more_than_devices("cuda")),
+            "one device": error_of(lambda: more_than_devices("cuda:0")),
+            "metal": error_of(lambda: own_device(torch.device("mps"))),
+        }
+        for kind in KINDS:
+            torch.save(steps(kind), out / f"{kind}-{rank()}.pt")
+        found["rows"] = trained(out / "a")
+        found["stopped"] = disturbed(out / "b")
+        found["nan"] = error_of(lambda: poisoned(out / "d"))
+        found["rolled back"] = error_of(lambda: poisoned(out / "r", on_divergence="rollback"))
+        found["epochs"] = by_the_clock(out / "t")
+        found["disk"] = error_of(lambda: without_saving(out / "e"))
+        (out / f"{rank()}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

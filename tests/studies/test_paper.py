@@ -1,0 +1,182 @@
+"""The paper's experiments: its recipe, the budget as a law, and every table and figure from tiny data."""
+
+import json
+
+import pytest
+import torch
+
+from multipde import reproduce
+from multipde.cli.main import main
+from multipde.networks.network import PDENet, num_weights
+from multipde.runtime.console import Log
+from multipde.runtime.signals import Interrupted
+from multipde.storage.rows import read_metrics
+from multipde.studies.paper import experiments
+from multipde.studies.paper import recipes as paper
+from multipde.studies.paper.experiments import EXPERIMENTS, paper_data
+from multipde.studies.paper.paper_figures import caption
+from multipde.studies.paper.recipes import BUDGETS, RECIPES, REPORTED, Budget, Training, epochs_within, full_trainings
+from multipde.training.level import level_flops
+from tests.conftest import write_folder
+
+WEIGHTS = {
+    ("stl10", "parabolic"): 618_554,
+    ("stl10", "hamiltonian"): 324_794,
+    ("stl10", "second_order"): 618_554,
+    ("cifar10", "parabolic"): 502_570,
+    ("cifar10", "hamiltonian"): 264_106,
+    ("cifar10", "second_order"): 502_570,
+    ("cifar100", "parabolic"): 652_484,
+    ("cifar100", "hamiltonian"): 362_180,
+    ("cifar100", "second_order"): 652_484,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("paper") / "cifar10", num_train=20, num_test=8, size=32).parent
+
+
+@pytest.fixture
+def quick(monkeypatch, root, tmp_path):
+    """Arguments for `reproduce`: one epoch of 40 images, two shares of the data."""
+    monkeypatch.setitem(BUDGETS, "smoke", Budget(flops=1.0, num_train=40, num_test=20))
+    monkeypatch.setattr(paper, "SHARES", (0.2, 0.8))
+    return {"data": ["cifar10"], "root": root, "budget": "smoke", "run_dir": tmp_path / "runs"}
+
+
+def test_networks_and_recipe_are_those_of_section_5():
+    assert {(t.data, t.dynamics) for t in full_trainings([*RECIPES])} == set(WEIGHTS) == set(REPORTED)
+    for training in full_trainings([*RECIPES]):
+        network, num = training.network, 5000
+        assert num_weights(PDENet(network)) == WEIGHTS[training.data, training.dynamics]
+        assert network.standardize
+        settings = training.settings(num, seed=3, device="cpu", amp="off")
+        alphas = (4e-4, 1e-4) if training.data == "stl10" else (2e-4, 2e-4)
+        assert (settings.alpha1, settings.alpha2, settings.momentum, settings.box) == (*alphas, 0.9, 1.0)
+        assert (settings.validation, settings.augment, settings.seed) == (0.2, True, 3)
+        level = training.level(epochs_within(training, BUDGETS["full"], num))
+        assert (level.epochs, level.batch) == (200 if training.data == "cifar100" else 100, 125)
+        assert level.size == (96 if training.data == "stl10" else 32)
+
+
+def test_a_share_trains_on_it_and_holds_back_a_fifth_of_everything():
+    part = Training("stl10", "parabolic", 0.3)
+    assert part.num_images(5000) == 1500 + 1000
+    settings = part.settings(5000, 0, "cpu", "off")
+    assert round(settings.validation * 2500) == 1000
+    assert not settings.augment
+
+
+@pytest.mark.parametrize("share", [None, 0.4])
+def test_the_epochs_are_the_most_that_the_budget_allows_to_all_trainings_of_a_kind(share):
+    training, num = Training("cifar10", "hamiltonian", share), 1000
+    kind = [t for t in paper.partial_trainings(["cifar10"]) if share] or full_trainings(["cifar10"])
+    images = [800 * (t.share or 0.8) / 0.8 for t in kind]
+    per_epoch = sum(n * level_flops(t.level(1), t.network) for n, t in zip(images, kind, strict=True))
+    for epochs in (1, 7, 99):
+        assert epochs_within(training, Budget(flops=per_epoch * (epochs + 0.5)), num) == epochs
+    assert epochs_within(training, Budget(flops=per_epoch * 1e6), num) == 100
+    assert epochs_within(training, Budget(flops=1.0), num) == 1
+    assert epochs_within(training, Budget(flops=per_epoch * 7.5, epochs=2), num) == 2
+    assert epochs_within(training, Budget(flops=per_epoch * 1.5, epochs=2), num) == 1
+    assert epochs_within(training, Budget(epochs=200), num) == 100
+
+
+def test_a_larger_share_holds_the_smaller_one(root):
+    data = paper_data("cifar10", root, False, "full")
+    small, large = (data.part(Training("cifar10", "parabolic", s), 0).train.images for s in (0.2, 0.4))
+    assert (len(small), len(large)) == (24, 36)
+    torch.testing.assert_close(large[:24], small)
+    assert data.part(Training("cifar10", "parabolic"), 0) == "folder"  # by name, so that the run finds it again
+
+
+def test_the_table_says_what_the_runs_say_and_nothing_is_trained_twice(quick, capsys, monkeypatch):
+    rows = reproduce("table1", **quick, log=Log())
+    printed = capsys.readouterr().out
+    assert [r["dynamics"] for r in rows] == ["parabolic", "hamiltonian", "second_order"]
+    for row in rows:
+        result = json.loads((quick["run_dir"] / f"smoke/cifar10-{row['dynamics']}/result.json").read_text())
+        assert (row["test_accuracy"], row["test_loss"]) == (result["test_accuracy"], result["test_loss"])
+        assert (row["num_train"], row["num_validation"], row["num_test"], row["epochs"]) == (32, 8, 20, 1)
+        reported = REPORTED["cifar10", row["dynamics"]]
+        line = [line for line in printed.splitlines() if line.startswith(f"cifar10, {row['dynamics']}")][-1]
+        numbers = (f"{100 * row['test_accuracy']:.1f}", f"{row['test_loss']:.3f}", f"{reported.accuracy:.1f}")
+        assert all(number in line.split() for number in numbers)
+    assert "table1, budget smoke, seed 0" in printed
+    assert read_metrics(quick["run_dir"] / "smoke/table1-cifar10-smoke.jsonl") == rows
+    monkeypatch.setattr("multipde.studies.trained.train", None)
+    assert reproduce("table1", **quick) == rows
+    with pytest.raises(ValueError, match=r"run_dir must hold this study, got another training in .*; type --run-dir"):
+        reproduce("table1", **quick, seed=1)
+
+
+def test_automatic_precision_finds_its_own_trainings_again(quick, monkeypatch):
+    rows = reproduce("table1", **quick, amp="auto")
+    monkeypatch.setattr("multipde.studies.trained.train", None)
+    assert reproduce("table1", **quick, amp="auto") == rows
+
+
+def test_a_number_of_epochs_has_its_own_trainings(quick):
+    rows = reproduce("table1", **quick | {"budget": "full", "epochs": 2})
+    assert [(r["epochs"], r["budget"], r["num_train"]) for r in rows] == [(2, "full-2", 48)] * 3
+    assert (quick["run_dir"] / "full-2/table1-cifar10-full-2.jsonl").exists()
+
+
+def test_every_figure_comes_from_its_trainings(quick):
+    made = {name: reproduce(name, **quick, out=quick["run_dir"] / "out") for name in ("fig1", "fig2", "fig3", "fig4")}
+    for name, rows in made.items():
+        figure = (quick["run_dir"] / f"out/{name}-cifar10-smoke.svg").read_text()
+        assert figure.startswith("<?xml")
+        for text in (*paper.DYNAMICS, "budget smoke"):
+            assert text in caption(rows) + "".join(r["dynamics"] for r in rows)
+    for row in made["fig1"]:
+        assert len(set(row["shown"])) == len(row["classes"]) == 4
+        torch.testing.assert_close(torch.tensor(row["probabilities"]).sum(1), torch.ones(4))
+    assert [r["share"] for r in made["fig2"]] == [None] * 3 + [0.2, 0.8] * 3
+    assert [r["num_train"] for r in made["fig2"]] == [32] * 3 + [8, 32] * 3
+    for row in made["fig3"]:
+        counts = torch.tensor(row["confusion"])
+        assert counts.sum() == row["num_test"] == 20
+        assert counts.trace() / 20 == pytest.approx(row["test_accuracy"])
+    assert made["fig4"] == [row for row in made["fig2"] if row["share"] is None]
+    assert [len(r["curve"]) for r in made["fig4"]] == [1] * 3
+
+
+def test_a_signal_says_that_the_same_command_goes_on(quick, monkeypatch):
+    def stopped(*args, **options):
+        raise Interrupted("stopped and saved at size 32; go on with: multipde train", 15)
+
+    monkeypatch.setattr("multipde.studies.trained.train", stopped)
+    with pytest.raises(Interrupted, match="parabolic stopped and saved at size 32; the same command goes on with it$"):
+        reproduce("table1", **quick)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experiment": "fig5"}, "experiment must be one of table1, fig1, fig2, fig3, fig4, got 'fig5'"),
+        ({"budget": "day"}, "budget must be one of full, hour, smoke, got 'day'"),
+        ({"epochs": 0}, "epochs must be positive, got 0"),
+        ({"data": ["shapes"]}, "data must be among stl10, cifar10, cifar100, got 'shapes'"),
+        (
+            {"data": ["cifar10", "stl10"]},
+            "data must be there, got no stl10 in .*fetch it with multipde reproduce table1 --data stl10 --root .* --",
+        ),
+    ],
+)
+def test_wrong_experiments_are_named(root, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        reproduce(**{"experiment": "table1", "root": root, "run_dir": tmp_path / "runs"} | options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_needs_data_and_says_how_to_get_them(tmp_path, capsys):
+    for name in EXPERIMENTS:
+        with pytest.raises(SystemExit) as status:
+            main(["reproduce", name, "--root", str(tmp_path), "--run-dir", str(tmp_path / "runs")])
+        assert status.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"multipde reproduce {name} --data" in error
+    assert experiments.EXPERIMENTS.keys() == {"table1", "fig1", "fig2", "fig3", "fig4"}

@@ -1,0 +1,141 @@
+"""The study of ways from coarse to fine: equal work, rows that are kept, tables that are recomputed."""
+
+import json
+import statistics
+
+import pytest
+
+from multipde import Schedule, preset
+from multipde.networks.dynamics import DYNAMICS
+from multipde.studies.bench.transfer import ARMS, IDEAS, Task, all_arms, arm_of, finalists, run_tasks
+from multipde.studies.bench.transfer_study import mean_and_spread, tables, transfer_study, work_to_reach
+from multipde.training.monitor import DivergenceError
+from multipde.training.step import TrainStep
+
+OPTIONS = {"num_train": 700, "num_test": 50}
+
+
+@pytest.mark.parametrize("arm", [*ARMS, *IDEAS])
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+@pytest.mark.parametrize("budget", [1.0, 2.0])
+def test_every_arm_has_the_same_work(arm, dynamics, budget):
+    network = preset(f"cifar10-{dynamics}")
+    fine = Schedule(Task("fine only", dynamics, budget).levels(network), network).work()
+    work = Schedule(Task(arm, dynamics, budget).levels(network), network).work()
+    assert sum(work) == pytest.approx(sum(fine), rel=0.02)
+    assert sum(share for _, share in arm_of(arm).sizes) == pytest.approx(1)
+
+
+def row(arm, accuracy, seed=0, dynamics="hamiltonian", budget=2.0, flops=1e12, moves=()):
+    return {"arm": arm, "dynamics": dynamics, "budget": budget, "seed": seed, "test_accuracy": accuracy,
+            "test_loss": 1.0, "flops": flops, "seconds": 60.0, "data": "x", "size": 32, "moves": moves}  # fmt: skip
+
+
+def test_the_second_part_has_fine_only_copy_and_the_two_best():
+    rows = [
+        row(task.arm, a) for task, a in zip(all_arms(), (0.5, 0.6, 0.1, 0.2, 0.7, 0.3, 0.65, 0.4, 0.45), strict=True)
+    ]
+    rows += [row("galerkin", 0.9, seed=1), row("galerkin", 0.9, dynamics="parabolic")]
+    tasks = finalists(rows)
+    assert {t.arm for t in tasks} == {"fine only", "copy", "calibrated", "mixed"}
+    assert len(tasks) == 4 * 3 * 4
+    assert {(t.dynamics, t.budget) for t in tasks if t.budget == 2} == {("hamiltonian", 2.0)}
+    assert {t.budget for t in tasks if t.dynamics != "hamiltonian"} == {1.0}
+
+
+def test_tables_have_mean_spread_and_the_gain_with_the_same_seed():
+    rows = [row("copy", a, s) for s, a in enumerate((0.70, 0.72))] + [
+        row("mixed", a, s) for s, a in enumerate((0.71, 0.74))
+    ]
+    (table,) = tables(rows).values()
+    assert [r["arm"] for r in table] == ["copy", "mixed"]
+    assert table[1]["accuracy %"] == f"72.50 ± {statistics.stdev((71, 74)):.2f}"
+    assert table[1]["gain over copy"] == f"+1.50 ± {statistics.stdev((1, 2)):.2f}"
+    assert mean_and_spread([1.0]) == "1.00"
+
+
+def test_the_cost_of_the_last_switch_is_a_mean_over_seeds():
+    def move(size, before, moved, recalibrated):
+        return {"from": size, "to": 2 * size, "accuracy_before": before, "accuracy_moved": moved} | {
+            "accuracy_recalibrated": recalibrated
+        }
+
+    first = move(8, 0.1, 0.1, 0.1)
+    rows = [row("copy", 0.7, 0, moves=[first, move(16, 0.6, 0.3, 0.5)]), row("fine only", 0.6)]
+    rows += [row("copy", 0.7, 1, moves=[first, move(16, 0.7, 0.4, 0.5)])]
+    (entry,) = tables(rows)["validation accuracy % around the last switch"]
+    assert entry | {"before": "65.0", "moved": "35.0", "recalibrated": "50.0", "switch": "16 to 32"} == entry
+    assert entry["seeds"] == "2"
+
+
+def test_work_to_reach_an_accuracy_lies_between_two_budgets():
+    rows = [row("copy", a, budget=b, flops=b * 1e12) for b, a in ((1.0, 0.6), (4.0, 0.8))] + [row("mixed", 0.5)]
+    found = work_to_reach(rows, 0.7)
+    assert found["copy"] == pytest.approx(2e12)
+    assert found["mixed"] is None
+    assert work_to_reach(rows, 0.55)["copy"] == 1e12
+    rows += [row("fine only", a, budget=b, flops=b * 1e12) for b, a in ((2.0, 0.5), (10.0, 0.7))]
+    title, table = list(tables(rows).items())[-1]
+    assert title == "hamiltonian, work to reach 70.0%, fine only after 10 epochs"
+    assert table[:2] == [
+        {"arm": "fine only", "trained with at most": "10.0", "TFLOPs": "10.0", "share": "1.00"},
+        {"arm": "copy", "trained with at most": "4.0", "TFLOPs": "2.0", "share": "0.20"},
+    ]
+    assert table[2]["TFLOPs"] == "not reached"
+
+
+def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatch):
+    def run(tasks, workers=1):
+        places = {"size": 16, "run_dir": tmp_path / "runs", "workers": workers}
+        return run_tasks(tasks, "shapes", OPTIONS, tmp_path / "rows.jsonl", **places)
+
+    tasks = [Task("copy", budget=0.2), Task("mesh-invariant", budget=0.2)]
+    first = run(tasks[:1])
+    assert [r["arm"] for r in first] == ["copy"]
+    rows = run(tasks, workers=2)
+    assert [r["arm"] for r in rows] == ["copy", "mesh-invariant"]
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
+    assert rows[0]["levels"] == [[4, pytest.approx(0.4, abs=0.05)], [8, pytest.approx(0.3, abs=0.06)], [16, 0.1]]
+    assert rows[1]["settings"]["coordinates"] == "finest"
+    (tmp_path / "rows.jsonl").unlink()  # the trainings are still there
+    monkeypatch.setattr("multipde.studies.trained.train", None)
+    assert len(run(tasks)) == 2
+
+
+def test_an_arm_that_diverges_is_a_row_worth_chance(tmp_path, monkeypatch):
+    def diverge(self, *args, **options):
+        raise DivergenceError("loss must stay finite, got nan")
+
+    monkeypatch.setattr(TrainStep, "__call__", diverge)
+    out, tasks = tmp_path / "rows.jsonl", [Task("copy", budget=0.2)]
+    for _ in range(2):
+        (found,) = run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")
+        assert found["diverged"].startswith("loss must stay finite, got nan at size 4, epoch 1, step 1; type a smaller")
+        assert (found["test_accuracy"], found["flops"], found["curve"], found["moves"]) == (0.1, 0, [], [])
+    (table,) = tables([found]).values()
+    assert table[0]["accuracy %"] == "10.00 (1 of 1 diverged)"
+
+
+def test_a_run_directory_of_another_training_is_refused(tmp_path):
+    out, tasks = tmp_path / "rows.jsonl", [Task("copy", budget=0.2)]
+    run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")
+    out.unlink()
+    record = tmp_path / "runs/shapes-16/copy-hamiltonian-0.2-0/run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"levels": [{"size": 8, "epochs": 1}]}))
+    with pytest.raises(ValueError, match="run_dir must hold this study, got another training in"):
+        run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"arms": ("magic",)}, "arms must be among fine only, copy, .*, got 'magic'"),
+        ({"arms": ("copy",), "dynamics": ("x",)}, "dynamics must be one of parabolic, .*, got 'x'"),
+        ({"budget": 0.0}, "budget must be positive, got 0.0"),
+        ({"workers": 0}, "workers must be positive, got 0"),
+    ],
+)
+def test_bad_studies_are_named(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        transfer_study("shapes", {}, tmp_path / "rows.jsonl", **arguments)
+    assert list(tmp_path.iterdir()) == []
