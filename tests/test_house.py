@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "mesh",
     "networks",
+    "runtime",
     "stability",
     "conversions",
     "data",
-    "runtime",
     "storage",
     "evaluation",
     "training",

@@ -1,6 +1,7 @@
 """Batches as the network takes them: shuffled, normalised and augmented on the device."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ class Normalize:
         self.per_image = per_image
         self.scale = [1 / (255 * s) for s in std]
         self.shift = [-m / s for m, s in zip(mean, std, strict=True)]
+
+    @classmethod
+    def of(cls, spec: Any) -> "Normalize":
+        """That of anything with ``mean`` and ``std``, and perhaps ``standardize``: a network's config, or data."""
+        return cls(spec.mean, spec.std, getattr(spec, "standardize", False))
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.per_image:
@@ -68,7 +74,7 @@ class Augment:
                 return self.crop(self.flip(x))
             for transform in (self.flip, self.crop):
                 drawn = transform.forward_parameters(torch.Size((len(x) * shard[1], *x.shape[1:])))
-                x = transform(x, {k: v if k == "forward_input_shape" else _slice(v, shard) for k, v in drawn.items()})
+                x = transform(x, {k: v if k == "forward_input_shape" else shard_of(v, shard) for k, v in drawn.items()})
             return x
 
 
@@ -112,7 +118,7 @@ def training_batches(
     order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
     order = order[: images_per_epoch(len(order), batch, share)]
     drawn = _drawn_sizes(sizes, -(-len(order) // batch), key)
-    slices = [_slice(part, shard) for part in order.split(batch)]
+    slices = [shard_of(part, shard) for part in order.split(batch)]
     parts = list(zip(drawn, slices, strict=True))[start:]
     transforms = {size: Augment(size) for size in set(drawn)} if augment else {}
     for i, (x, labels) in enumerate(images.batches(parts, device), start):
@@ -150,7 +156,7 @@ def evaluation_batches(
         - each: images (at most batch, C, size, size), labels
     """
     order = torch.arange(len(images)) if indices is None else indices
-    for x, labels in images.batches([(size, _slice(part, shard)) for part in order.split(batch)], device):
+    for x, labels in images.batches([(size, shard_of(part, shard)) for part in order.split(batch)], device):
         yield _laid_out(normalize(x)), labels
 
 
@@ -185,7 +191,7 @@ def drawn_indices(num: int, num_drawn: int | None, key: tuple[int | str, ...]) -
     return torch.randperm(num, generator=stream(*key))[:num_drawn]
 
 
-def _slice(values: Tensor, shard: tuple[int, int]) -> Tensor:
+def shard_of(values: Tensor, shard: tuple[int, int]) -> Tensor:
     """The k-th of n slices along the first axis, as equal as can be."""
     k, n = shard
     return values[len(values) * k // n : len(values) * (k + 1) // n]

@@ -1,18 +1,69 @@
-"""Where is computed, and in which precision."""
+"""Where is computed, in which precision, and which slice of every batch."""
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
+from torch import nn
 
-from multipde.networks.network import PDENet
+from multipde.runtime.processes import num_processes, own_device, rank
 
 AMP = ("off", "bf16", "auto")
+N = TypeVar("N", bound=nn.Module)
 
 
-def place(net: PDENet, device: torch.device) -> PDENet:
-    """The network moved to the device, in the memory layout that is fastest there."""
-    net.to(device)
-    if net.config.dim == 2:
-        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return net
+@dataclass(frozen=True)
+class Compute:
+    """Device, precision and shard of a computation.
+
+    Args:
+        amp: ``"off"``, or ``"bf16"`` for bfloat16 convolutions and products.
+        rank: number of this process among those that share every batch.
+    """
+
+    device: torch.device
+    amp: str = "off"
+    rank: int = 0
+    num_processes: int = 1
+
+    @classmethod
+    def of(cls, device: str | torch.device = "auto", amp: str = "off") -> "Compute":
+        """All batches whole, on the device and in the precision of these names.
+
+        Raises:
+            ValueError: as `choose_device` and `choose_amp`.
+        """
+        chosen = choose_device(device)
+        return cls(chosen, choose_amp(chosen, amp))
+
+    def distributed(self) -> "Compute":
+        """The same for this process of those that torchrun has started: its own device, its slice of every batch.
+
+        Raises:
+            ValueError: as `own_device`.
+        """
+        return replace(self, device=own_device(self.device), rank=rank(), num_processes=num_processes())
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """(k, n) for the k-th of n equal slices of every batch."""
+        return self.rank, self.num_processes
+
+    def autocast(self) -> torch.autocast:
+        """The context in which a network runs in this precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16")
+
+    def place(self, net: N) -> N:
+        """The network moved to the device, in the memory layout that is fastest there: channels last in two axes."""
+        net.to(self.device)
+        if all(tensor.dim() != 5 for tensor in (*net.parameters(), *net.buffers())):
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return net
+
+
+def place(net: N, device: torch.device) -> N:
+    """As `Compute.place`."""
+    return Compute(device).place(net)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -35,12 +86,8 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """Mixed precision as asked for: ``"off"``, or ``"bf16"`` for bfloat16 convolutions and products.
-
-    Raises:
-        ValueError: as `choose_amp`.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=choose_amp(device, amp) == "bf16")
+    """As `Compute.autocast`."""
+    return Compute(device, choose_amp(device, amp)).autocast()
 
 
 def choose_amp(device: torch.device, amp: str) -> str:

@@ -4,16 +4,22 @@ import pytest
 import torch
 
 from multipde import load_data, render_shapes
-from multipde.data.batches import Augment, Normalize, drawn_images, drawn_indices, evaluation_batches, training_batches
+from multipde.data.batches import Augment, Normalize, drawn_indices
+from multipde.data.feed import Feed
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
+from multipde.runtime.device import Compute
 from tests.conftest import write_folder
 
 CPU = torch.device("cpu")
 
 
-def plain(size):
-    return {"sizes": [(size, 1.0)], "device": CPU, "normalize": Normalize((), ())}
+def plain(images):
+    return Feed(images, Normalize((), ()), Compute(CPU))
+
+
+def numbered(num):
+    return TensorImages(torch.arange(num).view(num, 1, 1, 1).expand(num, 3, 4, 4).to(torch.uint8), torch.arange(num))
 
 
 def test_normalize_is_the_formula():
@@ -35,30 +41,30 @@ def test_standardised_images_forget_brightness_and_contrast_and_an_even_one_is_z
 
 
 def test_taken_images_are_those_of_the_indices():
-    images = TensorImages(torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 4, 4).to(torch.uint8), torch.arange(5))
+    images = numbered(5)
     part = images.take(torch.tensor([3, 1]))
     (x, labels), *_ = part.batches([(4, torch.arange(2))], CPU)
     assert labels.tolist() == x[:, 0, 0, 0].tolist() == [3, 1]
 
 
 def test_an_epoch_holds_every_image_once_and_drops_only_what_is_left_over():
-    images = TensorImages(torch.arange(23).view(23, 1, 1, 1).expand(23, 3, 4, 4).to(torch.uint8), torch.arange(23))
-    batches = list(training_batches(images, torch.arange(23), batch=5, key=(0,), **plain(4)))
+    feed = plain(numbered(23))
+    batches = list(feed.training(torch.arange(23), [(4, 1.0)], 5, key=(0,)))
     seen = torch.cat([y for _, y in batches]).tolist()
     assert len(batches) == 4
     assert len(set(seen)) == 20
     for x, y in batches:
         torch.testing.assert_close(x[:, 0, 0, 0] * 255, y.float())
-    assert len(list(training_batches(images, torch.arange(3), batch=5, key=(0,), **plain(4)))) == 1
-    ordered = list(evaluation_batches(images, None, 4, 5, CPU, Normalize((), ())))
+    assert len(list(feed.training(torch.arange(3), [(4, 1.0)], 5, key=(0,)))) == 1
+    ordered = list(feed.evaluation(None, 4, 5))
     assert torch.cat([y for _, y in ordered]).tolist() == list(range(23))
 
 
 def test_drawn_images_are_random_within_the_indices_and_repeatable():
-    images = TensorImages(torch.arange(23).view(23, 1, 1, 1).expand(23, 3, 4, 4).to(torch.uint8), torch.arange(23))
+    feed = plain(numbered(23))
 
     def draw(*key):
-        parts = drawn_images(images, torch.arange(10, 20), 6, 4, CPU, Normalize((), ()), key)
+        parts = feed.drawn(torch.arange(10, 20), 6, 4, key)
         return (torch.cat(list(parts))[:, 0, 0, 0] * 255).round().int().tolist()
 
     assert draw(0) == draw(0) != draw(1)
@@ -69,10 +75,10 @@ def test_drawn_images_are_random_within_the_indices_and_repeatable():
 
 
 def test_the_key_decides_order_and_augmentation():
-    images = TensorImages(*render_shapes(20, 8))
+    feed = plain(TensorImages(*render_shapes(20, 8)))
 
     def epoch(*key):
-        batches = training_batches(images, torch.arange(20), batch=5, key=key, augment=True, **plain(8))
+        batches = feed.training(torch.arange(20), [(8, 1.0)], 5, key=key, augment=True)
         return torch.cat([x for x, _ in batches])
 
     state = torch.get_rng_state()
@@ -109,10 +115,13 @@ def test_slices_of_a_batch_are_those_of_the_whole(streamed, tmp_path):
     data = load_data("folder", root=write_folder(tmp_path, 9, 3), stream_files=streamed)
     if isinstance(data.train, StreamedImages):
         data.train.num_workers = 0
-    arguments = (data.train, torch.arange(27), ((8, 0.5), (16, 0.5)), 6, CPU, Normalize(data.mean, data.std))
-    options = {"key": (0, "train"), "augment": True, "start": 1}
-    whole = list(training_batches(*arguments, **options))
-    parts = [list(training_batches(*arguments, **options, shard=(k, 3))) for k in range(3)]
+
+    def batches(**shard):
+        feed = Feed(data.train, Normalize.of(data), Compute(CPU, **shard))
+        return list(feed.training(torch.arange(27), ((8, 0.5), (16, 0.5)), 6, key=(0, "train"), augment=True, start=1))
+
+    whole = batches()
+    parts = [batches(rank=k, num_processes=3) for k in range(3)]
     assert len(whole) == 3
     for i, (x, labels) in enumerate(whole):
         assert torch.equal(torch.cat([part[i][0] for part in parts]), x)
@@ -121,6 +130,9 @@ def test_slices_of_a_batch_are_those_of_the_whole(streamed, tmp_path):
 
 def test_slices_for_evaluation_may_be_empty_and_make_up_the_whole():
     images = TensorImages(torch.arange(14, dtype=torch.uint8).view(14, 1, 1, 1), torch.arange(14))
-    found = [list(evaluation_batches(images, None, 1, 4, CPU, Normalize((), ()), shard=(k, 3))) for k in range(3)]
+    feeds = [Feed(images, Normalize((), ()), Compute(CPU, rank=k, num_processes=3)) for k in range(3)]
+    found = [list(feed.evaluation(None, 1, 4)) for feed in feeds]
     assert [[len(y) for _, y in batches] for batches in found] == [[1, 1, 1, 0], [1, 1, 1, 1], [2, 2, 2, 1]]
     assert sorted(torch.cat([y for batches in found for _, y in batches]).tolist()) == list(range(14))
+    drawn = [torch.cat(list(feed.drawn(None, 6, 1, (0,)))) for feed in feeds]
+    assert torch.equal(drawn[0], drawn[2])

@@ -1,0 +1,102 @@
+"""Images on their way to the network: drawn, normalised and augmented on the device."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multipde.data.batches import Augment, Normalize, drawn_indices, images_per_epoch, shard_of
+from multipde.data.images import Batch, ImageSet
+from multipde.data.seeds import stream
+from multipde.runtime.device import Compute
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches of an image set as a network takes them.
+
+    Args:
+        compute: the device, and the slice of every batch that this process reads.
+    """
+
+    images: ImageSet
+    normalize: Normalize
+    compute: Compute
+
+    def training(
+        self,
+        indices: Tensor,
+        sizes: Sequence[tuple[int, float]],
+        batch: int,
+        *,
+        key: tuple[int | str, ...],
+        augment: bool = False,
+        share: float = 1.0,
+        start: int = 0,
+    ) -> Iterator[Batch]:
+        """One epoch in random order; a last batch that is not full is dropped, unless it is the only one.
+
+        Args:
+            indices: the images to train on.
+            sizes: image sides, each with its share of the batches; which batch has which is drawn at random.
+            batch: images of all processes together.
+            key: name of the random stream of this epoch.
+            augment: flip, pad and crop.
+            share: of the epoch.
+            start: number of the first batch that is wanted; the ones before are not read.
+
+        Shape:
+            - each: images (batch / num_processes, C, size, size), labels (batch / num_processes,)
+        """
+        shard = self.compute.shard
+        order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
+        order = order[: images_per_epoch(len(order), batch, share)]
+        drawn = _drawn_sizes(sizes, -(-len(order) // batch), key)
+        slices = [shard_of(part, shard) for part in order.split(batch)]
+        parts = list(zip(drawn, slices, strict=True))[start:]
+        transforms = {size: Augment(size) for size in set(drawn)} if augment else {}
+        for i, (x, labels) in enumerate(self.images.batches(parts, self.compute.device), start):
+            x, size = self.normalize(x), drawn[i]
+            if augment:
+                x = transforms[size](x, *key, i, shard=shard)
+            yield _laid_out(x), labels
+
+    def evaluation(self, indices: Tensor | None, size: int, batch: int = 250) -> Iterator[Batch]:
+        """All images, or those of the indices, in order; the slice of a small batch may be empty.
+
+        Shape:
+            - each: images (at most batch, C, size, size), labels
+        """
+        return self._ordered(indices, size, batch, self.compute.shard)
+
+    def drawn(self, indices: Tensor | None, num: int, size: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
+        """Batches of images drawn at random by the key from all or from the indices, at most ``num`` in all.
+
+        Every process draws all of them.
+
+        Shape:
+            - each: (at most 250, C, size, size)
+        """
+        chosen = drawn_indices(len(self.images) if indices is None else len(indices), num, key)
+        chosen = chosen if indices is None else indices[chosen]
+        return (x for x, _ in self._ordered(chosen, size, 250, (0, 1)))
+
+    def _ordered(self, indices: Tensor | None, size: int, batch: int, shard: tuple[int, int]) -> Iterator[Batch]:
+        order = torch.arange(len(self.images)) if indices is None else indices
+        parts = [(size, shard_of(part, shard)) for part in order.split(batch)]
+        for x, labels in self.images.batches(parts, self.compute.device):
+            yield _laid_out(self.normalize(x)), labels
+
+
+def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: tuple[int | str, ...]) -> list[int]:
+    """A size for each of the batches: as many as the shares say, in random order."""
+    if len(sizes) == 1:
+        return [sizes[0][0]] * num
+    edges = [round(num * sum(share for _, share in sizes[: i + 1])) for i in range(len(sizes))]
+    repeated = [size for (size, _), a, b in zip(sizes, [0, *edges], edges, strict=False) for _ in range(b - a)]
+    return [repeated[i] for i in torch.randperm(num, generator=stream(*key, "sizes"))]
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
