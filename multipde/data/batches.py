@@ -121,7 +121,7 @@ def training_batches(
     slices = [shard_of(part, shard) for part in order.split(batch)]
     parts = list(zip(drawn, slices, strict=True))[start:]
     transforms = {size: Augment(size) for size in set(drawn)} if augment else {}
-    for i, (x, labels) in enumerate(images.batches(parts, device), start):
+    for i, (x, labels) in enumerate(images.batches(parts, device, key), start):
         x, size = normalize(x), drawn[i]
         if augment:
             x = transforms[size](x, *key, i, shard=shard)

@@ -1,4 +1,4 @@
-"""Labelled images at any size, and those that lie in memory as one tensor."""
+"""What every set of labelled images offers, and the set whose images lie in memory as one tensor."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,23 +11,34 @@ from multipde.mesh.pyramid import resize_images
 
 Batch = tuple[Tensor, Tensor]
 Part = tuple[int, Tensor]
-"""One batch to be: image side and indices of its images."""
+"""What a batch is to hold: the image side, and the indices of its images."""
+
+Key = tuple[int | str, ...]
+"""Name of a random stream, e.g. ``(seed, "train", level, epoch)``."""
 
 NUM_LEVELS = 4
-"""How many levels of a set are kept on the device, the oldest given up first."""
+"""A set keeps its images at so many sizes on the device; the size that was averaged first is dropped first."""
 
 
 class ImageSet(Protocol):
-    """Labelled images that can be drawn in any order at any size."""
+    """Labelled images that can be read in any order at any size."""
 
     labels: Tensor
 
-    def batches(self, parts: Sequence[Part], device: torch.device) -> Iterator[Batch]:
-        """For every part images (batch, C, size, size) on 0..255 as float32 and labels (batch,), on the device."""
+    def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
+        """A batch for every part, on the device.
+
+        Args:
+            key: names the draw where the images are transformed at random; None means the one fixed draw, on which
+                networks are evaluated and calibrated. Other images are the same for every key.
+
+        Shape:
+            - each: images (batch, C, size, size) on 0..255 as float32, labels (batch,)
+        """
         ...
 
     def take(self, indices: Tensor) -> "ImageSet":
-        """Only these images."""
+        """The set of these images only."""
         ...
 
     def __len__(self) -> int: ...
@@ -35,7 +46,7 @@ class ImageSet(Protocol):
 
 @dataclass
 class TensorImages:
-    """Images as one uint8 tensor; the levels in use lie on the device, averaged to their sizes once.
+    """Images as one uint8 tensor; they are averaged once to every size in use, and kept at these on the device.
 
     Shape:
         - images: (num, C, *size), uint8
@@ -50,7 +61,7 @@ class TensorImages:
         return len(self.labels)
 
     def at_size(self, size: int, device: torch.device) -> Tensor:
-        """All images as cell averages on the mesh of that size: uint8 at their own size, else float32."""
+        """All images as cell averages on the mesh of that size; uint8 at their own size, float32 at any other."""
         if (size, device) not in self._levels:
             images = self.images.to(device)
             if size != images.shape[-1]:
@@ -63,7 +74,7 @@ class TensorImages:
     def take(self, indices: Tensor) -> "TensorImages":
         return TensorImages(self.images[indices], self.labels[indices])
 
-    def batches(self, parts: Sequence[Part], device: torch.device) -> Iterator[Batch]:
+    def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
         levels = {size: self.at_size(size, device) for size in dict.fromkeys(size for size, _ in parts)}
         labels = self.labels.to(device)
         for size, order in parts:

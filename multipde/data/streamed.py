@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from multipde.data.decode import decode_image
-from multipde.data.images import Batch, Part
+from multipde.data.images import Batch, Key, Part
 
 
 @dataclass
@@ -43,7 +43,7 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, parts: Sequence[Part], device: torch.device) -> Iterator[Batch]:
+    def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
         files = self._loaded(device)
         self._order.parts = parts
         indices = (index for _, index in parts)
