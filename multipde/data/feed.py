@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multipde.data.batches import Augment, Normalize, drawn_indices, images_per_epoch, shard_of
-from multipde.data.images import Batch, ImageSet
+from multipde.data.images import Batch, ImageSet, Key
 from multipde.data.seeds import stream
 from multipde.runtime.device import Compute
 
@@ -30,7 +30,7 @@ class Feed:
         sizes: Sequence[tuple[int, float]],
         batch: int,
         *,
-        key: tuple[int | str, ...],
+        key: Key,
         augment: bool = False,
         share: float = 1.0,
         start: int = 0,
@@ -56,7 +56,7 @@ class Feed:
         slices = [shard_of(part, shard) for part in order.split(batch)]
         parts = list(zip(drawn, slices, strict=True))[start:]
         transforms = {size: Augment(size) for size in set(drawn)} if augment else {}
-        for i, (x, labels) in enumerate(self.images.batches(parts, self.compute.device), start):
+        for i, (x, labels) in enumerate(self.images.batches(parts, self.compute.device, key), start):
             x, size = self.normalize(x), drawn[i]
             if augment:
                 x = transforms[size](x, *key, i, shard=shard)
@@ -70,7 +70,7 @@ class Feed:
         """
         return self._ordered(indices, size, batch, self.compute.shard)
 
-    def drawn(self, indices: Tensor | None, num: int, size: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
+    def drawn(self, indices: Tensor | None, num: int, size: int, key: Key) -> Iterator[Tensor]:
         """Batches of images drawn at random by the key from all or from the indices, at most ``num`` in all.
 
         Every process draws all of them.
@@ -89,7 +89,7 @@ class Feed:
             yield _laid_out(self.normalize(x)), labels
 
 
-def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: tuple[int | str, ...]) -> list[int]:
+def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: Key) -> list[int]:
     """A size for each of the batches: as many as the shares say, in random order."""
     if len(sizes) == 1:
         return [sizes[0][0]] * num
