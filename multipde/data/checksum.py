@@ -6,9 +6,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from multipde.data.datasets import ImageData
+from multipde.data.image_data import ImageData
 from multipde.data.images import ImageSet, TensorImages
 from multipde.data.streamed import StreamedImages
+from multipde.data.transformed import TransformedImages
 
 QUICK_BYTES = 2**28
 """So many bytes of streamed files are read before the training begins; more are read while it goes on."""
@@ -79,6 +80,8 @@ def _file_digest(path: Path) -> bytes:
 
 
 def _add(digest: Any, part: ImageSet) -> None:
+    if isinstance(part, TransformedImages):
+        part = part.fixed
     if isinstance(part, StreamedImages):
         for path in part.paths:
             line = f"{path.parent.name}/{path.name} {path.stat().st_size}\n"

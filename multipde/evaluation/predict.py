@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from multipde.conversions.convert import convert
-from multipde.data.datasets import image_files
 from multipde.data.decode import decode_image
+from multipde.data.folder import image_files
 from multipde.evaluation.metrics import normalization
 from multipde.mesh.pyramid import resize_images
 from multipde.networks.network import PDENet

@@ -1,0 +1,61 @@
+"""What a data set is for training and evaluation: its images, its classes and its statistics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from multipde.data.images import ImageSet
+from multipde.data.streamed import StreamedImages
+
+MEMORY_BYTES = 4 * 2**30
+"""Folders whose decoded images would take more are streamed, and more shapes than fit into it are refused."""
+
+
+@dataclass
+class ImageData:
+    """Training and test images, the names of their classes, and the statistics that normalise them.
+
+    Args:
+        name: of the data set.
+        size: image side in pixels at which the images are kept.
+        mean: per channel on [0, 1], of the training images.
+        std: per channel on [0, 1], of the training images.
+        notes: what was done to the images that the user should know, a line each.
+        transforms_itself: the data set transforms its training images at random, anew in every epoch.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+    transforms_itself: bool = False
+
+
+def with_statistics(
+    name: str, train: ImageSet, test: ImageSet, class_names: Sequence[str], size: int, notes: Sequence[str] = ()
+) -> ImageData:
+    """A data set with the mean and the standard deviation of its training images."""
+    mean, std = _channel_statistics(train, size)
+    return ImageData(name, train, test, tuple(class_names), size, mean, std, tuple(notes))
+
+
+def _channel_statistics(images: ImageSet, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel on [0, 1]; where files are streamed, of at most 2,000 of the images."""
+    num = len(images)
+    order = torch.arange(num)
+    if isinstance(images, StreamedImages) and num > 2000:
+        order = torch.linspace(0, num - 1, 2000).long()
+    total, squares, count = 0.0, 0.0, 0
+    for batch, _ in images.batches([(size, part) for part in order.split(1000)], torch.device("cpu")):
+        values = batch.transpose(0, 1).flatten(1) / 255
+        total = total + values.sum(1, dtype=torch.float64)
+        squares = squares + values.square_().sum(1, dtype=torch.float64)
+        count += values.shape[1]
+    mean = total / count
+    std = (squares / count - mean**2).clamp_min(1e-6).sqrt()  # pyright: ignore[reportAttributeAccessIssue]
+    return tuple(mean.tolist()), tuple(std.tolist())  # pyright: ignore[reportAttributeAccessIssue]
