@@ -1,6 +1,8 @@
 """Data sets that transform their images at random: read anew in every epoch, repeated bit for bit."""
 
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +10,17 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from multipde import load_data, render_shapes, resize_images
+from multipde import (
+    Level,
+    NetworkConfig,
+    Schedule,
+    TrainSettings,
+    load_data,
+    render_shapes,
+    resize_images,
+    resume,
+    train,
+)
 from multipde.data.batches import Normalize
 from multipde.data.checksum import data_checksum
 from multipde.data.feed import Feed
@@ -17,6 +29,7 @@ from multipde.data.images import TensorImages
 from multipde.data.items import NUM_READS
 from multipde.data.transformed import TransformedImages
 from multipde.runtime.device import Compute
+from multipde.runtime.signals import Interrupted
 
 CPU = torch.device("cpu")
 EPOCH = (0, "train", 0, 1)
@@ -196,3 +209,32 @@ def test_an_item_that_is_no_image_with_a_label_is_named(item, message):
     if "one label" not in message:
         with pytest.raises(ValueError, match=message):
             load_data((part, Shapes()))
+
+
+def test_a_training_that_is_resumed_sees_the_same_draws(tmp_path):
+    reads, stop_at = [], None
+
+    class Counted(Shapes):
+        def __getitem__(self, index):
+            reads.append(index)
+            if len(reads) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__getitem__(index)
+
+    def run(directory):
+        data = load_data((Counted(of_python), Shapes()))
+        reads.clear()
+        settings = TrainSettings(device="cpu", calibration_images=4, augment=False)
+        plan = Schedule([Level(8, 2, batch=4), Level(16, 1, batch=4)])
+        net = NetworkConfig("parabolic", (4,), 10, steps=1, size=16)
+        return train(net, plan, data, directory, settings=settings, quiet=True).directory
+
+    whole = run(tmp_path / "whole")
+    assert len(reads) == 3 * 12  # of 16 images 13 are trained on, in batches of 4
+    stop_at = 18
+    with pytest.raises(Interrupted, match="saved at size 8 after 1 epochs"):
+        run(tmp_path / "cut")
+    stop_at = None
+    resume(tmp_path / "cut", (Counted(of_python), Shapes()), quiet=True)
+    model = [(directory / "model.safetensors").read_bytes() for directory in (whole, tmp_path / "cut")]
+    assert model[0] == model[1]
