@@ -1,4 +1,4 @@
-"""What the images of a training were: SHA-256 checksums of pixels, of names and lengths, and of streamed files."""
+"""SHA-256 checksums of the images of a training: of their pixels, or of their files where these are streamed."""
 
 import hashlib
 import stat
@@ -12,11 +12,15 @@ from multipde.data.streamed import StreamedImages
 from multipde.data.transformed import TransformedImages
 
 QUICK_BYTES = 2**28
-"""So many bytes of streamed files are read before the training begins; more are read while it goes on."""
+"""Streamed files of at most so many bytes in all are read before the training begins, others while it goes on."""
 
 
 def data_checksum(images: ImageData) -> str:
-    """SHA-256 of training and test images with their labels; of names and lengths where files are streamed."""
+    """SHA-256 of the training and test images with their labels.
+
+    For streamed files, names and lengths count instead of the pixels; for images that are transformed at random, the
+    pixels of the one fixed draw.
+    """
     digest = hashlib.sha256()
     for part in (images.train, images.test):
         _add(digest, part)
@@ -24,12 +28,13 @@ def data_checksum(images: ImageData) -> str:
 
 
 class FileChecksum:
-    """SHA-256 of the contents of all streamed files of a data set, computed by a thread beside the training.
+    """SHA-256 of the contents of all streamed files of a data set, computed by a thread while the training goes on.
 
-    Up to ``quick_bytes`` are read at once. Nothing but the files themselves is opened, and no program is run.
+    Nothing but the files themselves is opened, and no program is run.
 
     Args:
-        images: streamed; for others there is no checksum, since `data_checksum` has seen their pixels.
+        images: streamed images. For others there is no checksum here, since `data_checksum` has read their pixels.
+        quick_bytes: if the files have no more bytes than this, they are read before the constructor returns.
     """
 
     def __init__(self, images: ImageData, quick_bytes: int = QUICK_BYTES):
@@ -43,19 +48,22 @@ class FileChecksum:
                 self._thread.join()
 
     def result(self, wait: bool = False) -> str | None:
-        """The checksum; None as long as it is not known, and where nothing is streamed.
+        """The checksum; None as long as it is not known, and if no files are streamed.
+
+        Args:
+            wait: return only when the checksum is known.
 
         Raises:
             ValueError: a file that cannot be read.
         """
         while wait and self._thread.is_alive():
-            self._thread.join(0.5)  # signals are heeded in between
+            self._thread.join(0.5)  # in between, Python can handle signals
         if self._error is not None:
             raise self._error
         return self._found
 
     def close(self) -> None:
-        """Give up what is not read yet."""
+        """Stop reading; the checksum stays unknown."""
         self._ended.set()
 
     def _read(self) -> None:

@@ -1,4 +1,4 @@
-"""Image files as tensors: decoded, made square, and kept decoded for the next start."""
+"""Image files as square tensors, and a cache of the decoded images for the next start."""
 
 import hashlib
 import json
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")
-"""Whatever a file is called; other decoders of PIL run other programs."""
+"""The formats that are tried, whatever the ending of a file; some other decoders of PIL start programs."""
 
 MANY_PIXELS = 64 * 10**6
-"""An image with more is taken for a decompression bomb."""
+"""An image with more pixels than this is refused as a decompression bomb."""
 
 SCALES = (8, 4, 2)
-"""By which a JPEG can be decoded at a reduced size."""
+"""A JPEG can be decoded at its size divided by one of these."""
 
 DECODING = 2
-"""Raised where files decode to other pixels than before, so that images kept earlier are not taken for theirs."""
+"""Version of the decoding; whoever changes the decoded pixels raises it, so that older cached images are not used."""
 
 
 def decode_image(path: Path, size: int | None = None) -> Tensor:
-    """One image file as RGB; grey is repeated, transparency dropped.
+    """One image file as RGB; grey is repeated in all channels, and transparency is dropped.
 
-    A JPEG of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of its own: the decoder computes the means of
-    2x2, 4x4 or 8x8 pixels without the pixels, and these are averaged the rest of the way.
+    A JPEG of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of its own. The decoder then computes means
+    of 2x2, 4x4 or 8x8 pixels directly, and these means are averaged to the wanted size.
 
     Args:
-        size: side of the square to which it is averaged; None keeps the size of the file.
+        size: side of the square to which the image is averaged; None keeps the size of the file.
 
     Shape:
         - result: (3, height, width), uint8
@@ -67,11 +67,12 @@ def decode_image(path: Path, size: int | None = None) -> Tensor:
 
 
 def _reduce(file: "Image.Image", size: int) -> int:
-    """Have the decoder give means of scale x scale pixels, and say the scale: 1 where the format has no others.
+    """Make the decoder return means of scale x scale pixels, and return the scale; it is 1 if the format has no other.
 
-    The largest at which the cells of the result consist of whole reduced pixels, or are at least two of them wide. On
-    photographs of quality 90 the result is 0.4 to 2.7 grey values (root mean square) from that of the whole image, most
-    of it in colours, which such files keep at half the size and the whole decoding interpolates.
+    The scale is the largest at which the cells of the result consist of whole reduced pixels or are at least two of
+    them wide. On photographs of quality 90 the result differs by 0.4 to 2.7 grey values (root mean square) from that of
+    the image decoded at full size. Most of this lies in the colours: such files store them at half the size, and the
+    decoding at full size interpolates them.
     """
     for scale in SCALES:
         if all(num % (scale * size) == 0 or num >= 2 * scale * size for num in file.size):
@@ -82,9 +83,10 @@ def _reduce(file: "Image.Image", size: int) -> int:
 
 @lru_cache(maxsize=256)
 def _matrix_from_reduced(num: int, scale: int, size: int) -> Tensor:
-    """Averages over the cells of the mesh with ``size`` cells of a function constant on every ``scale`` of num pixels.
+    """Averages over the cells of a mesh with ``size`` cells of a function that is constant on each reduced pixel.
 
-    Where the scale does not divide num the last reduced pixel lies partly outside, and counts with what is inside.
+    A reduced pixel covers ``scale`` of the num pixels. If the scale does not divide num, the last reduced pixel lies
+    partly outside of the image, and only the part inside counts.
 
     Shape:
         - result: (size, ceil(num / scale)), float32
@@ -94,7 +96,7 @@ def _matrix_from_reduced(num: int, scale: int, size: int) -> Tensor:
 
 
 def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
-    """How many of the files have which (height, width); only the headers are read.
+    """How many files there are of every (height, width); only the headers are read.
 
     Raises:
         ValueError: a file that is not an image, with its path.
@@ -110,9 +112,9 @@ def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
 
 @contextmanager
 def _opened(path: Path) -> "Iterator[Image.Image]":
-    """A file open as an image; whatever a decoder finds wrong becomes one ValueError with the path.
+    """A file that is open as an image; every error of a decoder becomes one ValueError with the path.
 
-    Only the formats of a folder are tried, and the size that the header claims is checked before memory is taken.
+    Only `FORMATS` are tried, and the size in the header is checked before memory is allocated.
     """
     from PIL import Image
 
@@ -148,7 +150,7 @@ def decode_images(paths: Sequence[Path], size: int) -> Tensor:
 
 
 class DecodedCache:
-    """Images decoded before, kept as long as no file's path, length or time of change differs.
+    """A file of decoded images, which is valid as long as every path, length and time of change is the same.
 
     Args:
         paths: all files, in order.
@@ -164,7 +166,7 @@ class DecodedCache:
         self.file = cache_directory() / f"images-{digest.hexdigest()[:24]}.safetensors"
 
     def read(self) -> tuple[Tensor, list[str]] | None:
-        """The images and the notes kept with them, None where there are none."""
+        """The images and the notes that were written with them; None if there is no readable file."""
         from safetensors import SafetensorError, safe_open
 
         if not self.file.exists():
@@ -178,7 +180,7 @@ class DecodedCache:
         return (images, notes) if is_ours else None
 
     def write(self, images: Tensor, notes: Sequence[str]) -> None:
-        """Keep the images if the place allows it; a run does not depend on it."""
+        """Write the images and their notes; an error in writing is ignored, since no run depends on the cache."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -192,7 +194,7 @@ class DecodedCache:
 
 
 def cache_directory() -> Path:
-    """Where decoded images are kept: MULTIPDE_CACHE, else the user's cache directory."""
+    """The directory of decoded images: MULTIPDE_CACHE if that is set, else one in the user's cache directory."""
     if chosen := os.environ.get("MULTIPDE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multipde"

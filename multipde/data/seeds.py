@@ -1,4 +1,4 @@
-"""Random streams named by what they are for, so that no state has to be kept to repeat them."""
+"""Random streams with names: the name alone decides the numbers, so that no state has to be stored to repeat them."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import torch
 
 
 def stream_seed(*key: int | str) -> int:
-    """A seed for the stream of this name, e.g. ``stream_seed(seed, "augment", level, epoch, batch)``."""
+    """The seed of the stream of this name, e.g. ``stream_seed(seed, "augment", level, epoch, batch)``."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

@@ -1,4 +1,4 @@
-"""The embedded data: ten shapes, defined on the unit square and rendered by cell averages on any mesh."""
+"""The embedded data set: ten shapes, defined on the unit square and rendered by cell averages on any mesh."""
 
 import math
 
@@ -10,14 +10,15 @@ from multipde.mesh.pyramid import resize_images
 
 CLASS_NAMES = ("disc", "ring", "square", "frame", "triangle", "hexagon", "star", "cross", "stripes", "checker")
 FINE_SIZE = 64
-"""Cells per side of the mesh on which the pictures are averaged first; every other size averages these."""
+"""Cells per side of the mesh on which every picture is drawn first; it is then averaged to the wanted size."""
 
 
 def render_shapes(num: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Pictures of ten classes and their labels: the same pictures at every size.
 
-    Each shows one shape of random place, size, rotation and colour on a ramp of two colours, behind it a faint patch,
-    over it noise. Shapes differ in details (a hole, a corner, a stripe) that a coarse mesh blurs.
+    Each picture shows one shape of random place, size, rotation and colour. The background is a ramp of two colours
+    with a faint patch, and noise lies over all of it. Classes differ in details (a hole, a corner, a stripe) that a
+    coarse mesh blurs.
 
     >>> fine, labels = render_shapes(4, 32, seed=1)
     >>> coarse, _ = render_shapes(4, 16, seed=1)
@@ -27,8 +28,8 @@ def render_shapes(num: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
     Args:
         num: number of pictures.
-        size: image side in pixels; above `FINE_SIZE` pictures stay as blocky as there.
-        seed: of all that is random.
+        size: image side in pixels; above `FINE_SIZE` the pictures show no more detail.
+        seed: decides labels and pictures.
 
     Shape:
         - result: images (num, 3, size, size) uint8, labels (num,) int64
@@ -51,7 +52,7 @@ def _render(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
     radius = 0.16 * 2.5 ** uniform(0, 1)  # 0.16 to 0.4, evenly on a logarithmic scale
     centre, angle = 0.5 + (0.5 - radius[:, None]) * uniform(-0.7, 0.7, 2), uniform(0, 2 * math.pi)
-    colours = uniform(0, 0.6, 3, 3)  # shape, and both ends of the ramp
+    colours = uniform(0, 0.6, 3, 3)  # of the shape and of both ends of the ramp
     contrast = uniform(0.4, 0.9, 1)
     direction = torch.nn.functional.normalize(uniform(0, 1, 3), dim=1)
     colours[:, 0] = (colours[:, 1:].mean(1) + contrast * direction).clamp(0, 1)
@@ -112,4 +113,4 @@ _DISTANCES = {
     "stripes": lambda u, v: torch.maximum(torch.hypot(u, v) - 0.95, -torch.cos(u * 2 * math.pi / 0.62) * 0.1),
     "checker": lambda u, v: torch.maximum(_box(u, v, 0.84, 0.84), torch.sin(u * 3.74) * torch.sin(v * 3.74) * 0.25),
 }
-"""Signed distance, or near it, of the boundary in coordinates centred and scaled by the radius; negative inside."""
+"""For every class about the signed distance to its boundary, negative inside; the centre is 0, the radius 1."""

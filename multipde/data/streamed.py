@@ -1,4 +1,4 @@
-"""Labelled images decoded from files when they are needed, by worker processes."""
+"""Labelled images that worker processes decode from files batch by batch."""
 
 import atexit
 import contextlib
@@ -20,15 +20,15 @@ from multipde.data.images import Batch, Key, Part
 
 @dataclass
 class StreamedImages:
-    """Images decoded from files at the size of the level, by worker processes that stay as long as the set.
+    """Images that worker processes decode from files at the size of the level; the workers live as long as the set.
 
-    What is kept per image is its path and its label, in one array each, so that the size of the set hardly shows in
-    the memory of any process. A file that takes its worker down is named.
+    Only paths and labels are kept in memory, in one array each, so that even large sets need little memory in every
+    process. If a worker dies, the error names the file that it was decoding.
 
     Args:
-        paths: files.
-        labels: as many, int64.
-        num_workers: processes; 0 decodes in the caller's.
+        paths: one file per image.
+        labels: one per image, int64.
+        num_workers: number of worker processes; 0 decodes in the process of the caller.
     """
 
     paths: Sequence[Path]
@@ -51,7 +51,7 @@ class StreamedImages:
             for images, index in zip(files.loader, indices, strict=True):
                 labels = self.labels[index]
                 yield images.to(device, non_blocking=True).float(), labels.to(device, non_blocking=True)
-        except ValueError as error:  # a worker sends its traceback; the last line says which file it was
+        except ValueError as error:  # the message holds the traceback of the worker; its last line names the file
             self.close()
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
         except RuntimeError as error:
@@ -64,7 +64,7 @@ class StreamedImages:
         return StreamedImages([self.paths[i] for i in indices.tolist()], self.labels[indices], self.num_workers)
 
     def close(self) -> None:
-        """End the workers; the next pass starts new ones."""
+        """End the workers; the next call of `batches` starts new ones."""
         if self._files is not None:
             self._files.close()
             self._files = None
@@ -77,11 +77,11 @@ class StreamedImages:
     def _killer(self, files: "_Files", message: str) -> str:
         pids = {int(pid) for pid in re.findall(r"\d+", message.partition("pid")[2])}
         names = [str(self.paths[i]) for pid, i in files.decoder.present.tolist() if pid in pids and i >= 0]
-        return f"image must not take down the process that decodes it, got {', '.join(names) or 'an unknown file'}"
+        return f"image must not crash the process that decodes it, got {', '.join(names) or 'an unknown file'}"
 
 
 class _Paths(Sequence):
-    """Paths as one array of bytes."""
+    """A sequence of paths that is stored as one array of bytes."""
 
     def __init__(self, paths: Sequence[Path]):
         self.names = paths.names if isinstance(paths, _Paths) else np.array([os.fsencode(path) for path in paths])
@@ -94,7 +94,7 @@ class _Paths(Sequence):
 
 
 class _Order:
-    """What is to be read next; the loader asks for it at the start of every pass."""
+    """A batch sampler over the parts that are to be read next; they are set before every pass of the loader."""
 
     def __init__(self):
         self.parts: Sequence[Part] = ()
@@ -108,7 +108,7 @@ class _Order:
 
 
 class _Decoder(torch.utils.data.Dataset):
-    """Decodes in a worker, whose process number and present file stand in shared memory."""
+    """Decodes images in a worker, which writes its process id and the index of its file to shared memory."""
 
     def __init__(self, paths: Sequence[Path], num_workers: int):
         self.paths = paths
@@ -128,7 +128,7 @@ class _Decoder(torch.utils.data.Dataset):
 
 
 class _Files:
-    """A loader with its decoder."""
+    """A data loader together with its decoder."""
 
     def __init__(self, paths: Sequence[Path], order: _Order, num_workers: int, pin_memory: bool):
         from torch.utils.data import DataLoader
@@ -158,13 +158,13 @@ _OPEN: "weakref.WeakSet[_Files]" = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Workers do not heed SIGTERM, by which Python would end them at exit: so they are told before."""
+    """End all workers before Python exits: they ignore SIGTERM, by which Python would end them."""
     for files in list(_OPEN):
         files.close()
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole group must not take the workers away before the step is finished."""
+    """Ignore signals in a worker: one to the whole process group must not end it before the training step is done."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         with contextlib.suppress(AttributeError, ValueError):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
