@@ -2,9 +2,15 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName
+from multipde.training.level import Level
+from multipde.training.settings import TrainSettings
+
+LEVEL: Any = Level
+SETTINGS: Any = TrainSettings
+"""Where the defaults are written. Any, because an option lists its choices where the library takes a string."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,33 +33,33 @@ class Train(DataOptions):
     epochs: tuple[float, ...] | Literal["auto"] | None = None
     """Epochs per level, or auto with --budget: a level is left when it gains less than the next one would. Left out: 5,
     and 2 on the last."""
-    budget: str | None = None
+    budget: str | None = SETTINGS.budget
     """With --epochs auto: how much to spend, e.g. 10min or 40TFLOPs."""
-    min_epochs: int = 1
+    min_epochs: int = SETTINGS.min_epochs
     """With --epochs auto: least number on each level."""
-    max_epochs: int = 100
+    max_epochs: int = SETTINGS.max_epochs
     """With --epochs auto: largest number on each level but the last."""
     mixed: bool = False
     """The batches of all levels in random order instead of one level after the other."""
     steps: tuple[int, ...] | Literal["auto"] | None = None
     """Time steps per level; the final time T stays. auto: more where the moved network would be less stable. Left out:
     those of the network."""
-    batch: tuple[int, ...] | Literal["auto"] = (125,)
+    batch: tuple[int, ...] | Literal["auto"] = (LEVEL.batch,)
     """Images per optimizer step, one number or one per level. auto: 125 on the finest level, on the others as many as
     have as many pixels, and the learning rate scaled likewise."""
-    learning_rate: tuple[float, ...] = (0.1,)
+    learning_rate: tuple[float, ...] = (LEVEL.learning_rate,)
     """Peak learning rate, one number or one per level."""
-    policy: Literal["across", "one_cycle", "piecewise", "piecewise_long"] = "across"
+    policy: Literal["across", "one_cycle", "piecewise", "piecewise_long"] = LEVEL.policy
     """Learning rate: one cycle across all levels, by work; one cycle in each; or in each 1, 1/5, 1/25 for 60, 20, 20
     per cent (the paper's), down to 1/625 for 30, 20, 20, 20, 10 per cent (its for CIFAR-100)."""
     memory: Literal["store", "reversible", "checkpoint"] | None = None
     """What is kept for the way back: everything, the last state of a block (hamiltonian, second_order), or the state of
     every step. Left out: as the network has it."""
-    transfer: MethodName = "calibrated"
+    transfer: MethodName = SETTINGS.transfer
     """How stencils move to the next level."""
-    coordinates: Literal["level", "finest"] = "level"
+    coordinates: Literal["level", "finest"] = SETTINGS.coordinates
     """Mesh of the trained parameter: that of each level, moved by --transfer, or the finest one throughout."""
-    conditioning: float = 1.0
+    conditioning: float = SETTINGS.conditioning
     """With --coordinates finest: power of the preconditioner of the gradients, 0 for none to 1."""
     init: Path | None = None
     """Checkpoint to start from, e.g. a converted one."""
@@ -61,38 +67,38 @@ class Train(DataOptions):
     """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
     resume: bool = False
     """Go on with the run in --run; everything else is taken from its record."""
-    seed: int = 0
+    seed: int = SETTINGS.seed
     """Of the weights, the split, the order of the images and their augmentation."""
-    momentum: float = 0.9
+    momentum: float = SETTINGS.momentum
     """Of the stochastic gradient descent."""
-    momentum_rule: Literal["map", "dual", "reset"] = "map"
+    momentum_rule: Literal["map", "dual", "reset"] = SETTINGS.momentum_rule
     """How momentum moves with the stencils: as they do, as gradients do, or not at all."""
-    alpha1: float = 2e-4
+    alpha1: float = SETTINGS.alpha1
     """Weight of the total variation of the controls in time, eq. (13)."""
-    alpha2: float = 2e-4
+    alpha2: float = SETTINGS.alpha2
     """Weight of the squares of the controls, eq. (13)."""
-    box: float = 1.0
+    box: float = SETTINGS.box
     """Bound on the stencils of the symmetric layers; 0 for none."""
-    augment: bool = True
+    augment: bool = SETTINGS.augment
     """Flip, pad and crop the training images."""
     standardize: bool = False
     """Every image by its own mean and standard deviation, not by those of the data."""
-    validation: float = 0.2
+    validation: float = SETTINGS.validation
     """Share of the training images set aside for validation."""
-    checkpoint_every: float = 10.0
+    checkpoint_every: float = SETTINGS.checkpoint_every
     """Minutes between checkpoints within an epoch; one is written after every epoch besides."""
-    on_divergence: Literal["stop", "rollback"] = "stop"
+    on_divergence: Literal["stop", "rollback"] = SETTINGS.on_divergence
     """What to do when loss, activations or stencils go out of bounds: stop, or go back to the last checkpoint with half
     the learning rate, at most three times."""
-    deterministic: bool = False
+    deterministic: bool = SETTINGS.deterministic
     """Only algorithms that give the same bits again on the same machine."""
-    compile: bool = False
+    compile: bool = SETTINGS.compile
     """Norms compiled while training, in C++ or on a GPU by torch.compile: faster after a few seconds."""
-    tensorboard: bool = False
+    tensorboard: bool = SETTINGS.tensorboard
     """Write event files for TensorBoard into the directory of the run."""
-    device: str = "auto"
+    device: str = SETTINGS.device
     """auto, cpu, cuda, cuda:1, mps."""
-    amp: AmpName = "off"
+    amp: AmpName = SETTINGS.amp
     """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
     quiet: bool = False
     """Say nothing."""
@@ -102,7 +108,6 @@ class Train(DataOptions):
         from multipde.runtime.console import Log
         from multipde.training.run import next_run_directory, resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
-        from multipde.training.settings import TrainSettings
         from multipde.training.start import starting_network
 
         if self.resume:
@@ -113,7 +118,7 @@ class Train(DataOptions):
             self.sizes,
             None if isinstance(self.epochs, str) else self.epochs,
             None if isinstance(self.steps, str) else self.steps,
-            (125,) if isinstance(self.batch, str) else self.batch,
+            (LEVEL.batch,) if isinstance(self.batch, str) else self.batch,
             self.learning_rate,
             policy=self.policy,
             mixed=self.mixed,

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,28 @@ def test_files_stay_small(room, path):
     assert len(path.read_text().splitlines()) <= 360
 
 
+def test_the_index_for_editors_is_that_of_run_time():
+    tree = ast.parse((ROOT / "multipde" / "__init__.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    static = {a.name: n.module for n in imports for a in n.names if (n.module or "").startswith("multipde.")}
+    assert static == multipde._HOME  # pyright: ignore[reportAttributeAccessIssue]
+    listed = next(n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__")
+    assert ast.literal_eval(listed) == sorted(static)
+    assert (ROOT / "multipde" / "py.typed").exists()
+
+
+def test_examples_and_readme_import_public_names_from_the_index():
+    texts = [path.read_text() for path in sorted((ROOT / "examples").glob("*.py"))]
+    texts += re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    nodes = [node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    names = {alias.name for node in nodes if node.module == "multipde" for alias in node.names}
+    assert names - {"*"} <= set(multipde.__all__)
+
+
 def test_every_public_name_is_there_and_documented():
     for name in multipde.__all__:
         assert getattr(multipde, name).__doc__, name
     assert set(multipde.__all__) <= set(dir(multipde))
     with pytest.raises(AttributeError, match="module 'multipde' has no attribute 'nothing'"):
-        multipde.nothing  # noqa: B018
+        multipde.nothing  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
     importlib.reload(multipde)

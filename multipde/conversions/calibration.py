@@ -14,9 +14,6 @@ from multipde.mesh.stencil import StencilBasis
 from multipde.mesh.transfer import CALIBRATED, check_factor, map_stencil, scaling_matrix
 from multipde.networks.network import PDENet
 
-CALIBRATION_IMAGES = 256
-"""Images on which derivative terms are measured; all of them go through the network at once."""
-
 SHARED_SWEEPS = 8
 """How often networks with shared controls are measured anew."""
 

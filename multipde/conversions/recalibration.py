@@ -10,9 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.mesh.modes import eval_mode
 
-RECALIBRATION_IMAGES = 2000
-"""Images on which BatchNorm is measured anew, if nothing else is said."""
-
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from multipde.conversions.calibration import CALIBRATION_IMAGES, calibrate
+from multipde.conversions.calibration import calibrate
 from multipde.conversions.convert import Conversion, conversion
 from multipde.conversions.layer_inputs import WatchedCopy
-from multipde.conversions.recalibration import RECALIBRATION_IMAGES, recalibrate
+from multipde.conversions.recalibration import recalibrate
+from multipde.conversions.sample_sizes import CALIBRATION_IMAGES, RECALIBRATION_IMAGES
 from multipde.conversions.stable_conversion import STABILITY_IMAGES, stabilized
 from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, split_indices

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.conversions.calibration import CALIBRATION_IMAGES
 from multipde.conversions.convert import convert
-from multipde.conversions.recalibration import RECALIBRATION_IMAGES, recalibrate
+from multipde.conversions.recalibration import recalibrate
+from multipde.conversions.sample_sizes import CALIBRATION_IMAGES, RECALIBRATION_IMAGES
 from multipde.data.batches import drawn_images, drawn_indices, evaluation_batches
 from multipde.data.datasets import ImageData, load_data
 from multipde.evaluation.metrics import Metrics, check_classes, evaluate_batches, normalization

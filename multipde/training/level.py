@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from multipde.networks.config import NetworkConfig
-from multipde.networks.network import count_flops
+if TYPE_CHECKING:
+    from multipde.networks.config import NetworkConfig
 
 
 def _one_cycle(fraction: float) -> float:
@@ -51,7 +52,7 @@ class Level:
         steps: time steps, one number or one per block; None keeps those of the level before, or of the network.
         batch: images per optimizer step.
         learning_rate: its peak.
-        policy: a key of `POLICIES`: ``"one_cycle"``, ``"piecewise"``, ``"across"`` all levels, ...
+        policy: a key of `POLICIES`: one cycle ``"across"`` all levels, ``"one_cycle"`` in each, ``"piecewise"``, ...
         mixed: every batch is at a size drawn at random, here (size, share of the batches), the largest the size of the
             level; empty for that one size only.
 
@@ -64,7 +65,7 @@ class Level:
     steps: int | tuple[int, ...] | None = None
     batch: int = 125
     learning_rate: float = 0.1
-    policy: str = "one_cycle"
+    policy: str = "across"
     mixed: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self):
@@ -104,13 +105,15 @@ class Level:
         return 1.0 if self.epochs is None else min(1.0, self.epochs - epoch)
 
 
-def level_flops(level: Level, config: NetworkConfig) -> float:
+def level_flops(level: Level, config: "NetworkConfig") -> float:
     """Floating point operations per training image of a level, forwards and backwards, for its network."""
     return sum(share * _training_flops(replace(config, size=size, reference=None)) for size, share in level.sizes)
 
 
 @lru_cache
-def _training_flops(config: NetworkConfig) -> int:
+def _training_flops(config: "NetworkConfig") -> int:
+    from multipde.networks.network import count_flops  # here, for the command line shows the defaults without torch
+
     return count_flops(config, training=True)
 
 

@@ -158,9 +158,9 @@ def levels_from_lists(
     sizes: Sequence[int],
     epochs: Sequence[float] | None = None,
     steps: Sequence[int] | None = None,
-    batch: Sequence[int] = (125,),
-    learning_rate: Sequence[float] = (0.1,),
-    policy: str = "one_cycle",
+    batch: Sequence[int] = (Level.batch,),
+    learning_rate: Sequence[float] = (Level.learning_rate,),
+    policy: str = Level.policy,
     mixed: bool = False,
     auto: bool = False,
 ) -> list[Level]:

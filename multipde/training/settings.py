@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from multipde.conversions.optimizer_state import check_rule
-from multipde.conversions.recalibration import RECALIBRATION_IMAGES
-from multipde.mesh.transfer import check_method
+from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.training.budget import parse_budget
 
 COORDINATES = ("level", "finest")
@@ -76,6 +74,9 @@ class TrainSettings:
     amp: str = "off"
 
     def __post_init__(self):
+        from multipde.conversions.optimizer_state import check_rule  # here, for the command line shows the defaults
+        from multipde.mesh.transfer import check_method  # without torch
+
         check_method(self.transfer, "transfer")
         check_rule(self.momentum_rule, "momentum_rule")
         if self.coordinates not in COORDINATES:

@@ -101,7 +101,7 @@ def pace_of(schedule: Schedule, settings: TrainSettings) -> Pace | None:
     if settings.budget is None:
         raise ValueError("budget must be given where epochs are auto; type --budget 10min or --budget 40TFLOPs")
     if any(level.policy == "across" for level in unknown):
-        raise ValueError("policy must not be across where epochs are auto, got across")
+        raise ValueError("policy must be warm_up, constant, cool_down or one_cycle where epochs are auto, got across")
     budget = parse_budget(settings.budget)
     if budget.unit == "seconds" and len(unknown) == 1:
         raise ValueError(f"budget must be in FLOPs for a single level, got {settings.budget}")

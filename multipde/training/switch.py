@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from multipde.conversions.calibration import CALIBRATION_IMAGES
 from multipde.conversions.convert import Conversion, conversion
+from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.conversions.stable_conversion import STABILITY_IMAGES, stabilized
 from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.config import NetworkConfig

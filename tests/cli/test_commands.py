@@ -3,6 +3,7 @@
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
 
+import inspect
 import json
 import os
 import shutil
@@ -10,19 +11,37 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
+from itertools import chain
 from typing import get_args
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 import multipde
-from multipde import NetworkConfig, PDENet, bake, convert, load, num_weights, save
+from multipde import (
+    Level,
+    NetworkConfig,
+    PDENet,
+    Schedule,
+    TrainSettings,
+    bake,
+    convert,
+    load,
+    load_data,
+    num_weights,
+    save,
+    train,
+)
 from multipde.cli import options
 from multipde.cli.main import COMMANDS, main
 from multipde.data.datasets import DATA_NAMES
 from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.dynamics import DYNAMICS
 from multipde.runtime.device import AMP
+from multipde.training.schedule import levels_from_lists
+from multipde.training.start import starting_network
 from tests.conftest import write_folder
 
 
@@ -229,13 +248,25 @@ def test_choices_are_those_of_the_library():
     assert set(get_args(options.AmpName)) == set(AMP)
 
 
-def test_defaults_of_train_are_those_of_the_settings():
-    from dataclasses import fields
-
-    from multipde import TrainSettings
-
+def test_every_default_of_train_is_that_of_the_library():
+    calls = (TrainSettings, levels_from_lists, train, starting_network, load_data)
+    defaults = [inspect.signature(call).parameters.values() for call in calls]
+    library = {
+        p.name.replace("stream_files", "stream"): p.default for p in chain(*defaults) if p.default is not p.empty
+    }
     own = {f.name: f.default for f in fields(COMMANDS["train"])}
-    assert all(own[f.name] == f.default for f in fields(TrainSettings) if f.name in own)
+    assert own.keys() - library.keys() == {"data", "preset", "dynamics", "sizes", "run", "resume"}
+    assert {name: own[name] for name in own.keys() & library.keys()} == {n: v for n, v in library.items() if n in own}
+    assert {f.name for f in fields(TrainSettings)} - own.keys() == {"auto_steps", "calibration_images"}
+
+
+def test_train_without_arguments_is_a_training_of_default_levels_and_settings(monkeypatch):
+    called = MagicMock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr("multipde.training.run.train", called)
+    with pytest.raises(KeyboardInterrupt):
+        COMMANDS["train"]().run_command()
+    assert called.call_args.args[1] == Schedule([Level(8, 5), Level(16, 5), Level(32, 2)])
+    assert called.call_args.kwargs["settings"] == TrainSettings()
 
 
 def test_help_is_there_for_every_command_and_quick(capsys):
@@ -244,10 +275,11 @@ def test_help_is_there_for_every_command_and_quick(capsys):
             main([name, "--help"])
         assert stop.value.code == 0
         assert len(capsys.readouterr().out) > 300
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "multipde", "--help"], capture_output=True, text=True, check=True)
-    assert "train" in done.stdout
-    assert time.perf_counter() - started < 2  # below 0.5 s on an idle machine: torch must not be imported
+    code = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from multipde.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "train", "--help"], capture_output=True, text=True, check=True)
+    assert {"torch", "numpy"}.isdisjoint(done.stdout.splitlines()[-1].split())  # half a second, and not five
     main(["--version"])
     assert capsys.readouterr().out == f"multipde {multipde.__version__}\n"
 

@@ -52,9 +52,15 @@ def test_learning_rates_start_below_or_at_the_peak_and_end_small(policy):
 
 
 def test_one_cycle_across_all_levels_goes_by_the_work():
-    plan = Schedule([Level(s, 1, policy="across") for s in (16, 32)])  # work 1 : 4
+    plan = Schedule([Level(s, 1) for s in (16, 32)])  # the default; work 1 : 4
     rates = [plan.rate(0, f) for f in (0, 0.5)] + [plan.rate(1, f) for f in (0.5, 1)]
     assert rates == pytest.approx([0.1 * POLICIES["one_cycle"](f) for f in (0, 0.1, 0.6, 1)])
+
+
+def test_across_a_single_level_is_one_cycle():
+    across, alone = (Schedule([Level(16, 3, policy=policy)]) for policy in (Level.policy, "one_cycle"))
+    fractions = [i / 64 for i in range(65)]
+    assert [across.rate(0, f) for f in fractions] == pytest.approx([alone.rate(0, f) for f in fractions], abs=1e-15)
 
 
 def test_part_of_an_epoch_and_mixed_levels_cost_what_they_do():

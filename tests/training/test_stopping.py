@@ -75,7 +75,16 @@ def test_learning_rates_rise_on_the_first_level_and_fall_on_the_last():
         ([Level(8, None), Level(16, 1)], {"budget": "1min"}, "epochs must be given for all levels or for none"),
         ([Level(8, 1)], {"budget": "1min"}, "budget must be left out where epochs are given, got 1min"),
         ([Level(8, None), Level(16, None)], {}, "budget must be given where epochs are auto; type --budget 10min"),
-        ([Level(8, None)], {"budget": "1min"}, "budget must be in FLOPs for a single level, got 1min"),
+        (
+            [Level(8, None)],
+            {"budget": "1min"},
+            "policy must be warm_up, constant, cool_down or one_cycle where epochs are auto, got across",
+        ),
+        (
+            [Level(8, None, policy="one_cycle")],
+            {"budget": "1min"},
+            "budget must be in FLOPs for a single level, got 1min",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(levels, settings, message):

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from multipde.conversions.calibration import CALIBRATION_IMAGES
 from multipde.conversions.convert import convert
 from multipde.conversions.recalibration import recalibrate
+from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.data.batches import drawn_images, evaluation_batches
 from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.evaluation.metrics import check_classes, evaluate_batches, normalization

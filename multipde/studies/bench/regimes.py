@@ -156,9 +156,8 @@ def _measure(
     config = replace(preset("shapes-hamiltonian"), **NETS[case.net]).on_mesh(size // 2)
     settings = TrainSettings(device=device, amp=amp)
     with tempfile.TemporaryDirectory() as place:
-        run = train(
-            config, Schedule([Level(size // 2, epochs)]), data, Path(place) / "run", settings=settings, quiet=True
-        )
+        plan = Schedule([Level(size // 2, epochs, policy="one_cycle")])
+        run = train(config, plan, data, Path(place) / "run", settings=settings, quiet=True)
     _, report = convert_reported(
         run.model, data, old_size=size // 2, new_size=size, num_images=num_images, device=None, amp=amp
     )
