@@ -13,7 +13,8 @@ from multipde.cli.options import AmpName, Checkpoint, DataOptions, MethodName
 class Evaluate(DataOptions):
     """Accuracy, loss and cost of checkpoints converted to each of several image sizes; or how robust they are.
 
-    A converted network is tested as it comes, and once more with BatchNorm recalibrated on training images.
+    A converted network is tested as it comes, and once more with BatchNorm recalibrated on training images that
+    are not held back for validation.
 
     With --robustness all checkpoints see the same test images with Gaussian noise, blur, less contrast and small
     shifts, and attacked by FGSM and PGD, each at several strengths; then the growth of perturbations through each block
@@ -56,10 +57,17 @@ class Evaluate(DataOptions):
             compare_robustness(checkpoints, data, by=self.by, out=self.out, plot=self.plot, **shared)
             return
         from multipde.evaluation.sizes import evaluate_sizes
+        from multipde.training.plan import recorded_split
 
         for checkpoint in checkpoints:
             evaluate_sizes(
-                checkpoint, self.of(checkpoint), sizes=self.sizes, methods=self.method, amp=self.amp, **shared
+                checkpoint,
+                self.of(checkpoint),
+                sizes=self.sizes,
+                methods=self.method,
+                split=recorded_split(checkpoint),
+                amp=self.amp,
+                **shared,
             )
 
     def _check_given(self) -> None:

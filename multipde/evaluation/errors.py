@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multipde.data.batches import drawn_images, drawn_indices, evaluation_batches
+from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData
+from multipde.data.feed import Feed
 from multipde.data.images import ImageSet
-from multipde.evaluation.metrics import check_classes, confusion_matrix, normalization, scored_batches
+from multipde.evaluation.metrics import check_classes, confusion_matrix, scored_batches
 from multipde.networks.network import PDENet
-from multipde.runtime.device import choose_device, place
+from multipde.runtime.device import Compute
 from multipde.stability.energy import StateEnergy, state_energies
 
 ENERGY_IMAGES = 64
@@ -60,13 +61,7 @@ class Examination:
 
 
 def examine(
-    net: PDENet,
-    images: ImageData,
-    *,
-    num_images: int | None = None,
-    num_mistakes: int = 24,
-    device: str | torch.device = "auto",
-    amp: str = "off",
+    net: PDENet, images: ImageData, compute: Compute, *, num_images: int | None = None, num_mistakes: int = 24
 ) -> Examination:
     """Show a network the test images.
 
@@ -78,14 +73,11 @@ def examine(
         ValueError: data that do not suit the network.
     """
     check_classes(net.config, images)
-    where, size, test = choose_device(device), net.config.sizes[0], images.test
-    normalize, key = normalization(net.config), (0, "test")
+    size, test, key = net.config.sizes[0], images.test, (0, "test")
+    feed = Feed(test, Normalize.of(net.config), compute)
     indices = drawn_indices(len(test), num_images, key).sort().values
-    place(net, where)
     columns: list[Tensor] = []
-    for scores, labels in scored_batches(
-        net, evaluation_batches(test, indices, size, 250, where, normalize), where, amp
-    ):
+    for scores, labels in scored_batches(compute.place(net), feed.evaluation(indices, size), compute):
         probability, predicted = scores.softmax(1).max(1)
         loss = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
         columns.append(torch.stack([labels.double(), predicted.double(), probability.double(), loss.double()]).cpu())
@@ -98,7 +90,7 @@ def examine(
         Mistake(int(labels[i]), int(predicted[i]), float(probability[i]), picture)
         for i, picture in zip(worst, pictures, strict=True)
     ]
-    some = torch.cat(list(drawn_images(test, None, ENERGY_IMAGES, size, where, normalize, key)))
+    some = torch.cat(list(feed.drawn(None, ENERGY_IMAGES, size, key)))
     confusion = confusion_matrix(labels, predicted, net.config.classes)
     return Examination(confusion, mistakes, state_energies(net, some))
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
+from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData, load_data
+from multipde.data.feed import Feed
 from multipde.data.images import Batch
 from multipde.mesh.modes import eval_mode
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet, count_flops
-from multipde.runtime.device import autocast, choose_device
+from multipde.runtime.device import Compute
 from multipde.runtime.processes import largest, sum_over_processes
 
 
@@ -82,35 +83,30 @@ def evaluate(
         check_classes(config, images)
     if part not in ("test", "train"):
         raise ValueError(f"part must be test or train, got {part!r}")
-    normalize = normalization(config) if config else Normalize(images.mean, images.std)
-    where = choose_device(device)
-    chosen = getattr(images, part)
+    compute, chosen = Compute.of(device, amp), getattr(images, part)
     indices = None if num_images is None else drawn_indices(len(chosen), num_images, (0, part))
     side = images.size if target is None else target
-    model.to(where)
-    metrics = evaluate_batches(model, evaluation_batches(chosen, indices, side, batch, where, normalize), where, amp)
+    feed = Feed(chosen, Normalize.of(config or images), compute)
+    metrics = evaluate_batches(compute.place(model), feed.evaluation(indices, side, batch), compute)
     flops = count_flops(config.on_mesh(side)) if config else None
     return replace(metrics, flops=flops)
 
 
 @torch.no_grad()
-def evaluate_batches(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off", shared: bool = False
-) -> Metrics:
+def evaluate_batches(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Metrics:
     """Accuracy and cross entropy over batches that are ready for the model; training flags stay.
 
-    Args:
-        shared: every process has its slice of the batches; what is found is that of all.
+    Where several processes compute, each has its slices of the batches, and all get the result of the whole.
     """
-    start = time.perf_counter()
+    start, device = time.perf_counter(), compute.device
     confusion: Tensor | int = 0
     loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num = 0
-    for scores, labels in scored_batches(model, batches, device, amp):
+    for scores, labels in scored_batches(model, batches, compute):
         loss += functional.cross_entropy(scores, labels, reduction="sum")
         confusion = confusion + confusion_matrix(labels, scores.argmax(1), scores.shape[1])
         num += len(labels)
-    if shared:
+    if compute.num_processes > 1:
         (classes,) = largest(0 if isinstance(confusion, int) else len(confusion))
         confusion = sum_over_processes(confusion + torch.zeros(classes, classes, dtype=torch.int64, device=device))
         loss, num = sum_over_processes(loss), int(sum_over_processes(torch.tensor([num], device=device)))
@@ -122,15 +118,13 @@ def evaluate_batches(
 
 
 @torch.no_grad()
-def scored_batches(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device, amp: str = "off"
-) -> Iterator[Batch]:
+def scored_batches(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Iterator[Batch]:
     """Scores in float32 and labels of batches that are ready for the model."""
     with eval_mode(model):
         for x, labels in batches:
             if not len(labels):
                 continue  # fewer images than processes
-            with autocast(device, amp):
+            with compute.autocast():
                 scores = model(x)
             yield scores.float(), labels
 
@@ -148,11 +142,6 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """
     flat = labels.new_zeros(classes**2).index_add_(0, labels * classes + predicted, torch.ones_like(labels))
     return flat.view(classes, classes)
-
-
-def normalization(config: NetworkConfig) -> Normalize:
-    """What a network does to images on 0..255 before it sees them."""
-    return Normalize(config.mean, config.std, config.standardize)
 
 
 def check_classes(config: NetworkConfig, images: ImageData) -> None:

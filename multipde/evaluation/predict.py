@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.conversions.convert import convert
+from multipde.data.batches import Normalize
 from multipde.data.decode import decode_image
 from multipde.data.folder import image_files
-from multipde.evaluation.metrics import normalization
 from multipde.mesh.pyramid import resize_images
 from multipde.networks.network import PDENet
 from multipde.runtime.console import Log
-from multipde.runtime.device import autocast, choose_device, place
+from multipde.runtime.device import Compute
 from multipde.storage.network import load
 
 FITS = ("image", "net")
@@ -75,22 +75,22 @@ def predict(
     """
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
-    net, where, files = load(checkpoint), choose_device(device), _files(images)
+    net, compute, files = load(checkpoint), Compute.of(device, amp), _files(images)
     if net.config.dim != 2 or net.config.in_channels != 3:
         raise ValueError(
             f"checkpoint must be for pictures, got {net.config.in_channels} channels, {net.config.dim} axes"
         )
     names = net.config.class_names or tuple(str(k) for k in range(net.config.classes))
-    found: list[Prediction] = []
-    nets = {net.config.sizes[0]: place(net, where)}
+    normalize, found = Normalize.of(net.config), []
+    nets: dict[int, nn.Module] = {net.config.sizes[0]: compute.place(net)}
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
         pictures = [_picture(path, net, fit) for path in chosen]
-        for size in sorted({p.shape[-1] for p in pictures}):
+        sizes, scores = [p.shape[-1] for p in pictures], {}
+        for size in sorted(set(sizes)):
             if size not in nets:
-                nets[size] = place(convert(net, size=size, method="copy"), where)  # pyright: ignore[reportArgumentType]
-        sizes = [p.shape[-1] for p in pictures]
-        scores = {size: _scores(nets[size], [p for p in pictures if p.shape[-1] == size], amp) for size in set(sizes)}
+                nets[size] = compute.place(convert(net, size=size, method="copy"))
+            scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for path, size in zip(chosen, sizes, strict=True):
             true = path.resolve().parent.name
@@ -140,15 +140,14 @@ def _picture(path: Path, net: PDENet, fit: str) -> Tensor:
 
 
 @torch.no_grad()
-def _scores(net: PDENet, pictures: Sequence[Tensor], amp: str) -> Tensor:
+def _scores(net: nn.Module, pictures: Sequence[Tensor], normalize: Normalize, compute: Compute) -> Tensor:
     """Probabilities.
 
     Shape:
         - result: (len(pictures), classes)
     """
-    device = next(net.parameters()).device
-    x = normalization(net.config)(torch.stack(list(pictures)).to(device).float())
-    with autocast(device, amp):
+    x = normalize(torch.stack(list(pictures)).to(compute.device).float())
+    with compute.autocast():
         return net(x.contiguous(memory_format=torch.channels_last)).float().softmax(1)
 
 

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize, drawn_indices, evaluation_batches
+from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData
+from multipde.data.feed import Feed
 from multipde.evaluation.attacks import Scores, ascent, fgsm, pgd, random_start
 from multipde.evaluation.corruptions import CORRUPTIONS, corrupt
-from multipde.evaluation.metrics import check_classes, normalization
+from multipde.evaluation.metrics import check_classes
 from multipde.mesh.modes import eval_mode
 from multipde.networks.network import PDENet
-from multipde.runtime.device import choose_device, place
+from multipde.runtime.device import Compute
 from multipde.stability.energy import StateEnergy, state_energies
 from multipde.stability.growth import HYPERBOLIC, BlockGrowth, growth_report
 
@@ -81,11 +82,11 @@ def robustness(
     Reference: Hendrycks & Dietterich (2019), for accuracy under corruptions.
     """
     check_classes(net.config, images)
-    where, dtype = choose_device(device), next(net.parameters()).dtype
-    place(net, where)
+    compute, dtype = Compute.of(device), next(net.parameters()).dtype
+    compute.place(net)
     scores, size = pixel_scores(net), net.config.sizes[0]
     indices = drawn_indices(len(images.test), num_images, (0, "test"))
-    batches = evaluation_batches(images.test, indices, size, BATCH, where, Normalize((), ()))
+    batches = Feed(images.test, Normalize((), ()), compute).evaluation(indices, size, BATCH)
     counts: dict[tuple[str, float], int] = {}
     clean = 0
     with eval_mode(net):
@@ -97,7 +98,7 @@ def robustness(
             counts = {key: counts.get(key, 0) + int(value.sum()) for key, value in found.items()}
             if advance is not None:
                 advance(len(chosen))
-    few = evaluation_batches(images.test, indices[:GROWTH_IMAGES], size, BATCH, where, normalization(net.config))
+    few = Feed(images.test, Normalize.of(net.config), compute).evaluation(indices[:GROWTH_IMAGES], size)
     sample = torch.cat([x for x, _ in few]).to(dtype)
     num = len(indices)
     return Robustness(
@@ -118,7 +119,7 @@ KINDS: dict[str, tuple[float, ...]] = {name: c.strengths for name, c in CORRUPTI
 
 def pixel_scores(net: PDENet) -> Scores:
     """The network as a function of pixels in [0, 1]: normalised inside."""
-    normalize = normalization(net.config)
+    normalize = Normalize.of(net.config)
     return lambda x: net(normalize(255 * x))
 
 

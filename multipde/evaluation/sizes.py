@@ -1,22 +1,16 @@
 """Checkpoints at other sizes: converted, recalibrated, tested beside each other."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from multipde.conversions.convert import convert
-from multipde.conversions.recalibration import recalibrate
-from multipde.conversions.sample_sizes import CALIBRATION_IMAGES, RECALIBRATION_IMAGES
-from multipde.data.batches import drawn_images, drawn_indices, evaluation_batches
-from multipde.data.datasets import ImageData, load_data
-from multipde.evaluation.metrics import Metrics, check_classes, evaluate_batches, normalization
-from multipde.mesh.transfer import CALIBRATED
-from multipde.networks.network import PDENet, count_flops
+from multipde.data.batches import Normalize
+from multipde.data.datasets import load_data
+from multipde.evaluation.candidates import Evaluator
+from multipde.evaluation.metrics import check_classes
 from multipde.runtime.console import Log
-from multipde.runtime.device import choose_device, place
+from multipde.runtime.device import Compute
 from multipde.storage.network import load
 
 DataSource = tuple[Any, Mapping[str, Any]]
@@ -28,6 +22,7 @@ def evaluate_sizes(
     *,
     sizes: Sequence[int] | None = None,
     methods: Sequence[str] = ("copy",),
+    split: tuple[int, float] = (0, 0.2),
     num_images: int | None = None,
     device: str = "auto",
     amp: str = "off",
@@ -37,6 +32,7 @@ def evaluate_sizes(
 
     Args:
         data: source and options for `load_data`.
+        split: seed and share by which training images are held back, on which nothing is calibrated.
         num_images: only so many test images, drawn at random but always the same.
 
     Returns:
@@ -45,62 +41,30 @@ def evaluate_sizes(
     Raises:
         ValueError: no data, or what `load` and `convert` raise.
     """
-    net, where = load(checkpoint), choose_device(device)
+    net, compute = load(checkpoint), Compute.of(device, amp)
     if data is None:
         raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
     own = net.config.sizes[0]
     chosen = tuple(sizes or (own,))
     wanted = {(size, "-" if size == own else method): None for size in chosen for method in methods}
-    for size, m in wanted:
-        if m != "-":
-            net.config.on_mesh(size)  # a size that it cannot have is told before images are read
-    images = _data_for(net, data, max(*chosen, own))
-    nets = {(size, m): net if m == "-" else _converted(net, images, size, m) for size, m in wanted}
-    test = drawn_indices(len(images.test), num_images, (0, "test"))
-    records: list[dict[str, Any]] = []
-    for (size, method), candidate in nets.items():
-        found = _test(candidate, images, test, size, where, amp)
-        record = {"size": size, "method": method, "accuracy": found.accuracy, "loss": found.loss}
-        if method != "-":
-            recalibrate(candidate, _calibration_images(net, images, size, where))
-            found = _test(candidate, images, test, size, where, amp)
-            record |= {"recalibrated_accuracy": found.accuracy, "recalibrated_loss": found.loss}
-        flops = count_flops(candidate.config)  # pyright: ignore[reportArgumentType]
-        records.append(record | {"flops": flops, "images_per_second": found.images_per_second})
-    if log is not None:
-        log.table([_row(r) for r in records], f"{checkpoint} on {len(test):,} test images of {images.name}")
-    return records
-
-
-def _converted(net: PDENet, images: ImageData, size: int, method: str) -> PDENet:
-    calibration = None
-    if method in CALIBRATED:
-        finer = max(size, net.config.sizes[0])
-        device, key = next(net.parameters()).device, (0, "calibrate")
-        drawn = drawn_images(images.train, None, CALIBRATION_IMAGES, finer, device, normalization(net.config), key)
-        calibration = torch.cat(list(drawn))
-    return convert(net, size=size, method=method, calibration=calibration)  # pyright: ignore[reportReturnType]
-
-
-def _calibration_images(net: PDENet, images: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:
-    num = RECALIBRATION_IMAGES
-    return drawn_images(images.train, None, num, size, device, normalization(net.config), (0, "calibrate"))
-
-
-def _data_for(net: PDENet, data: DataSource, size: int) -> ImageData:
-    source, options = data
-    images = load_data(source, size=size, **options)
+    for size in chosen:
+        net.config.on_mesh(size)  # a size that it cannot have is told before images are read
+    images = load_data(data[0], size=max(*chosen, own), **data[1])
     check_classes(net.config, images)
-    return images
-
-
-def _test(net: Any, images: ImageData, indices: Tensor, size: int, device: torch.device, amp: str) -> Metrics:
-    """Accuracy and speed after one batch to warm up."""
-    place(net, device)
-    for part in (indices[:250], indices):
-        batches = evaluation_batches(images.test, part, size, 250, device, normalization(net.config))
-        metrics = evaluate_batches(net, batches, device, amp)
-    return metrics
+    evaluator = Evaluator.of(images, compute, Normalize.of(net.config), split=split, num_images=num_images)
+    evaluator = replace(evaluator, held_back=evaluator.held_back[:0])
+    compute.place(net)
+    records: list[dict[str, Any]] = []
+    for size, method in wanted:
+        is_own = method == "-"
+        found = [evaluator.candidate("-", net, size)] if is_own else evaluator.convert(net, own, size, method).measured
+        record = {"size": size, "method": method, "accuracy": found[0].accuracy, "loss": found[0].loss}
+        if not is_own:
+            record |= {"recalibrated_accuracy": found[-1].accuracy, "recalibrated_loss": found[-1].loss}
+        records.append(record | {"flops": found[-1].flops, "images_per_second": found[-1].images_per_second})
+    if log is not None:
+        log.table([_row(r) for r in records], f"{checkpoint} on {len(evaluator.tested):,} test images of {images.name}")
+    return records
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, str]:

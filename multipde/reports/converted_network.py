@@ -17,13 +17,14 @@ from multipde.conversions.external import (
 )
 from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data
+from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import ConversionReport
 from multipde.evaluation.measured_conversion import check_conversion_method, convert_reported
-from multipde.evaluation.metrics import check_classes, normalization
+from multipde.evaluation.metrics import check_classes
 from multipde.mesh.modes import eval_mode
 from multipde.networks.network import PDENet
 from multipde.runtime.console import Log
-from multipde.runtime.device import choose_device
+from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
 from multipde.storage.network import load, network_files
 from multipde.storage.records import json_bytes
@@ -112,19 +113,11 @@ def convert_to_directory(
     log.say(f"{name}: size {old} -> {new}" + ("" if images is None else f", on images of {images.name}"))
     if images is None:
         log.say("no data: nothing is measured, BatchNorm keeps the statistics of the old size; type --data NAME")
-    converted, report = convert_reported(
-        net,
-        images,
-        old_size=old,
-        new_size=new,
-        method=method,
-        steps=steps,
-        normalize=_normalization(net, images, normalize),
-        split=recorded_split(source),
-        num_images=num_images,
-        device=choose_device(device),
-        amp=amp,
-    )
+    evaluator = None
+    if images is not None:
+        compute, split = Compute.of(device, amp), recorded_split(source)
+        evaluator = Evaluator.of(images, compute, _normalization(net, normalize), split=split, num_images=num_images)
+    converted, report = convert_reported(net, evaluator, old_size=old, new_size=new, method=method, steps=steps)
     _write(converted.cpu(), report, out, {"arch": arch, "size": new, "from": from_size} if arch else None)
     _tell(report, converted, log)
     log.say(f"written to {out}")
@@ -204,10 +197,10 @@ def _check_classes(net: nn.Module, images: ImageData) -> None:
         )
 
 
-def _normalization(net: nn.Module, images: ImageData | None, normalize: str | None) -> Normalize | None:
+def _normalization(net: nn.Module, normalize: str | None) -> Normalize | None:
     if isinstance(net, PDENet):
-        return normalization(net.config)
-    return None if images is None else Normalize(*((images.mean, images.std) if normalize == "data" else IMAGENET))
+        return Normalize.of(net.config)
+    return None if normalize == "data" else Normalize(*IMAGENET)
 
 
 def _needed(size: int | None) -> int:

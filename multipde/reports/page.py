@@ -14,7 +14,7 @@ from multipde.networks.network import num_weights
 from multipde.reports import run_figures as figures
 from multipde.reports.run_record import RunRecord, read_run
 from multipde.runtime.console import Log
-from multipde.runtime.device import choose_device
+from multipde.runtime.device import Compute
 from multipde.runtime.launch import is_rank_zero_launched
 from multipde.storage.files import write_file
 from multipde.storage.records import brief
@@ -68,7 +68,7 @@ def report(
     out = Path(out) if out is not None else run.directory / PAGE
     if out.is_dir():
         raise ValueError(f"out must be a file, got the directory {out}")
-    choose_device(device)
+    Compute.of(device)  # a device that is not there is told before images are read
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be positive, got {num_images}")
     seen, missing = _examined(run, data, dict(data_options or {}), num_images, device)
@@ -96,10 +96,9 @@ def _examined(
     source = (data, options) if data is not None else recorded_data(run.directory)
     if source is None:
         return None, "the run was trained on data without a name; multipde.report(run, data=...) takes them"
-    size, amp = run.net.config.sizes[0], run.settings.amp
     try:
-        images = load_data(source[0], size=size, **source[1])
-        return examine(run.net, images, num_images=num_images, device=device, amp=amp), ""
+        images = load_data(source[0], size=run.net.config.sizes[0], **source[1])
+        return examine(run.net, images, Compute.of(device, run.settings.amp), num_images=num_images), ""
     except (ValueError, OSError) as error:
         if data is not None:
             raise

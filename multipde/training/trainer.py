@@ -10,22 +10,21 @@ from torch import Tensor
 
 from multipde.conversions.optimizer_state import carry_optimizer_state
 from multipde.conversions.recalibration import recalibrate
-from multipde.data.batches import drawn_images, evaluation_batches, images_per_epoch, training_batches
+from multipde.data.batches import Normalize, images_per_epoch
 from multipde.data.datasets import ImageData, split_indices
-from multipde.data.images import Batch, ImageSet
-from multipde.evaluation.metrics import Metrics, evaluate_batches, normalization
+from multipde.data.feed import Feed
+from multipde.data.images import Batch
+from multipde.evaluation.metrics import Metrics, evaluate_batches
 from multipde.mesh.reparametrize import set_mesh_size
 from multipde.networks.network import PDENet
 from multipde.runtime.console import Advance
-from multipde.runtime.device import autocast, choose_device, place
+from multipde.runtime.device import Compute
 from multipde.runtime.processes import (
     broadcast_weights,
     check_batch,
     largest,
     num_processes,
     on_rank_zero,
-    own_device,
-    rank,
 )
 from multipde.runtime.signals import Interrupted, PendingSignals
 from multipde.storage.run_directory import newest_checkpoint
@@ -67,20 +66,19 @@ class Trainer:
         self, net: PDENet, schedule: Schedule, data: ImageData, settings: TrainSettings, run_dir: Path, log: TrainingLog
     ):
         self.schedule, self.data, self.settings, self.run_dir, self.log = schedule, data, settings, run_dir, log
-        self.device = own_device(choose_device(settings.device))
-        autocast(self.device, settings.amp)  # a wrong name is told before anything is done
+        self.compute = Compute.of(settings.device, settings.amp).distributed()
+        self.device = self.compute.device
         self.train_indices, self.validation_indices = split_indices(len(data.train), settings.seed, settings.validation)
         for level in schedule.levels:
             check_batch(min(level.batch, len(self.train_indices)), num_processes())
-        self.shard = (rank(), num_processes())
-        self.normalize = normalization(net.config)
+        self.feed = Feed(data.train, Normalize.of(net.config), self.compute)
         self.pace = pace_of(schedule, settings)
         check_moves(schedule, settings)
         self.state = TrainState()
         self.best: dict[str, Tensor] = {}
         self.signals = PendingSignals()
         self.after_epoch: Callable[[], None] = lambda: None
-        self._take(place(net, self.device))
+        self._take(self.compute.place(net))
 
     def _take(self, net: PDENet) -> None:
         """From now on it is this network that is trained."""
@@ -159,7 +157,7 @@ class Trainer:
         """
         net, self.best, record, momentum = read_checkpoint(checkpoint)
         self.state = state_from_record(record, self.schedule, checkpoint)
-        self._take(place(net, self.device))  # where the processes meet: all have read before one writes
+        self._take(self.compute.place(net))  # where the processes meet: all have read before one writes
         self.step.set_momentum(momentum)
 
     def validate(self, size: int, num_images: int | None = None, heed: bool = False) -> Metrics:
@@ -169,21 +167,21 @@ class Trainer:
             heed: stop where that is asked for; the validation will be done anew.
         """
         indices = self.validation_indices[:num_images]
-        return self._evaluate(self.data.train, indices, size, False if heed else None)
+        return self._evaluate(self.feed, indices, size, False if heed else None)
 
     def test(self) -> Metrics:
         """Accuracy and loss on the test images of the best weights, when everything is trained and saved."""
-        return self._evaluate(self.data.test, None, self.schedule.levels[-1].size, True)
+        return self._evaluate(replace(self.feed, images=self.data.test), None, self.schedule.levels[-1].size, True)
 
-    def _evaluate(self, images: ImageSet, indices: Tensor | None, size: int, is_saved: bool | None) -> Metrics:
+    def _evaluate(self, feed: Feed, indices: Tensor | None, size: int, is_saved: bool | None) -> Metrics:
         """Accuracy and loss, every process on its slice of the batches.
 
         Args:
             is_saved: the last checkpoint is of this very moment; None to heed no pending.
         """
-        batches = evaluation_batches(images, indices, size, 250, self.device, self.normalize, shard=self.shard)
+        batches = feed.evaluation(indices, size)
         wanted = batches if is_saved is None else self._heeding(batches, is_saved)
-        return evaluate_batches(self.net, wanted, self.device, self.settings.amp, shared=True)
+        return evaluate_batches(self.net, wanted, self.compute)
 
     def _heeding(self, batches: Iterable[Batch], is_saved: bool) -> Iterator[Batch]:
         """The batches, as long as nobody asks to stop."""
@@ -224,18 +222,14 @@ class Trainer:
     def _train_epoch(self, level: Level, flops: float, advance: Advance) -> None:
         """What is left of a pass over the training images; the state is whole after every step."""
         p, s = self.state, self.settings
-        batches = training_batches(
-            self.data.train,
+        batches = self.feed.training(
             self.train_indices,
             level.sizes,
             level.batch,
-            self.device,
-            self.normalize,
             key=(s.seed, "train", p.index, p.epoch),
             augment=s.augment,
             share=level.share_of_epoch(p.epoch),
             start=p.batch,
-            shard=self.shard,
         )
         num_epoch = images_per_epoch(len(self.train_indices), level.batch)
         num_level = sum(
@@ -307,7 +301,7 @@ class Trainer:
         move = plan_move(self.net, level, steps, self.settings, draw)
         self._heed(is_saved=True)
         old_net, old_optimizer = self.net, self.step.optimizer
-        self._take(place(move(old_net), self.device))  # pyright: ignore[reportArgumentType]
+        self._take(self.compute.place(move(old_net)))  # pyright: ignore[reportArgumentType]
         rule = self.settings.momentum_rule
         carry_optimizer_state(move, old_net, old_optimizer, self.net, self.step.optimizer, rule)
         accuracies.append(self.validate(level.size, MOVE_IMAGES).accuracy)
@@ -330,8 +324,7 @@ class Trainer:
         key = (self.settings.seed, "calibrate", index)
 
         def draw(num: int, size: int) -> Tensor:
-            data = self.data.train, self.train_indices
-            return torch.cat(list(drawn_images(*data, num, size, self.device, self.normalize, key)))
+            return torch.cat(list(self.feed.drawn(self.train_indices, num, size, key)))
 
         return draw
 
@@ -344,7 +337,7 @@ class Trainer:
     def calibration_images(self, size: int, index: int) -> Iterator[Tensor]:
         """Training images on which BatchNorm is measured anew at the index-th level."""
         num, key = self.settings.calibration_images, (self.settings.seed, "calibrate", index)
-        return drawn_images(self.data.train, self.train_indices, num, size, self.device, self.normalize, key)
+        return self.feed.drawn(self.train_indices, num, size, key)
 
     def _write_checkpoint(self) -> None:
         """Everything that is needed to go on, unless it has gone wrong unnoticed."""

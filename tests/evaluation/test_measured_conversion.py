@@ -11,10 +11,12 @@ from torch import nn
 
 from multipde import NetworkConfig, PDENet, convert, load_data, recalibrate, transfer_stencil
 from multipde.conversions.external import convert_state_dict, read_state_dict, torchvision_model
+from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.measured_conversion import convert_reported
 from multipde.mesh.reparametrize import stencil_layers
 from multipde.networks.network import model_flops
 from multipde.reports.plots import conversion_figure
+from multipde.runtime.device import Compute
 
 OPTIONS = {"num_train": 300, "num_test": 60}
 
@@ -22,6 +24,11 @@ OPTIONS = {"num_train": 300, "num_test": 60}
 @pytest.fixture(scope="module")
 def data():
     return load_data("shapes", size=16, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def evaluator(data):
+    return Evaluator.of(data, Compute.of("cpu"), num_images=60)
 
 
 def network(data, dynamics: str = "hamiltonian") -> PDENet:
@@ -44,9 +51,9 @@ def small_cnn() -> nn.Sequential:
     ).eval()
 
 
-def test_every_method_and_both_rivals_are_tested_and_auto_takes_the_best(data):
+def test_every_method_and_both_rivals_are_tested_and_auto_takes_the_best(data, evaluator):
     net = network(data)
-    new, report = convert_reported(net, data, old_size=16, new_size=8, num_images=60)
+    new, report = convert_reported(net, evaluator, old_size=16, new_size=8)
     names = [c.name for c in report.candidates]
     assert names[:2] == ["original at 16", "original, 8 -> 16"]
     methods = ("copy", "calibrated", "calibrated_full", "rediscretize", "galerkin")
@@ -60,9 +67,9 @@ def test_every_method_and_both_rivals_are_tested_and_auto_takes_the_best(data):
     assert report.stability_after[0].block == 0
 
 
-def test_numbers_of_the_layers_are_recomputed(data):
+def test_numbers_of_the_layers_are_recomputed(data, evaluator):
     net = network(data)
-    new, report = convert_reported(net, data, old_size=16, new_size=32 // 4, method="rediscretize", num_images=60)
+    new, report = convert_reported(net, evaluator, old_size=16, new_size=32 // 4, method="rediscretize")
     assert report.method == "rediscretize"
     for row in report.layers:
         before = stencil_layers(net)[row.layer].weight
@@ -73,23 +80,22 @@ def test_numbers_of_the_layers_are_recomputed(data):
     assert json.loads(json.dumps(report.record()))["candidates"][0]["name"] == "original at 16"
 
 
-def test_consistency_is_zero_for_what_commutes_with_restriction():
+def test_consistency_is_zero_for_what_commutes_with_restriction(evaluator):
     """A stencil of ones at the centre commutes with averages, so copying it is exact."""
     net = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10)).eval()
     with torch.no_grad():
         net[0].weight.zero_()
         net[0].weight[:, :, 1, 1] = 1.0
-    data = load_data("shapes", size=16, **OPTIONS)
-    _, report = convert_reported(net, data, old_size=16, new_size=8, method="copy", num_images=60)
+    _, report = convert_reported(net, evaluator, old_size=16, new_size=8, method="copy")
     assert report.layers[0].consistency == pytest.approx(0, abs=1e-5)
-    _, other = convert_reported(net, data, old_size=16, new_size=8, method="rediscretize", num_images=60)
+    _, other = convert_reported(net, evaluator, old_size=16, new_size=8, method="rediscretize")
     assert other.layers[0].consistency > 0.05
 
 
-def test_any_classifier_strided_grouped_with_batch_norm(data, tmp_path):
+def test_any_classifier_strided_grouped_with_batch_norm(evaluator, tmp_path):
     net = small_cnn()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    new, report = convert_reported(net, data, old_size=8, new_size=16, method="calibrated", num_images=60)
+    new, report = convert_reported(net, evaluator, old_size=8, new_size=16, method="calibrated")
     assert [layer.layer for layer in report.layers] == ["0", "3"]
     assert report.skipped == {"4": "1x1"}
     assert report.stability_after == []
@@ -111,23 +117,21 @@ def test_without_images_it_copies_and_measures_nothing(data):
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), new.parameters(), strict=True))
 
 
-def test_steps_alone_and_steps_that_follow_the_bound(data):
+def test_steps_alone_and_steps_that_follow_the_bound(data, evaluator):
     net = network(data)
-    new, report = convert_reported(net, data, old_size=16, new_size=16, steps=4, num_images=60)
+    new, report = convert_reported(net, evaluator, old_size=16, new_size=16, steps=4)
     assert new.config.block_steps == (4, 4)
     assert [c.name for c in report.candidates][:2] == ["original at 16", "copy"]
-    fine, report = convert_reported(
-        net, load_data("shapes", size=32, **OPTIONS), old_size=16, new_size=32, method="rediscretize", steps="auto",
-        num_images=60,
-    )  # fmt: skip
+    finer = Evaluator.of(load_data("shapes", size=32, **OPTIONS), Compute.of("cpu"), num_images=60)
+    fine, report = convert_reported(net, finer, old_size=16, new_size=32, method="rediscretize", steps="auto")
     assert all(n in (2, 3, 4) for n in fine.config.block_steps)  # pyright: ignore
     before = max(s.dt / s.measured for s in report.stability_before)
     assert max(s.dt / s.measured for s in report.stability_after) <= max(1, before) * 1.6
 
 
-def test_recalibrated_candidate_is_the_returned_network(data):
+def test_recalibrated_candidate_is_the_returned_network(data, evaluator):
     net = network(data)
-    new, _ = convert_reported(net, data, old_size=16, new_size=8, method="copy", num_images=60)
+    new, _ = convert_reported(net, evaluator, old_size=16, new_size=8, method="copy")
     plain = convert(net, size=8)
     assert not torch.equal(new.opening[1].running_mean, plain.opening[1].running_mean)
     assert recalibrate(plain, [torch.zeros(4, 3, 8, 8)]) == 3

@@ -20,6 +20,7 @@ from multipde.evaluation.pictures import stencil_mosaic
 from multipde.reports.page import report_at_end
 from multipde.reports.run_figures import svg
 from multipde.runtime.console import Log
+from multipde.runtime.device import Compute
 from multipde.storage.rows import read_metrics
 from tests.conftest import write_folder
 
@@ -71,7 +72,7 @@ def test_numbers_are_those_of_the_run(run):
 
 def test_the_test_images_are_judged_as_the_run_was(run):
     net, images = load(run), load_data("folder", root=run.parent / "data", size=16)
-    seen = examine(net, images, device="cpu")
+    seen = examine(net, images, Compute.of("cpu"))
     result = json.loads((run / "result.json").read_text())
     assert seen.accuracy == pytest.approx(result["test_accuracy"])
     assert torch.equal(seen.confusion.sum(1), torch.tensor([20, 20, 20]))
@@ -91,7 +92,7 @@ def test_the_test_images_are_judged_as_the_run_was(run):
         shown = torch.tensor(list(Image.open(io.BytesIO(mistake.picture)).tobytes())).view(16, 16, 3)
         assert torch.equal(shown.permute(2, 0, 1), decode_image(files[i]).long())
         assert base64.b64encode(mistake.picture).decode() in page(run)
-    assert examine(net, images, device="cpu", num_images=7).num_images == 7
+    assert examine(net, images, Compute.of("cpu"), num_images=7).num_images == 7
 
 
 def test_names_of_strangers_stay_text_and_nothing_is_fetched(run):

@@ -8,17 +8,14 @@ from typing import Any
 
 import torch
 
-from multipde.conversions.convert import convert
-from multipde.conversions.recalibration import recalibrate
-from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
-from multipde.data.batches import drawn_images, evaluation_batches
+from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data, split_indices
-from multipde.evaluation.metrics import check_classes, evaluate_batches, normalization
-from multipde.mesh.transfer import CALIBRATED
+from multipde.evaluation.candidates import Evaluator
+from multipde.evaluation.metrics import check_classes
 from multipde.networks.network import PDENet
 from multipde.reports.plots import accuracy_against_images
 from multipde.runtime.console import Log
-from multipde.runtime.device import choose_device, place
+from multipde.runtime.device import Compute
 from multipde.storage.network import load, save
 from multipde.storage.rows import append_row, read_metrics
 from multipde.storage.run_directory import recorded_data
@@ -114,24 +111,16 @@ def _accuracy(
             size, amount, learning_rate=0.1 if is_new else 0.02, policy="one_cycle" if is_new else "cool_down"
         )
         chosen = replace(settings, transfer="copy" if is_new else method)
-        with tempfile.TemporaryDirectory() as place_:
-            init = None if is_new else save(net, Path(place_) / "net")
+        with tempfile.TemporaryDirectory() as place:
+            init = None if is_new else save(net, Path(place) / "net")
             config = net.config.on_mesh(size) if is_new else None
-            run = train(config, Schedule([level]), data, Path(place_) / "run", settings=chosen, init=init, quiet=True)
+            run = train(config, Schedule([level]), data, Path(place) / "run", settings=chosen, init=init, quiet=True)
         return run.result["test_accuracy"]
-    device, normalize = choose_device(settings.device), normalization(net.config)
-    indices, _ = split_indices(len(data.train), settings.seed, settings.validation)
-
-    def draw(num: int, side: int):
-        return drawn_images(data.train, indices, num, side, device, normalize, (settings.seed, "calibrate"))
-
-    place(net, device)
-    finer = max(size, net.config.sizes[0])
-    calibration = torch.cat(list(draw(CALIBRATION_IMAGES, finer))) if method in CALIBRATED else None
-    new: PDENet = convert(net, size=size, method=method, calibration=calibration)  # pyright: ignore
-    recalibrate(place(new, device), draw(int(amount), size))
-    batches = evaluation_batches(data.test, None, size, 250, device, normalize)
-    return evaluate_batches(new, batches, device, settings.amp).accuracy
+    compute, split = Compute.of(settings.device, settings.amp), (settings.seed, settings.validation)
+    evaluator = Evaluator.of(data, compute, Normalize.of(net.config), split=split)
+    new = compute.place(evaluator.plan(compute.place(net), net.config.sizes[0], size, method)(net))
+    evaluator.recalibrate(new, size, int(amount))
+    return evaluator.test(new, size).accuracy
 
 
 def _rows(out: Path, own: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize, training_batches
+from multipde.data.batches import Normalize
 from multipde.data.decode import decode_image
-from multipde.data.images import Batch, ImageSet, Part, TensorImages
+from multipde.data.feed import Feed
+from multipde.data.images import Batch, ImageSet, Key, Part, TensorImages
 from multipde.data.shapes import FINE_SIZE, render_shapes
 from multipde.data.streamed import StreamedImages
 from multipde.mesh.pyramid import prolong_images, resize_images
 from multipde.runtime.console import Log
-from multipde.runtime.device import choose_device
+from multipde.runtime.device import Compute
 from multipde.studies.bench.timing import alternated, recorded
 
 
@@ -51,7 +52,7 @@ def input_study(
     for name, value in (("side", side), ("coarsest", coarsest), ("batch", batch), ("num_batches", num_batches)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
-    log, where, rows = log or Log(quiet=True), choose_device(device), []
+    log, where, rows = log or Log(quiet=True), Compute.of(device).device, []
     pictures, labels = render_shapes(batch * num_batches, min(side, FINE_SIZE))
     images = torch.cat([_smooth(part, side) for part in pictures.split(batch)])
     with tempfile.TemporaryDirectory() as directory:
@@ -96,7 +97,7 @@ class _FullSize:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, parts: Sequence[Part], device: torch.device) -> Iterator[Batch]:
+    def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
         for size, index in parts:
             yield resize_images(self.fetch(index).to(device).float(), size), self.labels[index].to(device)
 
@@ -123,12 +124,10 @@ def _write_jpegs(images: Tensor, directory: Path) -> list[Path]:
 
 
 def _epoch(images: ImageSet, size: int, batch: int, device: torch.device) -> Callable[[], None]:
-    indices, normalize = torch.arange(len(images)), Normalize((0.5,) * 3, (0.25,) * 3)
+    feed = Feed(images, Normalize((0.5,) * 3, (0.25,) * 3), Compute(device))
 
     def call() -> None:
-        for _ in training_batches(
-            images, indices, [(size, 1.0)], batch, device, normalize, key=(0, "input"), augment=True
-        ):
+        for _ in feed.training(torch.arange(len(images)), [(size, 1.0)], batch, key=(0, "input"), augment=True):
             pass
 
     return call

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from multipde.data.datasets import ImageData, data_label, load_data
 from multipde.data.images import TensorImages
+from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.measured_conversion import AUTO_METHODS, convert_reported
 from multipde.networks.presets import preset
 from multipde.reports.plots import gain_against_exponent
 from multipde.runtime.console import Log
+from multipde.runtime.device import Compute
 from multipde.storage.rows import append_row, read_metrics
 from multipde.studies.bench.consistency import consistency_rows
 from multipde.training.level import Level
@@ -158,9 +160,8 @@ def _measure(
     with tempfile.TemporaryDirectory() as place:
         plan = Schedule([Level(size // 2, epochs, policy="one_cycle")])
         run = train(config, plan, data, Path(place) / "run", settings=settings, quiet=True)
-    _, report = convert_reported(
-        run.model, data, old_size=size // 2, new_size=size, num_images=num_images, device=None, amp=amp
-    )
+    evaluator = Evaluator.of(data, Compute.of(device, amp), num_images=num_images)
+    _, report = convert_reported(run.model, evaluator, old_size=size // 2, new_size=size)
     exponents = [e for layer in report.layers if (e := layer.exponent) is not None and not math.isnan(e)]
     found = {c.name: c for c in report.candidates}
     return {

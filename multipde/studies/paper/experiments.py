@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.batches import drawn_indices, evaluation_batches
+from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData, load_data
+from multipde.data.feed import Feed
+from multipde.data.images import Batch
 from multipde.data.seeds import stream
-from multipde.evaluation.metrics import evaluate_batches, normalization, scored_batches
+from multipde.evaluation.metrics import evaluate_batches, scored_batches
 from multipde.networks.network import num_weights
 from multipde.runtime.console import Log
-from multipde.runtime.device import choose_device, place
+from multipde.runtime.device import Compute
 from multipde.storage.files import write_file
 from multipde.storage.provenance import machine
 from multipde.studies.paper.recipes import (
@@ -118,7 +120,7 @@ def reproduce(
         if name not in RECIPES:
             raise ValueError(f"data must be among {', '.join(RECIPES)}, got {name!r}")
     sets = {name: paper_data(name, Path(root), download, budget, experiment) for name in names}
-    rows = []
+    rows, compute = [], Compute.of(device, amp)
     for training in _trainings(experiment, names):
         images = sets[training.data].images
         num = len(images.train)
@@ -136,9 +138,9 @@ def reproduce(
         )
         row = _row(training, run, images, where.name, seed)
         if experiment == "fig1":
-            row |= _shown(run, images, seed, device, amp)
+            row |= _shown(run, images, seed, compute)
         if experiment == "fig3":
-            row["confusion"] = _confusion(run, images, device, amp)
+            row["confusion"] = _confusion(run, images, compute)
         rows.append(row)
     log.table(table(rows), f"{experiment}, budget {where.name}, seed {seed}")
     stem = (out or where) / "-".join((experiment, *names, where.name))
@@ -232,21 +234,18 @@ def _row(training: Training, run: Run, images: ImageData, budget: str, seed: int
     }
 
 
-def _confusion(run: Run, images: ImageData, device: str, amp: str) -> list[list[int]]:
-    where, batches = _test_batches(run, images, None, device)
-    return evaluate_batches(run.model, batches, where, amp).confusion.tolist()
+def _confusion(run: Run, images: ImageData, compute: Compute) -> list[list[int]]:
+    return evaluate_batches(run.model, _test_batches(run, images, None, compute), compute).confusion.tolist()
 
 
-def _shown(run: Run, images: ImageData, seed: int, device: str, amp: str) -> dict[str, Any]:
+def _shown(run: Run, images: ImageData, seed: int, compute: Compute) -> dict[str, Any]:
     """A few test images drawn by the seed: their numbers, classes, and the probabilities that a network gives them."""
     chosen = drawn_indices(len(images.test), NUM_SHOWN, (seed, "shown"))
-    where, batches = _test_batches(run, images, chosen, device)
-    ((scores, labels),) = scored_batches(run.model, batches, where, amp)
+    ((scores, labels),) = scored_batches(run.model, _test_batches(run, images, chosen, compute), compute)
     return {"shown": chosen.tolist(), "classes": labels.tolist(), "probabilities": scores.softmax(1).tolist()}
 
 
-def _test_batches(run: Run, images: ImageData, indices: Tensor | None, device: str) -> tuple[torch.device, Any]:
+def _test_batches(run: Run, images: ImageData, indices: Tensor | None, compute: Compute) -> Iterator[Batch]:
     """Test images ready for the network of a run, which is moved to the device."""
-    where, config = choose_device(device), run.model.config
-    place(run.model, where)
-    return where, evaluation_batches(images.test, indices, config.sizes[0], 250, where, normalization(config))
+    config = compute.place(run.model).config
+    return Feed(images.test, Normalize.of(config), compute).evaluation(indices, config.sizes[0])

@@ -1,0 +1,176 @@
+"""Candidates for another image size: every network is converted, recalibrated and tested in the same way."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from multipde.conversions.convert import Conversion, conversion
+from multipde.conversions.recalibration import recalibrate
+from multipde.conversions.sample_sizes import CALIBRATION_IMAGES, RECALIBRATION_IMAGES
+from multipde.conversions.stable_conversion import STABILITY_IMAGES, stabilized
+from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.datasets import ImageData, split_indices
+from multipde.data.feed import Feed
+from multipde.data.images import ImageSet, Key
+from multipde.evaluation.conversion_report import Candidate
+from multipde.evaluation.metrics import Metrics, evaluate_batches
+from multipde.mesh.pyramid import prolong_images, resize_images
+from multipde.mesh.transfer import CALIBRATED
+from multipde.networks.network import PDENet, model_flops
+from multipde.runtime.device import Compute
+from multipde.stability.bounds import StepStability, stability_report, step_ratios
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted and recalibrated network.
+
+    Args:
+        measured: the network as the conversion gives it, and recalibrated where it has BatchNorm.
+    """
+
+    net: nn.Module
+    move: Conversion
+    num_recalibrated: int
+    measured: list[Candidate]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Converts networks and tests them on the images of one data set.
+
+    Conversions are calibrated, and BatchNorm is recalibrated, on training images that are not held back for validation.
+
+    Args:
+        drawable: the training images that are not held back.
+        held_back: the training images on which candidates are validated; none where that is not needed.
+        tested: the test images on which candidates are tested.
+        key: of the random order in which images are drawn.
+
+    Shape:
+        - drawable, held_back, tested: (num,), indices
+    """
+
+    data: ImageData
+    normalize: Normalize
+    compute: Compute
+    drawable: Tensor
+    held_back: Tensor
+    tested: Tensor
+    key: Key
+
+    @classmethod
+    def of(
+        cls,
+        data: ImageData,
+        compute: Compute,
+        normalize: Normalize | None = None,
+        *,
+        split: tuple[int, float] = (0, 0.2),
+        num_images: int | None = None,
+    ) -> "Evaluator":
+        """An evaluator on the images of a data set.
+
+        Args:
+            normalize: of the images; by mean and standard deviation of the data if left out.
+            split: seed and share by which training images are held back; those of the training, where they are known.
+            num_images: only so many test images, drawn at random but always the same, and as many held back ones.
+
+        Raises:
+            ValueError: a share that leaves no image on one side; a number that is not positive.
+        """
+        drawable, held_back = split_indices(len(data.train), *split)
+        tested = drawn_indices(len(data.test), num_images, (0, "test"))
+        key = (split[0], "calibrate")
+        return cls(data, normalize or Normalize.of(data), compute, drawable, held_back[:num_images], tested, key)
+
+    def draw(self, num: int, size: int) -> Iterator[Tensor]:
+        """Batches of at most ``num`` training images as a network takes them, the same ones at every size."""
+        return self._feed(self.data.train).drawn(self.drawable, num, size, self.key)
+
+    def images(self, num: int, size: int) -> Tensor:
+        """The images of `draw` as one batch."""
+        return torch.cat(list(self.draw(num, size)))
+
+    def plan(
+        self,
+        net: nn.Module,
+        old_size: int,
+        size: int,
+        method: str,
+        steps: int | str | tuple[int, ...] | None = None,
+        num_images: int = CALIBRATION_IMAGES,
+    ) -> Conversion:
+        """The conversion of a network, calibrated on images where the method needs them.
+
+        Args:
+            steps: new numbers of time steps; ``"auto"`` for as many as keep the network stable, see `stabilized`.
+            num_images: for the calibration, at most.
+
+        Raises:
+            ValueError: what `conversion` raises.
+        """
+        images, method = None, method if size != old_size or method not in CALIBRATED else "copy"
+        if method in CALIBRATED:
+            images = self.images(num_images, max(old_size, size))
+        move = conversion(net, factor=size / old_size, method=method, calibration=images)
+        if steps != "auto":
+            return move if steps is None else replace(move, steps=steps)
+        before = self.step_bounds(net, old_size)
+        if not before or not isinstance(net, PDENet):
+            return move
+        return stabilized(move, net, step_ratios(before), self.images(STABILITY_IMAGES, size))
+
+    def convert(
+        self, net: nn.Module, old_size: int, size: int, method: str, steps: int | str | None = None
+    ) -> Converted:
+        """Convert a network, test it, recalibrate it and test it again. Arguments and errors as for `plan`."""
+        move = self.plan(net, old_size, size, method, steps)
+        new = self.compute.place(move(net))
+        measured = [self.candidate(method, new, size)]
+        num = self.recalibrate(new, size)
+        if num:
+            measured.append(replace(self.candidate(f"{method}, recalibrated", new, size), recalibrated=True))
+        return Converted(new, move, num, measured)
+
+    def recalibrate(self, net: nn.Module, size: int, num_images: int = RECALIBRATION_IMAGES) -> int:
+        """Measure the statistics of BatchNorm anew on training images, in place; the number of its layers."""
+        return recalibrate(net, self.draw(num_images, size))
+
+    def step_bounds(self, net: nn.Module, size: int) -> list[StepStability]:
+        """The bounds on the time steps of a network along training images; empty for a network that has none."""
+        if not isinstance(net, PDENet) or net.config.dynamics == "resnet":
+            return []
+        return stability_report(net, self.images(STABILITY_IMAGES, size))
+
+    def candidate(self, name: str, net: nn.Module, size: int, inside: int | None = None) -> Candidate:
+        """What a network is good for on images of a size.
+
+        Args:
+            inside: the size to which the images are brought before they go through the network.
+        """
+        side, validation = inside or size, math.nan
+        if len(self.held_back):
+            validation = self._evaluate(net, self.data.train, self.held_back, size, side).accuracy
+        found = self.test(net, size, side)
+        flops = model_flops(net, (1, len(self.data.mean), side, side))
+        return Candidate(name, side, False, validation, found.accuracy, found.loss, flops, found.images_per_second)
+
+    def test(self, net: nn.Module, size: int, inside: int | None = None) -> Metrics:
+        """Accuracy, loss and speed on the test images, after one batch to warm up."""
+        self._evaluate(net, self.data.test, self.tested[:250], size, inside or size)
+        return self._evaluate(net, self.data.test, self.tested, size, inside or size)
+
+    def _evaluate(self, net: nn.Module, images: ImageSet, indices: Tensor, size: int, inside: int) -> Metrics:
+        batches = ((_brought_to(x, inside), labels) for x, labels in self._feed(images).evaluation(indices, size))
+        return evaluate_batches(net, batches, self.compute)
+
+    def _feed(self, images: ImageSet) -> Feed:
+        return Feed(images, self.normalize, self.compute)
+
+
+def _brought_to(x: Tensor, size: int) -> Tensor:
+    return prolong_images(x, size, order=1) if size > x.shape[-1] else resize_images(x, size)
