@@ -128,7 +128,7 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
             counts["failed"] += status != 0
             break
         counts["finished"] += 1
-        counts["different"] += not _is_same(directory, undisturbed)
+        counts["different"] += not same_run(directory, undisturbed)
         shutil.rmtree(directory)
     return {**counts, "seconds": round(time.perf_counter() - started, 1)}
 
@@ -146,7 +146,9 @@ def _is_whole(directory: Path, before: Path | None) -> bool:
     return before is None or newest.name >= before.name
 
 
-def _is_same(directory: Path, undisturbed: Path) -> bool:
+def same_run(directory: Path, undisturbed: Path) -> bool:
+    """Whether weights, momentum and metrics are the same, times apart."""
+
     def rows(run: Path) -> list[dict]:
         parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [{k: v for k, v in row.items() if "second" not in k} for row in parsed]

@@ -52,8 +52,8 @@ def test_a_killed_training_loses_nothing():
 
 
 def test_a_training_stopped_anywhere_is_the_undisturbed_one(tmp_path):
-    counts = exact.campaign(tmp_path, ("copy", "bf16"), every=4)
-    assert counts["tried"] >= 5
+    counts = exact.campaign(tmp_path, ("copy",), every=5)
+    assert counts["tried"] == 3  # in the first step, in the last one of the first level, and in the very last
     assert counts["different"] == 0
 
 

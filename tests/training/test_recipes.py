@@ -3,57 +3,38 @@
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from multipde import NetworkConfig, Schedule, TrainSettings, load, mesh_size, resume, save, train
+from multipde import PDENet, Schedule, TrainSettings, load, mesh_size, resume, save, train
+from multipde.data.shapes import CLASS_NAMES
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
 from multipde.networks.layers import SymmetricLayer
 from multipde.runtime.signals import Interrupted
 from multipde.training.schedule import levels_from_lists
 from multipde.training.trainer import Trainer
-
-OPTIONS = {"num_train": 400, "num_test": 60}
-NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
-
-RECIPES = {
-    "calibrated": ({"epochs": [1, 1]}, {"transfer": "calibrated"}),
-    "calibrated_full": ({"epochs": [1, 1]}, {"transfer": "calibrated_full"}),
-    "dual": ({"epochs": [1, 1]}, {"transfer": "galerkin", "momentum_rule": "dual"}),
-    "reset": ({"epochs": [1, 1]}, {"momentum_rule": "reset"}),
-    "finest": ({"epochs": [1, 1]}, {"coordinates": "finest"}),
-    "mixed": ({"epochs": [1, 1], "mixed": True}, {}),
-    "mixed finest": ({"epochs": [1, 1], "mixed": True}, {"coordinates": "finest"}),
-    "part": ({"epochs": [1.5, 0.5]}, {}),
-    "auto steps": ({"epochs": [1, 1]}, {"auto_steps": True, "transfer": "rediscretize"}),
-    "auto epochs": ({"auto": True}, {"budget": "5GFLOPs"}),
-}
-
-
-def run(directory, recipe, **others):
-    levels, settings = RECIPES[recipe]
-    plan = Schedule(levels_from_lists([8, 16], batch=[60], policy="across", **levels))
-    chosen = TrainSettings(device="cpu", calibration_images=120, **settings, **others)
-    return train(NETWORK, plan, "shapes", directory, settings=chosen, data_options=OPTIONS, quiet=True)
+from tests.faults.exact import NETWORK, OPTIONS, RECIPES, start
+from tests.faults.kill import same_run
 
 
 @pytest.fixture(scope="module", params=RECIPES)
 def finished(request, tmp_path_factory):
-    return request.param, run(tmp_path_factory.mktemp("recipe") / "a", request.param)
+    return request.param, start(tmp_path_factory.mktemp("recipe") / "a", request.param)
 
 
 def test_interruptions_change_nothing(finished, tmp_path, signal_at_step):
     recipe, undisturbed = finished
-    signal_at_step(3)
+    signal_at_step(2)
     with pytest.raises(Interrupted):
-        run(tmp_path / "b", recipe)
-    signal_at_step(5)
+        start(tmp_path / "b", recipe)
+    signal_at_step(3)
     with pytest.raises(Interrupted):
         resume(tmp_path / "b", quiet=True)
     signal_at_step(None)
     resume(tmp_path / "b", quiet=True)
-    expected = (undisturbed.directory / "model.safetensors").read_bytes()
-    assert (tmp_path / "b/model.safetensors").read_bytes() == expected
+    assert same_run(tmp_path / "b", undisturbed.directory)
 
 
 def test_what_is_recorded_is_what_was_done(finished):
@@ -70,12 +51,15 @@ def test_what_is_recorded_is_what_was_done(finished):
     if recipe == "part":
         assert [(r["size"], r["epochs"]) for r in found.result["levels"]] == [(8, 1.5), (16, 0.5)]
         images = [r["total_flops"] for r in found.metrics]
-        assert (images[1] - images[0]) / images[0] == pytest.approx(2 / 5)  # half of five batches, rounded to even
+        assert (images[1] - images[0]) / images[0] == pytest.approx(2 / 3)  # half of three batches, rounded to even
     if recipe == "auto steps":
         assert moves[0]["steps"] == list(net.config.block_steps)
         assert net.config.final_times == (2.0, 2.0)
         assert all(n in (2, 3, 4) for n in net.config.block_steps)
         assert min(moves[0]["block_scales"] or [1.0]) <= 1.0
+    if recipe == "auto epochs":
+        assert found.result["flops"] == pytest.approx(8e8, rel=0.1)
+        assert [r["size"] for r in found.result["levels"]] == [8, 16]
 
 
 def test_with_the_finest_mesh_nothing_moves_at_a_switch(tmp_path, monkeypatch):
@@ -92,7 +76,7 @@ def test_with_the_finest_mesh_nothing_moves_at_a_switch(tmp_path, monkeypatch):
         seen["mesh"] = mesh_size(self.net)
 
     monkeypatch.setattr(Trainer, "_next_level", spy)
-    done = run(tmp_path / "a", "finest")
+    done = start(tmp_path / "a", "finest")
     assert seen["mesh"] == 1 / 16
     for layer in done.model.modules():
         if isinstance(layer, SymmetricLayer):
@@ -100,18 +84,11 @@ def test_with_the_finest_mesh_nothing_moves_at_a_switch(tmp_path, monkeypatch):
             assert stencil_parametrization(layer.conv).reference == (1 / 16, 1 / 16)
 
 
-def test_a_budget_is_kept(tmp_path):
-    done = run(tmp_path / "a", "auto epochs")
-    assert done.result["flops"] == pytest.approx(5e9, rel=0.1)
-    assert [r["size"] for r in done.result["levels"]] == [8, 16]
-
-
 @pytest.mark.parametrize("coordinates", ["level", "finest"])
 def test_a_checkpoint_is_taken_up_on_any_mesh(tmp_path, coordinates):
-    first = run(tmp_path / "a", "calibrated")
-    save(first.model, tmp_path / "net")
+    save(PDENet(replace(NETWORK, class_names=CLASS_NAMES)), tmp_path / "net")
     plan = Schedule(levels_from_lists([8, 16], epochs=[1, 1], batch=[60]))
-    settings = TrainSettings(device="cpu", coordinates=coordinates, transfer="calibrated", calibration_images=120)
+    settings = TrainSettings(device="cpu", coordinates=coordinates, transfer="calibrated", calibration_images=60)
     done = train(
         None, plan, "shapes", tmp_path / "b", settings=settings, init=tmp_path / "net", data_options=OPTIONS, quiet=True
     )
