@@ -10,15 +10,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import kornia.augmentation  # noqa: F401  (here once, and not in every child)
 import torch
+import torch._dynamo
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
-from multipde.runtime import console as log
 from multipde.storage import files
 from multipde.storage.run_directory import newest_checkpoint
+from multipde.training import log
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
-OPTIONS = {"num_train": 300, "num_test": 60}
+OPTIONS = {"num_train": 150, "num_test": 40}
 NUM_CALLS = 250
 """About as many calls of the file system does the training make; one of them is the last."""
 
@@ -97,7 +99,7 @@ def _hook(fatal_call: int) -> None:
 
 
 def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
-    """Kill trainings ``num`` times, at random moments and within random file system calls, until each is finished.
+    """Kill trainings ``num`` times, at random moments and within random file system calls, and finish each.
 
     Returns:
         Counts: kills by kind, trainings finished, checkpoints lost, trainings whose weights or metrics differ.
@@ -113,10 +115,10 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
         directory = place / f"run-{number}"
         number += 1
         while True:
-            by_write = rng.random() < 0.5
+            enough, by_write = counts["killed"] >= num, rng.random() < 0.5
             before = newest_checkpoint(directory)
-            child = in_child(directory, rng.randrange(1, NUM_CALLS) if by_write else None)
-            if not by_write:
+            child = in_child(directory, rng.randrange(1, NUM_CALLS) if by_write and not enough else None)
+            if not by_write and not enough:
                 time.sleep(rng.uniform(0, 0.8 * duration))
                 os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]

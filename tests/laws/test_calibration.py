@@ -3,6 +3,7 @@
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
 
+import functools
 import math
 
 import pytest
@@ -18,11 +19,13 @@ from multipde.studies.bench.consistency import band_limited
 SIZE = 64
 
 
+@functools.cache
 def smooth_images(num: int = 40, frequencies: int = 2, size: int = SIZE) -> torch.Tensor:
     """Cell averages of random trigonometric polynomials on the unit square."""
     return band_limited(num, 2, size, frequencies)
 
 
+@functools.cache
 def pink_images(num: int = 400, size: int = SIZE) -> torch.Tensor:
     """Gaussian noise with power 1/|k|², which cell averages leave the same in two dimensions."""
     generator = torch.Generator().manual_seed(0)

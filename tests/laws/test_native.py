@@ -15,9 +15,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 CHANNELS = pytest.mark.parametrize("channels", [1, 3, 4, 6, 16, 24, 32, 48, 56, 64, 112, 128])
 
 
-@pytest.fixture(params=[1, 3, 700], autouse=True)
+@pytest.fixture(params=[3], autouse=True)
 def threads(request):
-    """One, several, and more than there are lines and pixels."""
+    """Several; one test takes others, too."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -62,6 +62,15 @@ def test_pooled_batch_norm(side, channels, dtype):
     assert_alike(native.gradient_sums(*sums), batchnorm.gradient_sums(*sums))
     backward = (*sums, *known[3:])
     assert_alike([native.pooled_affine_relu_backward(*backward)], [batchnorm.pooled_affine_relu_backward(*backward)])
+
+
+@DTYPES
+@pytest.mark.parametrize("channels", [6, 16])
+@pytest.mark.parametrize("threads", [1, 700], indirect=True)
+def test_one_thread_and_more_than_there_are_pixels(channels, dtype):
+    test_tv_norm(channels, True, dtype)
+    for side in (1, 2):
+        test_pooled_batch_norm(side, channels, dtype)
 
 
 def test_rounding_to_bfloat16_is_that_of_torch():
