@@ -6,9 +6,9 @@ The rivals with the same work are the whole network, copied from the coarse mesh
 alone. Takes about two minutes on two cores. What it reaches on the embedded shapes at 16 pixels:
 
     plan                  GFLOPs  test accuracy
-    grown at the front       873          40.8%
-    copied                   874          91.2%
-    fine only                874          64.1%
+    grown at the front       873          38.2%
+    copied                   874          92.3%
+    fine only                874          66.7%
 
 So what the inner blocks have learnt behind another front is of little use behind the new one.
 """

@@ -1,4 +1,4 @@
-"""Running a module without leaving a trace on it."""
+"""Evaluation mode for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """All submodules in evaluation mode inside, each with its own training flag again afterwards."""
+    """Put all submodules in evaluation mode within the context; afterwards each has its own training flag again."""
     training = {m: m.training for m in module.modules()}
     try:
         module.eval()

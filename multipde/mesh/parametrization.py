@@ -16,12 +16,12 @@ class StencilParametrization(nn.Module):
 
         W(h) = A(h/h_ref) S p,    S = A(1)⁻¹ for coordinates "stencil",  S = I for coordinates "beta"
 
-    With "stencil" p is the stencil on the reference mesh, so at h = h_ref nothing changes and nothing is computed; with
-    "beta" it holds dimensionless coefficients. Both are well conditioned near the reference; raw β in physical units is
-    not (the condition number of A⊗A is 5e10 at h = 1/224), so it is a view, see `coefficients`.
+    With "stencil", p is the stencil on the reference mesh, and W = p without any computation at h = h_ref; with "beta",
+    p holds dimensionless coefficients. Both are well conditioned near the reference. Coefficients in physical units are
+    not (the condition number of A⊗A is 5e10 at h = 1/224), so they are computed on demand, see `coefficients`.
 
-    Both mesh sizes are those of the network's input; the layer's own are ``stride`` times as large. They travel in the
-    state dict as a float64 tensor; loading one that was saved on another mesh moves the layer there, with a warning.
+    Both mesh sizes refer to the network's input; the layer's own are ``stride`` times as large. The state dict holds
+    them as a float64 tensor. Loading one that was saved on another mesh moves the layer to that mesh, with a warning.
 
     Args:
         width: taps per axis.
@@ -57,7 +57,7 @@ class StencilParametrization(nn.Module):
         self.move(mesh_size, self.reference)
 
     def move(self, mesh_size: Sequence[float], reference: Sequence[float]) -> None:
-        """Put the layer on another mesh, and its parameter on another reference; p stays as it is."""
+        """Set the mesh of the layer and the reference mesh of its parameter; the values of p do not change."""
         check_mesh_size(mesh_size)
         self.mesh_size, self.reference = tuple(float(h) for h in mesh_size), tuple(float(h) for h in reference)
         self.is_identity = self.coordinates == "stencil" and self.mesh_size == self.reference
@@ -90,7 +90,7 @@ class StencilParametrization(nn.Module):
         return p if self.is_identity else self._multiply(self.matrix.to(p.dtype), p)
 
     def right_inverse(self, stencil: Tensor) -> Tensor:
-        """The parameter whose stencil on the present mesh this is; solved in float64."""
+        """The parameter that gives this stencil on the present mesh, computed in float64."""
         if self.is_identity:
             return stencil
         ratio = [h / ref for h, ref in zip(self.mesh_size, self.reference, strict=True)]
@@ -102,12 +102,12 @@ class StencilParametrization(nn.Module):
         return p if self.coordinates == "stencil" else self._multiply(self.unit_basis.matrix.to(p), p)
 
     def reference_gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient by p from that by `reference_stencil`, whose transpose this is."""
+        """The gradient with respect to p from that with respect to `reference_stencil(p)`: its transpose."""
         matrix = self.unit_basis.matrix.to(gradient)
         return gradient if self.coordinates == "stencil" else self._multiply(matrix.T, gradient)
 
     def reference_parameter(self, stencil: Tensor) -> Tensor:
-        """The parameter of a stencil given on the reference mesh, the inverse of `reference_stencil`."""
+        """The parameter that gives this stencil on the reference mesh: the inverse of `reference_stencil`."""
         return stencil if self.coordinates == "stencil" else self.unit_basis.to_beta(stencil)
 
     def _multiply(self, matrix: Tensor, p: Tensor) -> Tensor:

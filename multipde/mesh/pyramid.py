@@ -1,4 +1,4 @@
-"""Images on coarser and finer meshes: exact cell averages, and the pyramid they make."""
+"""Images on coarser and finer meshes by exact cell averages, and pyramids of them."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from multipde.mesh.separable import apply_along_axes, per_axis
 
 
 def cell_average_matrix(num_from: int, num_to: int) -> Tensor:
-    """Averages over the cells of a mesh with num_to cells of a function constant on each of num_from cells.
+    """The matrix that averages a function, constant on each of num_from cells, over each of num_to cells.
 
         M[i, j] = |cell_i ∩ cell_j| / |cell_i|
 
-    Rows sum to one, so constants are kept; the mean of every image is kept. Restriction and prolongation are adjoint up
+    Rows sum to one: constants are preserved, and the mean of every image. Restriction and prolongation are adjoint up
     to the ratio of the cell sizes: M(n → m)ᵀ = (m/n) M(m → n).
 
     >>> cell_average_matrix(4, 2)

@@ -1,4 +1,4 @@
-"""Any module on a mesh: give its convolutions mesh sizes, move them, read their coefficients, go back."""
+"""Reparametrisation of any module: its convolutions get mesh sizes, change them, and become plain again."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ def stencil_layers(module: nn.Module) -> dict[str, _ConvNd]:
 
 
 def skipped_layers(module: nn.Module) -> dict[str, str]:
-    """The convolutions that are left alone, with the reason: 1x1, even widths, transposed, otherwise parametrised."""
+    """The convolutions without a derivative stencil, with the reason: 1x1, even width, transposed, ..."""
     reasons = {name: _reason_to_skip(layer) for name, layer in _convolutions(module).items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -33,7 +33,7 @@ def stencil_parametrization(layer: nn.Module) -> StencilParametrization | None:
 
 
 def stored_parameter(layer: nn.Module) -> nn.Parameter:
-    """What the optimizer sees of a layer's stencils: the weight, or p where the layer is reparametrised."""
+    """The parameter of a layer's stencils that an optimizer updates: the weight, or p in a reparametrised layer."""
     if stencil_parametrization(layer):
         return layer.parametrizations.weight.original  # pyright: ignore
     return layer.weight  # pyright: ignore[reportReturnType]
@@ -49,15 +49,15 @@ def reparametrize(
     stride: float = 1,
     example: Tensor | None = None,
 ) -> nn.Module:
-    """Give every stencil of a module a mesh size, in place; the function that it computes stays.
+    """Give every stencil of a module a mesh size, in place; the function that the module computes does not change.
 
-    The parameter objects stay too (same names with ``.parametrizations.weight.original``), so an optimizer made before
-    goes on; its momentum stays right where the parameter does, in stencil coordinates at the reference mesh. 1x1, even
-    and transposed convolutions are left alone: `skipped_layers` lists them with the reason.
+    The parameter objects are kept (their names end in ``.parametrizations.weight.original``), so that an existing
+    optimizer can be used further; its momentum remains valid where the values do, in stencil coordinates at the
+    reference mesh. Convolutions that are 1x1, transposed or of even width do not change, see `skipped_layers`.
 
-    What is exact: ordinary and grouped convolutions, and dilated ones, whose taps are d·h apart. What is not: a strided
-    convolution samples its output at every s-th pixel centre and not at the centres of the coarser cells, an offset of
-    (s-1)h/2 that changes with h; zero padding is a frame p·h wide that changes too. Both are errors of order h.
+    Stencils are exact in ordinary and grouped convolutions, and in dilated ones, whose taps are d·h apart. They are not
+    in a strided convolution, which samples its output at every s-th pixel centre and not at the centres of the coarser
+    cells (an offset of (s-1)h/2), nor at zero padding, a frame of width p·h. Both are errors of order h.
 
     Args:
         mesh_size: of the module's input (1/size for images on the unit square); one number or one per axis.
@@ -95,7 +95,7 @@ def reparametrize(
 
 
 def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None:
-    """Put a reparametrised module on another mesh, in place: the stencils follow, parameters and references stay.
+    """Move a reparametrised module to another mesh, in place: its stencils change, its parameters do not.
 
     Args:
         mesh_size: of the module's input; one number or one per axis. Deeper layers keep their ratio to it.
@@ -112,7 +112,7 @@ def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None
 
 @torch.no_grad()
 def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None:
-    """Let the stored parameters of a reparametrised module belong to another mesh, in place; the stencils stay.
+    """Change the reference mesh of the stored parameters, in place: the parameters change, the stencils do not.
 
     Args:
         reference: mesh size of the module's input to which the parameters belong from now on.
@@ -153,14 +153,14 @@ def coefficients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def bake(module: nn.Module) -> nn.Module:
-    """Back to plain convolutions with the stencils of the present mesh, in place.
+    """Replace the parametrizations by plain convolutions with the stencils of the present mesh, in place.
 
     Raises:
         ValueError: a plain module.
     """
     for name in _parametrizations(module):
         layer = module.get_submodule(name)
-        cls = type(layer)  # torch strips it of its property, and copies of the layer share it
+        cls = type(layer)  # deep copies share it, and torch deletes its property `weight`
         own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
         layer.__class__ = type(cls.__name__, cls.__bases__, own)  # pyright: ignore
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
@@ -192,7 +192,7 @@ def _reason_to_skip(layer: _ConvNd) -> str:
 
 
 def check_unshared(layers: Mapping[str, _ConvNd]) -> None:
-    """Raise ValueError if two layers have one weight, which would be moved twice."""
+    """Raise ValueError if two layers share a weight, which would then be converted twice."""
     owner: dict[int, str] = {}
     for name, layer in layers.items():
         held = stored_parameter(layer)
@@ -202,7 +202,7 @@ def check_unshared(layers: Mapping[str, _ConvNd]) -> None:
 
 
 def _trace_strides(module: nn.Module, layers: Mapping[str, _ConvNd], example: Tensor) -> dict[str, tuple[float, ...]]:
-    """Ratio of each layer's mesh to that of the example, from the sizes of what reaches it first."""
+    """Ratio of each layer's mesh to that of the example, from the size of the layer's first input."""
     sizes: dict[str, tuple[int, ...]] = {}
 
     def record(name: str):

@@ -1,4 +1,4 @@
-"""What derivatives a network takes: the size of its coefficients by order."""
+"""The size of a network's coefficients β, by order of the derivative."""
 
 import math
 

@@ -43,7 +43,7 @@ class StencilBasis:
         width: taps per axis, odd; one number or one per axis.
         dim: number of axes, 1 to 3.
         mesh_size: distance h between pixel centres, the domain side being 1; one number or one per axis.
-        reaction: data_parallel taps of the zeroth order term, ``"121"`` (the paper) or ``"141"``.
+        reaction: averaging taps of the zeroth order term, ``"121"`` (the paper) or ``"141"``.
 
     Convention: stencils are applied as torch applies them (correlation), so that order 1 is +d/dx; order 2 is -d²/dx²,
         the paper's sign, under which a positive coefficient diffuses.
@@ -89,7 +89,7 @@ class StencilBasis:
         return reduce(torch.kron, self.axis_matrices)
 
     def to_stencil(self, beta: Tensor) -> Tensor:
-        """θ = A(h) β, computed in float64 on the CPU and returned as β came.
+        """θ = A(h) β, computed in float64 on the CPU and returned with the dtype and device of β.
 
         Shape:
             - beta, result: (*, *width)
@@ -98,7 +98,7 @@ class StencilBasis:
         return apply_along_axes(self.axis_matrices, beta.to("cpu", torch.float64)).to(beta)
 
     def to_beta(self, stencil: Tensor) -> Tensor:
-        """β = A(h)⁻¹ θ, axis by axis in float64 on the CPU, returned as θ came.
+        """β = A(h)⁻¹ θ, axis by axis in float64 on the CPU, returned with the dtype and device of θ.
 
         Shape:
             - stencil, result: (*, *width)

@@ -1,4 +1,4 @@
-"""Maps of stencils between meshes: one matrix on the taps for each. Fixed methods are rows of a table."""
+"""Maps of stencils between meshes: each is a matrix on the taps, and each fixed method a row of a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def scaling_matrix(scales: Tensor, reaction: str = "121") -> Tensor:
 
 
 def map_stencil(matrix: Tensor, stencil: Tensor) -> Tensor:
-    """θ' = M θ on the taps of every (out, in) pair, in float64, returned as the stencil came.
+    """θ' = M θ on the taps of every (out, in) pair, in float64, returned with the dtype and device of the stencil.
 
     Shape:
         - matrix: (n, n)
@@ -77,7 +77,7 @@ def map_stencil(matrix: Tensor, stencil: Tensor) -> Tensor:
 
 
 def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], reaction: str = "121") -> Tensor:
-    """The matrix M of a fixed method on the taps, θ' = M θ; the identity exactly where nothing is to be moved.
+    """The matrix M of a fixed method on the taps, θ' = M θ; exactly the identity where all scales are one.
 
     Shape:
         - result: (n, n), float64, n the number of taps
@@ -92,7 +92,7 @@ def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], 
 def transfer_stencil(
     stencil: Tensor, method: str, factor: float | Sequence[float], dim: int = 2, reaction: str = "121"
 ) -> Tensor:
-    """A stencil put on another mesh.
+    """Move a stencil to another mesh.
 
     ``copy``: θ' = θ. ``rediscretize``: θ' = A(H) A(h)⁻¹ θ, which keeps β. ``galerkin``: the same with the reaction
     [1 4 1]/6; for width 3 and H = 2h it is θ' = G θ along every axis,

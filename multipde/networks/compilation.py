@@ -9,15 +9,14 @@ from multipde.networks.layers import ControlledLayer, Opening
 
 
 def compile_layers(net: nn.Module, on: bool = True) -> None:
-    """Have the norms of a network compiled, with their activations and the 2x2 means behind them, or no longer.
+    """Switch compiled kernels on or off for the norms of a network, with the activations and 2x2 means after them.
 
-    What is compiled is what a layer does to its features between two convolutions, forwards and backwards, in a pass
-    over memory for every sum that has to be waited for: the TV norm with its ReLU; and on images that have the channels
-    innermost in memory, BatchNorm by the batch of one process with its ReLU, which then has no gradient of its
-    gradient. The convolutions stay those of the device's library. On the processor, for such images in float32 or
-    bfloat16, the kernels are in C++ and compiled here, for all shapes. Elsewhere torch.compile writes them, for every
-    shape that comes up: layers of one shape share a few, so that a level costs their compilation, once, and none after
-    its first step. Only training is compiled: measurements and evaluations, which come in other shapes, run as ever.
+    The kernels do what a layer does between two convolutions, forward and backward, with one pass over memory for each
+    reduction: the TV norm with its ReLU and, on images with the channels innermost in memory, BatchNorm by the batch of
+    one process with its ReLU, which then has no second derivatives. The convolutions do not change. On the CPU, for
+    such images in float32 or bfloat16, the kernels are in C++, and this call compiles them for all shapes. Elsewhere
+    torch.compile generates them in the first step of a level, for every new shape; layers of one shape share them.
+    Only training uses the kernels: measurements and evaluations, which have other shapes, run without.
 
     Raises:
         ValueError: nothing can be compiled for the device that the network is on.
@@ -39,7 +38,7 @@ def check_compiler(device: torch.device, by_torch: bool = False) -> None:
             compiled(over_pixels)(torch.zeros(2, 3, 4, device=device), -1)
         else:
             native.library()
-    except Exception as error:  # whatever is wrong with a compiler, torch does not know beforehand either
+    except Exception as error:  # a compiler can fail in any way
         headers = " and the headers of Python" if by_torch else ""
         what = f"a C++ compiler{headers}" if device.type == "cpu" else "Triton"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,8 +9,8 @@ INTERPOLATIONS = ("linear", "constant")
 def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linear") -> Tensor:
     """Values at the nodes of one time grid from those of another: θ' = M θ.
 
-    A grid with n nodes on [0, T] has them at t_i = i T/n. Between nodes θ is linear (or constant, to the right); after
-    the last node it is held.
+    A grid with n nodes on [0, T] has them at t_i = i T/n. Between nodes θ is linear (or constant, equal to the node
+    on the left); after the last node it is constant.
 
     >>> interpolation_matrix(2, 4)
     tensor([[1.0000, 0.0000],
@@ -39,7 +39,7 @@ def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linea
 
 
 def combine(rows: list[tuple[Tensor, ...]], weights: Tensor) -> tuple[Tensor, ...]:
-    """Σ_i weights[i] rows[i] over tuples of tensors, leaving out zeros; one row with weight one comes back as it is.
+    """Σ_i weights[i] rows[i] over tuples of tensors, without zero weights; a single row of weight one is not copied.
 
     Shape:
         - weights: (len(rows),)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multipde.networks.controls import combine, interpolation_matrix
-from multipde.networks.kernels.dispatch import laid_like
+from multipde.networks.kernels.dispatch import with_layout_of
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
 from multipde.networks.reversible import (
     Reverse,
@@ -22,7 +22,7 @@ from multipde.networks.reversible import (
 MEMORY = ("store", "reversible", "checkpoint")
 
 Force = Callable[[Tensor, float], Tensor]
-"""(y, factor) to factor · F(y)."""
+"""Maps (y, factor) to factor · F(y)."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Dynamics:
     """One time integrator. ``forces`` are the layers F of the present step, ``num_layers`` of them.
 
     Args:
-        start: features to state.
-        step: (state, forces, dt) to the next state.
-        inverse: (state, forces, dt) to the previous state; None where the dynamics is not reversible.
-        finish: state to features.
-        reverse: the inverse together with the gradient.
-        num_parts: into how many parts the channels are divided.
+        start: maps features to the state.
+        step: maps (state, forces, dt) to the next state.
+        inverse: maps (state, forces, dt) to the previous state; None where the dynamics is not reversible.
+        finish: maps the state to features.
+        reverse: computes the previous state and the gradient with respect to it.
+        num_parts: number of parts into which the channels are divided.
     """
 
     equation: str
@@ -56,8 +56,8 @@ def _euler_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
 
 
 def _halves(y: Tensor) -> State:
-    """(y, z): the channels in two parts, each with memory of its own, over which layers run faster."""
-    return tuple(laid_like(part, y) for part in y.chunk(2, dim=1))
+    """The channels in two parts (y, z), each contiguous in memory, because layers are faster on such tensors."""
+    return tuple(with_layout_of(part, y) for part in y.chunk(2, dim=1))
 
 
 def _verlet_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
@@ -132,7 +132,7 @@ class Block(nn.Module):
         dt: time step.
         controls: nodes of the control grid; None for one per step.
         interpolation: of the controls in time, ``"linear"`` or ``"constant"``.
-        memory: what training keeps for the way back: ``"store"`` everything; ``"reversible"`` the last state only, for
+        memory: what is stored for the backward pass: ``"store"`` everything; ``"reversible"`` only the last state, for
             hamiltonian and second_order; ``"checkpoint"`` the state of every step.
 
     Shape:
@@ -181,7 +181,7 @@ class Block(nn.Module):
         return DYNAMICS[self.dynamics]
 
     def forces(self) -> list[tuple[StepForce, ...]]:
-        """The layers F of every step, with the controls of its time; stencils are computed once."""
+        """The layers F of every step, with the controls at its time; stencils are computed once."""
         nodes = [[layer.controls() for layer in node] for node in self.controls]  # pyright: ignore
         own = len(self.controls) == self.steps
         layers = [list(self.controls[j if own else 0]) for j in range(self.steps)]  # pyright: ignore
@@ -191,7 +191,7 @@ class Block(nn.Module):
         ]
 
     def propagate(self, state: State) -> State:
-        """All steps forwards, from state to state, keeping for the way back what ``memory`` says."""
+        """Apply all steps to a state, storing for the backward pass what ``memory`` says."""
         scheme, forces = self.scheme, self.forces()
         if self.memory == "reversible" and scheme.reverse is not None:
             return propagate_reversibly(state, forces, self.dt, scheme.step, scheme.reverse)
@@ -203,7 +203,7 @@ class Block(nn.Module):
         return state
 
     def inverse(self, state: State) -> State:
-        """All steps backwards: the state from which `propagate` came.
+        """Undo all steps: the state from which `propagate` computed the given one.
 
         Raises:
             ValueError: the dynamics is not reversible.
@@ -222,7 +222,7 @@ class Block(nn.Module):
 
 
 def check_memory(memory: str, dynamics: str) -> None:
-    """Raise ValueError for an unknown way to keep states, or one that the dynamics does not have."""
+    """Raise ValueError for an unknown kind of memory, or one that the dynamics does not support."""
     if memory not in MEMORY:
         raise ValueError(f"memory must be one of {', '.join(MEMORY)}, got {memory!r}")
     if memory == "reversible" and DYNAMICS[dynamics].reverse is None:

@@ -27,7 +27,7 @@ class TVNorm(nn.Module):
 
         N(y) = a · y / sqrt(Σ_c y_c² + ε) + b
 
-    Nothing is remembered from batch to batch.
+    It has no running statistics.
 
     Args:
         channels: number of channels C.
@@ -50,10 +50,10 @@ class TVNorm(nn.Module):
 
 
 class ControlledLayer(nn.Module):
-    """A layer F(θ, y) whose controls θ can be given from outside, so that they may live on another time grid.
+    """A layer F(θ, y) whose controls θ can be arguments, because they may be interpolated from another time grid.
 
-    ``watch`` is called with a convolution of the layer and what reaches it, each time before it is applied; while
-    training, the norm of one that is ``compiled`` is, see `compile_layers`.
+    ``watch`` is called before every convolution of the layer, with the convolution and its input. While training, a
+    layer that is ``compiled`` uses compiled kernels for its norm, see `compile_layers`.
     """
 
     conv: nn.Module
@@ -87,7 +87,7 @@ class ControlledLayer(nn.Module):
         return n if relu else ACTIVATIONS[self.activation](n)
 
     def force(self, y: Tensor, controls: tuple[Tensor, ...], factor: float = 1.0) -> Tensor:
-        """factor · F(θ, y) for given controls; the stencils are multiplied, which are small, and not the features."""
+        """factor · F(θ, y) for given controls; the factor multiplies the stencils, not the larger features."""
         raise NotImplementedError
 
     def forward(self, y: Tensor) -> Tensor:
@@ -147,9 +147,9 @@ class ResidualLayer(ControlledLayer):
 
 
 class Opening(nn.Sequential):
-    """From image to features: convolution without bias, batch normalisation, ReLU.
+    """The first layer, from images to features: convolution without bias, batch normalisation, ReLU.
 
-    While training, BatchNorm, ReLU and mean of one that is ``compiled`` are, see `compile_layers`.
+    While training, one that is ``compiled`` uses compiled kernels after its convolution, see `compile_layers`.
 
     Shape:
         - input: (N, in_channels, *size)
@@ -173,7 +173,7 @@ class Opening(nn.Sequential):
 
 
 class Connector(Opening):
-    """From one number of channels to another: 1x1 convolution without bias, batch normalisation, ReLU.
+    """A change of the number of channels: 1x1 convolution without bias, batch normalisation, ReLU.
 
     Shape:
         - input: (N, channels_from, *size)

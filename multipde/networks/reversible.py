@@ -18,7 +18,7 @@ Controls = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class StepForce:
-    """The layer F of one step, with the controls of its time; called with y and a factor it gives factor · F(y)."""
+    """The layer F of one step with the controls at its time; calling it with y and a factor returns factor · F(y)."""
 
     layer: SymmetricLayer | ResidualLayer
     controls: Controls
@@ -28,13 +28,13 @@ class StepForce:
 
 
 @dataclass
-class Pull:
-    """F at a state together with the pull-back of a gradient through it: one evaluation serves both.
+class StepVJP:
+    """F at a state together with its vector-Jacobian product: one evaluation of F serves both.
 
     Args:
         layer: F.
-        controls: θ, without history.
-        grads: where ∂θ goes.
+        controls: θ, which may belong to another graph.
+        grads: factor · (∂F/∂θ)ᵀ g of the last call.
     """
 
     layer: SymmetricLayer | ResidualLayer
@@ -42,7 +42,7 @@ class Pull:
     grads: Controls = ()
 
     def __call__(self, y: Tensor, g: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-        """factor · F(y) and factor · (∂F/∂y)ᵀ g, both new tensors; keeps factor · (∂F/∂θ)ᵀ g."""
+        """factor · F(y) and factor · (∂F/∂y)ᵀ g, both new tensors; sets ``grads``."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             controls = tuple(c.detach().requires_grad_() for c in self.controls)
@@ -52,32 +52,32 @@ class Pull:
         return f.detach().to(g.dtype), dy
 
 
-Reverse = Callable[[list[Tensor], list[Tensor], tuple[Pull, ...], float], None]
-"""(state, its gradient, pulls, dt): both lists become those of the step before, tensor by tensor, so that nothing is
-alive longer than it is needed; the tensors themselves are not written to."""
+Reverse = Callable[[list[Tensor], list[Tensor], tuple[StepVJP, ...], float], None]
+"""(state, its gradient, vjps, dt): replaces the tensors in both lists by those of the step before, one by one, so that
+each is freed as early as possible; the tensors themselves are not modified."""
 
 
-def reverse_verlet(state: list[Tensor], grads: list[Tensor], pulls: tuple[Pull, ...], dt: float) -> None:
-    """Back through y' = y + dt F1(z), z' = z - dt F2(y').
+def reverse_verlet(state: list[Tensor], grads: list[Tensor], vjps: tuple[StepVJP, ...], dt: float) -> None:
+    """Backpropagate through y' = y + dt F1(z), z' = z - dt F2(y').
 
     z = z' + dt F2(y'),   g_y = g_y' - dt J2ᵀ g_z'
     y = y' - dt F1(z),    g_z = g_z' + dt J1ᵀ g_y
     """
-    for pull, factor, here, there in ((pulls[1], -dt, 0, 1), (pulls[0], dt, 1, 0)):
-        f, pulled = pull(state[here], grads[there], factor)
+    for vjp, factor, here, there in ((vjps[1], -dt, 0, 1), (vjps[0], dt, 1, 0)):
+        f, dy = vjp(state[here], grads[there], factor)
         state[there] = torch.sub(state[there], f, out=f)
-        grads[here] = pulled.add_(grads[here])
-        del f, pulled
+        grads[here] = dy.add_(grads[here])
+        del f, dy
 
 
-def reverse_leapfrog(state: list[Tensor], grads: list[Tensor], pulls: tuple[Pull, ...], dt: float) -> None:
-    """Back through y_next = 2y - y_prev + dt² F(y), which maps (y, y_prev) to (y_next, y).
+def reverse_leapfrog(state: list[Tensor], grads: list[Tensor], vjps: tuple[StepVJP, ...], dt: float) -> None:
+    """Backpropagate through y_next = 2y - y_prev + dt² F(y), which maps (y, y_prev) to (y_next, y).
 
     y_prev = 2y - y_next + dt² F(y),   g_y = g_y' + 2 g_next + dt² Jᵀ g_next,   g_prev = -g_next
     """
-    f, pulled = pulls[0](state[1], grads[0], dt**2)
+    f, dy = vjps[0](state[1], grads[0], dt**2)
     state[:] = state[1], f.add_(state[1], alpha=2).sub_(state[0])
-    grads[:] = pulled.add_(grads[0], alpha=2).add_(grads[1]), -grads[0]
+    grads[:] = dy.add_(grads[0], alpha=2).add_(grads[1]), -grads[0]
 
 
 def propagate_reversibly(
@@ -87,11 +87,11 @@ def propagate_reversibly(
     step: Callable[[State, tuple[Callable[[Tensor, float], Tensor], ...], float], State],
     reverse: Reverse,
 ) -> State:
-    """All steps forwards, keeping nothing but the last state for the way back.
+    """Apply all steps to a state, storing only the last state for the backward pass.
 
-    The gradients are those of storing every state, up to rounding: the states of the way back are recomputed, each F is
-    evaluated once there for both the state and the gradient, so that a training step takes 4/3 of the work. States are
-    kept in float32 or wider, also where autocast computes F in less. Gradients of gradients are not to be had.
+    The gradients equal those of storing every state, up to rounding. The backward pass recomputes the states; it
+    evaluates each F once, for both the state and the gradient, so that a training step takes 4/3 of the work. States
+    are in float32 or float64, even where autocast computes F in lower precision. There are no second derivatives.
 
     Shape:
         - state: tensors of one shape (N, C, *size)
@@ -117,7 +117,7 @@ class _Plan:
     num_parts: int
 
     def controls(self, flat: Sequence[Tensor]) -> list[list[Controls]]:
-        """The flat controls by step and layer."""
+        """The controls by step and layer, from one flat sequence."""
         rest, result = iter(flat), []
         for lengths in self.lengths:
             result.append([tuple(next(rest) for _ in range(n)) for n in lengths])
@@ -125,9 +125,9 @@ class _Plan:
 
 
 def _present_autocast(device: str) -> Callable[[], AbstractContextManager]:
-    """Mixed precision as it is now, to be entered on the way back; on a device without it (meta) nothing.
+    """The present autocast setting as a context for the backward pass; no setting for a device without it (meta).
 
-    Without the cache, which would keep every state of the way back in less precision.
+    The cache is off, because it would hold every state of the backward pass in lower precision.
     """
     if not torch.amp.is_autocast_available(device):
         return nullcontext
@@ -156,7 +156,7 @@ class _Propagation(torch.autograd.Function):
         del saved, grads
         with ctx.autocast():
             for layers, step_controls in zip(reversed(plan.layers), reversed(controls), strict=True):
-                pulls = tuple(Pull(layer, c) for layer, c in zip(layers, step_controls, strict=True))
-                plan.reverse(state, gradients, pulls, plan.dt)
-                collected = [g for pull in pulls for g in pull.grads] + collected
+                vjps = tuple(StepVJP(layer, c) for layer, c in zip(layers, step_controls, strict=True))
+                plan.reverse(state, gradients, vjps, plan.dt)
+                collected = [g for vjp in vjps for g in vjp.grads] + collected
         return None, *gradients, *collected

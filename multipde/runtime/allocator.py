@@ -4,18 +4,18 @@ import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_THRESHOLD = 2**25
-"""Above it glibc accepts no threshold for blocks of their own."""
+"""The largest threshold for separately mapped blocks that glibc accepts."""
 
 
 def keep_freed_memory() -> bool:
     """Let the process keep the memory that its tensors free, for the tensors of the next step.
 
-    Otherwise glibc gives much of it back to the system at the end of every step, and gets it back page by page, filled
-    with zeros: some 6 per cent of a training step of the Hamiltonian CIFAR-10 network in float32. The process then
-    holds what it once needed at its peak until it ends. It is for programs of one's own, such as the command line.
+    Otherwise glibc returns much of it to the system at the end of every step and gets it back page by page, filled with
+    zeros, which takes some 6 per cent of a training step of the Hamiltonian CIFAR-10 network in float32. The process
+    then holds its peak memory until it ends. This is meant for programs such as the command line, not for libraries.
 
     Returns:
-        Whether there is a glibc that does so.
+        Whether the C library is a glibc that supports this.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""What a command says: lines, tables and a progress bar. Nothing else in the library prints."""
+"""Output for the user: lines, tables and a progress bar. Only this module prints."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,21 +11,21 @@ Advance = Callable[[float, str], None]
 
 
 class Log:
-    """Talks to the user: a bar with the time left in a terminal, plain lines elsewhere.
+    """Output for the user: a progress bar with the time left in a terminal, plain lines elsewhere.
 
     Args:
-        quiet: say nothing.
+        quiet: print nothing.
     """
 
     def __init__(self, quiet: bool = False, console: Console | None = None):
         self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """Print one line."""
         self.console.print(text, markup=False)
 
     def table(self, rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
-        """Rows with the same keys as a table, numbers to the right."""
+        """Print rows with the same keys as a table, numbers aligned to the right."""
         if self.console.is_terminal:
             table = Table(title=title, title_justify="left", title_style="bold")
             for name in rows[0]:
@@ -43,7 +43,7 @@ class Log:
 
     @contextmanager
     def progress(self, total: float, done: float = 0.0) -> Iterator[Advance]:
-        """A bar over the whole work, advanced by shares of it; silent where there is no terminal."""
+        """A progress bar for the whole work, advanced by parts of it; nothing is shown without a terminal."""
         if not self.console.is_terminal or self.console.quiet:
             yield lambda amount, text: None
             return
@@ -54,4 +54,4 @@ class Log:
 
 
 LEFT = ("name", "class", "second", "true", "layer", "order", "method", "part", "verdict", "arm")
-"""Columns of words."""
+"""Columns of text, aligned to the left."""

@@ -1,6 +1,6 @@
-"""The processes that torchrun has started for one training: who they are, what they agree on, and who writes.
+"""The processes that torchrun has started for one training: their ranks, their exchange, what rank zero does alone.
 
-A training that is alone is the writer, agrees with itself, and does nothing here.
+A single process has rank zero, and nothing is exchanged.
 """
 
 import gc
@@ -20,15 +20,15 @@ from multipde.runtime.launch import num_launched
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(seconds=10)
-"""How long a process that fails waits to hear whether another one has said so."""
+REPORT_TIMEOUT = timedelta(seconds=10)
+"""How long a process that fails waits for the answer whether another one has reported an error."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Together with the other processes inside, if there are any: over gloo between processors, NCCL between GPUs.
+    """Join the group of the processes within the context, if there are several: gloo on CPUs, NCCL on GPUs.
 
-    After an error the group stays until the process ends: else the others would see it go before the error is told.
+    After an error the group is kept until the process ends: otherwise the others would fail before it is reported.
     """
     if num_launched() == 1 or dist.is_initialized():
         yield
@@ -38,30 +38,30 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(_local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
     yield
-    gc.collect()  # a model in a cycle would keep the group, and its threads, until the interpreter is gone
+    gc.collect()  # a model in a reference cycle would keep the group and its threads alive until the interpreter exits
     dist.destroy_process_group()
 
 
 def rank() -> int:
-    """Number of this process, 0 for the writer."""
+    """Rank of this process; 0 for a single one."""
     return dist.get_rank() if num_processes() > 1 else 0
 
 
 def num_processes() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the one process that writes files and talks."""
+    """Whether this process has rank zero, which alone writes files and prints."""
     return rank() == 0
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs each takes its own.
+    """The device of this process; each of several processes has a GPU of its own.
 
     Raises:
-        ValueError: more processes than GPUs, one GPU for all, or a device between which there is no exchange.
+        ValueError: more processes than GPUs, one GPU for all, or devices that cannot communicate.
     """
     if num_processes() == 1 or device.type == "cpu":
         return device
@@ -94,17 +94,17 @@ def check_batch(batch: int, num: int) -> None:
 
 
 def data_parallel(net: nn.Module) -> nn.Module:
-    """The network as a module whose gradients are means over the processes; all get the weights of the writer."""
+    """The network as a module whose gradients are means over the processes; all get the weights of rank zero."""
     if num_processes() == 1:
         return net
-    # stencils of one tap have two layouts that are the same; which of them a gradient has differs by kernel
+    # 1x1 stencils have two equal memory layouts, and kernels differ in which one their gradients have
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(net)
 
 
 @torch.no_grad()
 def broadcast_weights(net: nn.Module) -> None:
-    """Weights and statistics of the writer, to the last bit, in place."""
+    """Copy weights and buffers of rank zero to all processes, bit for bit, in place."""
     if num_processes() > 1:
         for tensor in (*net.parameters(), *net.buffers()):
             dist.broadcast(tensor, 0)
@@ -125,7 +125,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def largest(*values: int) -> tuple[int, ...]:
-    """The largest of each over the processes."""
+    """The maximum of each value over the processes."""
     if num_processes() == 1:
         return values
     agreed = torch.tensor(values)
@@ -134,44 +134,44 @@ def largest(*values: int) -> tuple[int, ...]:
 
 
 def on_rank_zero(call: Callable[[], T]) -> T:
-    """What the writer, and nobody else, gets from a call; the others wait, and what goes wrong is raised in all."""
+    """Call a function on rank zero only and return its result in all processes; all raise its error, too."""
     if num_processes() == 1:
         return call()
-    told: list[Any] = [None, None]
+    shared: list[Any] = [None, None]
     if is_rank_zero():
         try:
-            told[0] = call()
+            shared[0] = call()
         except (ValueError, OSError) as error:
-            told[1] = error
-    dist.broadcast_object_list(told, device=torch.device("cpu"))
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            shared[1] = error
+    dist.broadcast_object_list(shared, device=torch.device("cpu"))
+    if shared[1] is not None:
+        raise shared[1]
+    return shared[0]
 
 
 def from_rank_zero(value: T) -> T:
-    """The value that the writer has: for clocks, and for what may change on the disk."""
+    """The value of rank zero in all processes: for clocks, and for files that may change."""
     return on_rank_zero(lambda: value)
 
 
 def rank_zero_first(call: Callable[[], T]) -> T:
-    """What each gets from a call, the others after the writer: so they find what it has fetched or kept."""
+    """Call a function on rank zero first and then on the others, which find the files it has downloaded or cached."""
     results: list[T] = []
     on_rank_zero(lambda: results.append(call()))
     return results[0] if results else call()
 
 
 def is_first_to_report() -> bool:
-    """Whether this process is the one that says what went wrong: the first that asks."""
+    """Whether this process is the first to ask, and therefore the one that prints the error."""
     if num_launched() == 1:
         return True
     try:
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            *where, is_master=False, wait_for_workers=False, timeout=PATIENCE
+            *where, is_master=False, wait_for_workers=False, timeout=REPORT_TIMEOUT
         )
         return store.add(f"multipde/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
-    except (KeyError, ValueError, RuntimeError):  # the launcher is gone
+    except (KeyError, ValueError, RuntimeError):  # the launcher has exited
         return os.environ["RANK"] == "0"
 
 

@@ -1,4 +1,4 @@
-"""Signals as wishes: stop after this step, or save and go on."""
+"""Signals as requests: stop after this step, or save and continue."""
 
 import signal
 import threading
@@ -15,7 +15,7 @@ class Interrupted(KeyboardInterrupt):
     """A training that stopped because it was asked to, with everything saved.
 
     Args:
-        message: how to go on.
+        message: says how the training can be resumed.
         signum: the signal that asked.
     """
 
@@ -37,7 +37,7 @@ class PendingSignals:
     save: bool = False
 
     def receive(self, signum: int, frame: object = None) -> None:
-        """Note a wish; a second SIGINT stops at once."""
+        """Record a request; a second SIGINT raises KeyboardInterrupt at once."""
         if signal.Signals(signum).name in SAVE:
             self.save = True
         elif self.stop and signum == signal.SIGINT:
@@ -48,7 +48,7 @@ class PendingSignals:
 
 @contextmanager
 def pending_signals(names: tuple[str, ...] = (*STOP, *SAVE)) -> Iterator[PendingSignals]:
-    """Signals become wishes inside; in a thread that is not the main one, or if they are ignored, nothing changes."""
+    """Record signals as requests within the context; ignored signals, and threads but the main one, do not change."""
     pending = PendingSignals()
     with _handled(names, pending.receive):
         yield pending
@@ -56,7 +56,7 @@ def pending_signals(names: tuple[str, ...] = (*STOP, *SAVE)) -> Iterator[Pending
 
 @contextmanager
 def raising_on_signals(names: tuple[str, ...] = STOP[1:]) -> Iterator[None]:
-    """Signals end what is inside as SIGINT does, by an exception, so that it can tidy up."""
+    """Signals raise an exception within the context, as SIGINT does, so that the code there can clean up."""
 
     def interrupt(signum: int, frame: object = None) -> None:
         raise Interrupted("", signum)

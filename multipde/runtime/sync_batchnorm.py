@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.networks.kernels.batch_norm import remember
+from multipde.networks.kernels.batch_norm import update_running_statistics
 from multipde.networks.kernels.dispatch import wide
 from multipde.runtime.processes import mean_over_processes, num_processes
 
 
 @contextmanager
 def synchronized(module: nn.Module) -> Iterator[None]:
-    """BatchNorm layers that train normalise by the statistics of all processes' images inside.
+    """BatchNorm layers in training mode normalise by the images of all processes within the context.
 
-    The slices of the batch must be equally large. torch's own SyncBatchNorm is for GPUs only, and a module to exchange
-    for the layer; this leaves the network as it is.
+    The slices of the batch must be equally large. torch's own SyncBatchNorm works on GPUs only and replaces the layers;
+    this does not change the network.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if num_processes() > 1 else []
     for m in norms:
@@ -32,7 +32,7 @@ def synchronized(module: nn.Module) -> Iterator[None]:
 
 
 def _forward(m: _BatchNorm, x: Tensor) -> Tensor:
-    """Mean and variance of the batch from those of its slices, in float64 so that nothing cancels.
+    """Mean and variance of the batch from those of its slices, in float64 against cancellation.
 
     μ = mean of μ_r,    σ² = mean of (σ_r² + μ_r²) - μ²
     """
@@ -46,14 +46,14 @@ def _forward(m: _BatchNorm, x: Tensor) -> Tensor:
     mean, square = _Mean.apply(torch.stack([own_mean, own_variance + own_mean.square()]))
     variance = square - mean.square()
     if m.track_running_stats:
-        remember(m, mean.detach(), variance.detach(), num_processes() * x.numel() // x.shape[1])
+        update_running_statistics(m, mean.detach(), variance.detach(), num_processes() * x.numel() // x.shape[1])
     scale = m.weight * (variance + m.eps).rsqrt()
     shift = m.bias - mean * scale
     return (y * scale.to(y).view(shape) + shift.to(y).view(shape)).to(x.dtype)
 
 
 class _Mean(torch.autograd.Function):
-    """The mean over the processes. What each of them makes of it comes back in the mean of all gradients."""
+    """The mean over the processes; its gradient is the mean of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

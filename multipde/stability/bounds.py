@@ -31,7 +31,7 @@ def step_bound(dynamics: str, norms: Sequence[float]) -> float:
 
 
 def _bound(dynamics: str, rho: Sequence[float]) -> float:
-    """The same from ρ = |K|², or from |∂F/∂y| where N is not the identity."""
+    """Largest stable dt from ρ = |K|², or from ρ = |∂F/∂y| where N is not the identity."""
     if dynamics == "hamiltonian":
         product = math.sqrt(rho[0] * rho[1])
     elif dynamics == "parabolic":
@@ -52,7 +52,7 @@ class StepStability:
         step: number of the step in it.
         norms: |K| of the step's layers, zero padding included.
         bound: largest stable dt for N = identity, see `step_bound`.
-        measured: the same with ρ = |∂F/∂y| measured along the data, N and σ included; the least of the images.
+        measured: the bound for ρ = |∂F/∂y| measured along the data, N and σ included; the smallest over the images.
     """
 
     block: int
@@ -73,9 +73,9 @@ class StepStability:
 def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepStability]:
     """Step bounds of every time step of a network: for N = identity from |K|, and measured along a batch.
 
-    |K| comes from power iteration on the real operator, boundary included. With the TV norm it bounds nothing; so the
-    norm of the Jacobian J of each layer F is measured at the features that reach it, by power iteration on JᵀJ for
-    every image, from below: ρ = |J| takes the place of |K|² in the bound. A measurement, not a proof.
+    |K| comes from power iteration on the operator with its boundary. With the TV norm it gives no bound. Therefore the
+    norm of the Jacobian J of each layer F is estimated from below at the layer's input, by power iteration on JᵀJ for
+    every image, and ρ = |J| replaces |K|² in the bound. This is a measurement and no proof.
 
     Args:
         batch: some ten images as the model takes them, at its size.
@@ -99,10 +99,10 @@ def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, 
 
 
 def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | None = None) -> tuple[int, ...]:
-    """Least number of time steps of each block, T kept, with dt within the measured bound.
+    """The smallest number of time steps of each block for which dt is within the measured bound, T being fixed.
 
     Args:
-        allowed: by block, how far beyond the bound dt may be, as dt/bound; 1 if left out or smaller.
+        allowed: for each block the largest dt/bound to be accepted; 1 if left out or smaller.
     """
     result = []
     for k in sorted({s.block for s in report}):
@@ -114,6 +114,6 @@ def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | Non
 
 
 def step_ratios(report: Sequence[StepStability]) -> tuple[float, ...]:
-    """dt over its measured bound, the largest of each block."""
+    """The largest dt/(measured bound) in each block."""
     blocks = sorted({s.block for s in report})
     return tuple(max(s.dt / s.measured for s in report if s.block == k) for k in blocks)

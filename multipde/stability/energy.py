@@ -1,4 +1,4 @@
-"""The energy of the dynamics: of one layer, and of the features on their way through a network."""
+"""The energy of the dynamics: of one layer, and of the features along a network."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor, controls: tuple[T
     the second term is the potential of F.
 
     Args:
-        controls: θ of another time, as `Block.forces` has it; the layer's own if left out.
+        controls: θ at another time, see `Block.forces`; the layer's own if left out.
 
     Shape:
         - y, velocity: (N, C, *size)
@@ -42,9 +42,9 @@ class StateEnergy:
 
     Args:
         block: number of the block.
-        time: from its beginning.
+        time: since the beginning of the block.
         features: 1/2 |y|².
-        energy: of the dynamics, see `state_energies`; None where it has none.
+        energy: of the dynamics, see `state_energies`; None where the dynamics has none.
     """
 
     block: int
@@ -57,14 +57,14 @@ class StateEnergy:
 def state_energies(model: PDENet, batch: Tensor) -> list[StateEnergy]:
     """Size and energy of the features before every time step and after the last one of each block.
 
-        parabolic     E = 1/2 (K y)ᵀ σ(N(K y)),                         of which the dynamics is the descent
+        parabolic     E = 1/2 (K y)ᵀ σ(N(K y)),                         which the dynamics decreases
         second_order  E = 1/2 |v|² + 1/2 (K y)ᵀ σ(N(K y)),              eq. (12)
         hamiltonian   E = 1/2 (K1 z)ᵀ σ(N(K1 z)) + 1/2 (K2 y)ᵀ σ(N(K2 y))
 
     v is the central difference in time; in hamiltonian, whose parts are half a step apart, y is the mean of two steps.
-    θ is that of the step, after the last step still the last. For N = identity, θ constant in time and σ the identity
-    or ReLU the first does not grow within the step bound, and the others are conserved to O(dt²); elsewhere this is a
-    measurement. resnet has no energy.
+    θ is that of the step, and after the end that of the last step. For N = identity, θ constant in time and σ the
+    identity or ReLU the first does not grow within the step bound, and the others are conserved to O(dt²); elsewhere
+    this is a measurement. resnet has no energy.
 
     Args:
         batch: images as the model takes them, at its size.
@@ -84,7 +84,7 @@ def state_energies(model: PDENet, batch: Tensor) -> list[StateEnergy]:
 
 
 def _energy(block: Block, state: State, following: State, forces: tuple[StepForce, ...]) -> float | None:
-    """Per pixel, mean over images."""
+    """Energy per pixel, the mean over images."""
     if block.dynamics == "resnet":
         return None
     reached, velocity = (state[0],), torch.zeros_like(state[0])

@@ -1,4 +1,4 @@
-"""What the time steps do to perturbations, measured along data beside what is proved."""
+"""Growth of perturbations through the time steps: measured along data, and bounds that are proved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class BlockGrowth:
 
     Args:
         block: its number.
-        random: of a random perturbation, for every image.
-        worst: of the worst one, |∂Y(T)/∂Y(0)|, for every image; by power iteration, from below.
-        bound: on the worst for N = identity, from |K|, see `growth_bound`. A theorem for networks with norm ``"none"``;
-            with the TV norm no bound, only a scale.
-        measured_bound: the same from |∂F/∂y| measured at every step, N and σ included, for every image. What it bounds
-            is the growth at that image, whatever the norm; but the |∂F/∂y| come from below too.
+        random: growth of a random perturbation, for every image.
+        worst: largest growth |∂Y(T)/∂Y(0)| for every image, estimated from below by power iteration.
+        bound: on the largest growth for N = identity, from |K|, see `growth_bound`. It is a theorem for networks with
+            norm ``"none"``; with the TV norm it is only a scale.
+        measured_bound: the bound from |∂F/∂y| measured at every step, N and σ included, for every image. It holds at
+            that image for every norm, except that |∂F/∂y| is estimated from below.
     """
 
     block: int
@@ -40,7 +40,7 @@ class BlockGrowth:
 def growth_bound(dynamics: str, rho: Sequence[Sequence[float]], dt: float, *, dissipative: bool) -> float:
     """Bound on |δY(T)|/|δY(0)| from bounds ρ on |∂F/∂y| of every step.
 
-    Each step bounds the parts of the perturbed state by a small nonnegative matrix; the product of these is taken.
+    Each step bounds the parts of the perturbed state by a small nonnegative matrix; their product gives the bound.
 
         parabolic, resnet  |δy'| <= s |δy|
         hamiltonian        |δy'| <= |δy| + dt ρ1 |δz|,  |δz'| <= |δz| + dt ρ2 |δy'|
@@ -81,11 +81,11 @@ def growth_bound(dynamics: str, rho: Sequence[Sequence[float]], dt: float, *, di
 
 
 def growth_report(model: PDENet, batch: Tensor, *, num_iterations: int = 30, seed: int = 0) -> list[BlockGrowth]:
-    """Growth of perturbations through every block at the features that a batch has there, beside its bounds.
+    """Growth of perturbations through every block, at the features of a batch, and bounds on it.
 
     Args:
         batch: some ten images as the model takes them, at its size.
-        num_iterations: of every power iteration.
+        num_iterations: number of steps of every power iteration.
         seed: of the random perturbations.
     """
     config = model.config
@@ -114,7 +114,7 @@ def growth_report(model: PDENet, batch: Tensor, *, num_iterations: int = 30, see
 
 
 def _path(block: Block, y: Tensor) -> list[State]:
-    """The states of a block from the first to the last, kept for derivatives whatever the block's memory."""
+    """All states of a block, with their graph for derivatives whatever the block's memory is."""
     states = [block.scheme.start(y)]
     for forces in block.forces():
         states.append(block.scheme.step(states[-1], forces, block.dt))

@@ -20,19 +20,19 @@ def operator_norm(
 ) -> float:
     """|K| of a convolution with zero padding on a mesh of the given size, by power iteration on KᵀK.
 
-    The true operator is iterated, boundary included, in float64.
+    The iteration is in float64, on the operator with its boundary.
 
     Args:
         stencils: all stencils of the layer.
         size: pixels of the mesh, one number or one per axis.
         tolerance: relative change of the norm at which to stop.
-        num_iterations: at most that many.
+        num_iterations: largest number of iterations.
 
     Shape:
         - stencils: (out channels, in channels, *width), odd widths
 
     Returns:
-        The largest singular value, from below.
+        The largest singular value, approximated from below.
     """
     dim = stencils.dim() - 2
     weight = stencils.detach().to("cpu", torch.float64)
@@ -53,14 +53,14 @@ def operator_norm(
 
 @dataclass(frozen=True)
 class StepNorms:
-    """How strongly the layers F of one time step respond, on their mesh and along data.
+    """Norms of the layers F of one time step: of their operators, and of their Jacobians along data.
 
     Args:
         block: number of the block.
         step: number of the step in it.
         norms: |K| of the step's layers, zero padding included; sqrt(|K1| |K2|) for resnet, so that its square is a
             bound on |∂F/∂y| for N = identity throughout.
-        jacobians: for each layer |∂F/∂y| of every image at the features that reach it, N and σ included, from below.
+        jacobians: for each layer |∂F/∂y| at its input for every image, N and σ included, estimated from below.
     """
 
     block: int
@@ -82,9 +82,9 @@ def step_norms(model: PDENet, batch: Tensor, *, num_iterations: int = 15, seed: 
             state = block.scheme.start(features)
             for j, forces in enumerate(block.forces()):
                 inputs: list[Tensor] = []
-                spied = tuple(_spied(force, inputs) for force in forces)
+                recording = tuple(_recording(force, inputs) for force in forces)
                 with torch.no_grad():
-                    state = block.scheme.step(state, spied, block.dt)
+                    state = block.scheme.step(state, recording, block.dt)
                 pairs = list(zip(forces, inputs, strict=True))
                 jacobians = tuple(tuple(jacobian_norm(f, x, num_iterations, seed)) for f, x in pairs)
                 norms = tuple(_layer_norm(f, x) for f, x in pairs)
@@ -100,7 +100,7 @@ def _layer_norm(force: StepForce, y: Tensor) -> float:
 
 
 def block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
-    """Number, block and what reaches it, block by block."""
+    """The number, the block and the input of every block."""
     found: list[Tensor] = []
     handles = [
         block.register_forward_pre_hook(lambda m, inputs: found.append(inputs[0].detach())) for block in model.blocks
@@ -115,7 +115,9 @@ def block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]
     return [(k, block, x) for k, (block, x) in enumerate(zip(blocks, found, strict=True))]
 
 
-def _spied(force: Force, inputs: list[Tensor]) -> Force:
+def _recording(force: Force, inputs: list[Tensor]) -> Force:
+    """A layer that appends its inputs to a list."""
+
     def call(y: Tensor, factor: float) -> Tensor:
         inputs.append(y)
         return force(y, factor)
@@ -124,7 +126,7 @@ def _spied(force: Force, inputs: list[Tensor]) -> Force:
 
 
 def jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: int, seed: int) -> list[float]:
-    """|∂F/∂y| of each image, by power iteration on JᵀJ, from below.
+    """|∂F/∂y| of each image, estimated from below by power iteration on JᵀJ.
 
     One iteration gives |J v|/|v| for a random v.
     """
@@ -135,10 +137,10 @@ def jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: 
     with torch.enable_grad():
         out = force(y)
         u = torch.zeros_like(out, requires_grad=True)
-        (pulled,) = torch.autograd.grad(out, y, u, create_graph=True)  # Jᵀu, linear in u: its derivative gives J v
+        (vjp,) = torch.autograd.grad(out, y, u, create_graph=True)  # Jᵀu, linear in u: its derivative gives J v
         for _ in range(num_iterations):
             v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *(1,) * (v.dim() - 1))
-            (jv,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
+            (jv,) = torch.autograd.grad(vjp, u, v, retain_graph=True)
             norms = jv.flatten(1).norm(dim=1)
             (v,) = torch.autograd.grad(out, y, jv, retain_graph=True)
     return norms.tolist()

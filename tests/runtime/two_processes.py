@@ -60,7 +60,7 @@ def steps(kind: str) -> dict[str, torch.Tensor]:
 
 def trained(directory: Path, batch: int = 20, **settings) -> list[dict]:
     """A training through two levels; the rows of its metrics."""
-    plan = Schedule([Level(4, 2, batch=batch), Level(8, 1.5, batch=batch)])
+    plan = Schedule([Level(size, epochs, batch=batch, policy="one_cycle") for size, epochs in ((4, 2), (8, 1.5))])
     chosen = TrainSettings(device="cpu", calibration_images=60, validation=0.17, **settings)
     return train(NETWORK, plan, "shapes", directory, settings=chosen, data_options=OPTIONS).metrics
 

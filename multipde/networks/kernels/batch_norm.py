@@ -1,4 +1,4 @@
-"""BatchNorm, its ReLU and the 2x2 mean that may follow in two passes over the features forwards and two backwards."""
+"""BatchNorm, its ReLU and the 2x2 mean that may follow, in two passes over the features forward and two backward."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from multipde.networks.kernels.dispatch import channels_innermost, fast, over_pi
 def pooled_batch_norm(x: Tensor, norm: _BatchNorm, side: int = 2) -> Tensor:
     """The mean over cells of side x side pixels, 2 or 1, of max(0, w (x - μ)/sqrt(σ² + ε) + b), compiled.
 
-    Mean and variance are those of the batch, and the layer remembers them as it does by itself. The way back keeps x
-    alone, and the result is the only other thing that is as large as the features. No gradients of gradients.
+    Mean and variance are those of the batch, and they update the layer's running statistics as usual. Only x is stored
+    for the backward pass, and besides it only the result is as large as the features. There are no second derivatives.
 
     Shape:
         - x: (N, C, height, width), for which `is_fused` holds
@@ -22,25 +22,25 @@ def pooled_batch_norm(x: Tensor, norm: _BatchNorm, side: int = 2) -> Tensor:
     """
     y, mean, variance = _PooledBatchNorm.apply(x, norm.weight, norm.bias, norm.eps, side)  # pyright: ignore
     if norm.track_running_stats:
-        remember(norm, mean, variance, x.numel() // x.shape[1])
+        update_running_statistics(norm, mean, variance, x.numel() // x.shape[1])
     return y
 
 
 def is_fused(norm: _BatchNorm, x: Tensor, side: int = 2) -> bool:
-    """Whether `pooled_batch_norm` does what the layer would: normalise by the batch, of one process, of more than one
-    pixel, with the channels innermost in memory and a whole number of cells, and nobody watching."""
-    own = type(norm) is not nn.BatchNorm2d or "forward" in vars(norm)  # the batch of several processes
-    watched = norm._forward_hooks or norm._forward_pre_hooks or torch.compiler.is_compiling()
+    """Whether `pooled_batch_norm` computes what the layer would: it trains on a batch of one process, of more than one
+    pixel, with the channels innermost in memory and a whole number of cells, and has no hooks."""
+    is_other = type(norm) is not nn.BatchNorm2d or "forward" in vars(norm)  # replaced by `synchronized`
+    is_hooked = norm._forward_hooks or norm._forward_pre_hooks or torch.compiler.is_compiling()
     whole = not any(s % side for s in x.shape[2:]) and x.numel() > x.shape[1]
-    return norm.training and norm.affine and whole and channels_innermost(x) and not own and not watched
+    return norm.training and norm.affine and whole and channels_innermost(x) and not is_other and not is_hooked
 
 
 @torch.no_grad()
-def remember(norm: _BatchNorm, mean: Tensor, variance: Tensor, num: int) -> None:
-    """Running means, as torch takes them: of the unbiased variance.
+def update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, num: int) -> None:
+    """Update the running statistics as torch does, with the unbiased variance.
 
     Args:
-        num: pixels of all images, over which mean and variance are taken.
+        num: number of pixels in all images, of which mean and variance are given.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -52,7 +52,7 @@ def remember(norm: _BatchNorm, mean: Tensor, variance: Tensor, num: int) -> None
 
 
 class _PooledBatchNorm(torch.autograd.Function):
-    """With s = w/sqrt(σ² + ε), n = (x - μ)/sqrt(σ² + ε), and g the gradient behind the ReLU:
+    """With s = w/sqrt(σ² + ε), n = (x - μ)/sqrt(σ² + ε), and g the gradient at the input of the ReLU:
 
     ∂x = s (g - mean of g - n · mean of g n),   ∂w = Σ g n,   ∂b = Σ g
     """
@@ -90,7 +90,7 @@ def _cells(x: Tensor, side: int) -> Tensor:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel.
 
-    Sums are of differences from the first pixel, so that a mean large beside the deviation cancels before.
+    The sums are over differences from the first pixel, against cancellation where the mean exceeds the deviation.
     """
     f = wide(x)
     first = f.flatten(0, -2)[0]
@@ -105,19 +105,20 @@ def pooled_affine_relu(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> 
 
 
 def gradient_sums(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ g and Σ g (x - μ), with g the gradient behind the ReLU."""
-    g, d = _behind_relu(g, x, mean, scale, bias)
+    """Σ g and Σ g (x - μ), with g the gradient at the input of the ReLU."""
+    g, d = _relu_backward(g, x, mean, scale, bias)
     return over_pixels(g, -1), over_pixels(g * d, -1)
 
 
 def pooled_affine_relu_backward(
     g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, mean_g: Tensor, slope: Tensor
 ) -> Tensor:
-    """s (g - mean of g - slope (x - μ)), with g the gradient behind the ReLU."""
-    g, d = _behind_relu(g, x, mean, scale, bias)
+    """s (g - mean of g - slope (x - μ)), with g the gradient at the input of the ReLU."""
+    g, d = _relu_backward(g, x, mean, scale, bias)
     return ((g - mean_g - d * slope) * scale).to(x.dtype)
 
 
-def _behind_relu(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _relu_backward(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient at the input of the ReLU from that at the cells, and x - μ."""
     d = wide(x) - mean
     return torch.where(d * scale + bias <= 0, 0.0, wide(g)[:, None, :, None] / x.shape[1] ** 2), d

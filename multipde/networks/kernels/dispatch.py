@@ -1,9 +1,9 @@
-"""Norm and activation in as few passes over memory as there are sums to wait for.
+"""Norms with their activations in one pass over memory for each reduction.
 
-The kernels are slow as they stand: torch.compile writes the loops, or they are in `kernels.native`. They take
-features as `by_channel` lays them out, (lines, pixels, C) with the channels innermost or (N, C, pixels), together with
-the axis of the channels, -1 or 1. Sums are kept in float32 or wider, and over pixels are those of every line first,
-which stay in the processor's cache.
+These kernels are only fast when torch.compile has fused their loops; `kernels.native` has the same ones in C++. They
+take features in the layout of `by_channel`, (lines, pixels, C) with the channels innermost or (N, C, pixels), and the
+axis of the channels, -1 or 1. Sums are computed in float32 or float64; those over pixels are first taken within lines,
+which fit into the processor's cache.
 """
 
 import logging
@@ -17,32 +17,32 @@ from torch import Tensor
 from multipde.networks.kernels import native
 
 VARIANTS = 256
-"""For how many shapes and precisions a kernel may be compiled in a process; torch's own 8 last for one level."""
+"""For how many shapes and precisions a process may compile a kernel; torch's own limit of 8 suffices for one level."""
 
-KEEP_NOTHING: dict[str, Any] = {"realize_reads_threshold": 64, "realize_opcount_threshold": 256}
-"""Of what two sums need, compute it twice: torch would write it to memory in between, which takes longer."""
+RECOMPUTE_SHARED: dict[str, Any] = {"realize_reads_threshold": 64, "realize_opcount_threshold": 256}
+"""Compute a value twice where two sums need it: otherwise torch.compile writes it to memory, which takes longer."""
 
 
 @cache
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel, compiled for every shape by itself, when it is first called with it; it has no gradient, and under
-    autocast is what it is without."""
+    """The kernel, compiled for each shape separately when it is first called with it; it has no gradient, and autocast
+    does not change it."""
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of CUDA where there is none
-    once = torch.compile(kernel, dynamic=False, options=KEEP_NOTHING)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where CUDA is missing
+    once = torch.compile(kernel, dynamic=False, options=RECOMPUTE_SHARED)
 
     def call(y: Tensor, *args: Any) -> Any:
         detached = (a.detach() if isinstance(a, Tensor) else a for a in (y, *args))
-        with torch.autocast(y.device.type, torch.bfloat16, enabled=False, cache_enabled=True):  # else one compiles anew
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=False, cache_enabled=True):  # else it recompiles
             return once(*detached)
 
     return call
 
 
 def fast(kernel: Callable[..., Any], y: Tensor) -> Callable[..., Any]:
-    """A kernel for lines or cells of features: in C++ where there is one for them, else compiled by torch."""
+    """The kernel for such lines or cells of features: in C++ where `native` handles them, else compiled by torch."""
     return getattr(native, kernel.__name__) if native.handles(y) else compiled(kernel)
 
 
@@ -51,37 +51,37 @@ def channels_innermost(y: Tensor) -> bool:
 
 
 def by_channel(y: Tensor, like: Tensor | None = None) -> tuple[Tensor, int]:
-    """Features (N, C, *size) as they lie in memory, or as others do that they are like: (N H, W, C) with the channels
-    innermost, else (N, C, pixels); and the axis of the channels."""
+    """Flatten features (N, C, *size) to (N H, W, C) where their own channels, or those of ``like``, are innermost in
+    memory, else to (N, C, pixels); the second result is the axis of the channels."""
     if channels_innermost(y if like is None else like):
         return y.movedim(1, -1).flatten(0, 1), -1
     return y.flatten(2), 1
 
 
-def like_features(flat: Tensor, y: Tensor) -> Tensor:
-    """What `by_channel` made of features like y, as features again."""
+def unflatten(flat: Tensor, y: Tensor) -> Tensor:
+    """Undo `by_channel` for features of the shape and layout of y."""
     if channels_innermost(y):
         return flat.view(len(y), *y.shape[2:], y.shape[1]).movedim(-1, 1)
     return flat.view(y.shape)
 
 
-def laid_like(g: Tensor, y: Tensor) -> Tensor:
-    """Features or a gradient in the layout of the features y."""
+def with_layout_of(g: Tensor, y: Tensor) -> Tensor:
+    """Features or a gradient g in the memory layout of the features y."""
     return g.contiguous(memory_format=torch.channels_last if channels_innermost(y) else torch.contiguous_format)
 
 
 def wide_type(y: Tensor) -> torch.dtype:
-    """The precision in which sums are kept."""
+    """The precision in which sums are computed."""
     return torch.promote_types(y.dtype, torch.float32)
 
 
 def wide(y: Tensor) -> Tensor:
-    """In the precision in which sums are kept."""
+    """The tensor in the precision in which sums are computed."""
     return y.to(wide_type(y))
 
 
 def spread(per_channel: Tensor, axis: int) -> Tensor:
-    """Numbers per channel (C,) as factors of features."""
+    """Values per channel (C,), reshaped so that they broadcast against features."""
     return per_channel if axis == -1 else per_channel[:, None]
 
 
@@ -102,7 +102,7 @@ def tv_forward(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, a
 def tv_backward(
     g: Tensor, y: Tensor, r: Tensor, scale: Tensor, bias: Tensor, relu: bool, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """∂y, ∂a and ∂b, see `multipde.networks.kernels.tv_norm`; where the ReLU is zero is computed anew."""
+    """∂y, ∂a and ∂b, see `multipde.networks.kernels.tv_norm`; the mask of the ReLU is recomputed."""
     a, g, n = spread(scale, axis), wide(g), wide(y) * r
     if relu:
         g = torch.where(n * a + spread(bias, axis) <= 0, 0.0, g)

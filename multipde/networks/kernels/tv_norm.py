@@ -16,7 +16,7 @@ def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = Fal
         N(y) = a · y / sqrt(Σ_c y_c² + ε) + b
 
     Args:
-        compiled: by `kernels`, which have to be compiled first.
+        compiled: use the compiled kernels, see `compile_layers`.
 
     Shape:
         - y, result: (N, C, *size)
@@ -24,13 +24,13 @@ def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = Fal
 
     Reference: Ruthotto & Haber (2018), eq. (9).
     """
-    if torch.compiler.is_compiling():  # the compiler fuses the passes, of the gradient too
+    if torch.compiler.is_compiling():  # torch.compile fuses the passes, those of the gradient too
         return _plain(y, scale, bias, eps, relu)
     return _TVNorm.apply(y, scale, bias, eps, relu, compiled)  # pyright: ignore[reportReturnType]
 
 
 def _plain(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
-    """The formula; its derivatives are those of autograd."""
+    """The formula, differentiated by autograd."""
     squares = wide(y).square().sum(dim=1, keepdim=True)
     inverse = torch.rsqrt(squares + eps).to(y.dtype)
     result = torch.addcmul(_spread(bias, y), y * inverse, _spread(scale, y))
@@ -38,12 +38,12 @@ def _plain(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool) -> Te
 
 
 class _TVNorm(torch.autograd.Function):
-    """With r = 1/sqrt(Σ y² + ε), n = r y, and g the gradient behind the activation:
+    """With r = 1/sqrt(Σ y² + ε), n = r y, and g the gradient at the input of the activation:
 
     ∂y = r (a g - n Σ_c a_c g_c n_c),   ∂a = Σ g n,   ∂b = Σ g over images and pixels
 
-    With the channels innermost in memory the sum over them is the product of a matrix and a vector. Where derivatives
-    of the gradient are wanted it is computed by autograd from the formula.
+    With the channels innermost in memory, the sum over them is computed as a matrix-vector product. Where second
+    derivatives are required, autograd differentiates the formula.
     """
 
     @staticmethod
@@ -65,13 +65,13 @@ class _TVNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         y, scale, bias, r, *out = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for derivatives of the gradient
+        if torch.is_grad_enabled():  # for second derivatives
             inputs = [t for t in (y, scale, bias) if t.requires_grad]
             found = iter(torch.autograd.grad(_plain(y, scale, bias, ctx.eps, ctx.relu), inputs, g, create_graph=True))
             return *(next(found) if t.requires_grad else None for t in (y, scale, bias)), *(None,) * 3
         if ctx.compiled:
             backward = native.tv_backward if ctx.native else _backward_by_torch
-            dy, da, db = backward(kernels.laid_like(g, y), y, r, scale, bias, ctx.relu, 1)
+            dy, da, db = backward(kernels.with_layout_of(g, y), y, r, scale, bias, ctx.relu, 1)
             return dy, da.to(scale), db.to(bias), None, None, None
         g = torch.ops.aten.threshold_backward(g, out[0], 0) if ctx.relu else g.clone()
         axes = (0, *range(2, y.dim()))
@@ -94,7 +94,7 @@ def _forward_by_torch(
 ) -> tuple[Tensor, Tensor]:
     flat, axis = kernels.by_channel(y)
     out, r = kernels.compiled(kernels.tv_forward)(flat, scale, bias, eps, relu, axis)
-    return kernels.like_features(out, y), r
+    return kernels.unflatten(out, y), r
 
 
 def _backward_by_torch(
@@ -102,14 +102,14 @@ def _backward_by_torch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     (flat, axis), (g, _) = kernels.by_channel(y), kernels.by_channel(g, like=y)
     dy, da, db = kernels.compiled(kernels.tv_backward)(g, flat, r, scale, bias, relu, axis)
-    return kernels.like_features(dy, y), da, db
+    return kernels.unflatten(dy, y), da, db
 
 
 def _over_channels(per_pixel: Tensor, y: Tensor) -> Tensor:
-    """Numbers per pixel (N, 1, *size) as factors of y: to be broadcast, or written out where that is faster.
+    """Values per pixel (N, 1, *size) as factors of y: for broadcasting, or expanded in memory where that is faster.
 
-    In bfloat16 torch takes 32 numbers at a time, and those of fewer channels one by one: for 16 channels four times as
-    slow as writing out the outer product with ones and multiplying by that.
+    In bfloat16 torch vectorises over 32 channels and handles fewer one by one, which for 16 channels takes four times
+    as long as an expansion by the outer product with ones and a product with the result.
     """
     if y.dtype != torch.bfloat16 or y.device.type != "cpu" or not channels_innermost(y):
         return per_pixel

@@ -1,4 +1,4 @@
-"""``multipde bench input``: images per second of the input on every level, against data_parallel at the full size."""
+"""``multipde bench input``: images per second of the input on every level, against averaging at the full size."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence

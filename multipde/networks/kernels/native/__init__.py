@@ -1,8 +1,8 @@
 """The kernels of the norms in C++ for the processor, compiled when they are first needed.
 
-Each does what the kernel of the same name in `kernels.dispatch` or `kernels.batch_norm` does, for
-features with the channels innermost in memory in float32 or bfloat16. They read memory once where what torch.compile
-makes of those reads it twice or three times, and are compiled once and not for every shape.
+Each computes the same as the kernel of its name in `kernels.dispatch` or `kernels.batch_norm`, for features in float32
+or bfloat16 with the channels innermost in memory. They read memory once where the code from torch.compile reads it two
+or three times, and they are compiled once for all shapes.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parent / "norms.cpp"
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp", "-shared", "-fPIC")
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
-"""Tried in turn: not every compiler knows all."""
+"""Options for the present processor, tried in turn because no compiler knows all of them."""
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -44,7 +44,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def _built() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or why there is none: of the last compiler that was tried."""
+    """The library, or the reason why the last compiler that was tried gives none."""
     reason = "none"
     for compiler in (os.environ.get("CXX"), *COMPILERS):
         if compiler and shutil.which(compiler):
@@ -63,12 +63,12 @@ def _compiled_by(compiler: str) -> ctypes.CDLL:
             tried = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if tried.returncode == 0:
                 return ctypes.CDLL(str(target))
-    said = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
-    raise NoCompilerError(next((line for line in said if "error" in line), said[-1]))
+    output = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
+    raise NoCompilerError(next((line for line in output if "error" in line), output[-1]))
 
 
 def handles(y: Tensor, axis: int = -1) -> bool:
-    """Whether there are kernels for features, or lines or cells of them, with the channels in the axis."""
+    """Whether there are kernels for these features, or lines or cells of features, with the channels on this axis."""
     if y.device.type != "cpu" or y.dtype not in DTYPES or type(y) not in (Tensor, torch.nn.Parameter):
         return False
     innermost = y.is_contiguous() if axis == -1 else y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
@@ -129,12 +129,12 @@ def pooled_affine_relu_backward(
 
 
 def _per_channel(y: Tensor, num: int) -> Tensor:
-    """Room for two numbers per channel."""
+    """Uninitialised memory for two numbers per channel."""
     return y.new_empty((2, num), dtype=torch.float32)
 
 
 def _for_channels(num: int, *given: Tensor) -> list[Tensor]:
-    """Each as many numbers in float32 as there are channels; there must be as many, or one."""
+    """Each tensor, of one number per channel or a single one, as contiguous float32 with one number per channel."""
     return [
         t
         if t.dtype is torch.float32 and t.shape == (num,) and t.is_contiguous()
@@ -152,11 +152,11 @@ ARGUMENTS = {
     "pooled_sums": (P, P, P, P, P, P, N, N, N),
     "pooled_backward": (P, P, P, P, P, P, P, P, N, N, N),
 }
-"""Of the functions in C++, followed by the numbers of channels and threads."""
+"""Types of the arguments of the functions in C++; the numbers of channels and threads follow them."""
 
 
 def _call(name: str, y: Tensor, num: int, *args: Tensor | float | int) -> None:
-    """The function for features like y, with so many channels; tensors by address."""
+    """Call the function for the type of y and this number of channels; tensors are passed by address."""
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
     _function(name, y.dtype)(*given, num, torch.get_num_threads())
 

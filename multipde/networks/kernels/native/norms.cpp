@@ -1,5 +1,5 @@
-// Norm and activation for features with the channels innermost in memory, in one pass over them for every sum that
-// has to be waited for: what Python calls, for features in float32 and bfloat16.
+// Norm and activation for features with the channels innermost in memory, in one pass over them for each
+// reduction: the functions that Python calls, for features in float32 and bfloat16.
 //
 // A pixel is a number of blocks of L channels. Sums over pixels are kept in float32 over a run of them and in float64
 // beyond; every thread has its own, which are added in order, so that results repeat bit for bit.

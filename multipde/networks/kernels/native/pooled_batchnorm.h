@@ -1,4 +1,4 @@
-// BatchNorm, ReLU and the mean over cells of side x side pixels, and their gradient: see batchnorm.py.
+// BatchNorm, ReLU and the mean over cells of side x side pixels, and their gradient: see batch_norm.py.
 #pragma once
 
 #include "vectors.h"
@@ -48,7 +48,7 @@ void pooled_forward(const T* x, const float* mean, const float* s, const float* 
     }
 }
 
-// Calls at(pixel, k, x - mean, gradient behind the ReLU) for all blocks of all pixels of one row of them.
+// Calls at(pixel, k, x - mean, gradient at the input of the ReLU) for all blocks of all pixels of one row of them.
 template <int L, int B, class T, class At>
 void behind_relu(const T* g, const T* x, const float* mean, const float* s, const float* b, int64_t row, int64_t width,
                  int64_t side, int64_t channels, At at) {
@@ -68,7 +68,7 @@ void behind_relu(const T* g, const T* x, const float* mean, const float* s, cons
     }
 }
 
-// The sums of h and h (x - mean), with h the gradient behind the ReLU.
+// The sums of h and h (x - mean), with h the gradient at the input of the ReLU.
 template <int L, int B, class T>
 void pooled_sums(const T* g, const T* x, const float* mean, const float* s, const float* b, float* totals, int64_t rows,
                  int64_t width, int64_t side, int64_t channels, int64_t threads) {

@@ -1,4 +1,4 @@
-// The TV norm with its activation, and its gradient: see kernels.py.
+// The TV norm with its activation, and its gradient: see tv_norm.py.
 #pragma once
 
 #include "vectors.h"

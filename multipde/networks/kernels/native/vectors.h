@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int64_t RUN = 256;  // pixels whose sums are kept in float32
-constexpr int AHEAD = 4096;   // bytes by which memory is asked for before it is needed
+constexpr int AHEAD = 4096;   // bytes by which memory is prefetched
 
 struct bfloat16 {
     uint16_t bits;
@@ -60,7 +60,7 @@ void store(bfloat16* p, Floats<L> v) {
 #endif
     const auto word = (typename Lanes<L>::words)v;
     const auto even = word + 0x7fff + ((word >> 16) & 1);      // to the nearest, ties to even
-    const auto rounded = (v == v) ? even : (word | 0x400000);  // not a number stays none
+    const auto rounded = (v == v) ? even : (word | 0x400000);  // NaN stays NaN
     const auto half = __builtin_convertvector(rounded >> 16, typename Lanes<L>::halves);
     std::memcpy(p, &half, sizeof half);
 }
@@ -134,7 +134,7 @@ std::vector<double> over_runs(int64_t num, int64_t run, int64_t channels, int64_
     return totals;
 }
 
-// That memory comes before it is needed.
+// Prefetches memory before it is needed.
 inline void ask_for(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + AHEAD); }
 
 }  // namespace
