@@ -16,11 +16,7 @@ QUICK_BYTES = 2**28
 
 
 def data_checksum(images: ImageData) -> str:
-    """SHA-256 of the training and test images with their labels.
-
-    For streamed files, names and lengths count instead of the pixels; for images that are transformed at random, the
-    pixels of the one fixed draw.
-    """
+    """SHA-256 of all images (random transforms: of the fixed draw; streamed files: of names, lengths) and labels."""
     digest = hashlib.sha256()
     for part in (images.train, images.test):
         _add(digest, part)
@@ -30,11 +26,8 @@ def data_checksum(images: ImageData) -> str:
 class FileChecksum:
     """SHA-256 of the contents of all streamed files of a data set, computed by a thread while the training goes on.
 
-    Nothing but the files themselves is opened, and no program is run.
-
-    Args:
-        images: streamed images. For others there is no checksum here, since `data_checksum` has read their pixels.
-        quick_bytes: if the files have no more bytes than this, they are read before the constructor returns.
+    Files of at most ``quick_bytes`` in all are read before the constructor returns. Only the files themselves are
+    opened, and no program is run. Images that are not streamed have no checksum here, but in `data_checksum`.
     """
 
     def __init__(self, images: ImageData, quick_bytes: int = QUICK_BYTES):
@@ -49,9 +42,6 @@ class FileChecksum:
 
     def result(self, wait: bool = False) -> str | None:
         """The checksum; None as long as it is not known, and if no files are streamed.
-
-        Args:
-            wait: return only when the checksum is known.
 
         Raises:
             ValueError: a file that cannot be read.

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.data import shapes
 from multipde.data.folder import load_folder
-from multipde.data.image_data import ImageData
-from multipde.data.named import TORCHVISION, load_shapes, load_torchvision
+from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
+from multipde.data.images import TensorImages
 from multipde.data.pairs import load_pair
 from multipde.data.seeds import stream
 
@@ -36,11 +37,10 @@ def load_data(
             torchvision-style data set or (images, labels) tensors, images uint8 or on [0, 1]; or an `ImageData`.
         root: directory of the data set.
         size: largest image side in pixels that is needed. Shapes are rendered at this size. Images of a folder are
-            resized to it, unless all are squares that are smaller. Other data keep their own size.
+            resized to it, unless all are squares of one smaller size. Other data keep their own size.
         download: fetch a torchvision data set that is not there.
         stream_files: decode the images of a folder batch by batch; None decides by their number and size.
-        num_train: number of training shapes.
-        num_test: number of test shapes.
+        num_train, num_test: numbers of shapes.
         seed: of the shapes.
 
     Raises:
@@ -55,12 +55,12 @@ def load_data(
     if not isinstance(source, str):
         raise ValueError(f"data must be a name or a pair (train, test), got {type(source).__name__}")
     if source == "shapes":
-        return load_shapes(num_train, num_test, size or 32, seed)
+        return _load_shapes(num_train, num_test, size or 32, seed)
     if source == "folder":
         return load_folder(_existing(source, root), size, stream_files)
-    if source in TORCHVISION:
+    if source in DATA_NAMES:
         directory = root if download and root is not None else _existing(source, root)
-        return load_torchvision(source, str(directory), download)
+        return _load_torchvision(source, str(directory), download)
     raise ValueError(f"data must be one of {', '.join(DATA_NAMES)}, or a pair (train, test), got {source!r}")
 
 
@@ -80,6 +80,39 @@ def split_indices(num: int, seed: int, validation: float = 0.2) -> tuple[Tensor,
         raise ValueError(f"validation must leave images on both sides, got {validation} of {num} images")
     order = torch.randperm(num, generator=stream(seed, "split"))
     return order[num_validation:], order[:num_validation]
+
+
+def _load_shapes(num_train: int, num_test: int, size: int, seed: int) -> ImageData:
+    needed = 3 * size**2 * (num_train + num_test)
+    if not (min(num_train, num_test) > 0 and needed <= MEMORY_BYTES):
+        raise ValueError(
+            f"images must fit into {MEMORY_BYTES >> 30} GiB, got {num_train} and {num_test} shapes of size {size}"
+        )
+    numbers = enumerate((num_train, num_test))
+    train, test = (TensorImages(*shapes.render_shapes(num, size, seed=2 * seed + k)) for k, num in numbers)
+    return ImageData("shapes", train, test, shapes.CLASS_NAMES, size, *channel_statistics(train, size))
+
+
+def _load_torchvision(name: str, root: str, download: bool) -> ImageData:
+    from torchvision import datasets
+
+    kind, splits = getattr(datasets, name.upper()), ("train", "test") if name == "stl10" else (True, False)
+    try:
+        parts = [kind(root, split, download=download) for split in splits]
+    except RuntimeError as error:
+        raise ValueError(f"root must hold {name}, got none in {root} ({error}); type --download to fetch it") from None
+    except OSError as error:
+        raise ValueError(f"{name} must be readable or downloadable, got {error}") from None
+    train, test = (_stored(part) for part in parts)
+    size = train.images.shape[-1]
+    return ImageData(name, train, test, tuple(parts[0].classes), size, *channel_statistics(train, size))
+
+
+def _stored(part: Any) -> TensorImages:
+    """The images that a torchvision set holds decoded: (N, H, W, C) in CIFAR, (N, C, H, W) in STL-10."""
+    images = torch.from_numpy(part.data)
+    labels = torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels)
+    return TensorImages(images if images.shape[1] == 3 else images.permute(0, 3, 1, 2).contiguous(), labels.long())
 
 
 def _existing(name: str, root: str | Path | None) -> Path:

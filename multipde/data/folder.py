@@ -7,42 +7,35 @@ import torch
 from torch import Tensor
 
 from multipde.data.decode import DecodedCache, decode_images, image_sizes
-from multipde.data.image_data import MEMORY_BYTES, ImageData, with_statistics
+from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
 
 
 def load_folder(root: Path, size: int | None, stream_files: bool | None) -> ImageData:
-    """The images of ``root/train/CLASS/*`` and ``root/test/CLASS/*``, under the name of the folder.
-
-    Args:
-        size: image side in pixels; None takes that of the files.
-        stream_files: decode the files batch by batch; None does so where all images take more than `MEMORY_BYTES`.
-
-    Raises:
-        ValueError: a missing or empty folder, a class that only one of the two parts has, a broken image.
-    """
-    class_names, train_paths, train_labels = _list_classes(root / "train")
+    """The images of ``root/train/CLASS/*`` and ``root/test/CLASS/*``, under the name of the folder."""
+    names, train_paths, train_labels = _list_classes(root / "train")
     test_names, test_paths, test_labels = _list_classes(root / "test")
-    if test_names != class_names:
-        odd = sorted(set(class_names) ^ set(test_names))
+    if test_names != names:
+        odd = sorted(set(names) ^ set(test_names))
         raise ValueError(f"root must hold the same classes in train and test, got {odd[0]!r} in only one of them")
     paths = [*train_paths, *test_paths]
     cache = DecodedCache(paths, size)
-    kept = None if stream_files else cache.read()
-    if kept is None:
+    images, notes = (None if stream_files else cache.read()) or (None, [])
+    if images is None:
         side, notes = _common_side(image_sizes(paths), size)
         num_bytes = 3 * side**2 * len(paths)
         if stream_files or (stream_files is None and num_bytes > MEMORY_BYTES):
             notes.append(f"{len(paths):,} images streamed from their files ({num_bytes / 2**30:.2f} GiB decoded)")
-            streamed = StreamedImages(train_paths, train_labels), StreamedImages(test_paths, test_labels)
-            return with_statistics(root.name, *streamed, class_names, side, notes)
-        kept = decode_images(paths, side), notes
-        cache.write(*kept)
-    images, notes = kept
-    train = TensorImages(images[: len(train_paths)], train_labels)
-    test = TensorImages(images[len(train_paths) :], test_labels)
-    return with_statistics(root.name, train, test, class_names, images.shape[-1], notes)
+        else:
+            images = decode_images(paths, side)
+            cache.write(images, notes)
+    if images is None:
+        train, test = StreamedImages(train_paths, train_labels), StreamedImages(test_paths, test_labels)
+    else:
+        num, side = len(train_paths), images.shape[-1]
+        train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
+    return ImageData(root.name, train, test, tuple(names), side, *channel_statistics(train, side), tuple(notes))
 
 
 def image_files(directory: Path) -> list[Path]:

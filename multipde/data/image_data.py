@@ -1,6 +1,5 @@
 """What a data set is for training and evaluation: its images, its classes and its statistics."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +16,8 @@ class ImageData:
     """Training and test images, the names of their classes, and the statistics that normalise them.
 
     Args:
-        name: of the data set.
         size: image side in pixels at which the images are kept.
-        mean: per channel on [0, 1], of the training images.
-        std: per channel on [0, 1], of the training images.
+        mean, std: per channel on [0, 1], of the training images.
         notes: what was done to the images that the user should know, a line each.
         transforms_itself: the data set transforms its training images at random, anew in every epoch.
     """
@@ -36,15 +33,7 @@ class ImageData:
     transforms_itself: bool = False
 
 
-def with_statistics(
-    name: str, train: ImageSet, test: ImageSet, class_names: Sequence[str], size: int, notes: Sequence[str] = ()
-) -> ImageData:
-    """A data set with the mean and the standard deviation of its training images."""
-    mean, std = _channel_statistics(train, size)
-    return ImageData(name, train, test, tuple(class_names), size, mean, std, tuple(notes))
-
-
-def _channel_statistics(images: ImageSet, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: ImageSet, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel on [0, 1]; where files are streamed, of at most 2,000 of the images."""
     num = len(images)
     order = torch.arange(num)

@@ -26,14 +26,10 @@ class ImageSet(Protocol):
     labels: Tensor
 
     def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
-        """A batch for every part, on the device.
+        """For every part images (batch, C, size, size) on 0..255 as float32 and labels (batch,), on the device.
 
         Args:
-            key: names the draw where the images are transformed at random; None means the one fixed draw, on which
-                networks are evaluated and calibrated. Other images are the same for every key.
-
-        Shape:
-            - each: images (batch, C, size, size) on 0..255 as float32, labels (batch,)
+            key: names the draw if the images are transformed at random; None is the fixed draw, for all but training.
         """
         ...
 

@@ -1,16 +1,14 @@
 """Pairs (train, test) that the user gives in Python: torchvision-style data sets, or tensors."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multipde.data.image_data import ImageData, with_statistics
+from multipde.data.image_data import ImageData, channel_statistics
 from multipde.data.images import TensorImages
-from multipde.data.items import read_items, to_uint8, transforms_at_random
-from multipde.data.transformed import TransformedImages
+from multipde.data.transformed import TransformedImages, read_items, to_uint8, transforms_at_random
 
 TRANSFORMS_ITSELF = (
     "the data set transforms its training images at random: they are read anew in every epoch, "
@@ -21,29 +19,23 @@ TRANSFORMS_ITSELF = (
 def load_pair(pair: Sequence[Any]) -> ImageData:
     """A user's training and test images.
 
-    Training images whose data set transforms them at random may have any shape; they are brought to the test images'.
-    All others, and all test images, are read once.
-
-    Raises:
-        ValueError: images or labels that are not as `load_data` says.
+    Training images that their data set transforms at random may have any shape, and are brought to that of the test
+    images. All others, and all test images, are read once.
     """
     test = _in_memory(pair[1], "test")
     is_random = not _is_tensors(pair[0]) and transforms_at_random(_checked(pair[0], "train"), "train")
     train = TransformedImages.read(pair[0], test.images.shape[1:]) if is_random else _in_memory(pair[0], "train")
     fixed = train.fixed if isinstance(train, TransformedImages) else train
-    if fixed.images.shape[1:] != test.images.shape[1:]:
-        raise ValueError(
-            f"train and test images must have one shape, got {tuple(fixed.images.shape[1:])} "
-            f"and {tuple(test.images.shape[1:])}"
-        )
+    found, expected = tuple(fixed.images.shape[1:]), tuple(test.images.shape[1:])
+    if found != expected:
+        raise ValueError(f"train and test images must have one shape, got {found} and {expected}")
     labels = torch.cat([train.labels, test.labels])
     num_classes = int(labels.max()) + 1
-    names = getattr(pair[0], "classes", None) or [str(k) for k in range(num_classes)]
+    names = tuple(getattr(pair[0], "classes", None) or [str(k) for k in range(num_classes)])
     if labels.min() < 0 or num_classes > len(names):
         raise ValueError(f"labels must lie in 0..{len(names) - 1}, got {int(labels.min())} to {num_classes - 1}")
-    notes = [TRANSFORMS_ITSELF] if is_random else []
-    data = with_statistics("own", train, test, names, fixed.images.shape[-1], notes)
-    return replace(data, transforms_itself=is_random)
+    notes = (TRANSFORMS_ITSELF,) if is_random else ()
+    return ImageData("own", train, test, names, found[-1], *channel_statistics(train, found[-1]), notes, is_random)
 
 
 def _is_tensors(part: Any) -> bool:
@@ -60,7 +52,14 @@ def _checked(part: Any, which: str) -> Any:
 
 def _in_memory(part: Any, which: str) -> TensorImages:
     """Images and labels, read once."""
-    images, labels = part if _is_tensors(part) else _read_once(_checked(part, which), which)
+    if _is_tensors(part):
+        images, labels = part
+    else:
+        items = read_items(_checked(part, which), which, range(len(part)))
+        found = {tuple(image.shape) for image, _ in items}
+        if len(found) > 1:
+            raise ValueError(f"{which} images must have one shape, got {sorted(found)[:2]}; add a Resize transform")
+        images, labels = torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
     if images.dim() < 3 or len(images) != len(labels) or not len(images):
         raise ValueError(
             f"{which} must hold images (N, C, *size) and as many labels, got {tuple(images.shape)} and {len(labels)}"
@@ -70,11 +69,3 @@ def _in_memory(part: Any, which: str) -> TensorImages:
     if labels.is_floating_point() and bool((labels != labels.round()).any()):
         raise ValueError(f"{which} labels must be whole numbers, got {labels.tolist()[:3]}")
     return TensorImages(to_uint8(images, f"{which} images"), labels.long())
-
-
-def _read_once(part: Any, which: str) -> tuple[Tensor, Tensor]:
-    items = read_items(part, which, range(len(part)))
-    shapes = {tuple(image.shape) for image, _ in items}
-    if len(shapes) > 1:
-        raise ValueError(f"{which} images must have one shape, got {sorted(shapes)[:2]}; add a Resize transform")
-    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])

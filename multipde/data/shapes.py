@@ -55,10 +55,9 @@ def _render(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     colours = uniform(0, 0.6, 3, 3)  # of the shape and of both ends of the ramp
     contrast = uniform(0.4, 0.9, 1)
     direction = torch.nn.functional.normalize(uniform(0, 1, 3), dim=1)
-    colours[:, 0] = (colours[:, 1:].mean(1) + contrast * direction).clamp(0, 1)
-    colours[:, 1:] = colours[:, 1:].mean(1, keepdim=True) + 0.3 * (
-        colours[:, 1:] - colours[:, 1:].mean(1, keepdim=True)
-    )
+    mean = colours[:, 1:].mean(1)
+    colours[:, 0] = (mean + contrast * direction).clamp(0, 1)
+    colours[:, 1:] = mean[:, None] + 0.3 * (colours[:, 1:] - mean[:, None])
     patch, ramp, noise = uniform(0.1, 0.9, 2), uniform(0, 2 * math.pi), uniform(0.02, 0.06)
 
     points = (torch.arange(FINE_SIZE) + 0.5) / FINE_SIZE

@@ -1,15 +1,21 @@
-"""Labelled images that their data set transforms at random whenever it is asked for one."""
+"""Torchvision-style data sets: read item by item, once or, where they transform their images at random, every epoch."""
 
+import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from multipde.data.images import Batch, Key, Part, TensorImages
-from multipde.data.items import read_items
+from multipde.data.seeds import stream_seed
 from multipde.mesh.pyramid import resize_images
+
+NUM_READS = 32
+"""The first item is read so often before its transforms count as deterministic: some change an image only rarely."""
 
 
 @dataclass
@@ -34,11 +40,7 @@ class TransformedImages:
 
     @classmethod
     def read(cls, data_set: Any, shape: Sequence[int]) -> "TransformedImages":
-        """All images of a data set, whose fixed draw gets the shape (C, *size).
-
-        Raises:
-            ValueError: an item that cannot be read or has another number of channels or axes, with its index.
-        """
+        """All images of a data set, whose fixed draw gets the shape (C, *size)."""
         items = read_items(data_set, "train", range(len(data_set)))
         images = [_resized(image, shape, i).round().to(torch.uint8) for i, (image, _) in enumerate(items)]
         fixed = TensorImages(torch.stack(images), torch.tensor([label for _, label in items]))
@@ -56,21 +58,81 @@ class TransformedImages:
             return
         num_channels, *sides = self.fixed.images.shape[1:]
         for size, index in parts:
-            items = self.indices[index].tolist()
-            shape, labels = (num_channels, *[size] * len(sides)), self.labels[index]
-            images = torch.empty(len(items), *shape)
-            read = read_items(self.data_set, "train", items, key)
-            for row, item, (image, label), expected in zip(images, items, read, labels.tolist(), strict=True):
-                row.copy_(_resized(image, shape, item))
-                if label != expected:
-                    raise ValueError(f"train item {item} must have one label, got {expected} and {label}")
+            shape, indices = (num_channels, *[size] * len(sides)), self.indices[index].tolist()
+            images, labels = torch.empty(len(indices), *shape), self.labels[index]
+            for k, (image, label) in enumerate(read_items(self.data_set, "train", indices, key)):
+                images[k] = _resized(image, shape, indices[k])
+                if label != labels[k]:
+                    raise ValueError(f"train item {indices[k]} must keep its label {labels[k]}, got {label}")
             yield images.to(device), labels.to(device)
 
 
-def _resized(image: Tensor, shape: Sequence[int], item: int) -> Tensor:
+def read_items(data_set: Any, which: str, indices: Sequence[int], key: Key | None = None) -> list[tuple[Tensor, int]]:
+    """Images as uint8 and labels; random transforms depend on the key (None for the fixed draw) and the index alone.
+
+    Raises:
+        ValueError: an item that is not an image (uint8 or on [0, 1]) with a label; the message names its index.
+    """
+    with _random_states_restored():
+        return [_read(data_set, which, i, stream_seed(*(key or ("fixed draw",)), "transform", i)) for i in indices]
+
+
+def transforms_at_random(data_set: Any, which: str) -> bool:
+    """Whether the first item differs between seeds; if it differs under one seed, it cannot be repeated: ValueError."""
+    with _random_states_restored():
+        first, _ = _read(data_set, which, 0, 0)
+        if all(torch.equal(first, _read(data_set, which, 0, seed)[0]) for seed in range(1, NUM_READS)):
+            return False
+        if all(torch.equal(first, _read(data_set, which, 0, 0)[0]) for _ in range(NUM_READS)):
+            return True
+    raise ValueError(
+        f"{which} must draw random numbers from the global CPU generators of torch, random or numpy, "
+        "got item 0 with other pixels under the same seeds"
+    )
+
+
+def to_uint8(images: Tensor, name: str) -> Tensor:
+    """Images that are uint8 or lie on [0, 1], as uint8; any others are a ValueError with the name."""
+    if images.dtype == torch.uint8:
+        return images
+    if images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all()):
+        return (images * 255).round().to(torch.uint8)
+    values = f"{images.min():g} to {images.max():g}; leave out Normalize"
+    raise ValueError(
+        f"{name} must be uint8 or lie in [0, 1], got {values if images.is_floating_point() else images.dtype}"
+    )
+
+
+def _read(data_set: Any, which: str, index: int, seed: int) -> tuple[Tensor, int]:
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would move those of GPUs too
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        image, label = data_set[index]
+        image = image if isinstance(image, Tensor) else pil_to_tensor(image)
+        if int(label) != label:
+            raise ValueError(f"label {label}")
+    except Exception as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{which} item {index} must be an image with a whole number as label, got {found}") from error
+    return to_uint8(image, f"{which} item {index}"), int(label)
+
+
+def _resized(image: Tensor, shape: Sequence[int], index: int) -> Tensor:
     if image.dim() != len(shape) or image.shape[0] != shape[0]:
-        raise ValueError(
-            f"train item {item} must have {shape[0]} channels and {len(shape) - 1} axes like the test images, "
-            f"got shape {tuple(image.shape)}"
-        )
+        expected = f"{shape[0]} channels and {len(shape) - 1} axes like the test images"
+        raise ValueError(f"train item {index} must have {expected}, got shape {tuple(image.shape)}")
     return resize_images(image[None].float(), shape[1:])[0]
+
+
+@contextmanager
+def _random_states_restored() -> Iterator[None]:
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
