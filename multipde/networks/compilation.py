@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from multipde.networks.kernels import native
-from multipde.networks.kernels.dispatch import channels_innermost, compiled, over_pixels
+from multipde.networks.kernels.dispatch import channels_innermost, compiled, sum_over_pixels
 from multipde.networks.layers import ControlledLayer, Opening
 
 
@@ -35,7 +35,7 @@ def check_compiler(device: torch.device, by_torch: bool = False) -> None:
     """Raise ValueError unless the kernels for the processor can be compiled here, or a small one by torch.compile."""
     try:
         if by_torch:
-            compiled(over_pixels)(torch.zeros(2, 3, 4, device=device), -1)
+            compiled(sum_over_pixels)(torch.zeros(2, 3, 4, device=device), -1)
         else:
             native.library()
     except Exception as error:  # a compiler can fail in any way

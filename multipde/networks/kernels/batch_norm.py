@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.networks.kernels.dispatch import channels_innermost, fast, over_pixels, wide
+from multipde.networks.kernels.dispatch import channels_innermost, kernel_for, sum_over_pixels, wide
 
 
 def pooled_batch_norm(x: Tensor, norm: _BatchNorm, side: int = 2) -> Tensor:
@@ -60,9 +60,9 @@ class _PooledBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, side: int) -> tuple[Tensor, ...]:
         cells = _cells(x, side)
-        mean, variance = fast(moments, cells)(cells)
+        mean, variance = kernel_for(moments, cells)(cells)
         inverse = (variance + eps).rsqrt()
-        y = fast(pooled_affine_relu, cells)(cells, mean, weight * inverse, bias)
+        y = kernel_for(pooled_affine_relu, cells)(cells, mean, weight * inverse, bias)
         ctx.save_for_backward(x, mean, inverse, weight, bias)
         ctx.side = side
         ctx.mark_non_differentiable(mean, variance)
@@ -75,9 +75,9 @@ class _PooledBatchNorm(torch.autograd.Function):
         lines = g.contiguous(memory_format=torch.channels_last).movedim(1, -1).flatten(0, 1)
         cells = _cells(x, ctx.side)
         known = (lines, cells, mean, weight * inverse, bias)
-        sum_g, sum_gd = fast(gradient_sums, cells)(*known)
+        sum_g, sum_gd = kernel_for(gradient_sums, cells)(*known)
         dw, num = sum_gd * inverse, x.numel() // x.shape[1]
-        dx = fast(pooled_affine_relu_backward, cells)(*known, sum_g / num, dw * inverse / num)
+        dx = kernel_for(pooled_affine_relu_backward, cells)(*known, sum_g / num, dw * inverse / num)
         return dx.view(len(x), *x.shape[2:], -1).movedim(-1, 1), dw, sum_g, None, None
 
 
@@ -95,7 +95,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     f = wide(x)
     first = f.flatten(0, -2)[0]
     d, num = f - first, x.numel() // x.shape[-1]
-    shift, square = over_pixels(d, -1) / num, over_pixels(d.square(), -1) / num
+    shift, square = sum_over_pixels(d, -1) / num, sum_over_pixels(d.square(), -1) / num
     return first + shift, (square - shift.square()).clamp_min(0)
 
 
@@ -107,7 +107,7 @@ def pooled_affine_relu(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> 
 def gradient_sums(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Σ g and Σ g (x - μ), with g the gradient at the input of the ReLU."""
     g, d = _relu_backward(g, x, mean, scale, bias)
-    return over_pixels(g, -1), over_pixels(g * d, -1)
+    return sum_over_pixels(g, -1), sum_over_pixels(g * d, -1)
 
 
 def pooled_affine_relu_backward(

@@ -41,7 +41,7 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def fast(kernel: Callable[..., Any], y: Tensor) -> Callable[..., Any]:
+def kernel_for(kernel: Callable[..., Any], y: Tensor) -> Callable[..., Any]:
     """The kernel for such lines or cells of features: in C++ where `native` handles them, else compiled by torch."""
     return getattr(native, kernel.__name__) if native.handles(y) else compiled(kernel)
 
@@ -85,7 +85,7 @@ def spread(per_channel: Tensor, axis: int) -> Tensor:
     return per_channel if axis == -1 else per_channel[:, None]
 
 
-def over_pixels(y: Tensor, axis: int) -> Tensor:
+def sum_over_pixels(y: Tensor, axis: int) -> Tensor:
     """Sum over everything but the channels."""
     inner = [d for d in range(1, y.dim()) if d != axis % y.dim()]
     return y.sum(inner).sum(0)
@@ -108,4 +108,4 @@ def tv_backward(
         g = torch.where(n * a + spread(bias, axis) <= 0, 0.0, g)
     q = g * n
     dy = (a * g - n * (a * q).sum(axis, keepdim=True)) * r
-    return dy.to(y.dtype), over_pixels(q, axis), over_pixels(g, axis)
+    return dy.to(y.dtype), sum_over_pixels(q, axis), sum_over_pixels(g, axis)
