@@ -2,144 +2,199 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union, get_args
 
 import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
 
-IMAGES = ("data", "root", "download", "stream", "size")
 
-OWN_OPTIONS = {
-    "transfer": (*IMAGES, "amp", "run_dir", "small", "arms", "dynamics", "seeds", "budget", "workers"),
-    "regimes": (*IMAGES, "amp", "run_dir"),
-    "finetune": (*IMAGES, "amp", "run_dir", "checkpoint"),
-    "step": ("amp", "dynamics", "batch", "compile"),
-    "memory": ("amp", "dynamics"),
-    "scaling": ("amp", "dynamics", "batch", "processes"),
-    "input": (),
-}
-"""Of the options that not all studies have, those of each."""
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Options that all studies have."""
 
-Study = Literal["transfer", "regimes", "finetune", "step", "memory", "scaling", "input"]
+    out: Path | None = None
+    """File to which the rows are appended. Left out: none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def given(self) -> dict[str, Any]:
+        """All options by name, and the log, for the function of the study.
+
+        Raises:
+            ValueError: a list without an entry.
+        """
+        from multipde.runtime.console import Log
+
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in options.items():
+            if value == ():
+                raise ValueError(f"{name} must name at least one, got none")
+        return options | {"log": Log()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(DataOptions):
-    """Measure against the rivals.
+class Precise(Measurement):
+    """Options of all studies in which a network computes."""
 
-    transfer: ways from coarse to fine, all with the same work. regimes: where which map of the stencils is right, by
-    the smoothness of images and networks. finetune: how many images a converted --checkpoint must see again. step: a
-    training step against its bare convolutions. memory: what a block of many time steps holds, and for how long.
-    scaling: a training step shared by one, two, ... processes. input: images per second that reach the network on every
-    level, from JPEG files of 256 pixels and from memory.
+    amp: AmpName = "off"
+    """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
 
-    Rows are appended to a file as they are finished; what is there is not done again, so that a study can be cut off
-    and taken up, and ends with its tables and a figure beside the file. Only step, memory, scaling and input are
-    measured anew each time, and written where --out says so.
-    """
 
-    study: Annotated[Study, tyro.conf.Positional]
-    """What to measure."""
-    data: DataName | None = None
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: shapes, or the checkpoint's own."""
+@dataclass(frozen=True, kw_only=True)
+class Trained(DataOptions, Precise):
+    """Options of all studies that train networks; rows that the file has are not measured again."""
+
     size: int = 32
-    """Full image side in pixels; for finetune the new one."""
-    checkpoint: Path | None = None
-    """For finetune: the network to be converted."""
+    """Full image side in pixels; of finetune the new one."""
+    run_dir: Path = Path("runs/bench")
+    """Directory of the study."""
+    out: Path | None = None
+    """File of rows; the figure lies beside it. Left out: rows.jsonl in the directory of the study."""
+
+    def given(self) -> dict[str, Any]:
+        own = {"data": (self.data, self.options()), "out": self.out or self.run_dir / "rows.jsonl"}
+        inside = ("root", "download", "stream", "run_dir")
+        return {name: value for name, value in (super().given() | own).items() if name not in inside}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Trained):
+    """Ways from coarse to fine levels, all with the same work."""
+
+    data: DataName = "shapes"
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    run_dir: Path = Path("runs/bench-transfer")
+    """Where the trainings are recorded; one that was interrupted is continued."""
     small: bool = False
     """A quick version, about ten minutes on two cores: a quarter of the work, two seeds."""
     arms: tuple[str, ...] | None = None
     """Only these arms. Left out: all once, then fine only, copy and the two best with every dynamics and seed."""
-    dynamics: tuple[DynamicsName, ...] | None = None
-    """Dynamics for --arms, step, memory and scaling. Left out: hamiltonian for --arms, else all."""
+    dynamics: tuple[DynamicsName, ...] = ("hamiltonian",)
+    """Dynamics for --arms."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the second part, or of --arms."""
     budget: float = 2.0
     """Work of every training in epochs at the full size; half of it for other dynamics than hamiltonian."""
-    batch: int | Literal["auto"] | None = None
-    """Images in a step, for step and scaling; for step also auto: as many pixels at all sizes. Left out: 125, 128."""
-    compile: bool = False
-    """For step: norms compiled, and beside them those that are not."""
-    processes: tuple[int, ...] | None = None
-    """For scaling: numbers of processes. Left out: 1, 2, 4, ... up to the number of GPUs, or of cores."""
-    out: Path | None = None
-    """File of rows. Left out: rows.jsonl in the run directory."""
-    run_dir: Path | None = None
-    """Where the trainings are recorded. Left out: runs/bench-STUDY."""
     workers: int = 1
     """Trainings at a time."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    amp: AmpName = "off"
-    """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
 
     def run_command(self) -> None:
-        from multipde.runtime.console import Log
-        from multipde.storage.rows import check_rows
-
-        run_dir = self.run_dir or Path("runs") / f"bench-{self.study}"
-        out = self.out or run_dir / "rows.jsonl"
-        self._check_given()
-        if self.out is not None:
-            check_rows(self.out)
-        if self.study == "input":
-            from multipde.studies.bench.input import input_study
-
-            input_study(self.out, device=self.device, log=Log())
-            return
-        if self.study in ("step", "memory", "scaling"):
-            from multipde.studies.bench.memory import memory_study
-            from multipde.studies.bench.scaling import scaling_study
-            from multipde.studies.bench.step import step_study
-
-            study = {"step": step_study, "memory": memory_study, "scaling": scaling_study}[self.study]
-            given = {"balance": True} if self.batch == "auto" else {"batch": self.batch, "processes": self.processes}
-            given |= {"compiled": True} if self.compile else {}
-            given = {name: value for name, value in given.items() if value is not None}
-            study(self.out, device=self.device, amp=self.amp, log=Log(), dynamics=self.dynamics, **given)
-            return
-        shared = {"size": self.size, "device": self.device, "amp": self.amp, "log": Log()}
-        name = self.data or "shapes"
-        if self.study == "regimes":
-            from multipde.studies.bench.regimes import regimes_study
-
-            regimes_study(name, self.options(), out, **shared)
-            return
-        if self.study == "finetune":
-            from multipde.studies.bench.finetune import finetune_study
-
-            source = None if self.data is None else (self.data, self.options())
-            finetune_study(self.checkpoint, source, out, **shared)
-            return
         from multipde.studies.bench.transfer_study import transfer_study
 
-        transfer_study(
-            name,
-            self.options(),
-            out,
-            small=self.small,
-            arms=self.arms,
-            dynamics=self.dynamics or ("hamiltonian",),
-            seeds=self.seeds,
-            budget=self.budget,
-            run_dir=run_dir,
-            workers=self.workers,
-            **shared,
-        )
+        transfer_study(**self.given(), run_dir=self.run_dir)
 
-    def _check_given(self) -> None:
-        """Raise ValueError for an option that the study does not have."""
-        special = {name for names in OWN_OPTIONS.values() for name in names} - set(OWN_OPTIONS[self.study])
-        for field in fields(self):
-            if field.name in special and getattr(self, field.name) != field.default:
-                flag = field.name.replace("_", "-")
-                raise ValueError(f"{field.name} must be left out for bench {self.study}, got --{flag}")
-            if getattr(self, field.name) == ():
-                raise ValueError(f"{field.name} must name at least one, got none")
-        if isinstance(self.batch, int) and self.batch < 1:
-            raise ValueError(f"batch must be positive, got {self.batch}")
-        if isinstance(self.batch, int) and self.batch >= 2**31:
-            raise ValueError(f"batch must be below 2^31, got {self.batch}")
-        if self.study == "scaling" and self.batch == "auto":
-            raise ValueError("batch must be a number for bench scaling, got auto")
+
+@dataclass(frozen=True, kw_only=True)
+class Regimes(Trained):
+    """Which map of the stencils is right, depending on the smoothness of images and networks."""
+
+    data: DataName = "shapes"
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    run_dir: Path = Path("runs/bench-regimes")
+    """Directory of the study."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.regimes import regimes_study
+
+        regimes_study(**self.given())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Trained):
+    """Accuracy of a converted network, by the number of images on which it is trained again."""
+
+    checkpoint: Path
+    """The network to be converted: a run directory, or one written by `save`."""
+    run_dir: Path = Path("runs/bench-finetune")
+    """Directory of the study."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.finetune import finetune_study
+
+        finetune_study(**self.given() | {"data": self.of(self.checkpoint)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(Precise):
+    """Options of all studies of the time and memory of a training step."""
+
+    dynamics: tuple[DynamicsName, ...] = get_args(DynamicsName)
+    """Dynamics of the networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Timed):
+    """A training step, beside the bare convolutions of the same network."""
+
+    batch: int | Literal["auto"] = 125
+    """Images in a step; auto: 125 at the largest size, and as many pixels at the others."""
+    compile: bool = False
+    """Compile the norms, and measure the step without compiled norms beside it."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.step_speed import step_study
+
+        step_study(**self.given())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(Timed):
+    """Peak memory and time of a block with many time steps, for every way to keep its states."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.memory import memory_study
+
+        memory_study(**self.given())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling(Timed):
+    """A training step that is shared by one, two, ... processes."""
+
+    batch: int = 128
+    """Images in a step, of all processes together."""
+    processes: tuple[int, ...] | None = None
+    """Numbers of processes. Left out: 1, 2, 4, ... up to the number of GPUs, or of cores."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.scaling import scaling_study
+
+        scaling_study(**self.given())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input(Measurement):
+    """Images per second that reach the network on every level, from JPEG files of 256 pixels and from memory."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.input import input_study
+
+        input_study(**self.given())
+
+
+STUDIES = {
+    "transfer": Transfer,
+    "regimes": Regimes,
+    "finetune": Finetune,
+    "step": Step,
+    "memory": Memory,
+    "scaling": Scaling,
+    "input": Input,
+}
+Study = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in STUDIES.items())]  # noqa: UP007
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure the library beside its rivals.
+
+    A row is written as soon as it is measured. Studies that train networks do not repeat the rows that their file has,
+    so that a study that was interrupted goes on with the same command; the other studies measure everything anew.
+    """
+
+    study: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Study]]  # pyright: ignore[reportInvalidTypeForm]
+    """What to measure."""
+
+    def run_command(self) -> None:
+        self.study.run_command()

@@ -14,11 +14,17 @@ MARKERS = "osD^v<>PX"
 DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 1)), "-", "--")
 
 
+def style(i: int, **other: Any) -> dict[str, Any]:
+    """Colour, marker and dashes of line i, and other properties that may replace them."""
+    k = i % len(COLOURS)
+    return {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k]} | other
+
+
 def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Validation accuracy along each training against the work done, the test accuracy at the end as a marker.
 
     A panel per dynamics; one line per arm, of its first seed and smallest budget. The accuracy on a coarse level is
-    that on images of its size. Where an arm has had several budgets a heavier line joins the means at their ends.
+    that on images of its size. Where an arm has several budgets, a heavier line joins the means at their ends.
     """
     plt = pyplot()
     names = list(dict.fromkeys(row["dynamics"] for row in rows))
@@ -26,21 +32,19 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     for axis, name in zip(axes[0], names, strict=True):
         for i, arm in enumerate(arms):
-            own = sorted(
-                (r for r in rows if r["dynamics"] == name and r["arm"] == arm), key=lambda r: (r["seed"], r["budget"])
-            )
+            own = [r for r in rows if r["dynamics"] == name and r["arm"] == arm and r["flops"]]
+            own.sort(key=lambda r: (r["seed"], r["budget"]))
             if not own:
                 continue
-            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
             work = [flops / 1e12 for _, flops, _ in own[0]["curve"]]
-            axis.plot(work, [100 * a for _, _, a in own[0]["curve"]], linewidth=1.2, **style)
+            axis.plot(work, [100 * a for _, _, a in own[0]["curve"]], **style(i, linewidth=1.2, marker=None))
             ends = [(r["flops"] / 1e12, 100 * r["test_accuracy"]) for r in own]
-            axis.plot(*zip(*ends, strict=True), MARKERS[i % len(MARKERS)], color=style["color"], label=arm, ms=5)
-            axis.lines[-1].set_linestyle("none")
+            axis.plot(*zip(*ends, strict=True), **style(i, linestyle="none", label=arm, ms=5))
             budgets = [[r for r in own if r["budget"] == b] for b in sorted({r["budget"] for r in own})]
             means = [[sum(r[key] for r in rs) / len(rs) for key in ("flops", "test_accuracy")] for rs in budgets]
             if len(means) > 1:
-                axis.plot([w / 1e12 for w, _ in means], [100 * a for _, a in means], linewidth=2.5, alpha=0.6, **style)
+                joined = [w / 1e12 for w, _ in means], [100 * a for _, a in means]
+                axis.plot(*joined, **style(i, linewidth=2.5, alpha=0.6, marker=None))
         axis.set_title(name)
         axis.set_xscale("log")
         ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500) if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]]
@@ -56,15 +60,14 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
 
 
 def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Test accuracy of a converted network against the training images it has seen again, and of one from scratch."""
+    """Test accuracy of a converted network, and of a new one, against the images it is trained on at the new size."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.2))
     lines = list(dict.fromkeys((r["name"], r["method"]) for r in rows))
     for i, (name, method) in enumerate(lines):
         own = sorted((r for r in rows if (r["name"], r["method"]) == (name, method)), key=lambda r: r["images"])
         label = name if method == "-" else f"{method}, {name}"
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i]}
-        axis.plot([r["images"] for r in own], [100 * r["accuracy"] for r in own], label=label, ms=5, **style)
+        axis.plot([r["images"] for r in own], [100 * r["accuracy"] for r in own], **style(i, label=label, ms=5))
     axis.set_xscale("log")
     axis.set_xlabel("training images seen at the new size")
     axis.set_ylabel("test accuracy (%)")
@@ -74,10 +77,11 @@ def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> No
 
 
 def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Each method beside copying against the mean exponent of the layers: error of random networks, and accuracy.
+    """Each method compared with copying, against the mean exponent of the layers.
 
-    Left: error over that of copying, on waves; filled for one layer, hollow for more. Right: points of accuracy gained
-    by trained networks; filled for images of the first data set in the rows, hollow for others.
+    Left: error of random networks on waves over that of copying; filled for one layer, hollow for more. Right:
+    percentage points of accuracy gained by trained networks; filled for the first data set in the rows, hollow for
+    others.
     """
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
@@ -86,9 +90,8 @@ def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     axes[0].axhline(1, color=COLOURS[0], linewidth=1, label="copy")
     axes[1].axhline(0, color=COLOURS[0], linewidth=1)
     for i, method in enumerate(methods, start=1):
-        style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "ms": 6}
         for hollow in (False, True):
-            face = style | ({"markerfacecolor": "none"} if hollow else {"label": method})
+            face = style(i, linestyle="none", ms=6) | ({"markerfacecolor": "none"} if hollow else {"label": method})
             own = [r for r in waves if (r["depth"] > 1) == hollow]
             ratios = [r["error"][method] / r["error"]["copy"] for r in own]
             axes[0].plot([r["exponent"] for r in own], ratios, **face)
@@ -150,7 +153,7 @@ def _base(name: str) -> str:
 
 
 def pyplot():
-    """matplotlib.pyplot without a window."""
+    """matplotlib.pyplot, drawing into files without a window."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -161,14 +164,14 @@ def pyplot():
 
 
 def check_figure_file(file: Path) -> None:
-    """Raise ValueError for a name that no figure can have."""
+    """Raise ValueError for a file name whose ending is not that of a figure."""
     known = ("png", "svg", "pdf")
     if file.suffix.removeprefix(".").lower() not in known:
         raise ValueError(f"plot must end in one of .{', .'.join(known)}, got {file}")
 
 
 def save(figure: Any, file: Path | BinaryIO) -> None:
-    """Write a figure, SVG into a stream, and forget it; equal figures give equal bytes."""
+    """Write a figure and close it; equal figures give equal bytes. A stream receives SVG."""
     if isinstance(file, Path):
         file.parent.mkdir(parents=True, exist_ok=True)
     kind = file.suffix.removeprefix(".") if isinstance(file, Path) else "svg"
@@ -178,9 +181,9 @@ def save(figure: Any, file: Path | BinaryIO) -> None:
 
 
 def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
-    """Per layer exponent, consistency error and growth of the norm; accuracy against FLOPs of all candidates.
+    """Exponent, consistency error and growth of the norm of every layer; accuracy against FLOPs of all candidates.
 
-    Without images only the growth of the norm is known.
+    Without images the figure shows the growth of the norm alone.
     """
     plt = pyplot()
     measured = bool(report.candidates)
@@ -205,9 +208,8 @@ def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
         for c in report.candidates:
             i = names.index(_base(c.name))
             again = any(other.name == f"{c.name}, recalibrated" for other in report.candidates)
-            style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            style |= {"markerfacecolor": "none"} if again else {"label": names[i]}
-            axis.plot(c.flops / 1e6, 100 * c.accuracy, linestyle="none", **style)
+            face = {"markerfacecolor": "none"} if again else {"label": names[i]}
+            axis.plot(c.flops / 1e6, 100 * c.accuracy, **style(i, linestyle="none", **face))
         axis.set_xlabel("MFLOPs per image")
         axis.set_ylabel("test accuracy (%)")
         axis.set_title("hollow: BatchNorm not recalibrated", fontsize=8)

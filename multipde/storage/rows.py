@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,13 +14,16 @@ LONG_LINE = 2**20
 
 
 def check_rows(file: Path) -> None:
-    """Raise OSError for a file to which no rows can be appended: before they are measured."""
+    """Raise OSError for a file to which no rows can be appended, before they are measured; nothing is left behind."""
     with writing(file):
-        is_new = not file.exists()
+        is_new, missing = not file.exists(), [folder for folder in file.parents if not folder.exists()]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open("ab").close()
         if is_new:
             file.unlink()
+        for folder in missing:
+            with suppress(OSError):  # another process has written into it
+                folder.rmdir()
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:

@@ -6,23 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from multipde.evaluation.corruptions import CORRUPTIONS
-from multipde.reports.plots import COLOURS, DASHES, MARKERS, pyplot, save
-from multipde.studies.robustness_study import accuracies, energy_ratios, grouped, mean_ratio
+from multipde.reports.plots import pyplot, save, style
+from multipde.studies.robustness_tables import energy_ratios, grouped, mean_ratio, strengths
+from multipde.studies.study import Row
 
 
-def robustness_figure(rows: Sequence[Mapping[str, Any]], file: Path, by: str = "checkpoint") -> None:
-    """Accuracy over the clean one against the strength of every perturbation; growth through the blocks; energy.
+def robustness_figure(rows: Sequence[Row], file: Path, by: str = "checkpoint") -> None:
+    """Accuracy over clean accuracy against the strength of every perturbation; growth through the blocks; energy.
 
-    A line per network, or per dynamics: the mean over its networks, with the range where there are several.
+    A line stands for a network, or for a dynamics: the mean over its networks, with the range where there are several.
     """
     plt = pyplot()
     groups = grouped(rows, by)
     kinds = list(rows[0]["accuracy"])
     figure, axes = plt.subplots(2, (len(kinds) + 3) // 2, figsize=(15, 7))
-    styles = {
-        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % 9]}
-        for i, name in enumerate(groups)
-    }
+    styles = {name: style(i) for i, name in enumerate(groups)}
     for axis, kind in zip(axes.flat, kinds, strict=False):
         _accuracy_panel(axis, groups, styles, kind)
     _growth_panel(axes.flat[len(kinds)], groups, styles)
@@ -42,13 +40,11 @@ def _accuracy_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, A
     corruption = CORRUPTIONS.get(kind)
     none = 0.0 if corruption is None else corruption.none
     for name, own in groups.items():
-        strengths = list(accuracies(own, kind))
-        axis.plot(
-            [none, *strengths], [1.0, *(mean_ratio(own, kind, s) for s in strengths)], label=name, ms=5, **styles[name]
-        )
-        for s in strengths:
-            ratios = [mean_ratio([row], kind, s) for row in own]
-            axis.plot([s, s], [min(ratios), max(ratios)], color=styles[name]["color"], linewidth=1)
+        ratios = {s: mean_ratio(own, kind, s) for s in strengths(own[0])[kind]}
+        axis.plot([none, *ratios], [1.0, *ratios.values()], label=name, ms=5, **styles[name])
+        for s in ratios:
+            each = [mean_ratio([row], kind, s) for row in own]
+            axis.plot([s, s], [min(each), max(each)], color=styles[name]["color"], linewidth=1)
     axis.set_xlabel("ε in 1/255 of the pixel range" if corruption is None else f"{kind}, {corruption.unit}")
     axis.set_title(kind)
     axis.set_ylim(0, 1.05)
@@ -62,11 +58,11 @@ def _growth_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, Any
         at = [k + 0.08 * (i - (len(groups) - 1) / 2) for k in range(num)]
         worst = [max(v for r in own for v in r["growth"][k]["worst"]) for k in range(num)]
         bound = [max(v for r in own for v in r["growth"][k]["measured_bound"]) for k in range(num)]
-        style = styles[name] | {"linestyle": "none"}
+        look = styles[name] | {"linestyle": "none"}
         for x, low, high in zip(at, worst, bound, strict=True):
-            axis.plot([x, x], [low, high], color=style["color"], linewidth=0.8)
-        axis.plot(at, worst, ms=6, **style)
-        axis.plot(at, bound, ms=6, markerfacecolor="none", **style)
+            axis.plot([x, x], [low, high], color=look["color"], linewidth=0.8)
+        axis.plot(at, worst, ms=6, **look)
+        axis.plot(at, bound, ms=6, markerfacecolor="none", **look)
         axis.set_xticks(range(num))
     axis.axhline(1, color="grey", linewidth=0.8)
     axis.set_yscale("log")

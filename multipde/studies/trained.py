@@ -1,4 +1,4 @@
-"""A training that is part of a study: done once, taken up where it was cut off."""
+"""A training that is part of a study: it is done once, and continued where it was interrupted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,11 +28,11 @@ def trained(
     num_train: int | None = None,
     quiet: bool = True,
 ) -> Run:
-    """The run in a directory: begun, gone on with, or as it is where it is finished.
+    """The run in a directory: it is started, continued, or returned as it is where it is finished.
 
     Args:
         data: as for `train`, with its options.
-        num_train: images that a run which is there must have been trained on, held back ones included.
+        num_train: number of images, held back ones included, on which a run that is there must have been trained.
 
     Raises:
         ValueError: the directory holds another training.
@@ -54,10 +54,9 @@ def trained(
 def check_same(directory: Path, levels: Sequence[Level], settings: TrainSettings, num_train: int | None = None) -> None:
     """Raise ValueError if a run directory records another training than this one."""
     file = directory / RECORD
-    if not file.exists():
-        return
-    record = read_json(file, FORMAT)
-    plan, recorded, _ = recorded_plan(record, file)
-    is_same = plan.levels == tuple(levels) and recorded == settings and num_train in (None, record.get("num_train"))
-    if not is_same:
-        raise ValueError(f"run_dir must hold this study, got another training in {directory}; type --run-dir DIR")
+    if file.exists():
+        record = read_json(file, FORMAT)
+        plan, recorded, _ = recorded_plan(record, file)
+        found, num = (plan.levels, recorded), record.get("num_train")
+        if found != (tuple(levels), settings) or num_train not in (None, num):
+            raise ValueError(f"run_dir must hold this study, got another training in {directory}; type --run-dir DIR")

@@ -95,11 +95,12 @@ def test_evaluate_compares_the_robustness_of_several_checkpoints(capsys, place, 
     both = ["evaluate", place / "run", shutil.copytree(place / "run", tmp_path / "again"), "--num-images", "9"]
     out = call(capsys, *both, "--robustness", "--plot", tmp_path / "r.svg", "--out", tmp_path / "r.jsonl")
     clean = json.loads((tmp_path / "r.jsonl").read_text())["clean"]
-    assert out.splitlines()[0] == "Accuracy in % (ratio to clean) on 9 test images of data"
-    assert out.splitlines()[1].split() == ["name", "run", "again"]
-    assert out.splitlines()[2].split() == ["clean", *[f"{100 * clean:.2f}"] * 2]
+    assert out.splitlines()[0] == f"0 of 1 networks are in {tmp_path / 'r.jsonl'}; 1 to do"
+    assert out.splitlines()[1] == "Accuracy in % (ratio to clean) on 9 test images of data"
+    assert out.splitlines()[2].split() == ["name", "run", "again"]
+    assert out.splitlines()[3].split() == ["clean", *[f"{100 * clean:.2f}"] * 2]
     assert "bound (N = 1)" in out
-    assert out.splitlines()[-1] == f"figure in {tmp_path / 'r.svg'}"
+    assert out.splitlines()[-1] == f"rows in {tmp_path / 'r.jsonl'}, figure in {tmp_path / 'r.svg'}"
     assert (tmp_path / "r.svg").read_text().startswith("<?xml")
     assert call(capsys, *both).count("accuracy") == 2  # without it a table for each
 
@@ -388,16 +389,8 @@ WRONG = [
     ),
     ("convert {place}/net --size 8 --steps auto --out new", "steps must be a number without images"),
     ("convert --arch alexnet --size 16 --out new", "size must be one that the network can take, got 16"),
-    ("bench regimes --small", "small must be left out for bench regimes, got --small"),
-    ("bench step --small", "small must be left out for bench step, got --small"),
-    ("bench memory --checkpoint {place}/net", "checkpoint must be left out for bench memory, got --checkpoint"),
-    ("bench input --dynamics hamiltonian", "dynamics must be left out for bench input, got --dynamics"),
-    ("bench memory --batch 10", "batch must be left out for bench memory, got --batch"),
-    ("bench input --amp bf16", "amp must be left out for bench input, got --amp"),
-    ("bench memory --run-dir x", "run_dir must be left out for bench memory, got --run-dir"),
     ("bench step --dynamics", "dynamics must name at least one, got none"),
     ("bench scaling --processes", "processes must name at least one, got none"),
-    ("bench step --processes 2", "processes must be left out for bench step, got --processes"),
     ("bench step --compile --batch 0", "batch must be positive, got 0"),
     ("bench scaling --batch -4", "batch must be positive, got -4"),
     ("bench step --batch 2147483648", "batch must be below 2^31, got 2147483648"),
@@ -407,18 +400,14 @@ WRONG = [
         "bench input --out {place}/net/config.json/rows",
         "/rows must be writable, got: File exists",
     ),
-    ("bench memory --compile", "compile must be left out for bench memory, got --compile"),
-    ("bench scaling --batch auto", "batch must be a number for bench scaling, got auto"),
     ("bench scaling --batch 5 --processes 1 2", "batch must be a multiple of the number of processes (2), got 5"),
     ("bench scaling --processes 0", "processes must be positive, got 0"),
     ("train --batch auto --mixed --sizes 8 16", "batch must be given for mixed levels, got auto"),
     ("bench memory --dynamics hamiltonian --device gpu9", "device must be one that torch has here, got 'gpu9'"),
     ("train --memory reversible --dynamics parabolic", "memory must be store or checkpoint for parabolic"),
-    ("bench transfer --checkpoint {place}/net", "checkpoint must be left out for bench transfer"),
     ("bench transfer --size 16", "size must be a positive multiple of 4 (halved between 3 blocks), got 6"),
     ("bench transfer --arms magic", "arms must be among fine only, copy"),
     ("bench transfer --budget -1", "budget must be positive, got -1.0"),
-    ("bench finetune", "checkpoint must be given to be fine-tuned, got None; type --checkpoint DIR"),
     ("bench finetune --checkpoint {place}/net --size 8", "data must be given for {place}/net"),
     ("bench finetune --checkpoint {place}/net --size 9", "size must be a positive multiple of 2"),
     ("bench transfer --workers 0", "workers must be positive, got 0"),
@@ -430,8 +419,6 @@ WRONG = [
     ("convert {place}/net --size 8 --out {place}/run", "directory must be new or empty"),
     ("convert {place}/data --size 8 --out new", "checkpoint must hold model.safetensors"),
     ("inspect nowhere", "checkpoint must be a directory, got nowhere"),
-    ("bench memory --data shapes", "data must be left out for bench memory, got --data"),
-    ("bench step --size 64", "size must be left out for bench step, got --size"),
     ("report nowhere", "run must be a directory with a run.json, got nowhere"),
     ("report {place}/net", "run must be a directory with a run.json, got {place}/net"),
     ("report {place}/run --out {place}", "out must be a file, got the directory {place}"),
@@ -488,7 +475,12 @@ def test_a_signal_ends_a_measurement_with_its_processes_and_files(tmp_path):
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], stdout=subprocess.PIPE).stdout == b""
 
 
-@pytest.mark.parametrize("arguments", ["", "fly", "train --sice 8", "train --data mnist", "evaluate", "train --seed x"])
+USAGE = ["", "fly", "train --sice 8", "train --data mnist", "evaluate", "train --seed x", "bench", "bench fly"]
+USAGE += ["bench finetune", "bench scaling --batch auto", "bench transfer --checkpoint net", "bench step --size 64"]
+USAGE += ["bench memory --batch 10", "bench input --amp bf16", "bench regimes --small", "bench step --processes 2"]
+
+
+@pytest.mark.parametrize("arguments", USAGE)
 def test_usage_errors_are_the_parsers_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())

@@ -18,7 +18,8 @@ from multipde.evaluation import robustness as module
 from multipde.evaluation.attacks import random_start
 from multipde.evaluation.corruptions import CORRUPTIONS
 from multipde.evaluation.robustness import ATTACKS, FGSM, PGD, pixel_scores
-from multipde.studies.robustness_study import compare_robustness, tables
+from multipde.studies.robustness_study import compare_robustness
+from multipde.studies.robustness_tables import tables
 
 
 def pixels(num: int = 6, size: int = 16) -> torch.Tensor:

@@ -15,7 +15,15 @@ from multipde.studies.paper import experiments
 from multipde.studies.paper import recipes as paper
 from multipde.studies.paper.experiments import EXPERIMENTS, paper_data
 from multipde.studies.paper.paper_figures import caption
-from multipde.studies.paper.recipes import BUDGETS, RECIPES, REPORTED, Budget, Training, epochs_within, full_trainings
+from multipde.studies.paper.recipes import (
+    BUDGETS,
+    RECIPES,
+    REPORTED,
+    PaperBudget,
+    Training,
+    epochs_within,
+    full_trainings,
+)
 from multipde.training.level import level_flops
 from tests.conftest import write_folder
 
@@ -40,7 +48,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch, root, tmp_path):
     """Arguments for `reproduce`: one epoch of 40 images, two shares of the data."""
-    monkeypatch.setitem(BUDGETS, "smoke", Budget(flops=1.0, num_train=40, num_test=20))
+    monkeypatch.setitem(BUDGETS, "smoke", PaperBudget(flops=1.0, num_train=40, num_test=20))
     monkeypatch.setattr(paper, "SHARES", (0.2, 0.8))
     return {"data": ["cifar10"], "root": root, "budget": "smoke", "run_dir": tmp_path / "runs"}
 
@@ -75,12 +83,12 @@ def test_the_epochs_are_the_most_that_the_budget_allows_to_all_trainings_of_a_ki
     images = [800 * (t.share or 0.8) / 0.8 for t in kind]
     per_epoch = sum(n * level_flops(t.level(1), t.network) for n, t in zip(images, kind, strict=True))
     for epochs in (1, 7, 99):
-        assert epochs_within(training, Budget(flops=per_epoch * (epochs + 0.5)), num) == epochs
-    assert epochs_within(training, Budget(flops=per_epoch * 1e6), num) == 100
-    assert epochs_within(training, Budget(flops=1.0), num) == 1
-    assert epochs_within(training, Budget(flops=per_epoch * 7.5, epochs=2), num) == 2
-    assert epochs_within(training, Budget(flops=per_epoch * 1.5, epochs=2), num) == 1
-    assert epochs_within(training, Budget(epochs=200), num) == 100
+        assert epochs_within(training, PaperBudget(flops=per_epoch * (epochs + 0.5)), num) == epochs
+    assert epochs_within(training, PaperBudget(flops=per_epoch * 1e6), num) == 100
+    assert epochs_within(training, PaperBudget(flops=1.0), num) == 1
+    assert epochs_within(training, PaperBudget(flops=per_epoch * 7.5, epochs=2), num) == 2
+    assert epochs_within(training, PaperBudget(flops=per_epoch * 1.5, epochs=2), num) == 1
+    assert epochs_within(training, PaperBudget(epochs=200), num) == 100
 
 
 def test_a_larger_share_holds_the_smaller_one(root):

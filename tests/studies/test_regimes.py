@@ -10,8 +10,8 @@ import torch
 
 from multipde import load_data
 from multipde.evaluation.measured_conversion import AUTO_METHODS
-from multipde.studies.bench.consistency import consistency_rows
-from multipde.studies.bench.regimes import Case, blurred, regimes_study, table
+from multipde.studies.bench.consistency import consistency
+from multipde.studies.bench.regimes import blurred, regimes_study, table
 
 OPTIONS = {"num_train": 300, "num_test": 60}
 
@@ -30,11 +30,11 @@ def test_blurring_keeps_constants_and_is_the_gaussian_of_that_width():
 
 
 def test_rows_have_all_methods_and_are_not_measured_twice(tmp_path):
-    cases = (Case(0.0, "relu"), Case(4.0, "tanh"))
+    cases = ((0.0, "relu"), (4.0, "tanh"))
     out = tmp_path / "rows.jsonl"
     arguments = {"size": 16, "epochs": 1, "num_images": 60, "device": "cpu"}
-    rows = regimes_study("shapes", OPTIONS, out, cases=cases[:1], **arguments)
-    everything = regimes_study("shapes", OPTIONS, out, cases=cases, **arguments)
+    rows = regimes_study(("shapes", OPTIONS), out, cases=cases[:1], **arguments)
+    everything = regimes_study(("shapes", OPTIONS), out, cases=cases, **arguments)
     assert everything == [json.loads(line) for line in out.read_text().splitlines()]
     rows = [r for r in everything if "accuracy" in r]
     assert len([r for r in everything if "error" in r]) == 10
@@ -52,7 +52,7 @@ def test_streamed_images_cannot_be_blurred(folder):
 
 
 def test_on_one_smooth_layer_rediscretisation_wins_and_on_a_rough_one_copying():
-    smooth, rough = consistency_rows(frequencies=(1, 12), depths=(1,), num_seeds=2)
+    smooth, rough = (consistency(frequency, depth=1, num_seeds=2) for frequency in (1, 12))
     assert smooth["exponent"] > 0.95
     assert smooth["error"]["rediscretize"] < smooth["error"]["copy"] / 3
     assert smooth["error"]["calibrated"] < smooth["error"]["copy"] / 3

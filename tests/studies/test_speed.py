@@ -10,11 +10,12 @@ from torch import nn
 
 from multipde import NetworkConfig, PDENet
 from multipde.networks.dynamics import Block
-from multipde.studies.bench import scaling
+from multipde.runtime.device import Compute
+from multipde.studies.bench import scaling, step_speed
 from multipde.studies.bench.input import input_study
 from multipde.studies.bench.memory import memory_study
 from multipde.studies.bench.rivals import memcnn_block
-from multipde.studies.bench.step import bare_convolutions, step_study
+from multipde.studies.bench.step_speed import bare_convolutions, step_study
 from multipde.studies.bench.timing import PeakMemory, alternated
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_the_floor_is_every_convolution_once(dynamics):
 
     config = NetworkConfig(dynamics, (4, 6), 8, steps=2, size=8)
     net, x = PDENet(config), torch.randn(2, 3, 8, 8)
-    call = bare_convolutions(net, x, "off")
+    call = bare_convolutions(net, x, Compute(CPU))
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -94,8 +95,9 @@ def test_the_floor_is_every_convolution_once(dynamics):
     assert counter.get_total_flops() / 2 == pytest.approx(count_flops(config, training=True) - classifier, rel=0.02)
 
 
-def test_steps_with_as_many_pixels_at_every_size():
-    rows = step_study(None, dynamics=("hamiltonian",), sizes=(4, 8), batch=2, balance=True, repeats=1, device="cpu")
+def test_steps_with_as_many_pixels_at_every_size(monkeypatch):
+    monkeypatch.setattr(step_speed, "BATCH", 2)
+    rows = step_study(dynamics=("hamiltonian",), sizes=(4, 8), batch="auto", repeats=1, device="cpu")
     assert [(row["size"], row["batch"]) for row in rows] == [(4, 8), (8, 2)]
     assert rows[0]["images_per_second"] == pytest.approx(8 / rows[0]["step_seconds"], abs=0.1)
 
@@ -129,13 +131,13 @@ def test_scaling_starts_processes_that_share_a_step():
 
 def test_processes_that_fail_are_told(monkeypatch):
     monkeypatch.setattr(scaling.sys, "executable", "false")
-    with pytest.raises(ValueError, match="processes must come through, got no result from 1"):
+    with pytest.raises(ValueError, match="processes must finish, got no result from 1"):
         scaling.scaling_study(None, processes=(1,), device="cpu")
 
 
 def test_more_processes_than_gpus_are_refused_before_anything_is_started(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(scaling, "choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("multipde.runtime.device.choose_device", lambda device: torch.device("cuda"))
     with pytest.raises(
         ValueError, match=r"processes must be at most as many as devices \(2\), got 4; start 2, or type"
     ):

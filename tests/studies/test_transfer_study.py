@@ -7,8 +7,10 @@ import pytest
 
 from multipde import Schedule, preset
 from multipde.networks.dynamics import DYNAMICS
-from multipde.studies.bench.transfer import ARMS, IDEAS, Task, all_arms, arm_of, finalists, run_tasks
-from multipde.studies.bench.transfer_study import mean_and_spread, tables, transfer_study, work_to_reach
+from multipde.studies.bench.transfer_arms import ARMS, IDEAS, Task, arm_of, finalists, tasks_of
+from multipde.studies.bench.transfer_study import transfer_study
+from multipde.studies.bench.transfer_tables import tables, work_to_reach
+from multipde.studies.study import mean_and_spread
 from multipde.training.monitor import DivergenceError
 from multipde.training.step import TrainStep
 
@@ -32,12 +34,11 @@ def row(arm, accuracy, seed=0, dynamics="hamiltonian", budget=2.0, flops=1e12, m
 
 
 def test_the_second_part_has_fine_only_copy_and_the_two_best():
-    rows = [
-        row(task.arm, a) for task, a in zip(all_arms(), (0.5, 0.6, 0.1, 0.2, 0.7, 0.3, 0.65, 0.4, 0.45), strict=True)
-    ]
+    accuracies = (0.5, 0.6, 0.1, 0.2, 0.7, 0.3, 0.65, 0.4, 0.45)
+    rows = [row(arm, accuracy) for arm, accuracy in zip(ARMS, accuracies, strict=True)]
     rows += [row("galerkin", 0.9, seed=1), row("galerkin", 0.9, dynamics="parabolic")]
-    tasks = finalists(rows)
-    assert {t.arm for t in tasks} == {"fine only", "copy", "calibrated", "mixed"}
+    assert finalists(rows) == ["fine only", "copy", "calibrated", "mixed"]
+    tasks = tasks_of(finalists(rows), tuple(DYNAMICS), 2.0, (0, 1, 2))
     assert len(tasks) == 4 * 3 * 4
     assert {(t.dynamics, t.budget) for t in tasks if t.budget == 2} == {("hamiltonian", 2.0)}
     assert {t.budget for t in tasks if t.dynamics != "hamiltonian"} == {1.0}
@@ -84,22 +85,24 @@ def test_work_to_reach_an_accuracy_lies_between_two_budgets():
     assert table[2]["TFLOPs"] == "not reached"
 
 
-def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatch):
-    def run(tasks, workers=1):
-        places = {"size": 16, "run_dir": tmp_path / "runs", "workers": workers}
-        return run_tasks(tasks, "shapes", OPTIONS, tmp_path / "rows.jsonl", **places)
+def run(place, arms=("copy",), **options):
+    """A small study of these arms."""
+    options |= {"arms": arms, "size": 16, "budget": 0.2, "seeds": (0,), "run_dir": place / "runs"}
+    return transfer_study(("shapes", OPTIONS), place / "rows.jsonl", **options)
 
-    tasks = [Task("copy", budget=0.2), Task("mesh-invariant", budget=0.2)]
-    first = run(tasks[:1])
+
+def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatch):
+    tasks = ("copy", "mesh-invariant")
+    first = run(tmp_path, tasks[:1])
     assert [r["arm"] for r in first] == ["copy"]
-    rows = run(tasks, workers=2)
+    rows = run(tmp_path, tasks, workers=2)
     assert [r["arm"] for r in rows] == ["copy", "mesh-invariant"]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
     assert rows[0]["levels"] == [[4, pytest.approx(0.4, abs=0.05)], [8, pytest.approx(0.3, abs=0.06)], [16, 0.1]]
     assert rows[1]["settings"]["coordinates"] == "finest"
     (tmp_path / "rows.jsonl").unlink()  # the trainings are still there
     monkeypatch.setattr("multipde.studies.trained.train", None)
-    assert len(run(tasks)) == 2
+    assert len(run(tmp_path, tasks)) == 2
 
 
 def test_an_arm_that_diverges_is_a_row_worth_chance(tmp_path, monkeypatch):
@@ -107,9 +110,8 @@ def test_an_arm_that_diverges_is_a_row_worth_chance(tmp_path, monkeypatch):
         raise DivergenceError("loss must stay finite, got nan")
 
     monkeypatch.setattr(TrainStep, "__call__", diverge)
-    out, tasks = tmp_path / "rows.jsonl", [Task("copy", budget=0.2)]
     for _ in range(2):
-        (found,) = run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")
+        (found,) = run(tmp_path)
         assert found["diverged"].startswith("loss must stay finite, got nan at size 4, epoch 1, step 1; type a smaller")
         assert (found["test_accuracy"], found["flops"], found["curve"], found["moves"]) == (0.1, 0, [], [])
     (table,) = tables([found]).values()
@@ -117,13 +119,12 @@ def test_an_arm_that_diverges_is_a_row_worth_chance(tmp_path, monkeypatch):
 
 
 def test_a_run_directory_of_another_training_is_refused(tmp_path):
-    out, tasks = tmp_path / "rows.jsonl", [Task("copy", budget=0.2)]
-    run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")
-    out.unlink()
+    run(tmp_path)
+    (tmp_path / "rows.jsonl").unlink()
     record = tmp_path / "runs/shapes-16/copy-hamiltonian-0.2-0/run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"levels": [{"size": 8, "epochs": 1}]}))
     with pytest.raises(ValueError, match="run_dir must hold this study, got another training in"):
-        run_tasks(tasks, "shapes", OPTIONS, out, size=16, run_dir=tmp_path / "runs")
+        run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -137,5 +138,5 @@ def test_a_run_directory_of_another_training_is_refused(tmp_path):
 )
 def test_bad_studies_are_named(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        transfer_study("shapes", {}, tmp_path / "rows.jsonl", **arguments)
+        transfer_study(("shapes", {}), tmp_path / "rows.jsonl", **arguments)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""How far a moved network is from the original on smooth fields, before any training: the first half of the regimes."""
+"""How far a converted network is from the original on smooth fields, before any training."""
 
 import math
 import statistics
@@ -14,38 +14,24 @@ from multipde.mesh.pyramid import restrict_images
 from multipde.mesh.transfer import CALIBRATED
 
 
-def consistency_rows(
-    size: int = 32,
-    frequencies: tuple[int, ...] = (1, 2, 4, 8, 12),
-    depths: tuple[int, ...] = (1, 3),
-    num_seeds: int = 3,
-) -> list[dict[str, Any]]:
+def consistency(frequency: int, depth: int, size: int = 32, num_seeds: int = 3) -> dict[str, Any]:
     """Networks of random stencils and tanh, moved from half the size to the size, on band-limited fields.
 
         error = |R f_fine(x) - f_coarse(R x)| / |f_coarse(R x)|,    R the 2x2 mean
 
     Args:
-        frequencies: highest number of waves across the image.
-        depths: number of layers.
-        num_seeds: networks and fields over which the rows are averaged.
+        frequency: highest number of waves across the image.
+        depth: number of layers.
+        num_seeds: networks and fields, over which the results are averaged.
 
     Returns:
-        A row per frequency and depth: mean exponent of the layers and the error by every method.
+        The mean ``exponent`` of the layers, and the ``error`` by every method.
     """
-    rows = []
-    for depth in depths:
-        for frequency in frequencies:
-            found = [_errors(size, frequency, depth, seed) for seed in range(num_seeds)]
-            rows.append(
-                {
-                    "data": "waves",
-                    "frequency": frequency,
-                    "depth": depth,
-                    "exponent": statistics.mean(exponent for exponent, _ in found),
-                    "error": {m: statistics.mean(errors[m] for _, errors in found) for m in AUTO_METHODS},
-                }
-            )
-    return rows
+    found = [_errors(size, frequency, depth, seed) for seed in range(num_seeds)]
+    return {
+        "exponent": statistics.mean(exponent for exponent, _ in found),
+        "error": {m: statistics.mean(errors[m] for _, errors in found) for m in AUTO_METHODS},
+    }
 
 
 @torch.no_grad()

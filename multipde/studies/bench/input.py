@@ -18,11 +18,15 @@ from multipde.data.streamed import StreamedImages
 from multipde.mesh.pyramid import prolong_images, resize_images
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.studies.bench.timing import alternated, recorded
+from multipde.studies.bench.timing import alternated
+from multipde.studies.study import Study, table_of
+
+COLUMNS = """name: {source} | size: {size} | images/s: {images_per_second:.0f} | full size, images/s: {full:.0f}
+    | times faster: {full_over_own:.2f} | rms difference: {rms:.2f}"""
 
 
 def input_study(
-    out: Path | None,
+    out: Path | None = None,
     *,
     side: int = 256,
     coarsest: int = 8,
@@ -32,19 +36,20 @@ def input_study(
     device: str = "auto",
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Training batches, augmented and normalised, of JPEG files that are streamed and of images in memory; a table.
+    """Speed of augmented and normalised training batches, of streamed JPEG files and of images in memory; a table.
 
-    The rival takes every image at its full size and averages it to the level: decodes the whole file, or averages each
-    batch anew. Both are timed in turn in this one process; times are medians.
+    The rival takes every image at its full size and averages it to the level: it decodes the whole file, or averages
+    each batch anew. Both are timed in turn in this one process; times are medians.
 
     Args:
         side: of the images, in pixels; the finest level.
-        coarsest: the first level; the others double it up to the side.
-        num_batches: of an epoch; one epoch is timed at a time.
+        coarsest: side of the first level; each further level doubles it, up to ``side``.
+        num_batches: batches in an epoch; one epoch is timed at a time.
         out: file to which the rows are appended; None for none.
 
     Returns:
-        A row per source of images and size; ``rms`` is how far its images are from those of the rival, in grey values.
+        A row per source of images and size; ``rms`` is the distance of its images from those of the rival, in grey
+        values.
 
     Raises:
         ValueError: a number that is not positive.
@@ -52,9 +57,11 @@ def input_study(
     for name, value in (("side", side), ("coarsest", coarsest), ("batch", batch), ("num_batches", num_batches)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
-    log, where, rows = log or Log(quiet=True), Compute.of(device).device, []
+    where = Compute.of(device).device
+    study = Study(out, {"study": "input"}, ("source", "size"), anew=True, log=log)
     pictures, labels = render_shapes(batch * num_batches, min(side, FINE_SIZE))
-    images = torch.cat([_smooth(part, side) for part in pictures.split(batch)])
+    enlarged = [prolong_images(part.float(), side, order=1) for part in pictures.split(batch)]  # smooth, as photographs
+    images = torch.cat([part.round().to(torch.uint8) for part in enlarged])
     with tempfile.TemporaryDirectory() as directory:
         paths = _write_jpegs(images, Path(directory))
         rivals = {
@@ -65,31 +72,28 @@ def input_study(
             "memory": (TensorImages(images, labels), _FullSize(labels, lambda index: images[index])),
         }
         for source, (own, full) in rivals.items():
-            for size in _levels(coarsest, side):
-                calls = {
-                    name: _epoch(image_set, size, batch, where) for name, image_set in (("own", own), ("full", full))
-                }
+            for size in sorted({min(coarsest * 2**k, side) for k in range(side.bit_length() + 1)}):
+                calls = {"own": _epoch(own, size, batch, where), "full": _epoch(full, size, batch, where)}
                 seconds = alternated(calls, repeats, where)
-                row = {
-                    "study": "input",
-                    "source": source,
-                    "size": size,
-                    "side": side,
-                    "batch": batch,
-                    "num": len(labels),
+                study.add(
+                    source,
+                    size,
+                    side=side,
+                    batch=batch,
+                    num=len(labels),
                     **{f"{key}_seconds": value for key, value in seconds.items()},
-                    "images_per_second": round(len(labels) / seconds["own"], 1),
-                    "full_over_own": round(seconds["full"] / seconds["own"], 3),
-                    "rms": round(_difference(own, full, size), 3),
-                }
-                rows.append(recorded(row, out))
-    log.table([_row(row) for row in rows], f"input of {side}x{side} images, batch {batch}, one process")
-    return rows
+                    images_per_second=round(len(labels) / seconds["own"], 1),
+                    full_over_own=round(seconds["full"] / seconds["own"], 3),
+                    rms=round(_difference(own, full, size), 3),
+                )
+    title = f"input of {side}x{side} images, batch {batch}, one process"
+    rows = [row | {"full": row["num"] / row["full_seconds"]} for row in study.rows]
+    return study.close({title: table_of(rows, COLUMNS)})
 
 
 @dataclass
 class _FullSize:
-    """Images that are fetched whole for every batch and averaged there."""
+    """A set of images that reads them at their full size for every batch, and averages them then."""
 
     labels: Tensor
     fetch: Callable[[Tensor], Tensor]
@@ -100,18 +104,6 @@ class _FullSize:
     def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
         for size, index in parts:
             yield resize_images(self.fetch(index).to(device).float(), size), self.labels[index].to(device)
-
-
-def _levels(coarsest: int, side: int) -> list[int]:
-    sizes = [min(coarsest, side)]
-    while sizes[-1] < side:
-        sizes.append(min(2 * sizes[-1], side))
-    return sizes
-
-
-def _smooth(pictures: Tensor, side: int) -> Tensor:
-    """Pictures between the pixels of which there is something to see, as in photographs."""
-    return prolong_images(pictures.float(), side, order=1).round().to(torch.uint8)
 
 
 def _write_jpegs(images: Tensor, directory: Path) -> list[Path]:
@@ -138,14 +130,3 @@ def _difference(own: ImageSet, full: ImageSet, size: int) -> float:
     parts = [(size, torch.arange(min(len(own), 100)))]
     (a, _), (b, _) = (next(iter(images.batches(parts, torch.device("cpu")))) for images in (own, full))
     return (a - b).square().mean().sqrt().item()
-
-
-def _row(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "name": row["source"],
-        "size": str(row["size"]),
-        "images/s": f"{row['images_per_second']:.0f}",
-        "full size, images/s": f"{row['num'] / row['full_seconds']:.0f}",
-        "times faster": f"{row['full_over_own']:.2f}",
-        "rms difference": f"{row['rms']:.2f}",
-    }

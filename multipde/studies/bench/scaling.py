@@ -17,24 +17,20 @@ from multipde.networks.dynamics import DYNAMICS
 from multipde.networks.network import PDENet
 from multipde.networks.presets import preset
 from multipde.runtime.console import Log
-from multipde.runtime.device import choose_amp, choose_device, place
-from multipde.runtime.processes import (
-    check_batch,
-    check_devices,
-    num_processes,
-    on_rank_zero,
-    own_device,
-    process_group,
-)
-from multipde.studies.bench.timing import alternated, recorded
-from multipde.training.settings import TrainSettings
-from multipde.training.step import TrainStep
+from multipde.runtime.device import Compute
+from multipde.runtime.processes import check_batch, check_devices, on_rank_zero, process_group
+from multipde.studies.bench.timing import alternated, random_images, step_of
+from multipde.studies.study import Study, table_of
+from multipde.training.level import Level
+
+COLUMNS = """name: {dynamics} | size: {size} | processes: {processes} | threads: {threads}
+    | images/s: {images_per_second:.0f} | speedup: {speedup:.2f}"""
 
 
 def scaling_study(
-    out: Path | None,
+    out: Path | None = None,
     *,
-    dynamics: Sequence[str] | None = None,
+    dynamics: Sequence[str] = tuple(DYNAMICS),
     processes: Sequence[int] | None = None,
     sizes: Sequence[int] = (8, 16, 32),
     batch: int = 128,
@@ -47,13 +43,11 @@ def scaling_study(
     """Images per second of a training step of the CIFAR-10 networks shared by several processes; prints a table.
 
     The batch is that of all processes together, and so is the result of the step. On a CPU the processes share the
-    cores. Each number of processes is started by torchrun, all numbers in turn and that several times; times are
-    medians of the rounds' medians.
+    cores. In every round torchrun starts each number of processes in turn; times are medians of the rounds' medians.
 
     Args:
-        dynamics: which; None for all.
-        processes: how many, the first being what the others are compared with; None for 1, 2, 4, ... up to the number
-            of devices, or of cores.
+        processes: numbers of processes, of which the first is the one that the others are compared with; None for
+            1, 2, 4, ... up to the number of devices, or of cores.
         repeats: steps that are timed in every round.
         out: file to which the rows are appended; None for none.
 
@@ -61,80 +55,65 @@ def scaling_study(
         A row per number of processes, dynamics and size.
 
     Raises:
-        ValueError: more processes than devices, a batch that they cannot share, or processes that do not come through.
+        ValueError: more processes than devices, a batch that they cannot share, or processes that fail.
     """
-    log, where = log or Log(quiet=True), choose_device(device)
-    most = torch.cuda.device_count() if where.type == "cuda" else os.cpu_count() or 1
+    compute = Compute.of(device, amp)
+    most = torch.cuda.device_count() if compute.device.type == "cuda" else os.cpu_count() or 1
     chosen = processes or [2**k for k in range(most.bit_length())]
     for num in chosen:
         check_batch(batch, num)
-        check_devices(where, num)
-    task = {"dynamics": list(dynamics or DYNAMICS), "sizes": list(sizes), "batch": batch, "repeats": repeats}
-    task |= {"device": device, "amp": choose_amp(where, amp)}
+        check_devices(compute.device, num)
+    Level(max(sizes), 1, batch=batch)  # raises the errors of a batch
+    study = Study(out, {"study": "scaling"}, ("dynamics", "size", "processes"), anew=True, log=log)
+    task = {"dynamics": list(dynamics), "sizes": list(sizes), "batch": batch, "repeats": repeats}
+    task |= {"device": device, "amp": compute.amp}
     found: dict[tuple[int, str, int], list[float]] = defaultdict(list)
     threads = {num: max(1, (os.cpu_count() or 1) // num) for num in chosen}
     for _ in range(rounds):
         for num in chosen:
             for measured in _launched(num, threads[num], task):
                 found[num, measured["dynamics"], measured["size"]].append(measured["seconds"])
-    rows = []
     for (num, name, size), times in found.items():
         seconds, first = statistics.median(times), statistics.median(found[chosen[0], name, size])
-        row = {"study": "scaling", "dynamics": name, "size": size, "seconds": seconds}
-        row |= {"processes": num, "threads": threads[num], "batch": batch, "amp": task["amp"]}
-        row |= {"images_per_second": round(batch / seconds, 1), "speedup": round(first / seconds, 3)}
-        rows.append(recorded(row, out))
-    log.table([_row(row) for row in rows], f"training step shared by processes, batch {batch}, amp {task['amp']}")
-    return rows
+        speed = {"images_per_second": round(batch / seconds, 1), "speedup": round(first / seconds, 3)}
+        settings = {"threads": threads[num], "batch": batch, "amp": compute.amp}
+        study.add(name, size, num, **settings, seconds=seconds, **speed)
+    title = f"training step shared by processes, batch {batch}, amp {compute.amp}"
+    return study.close({title: table_of(study.rows, COLUMNS)})
 
 
 def _launched(num: int, threads: int, task: dict[str, Any]) -> list[dict[str, Any]]:
-    """What so many processes measure."""
+    """The rows of this number of processes: ``dynamics``, ``size`` and ``seconds``."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "rows.json"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
-        command = [*launcher, "-m", "multipde.studies.bench.scaling", json.dumps(task), str(file)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
+        command += ["-m", "multipde.studies.bench.scaling", json.dumps(task), str(file)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        started = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        nowhere, kept = subprocess.DEVNULL, subprocess.PIPE
+        started = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=kept, text=True)
         try:
             _, errors = started.communicate()
-        except BaseException:  # an interrupted study leaves no processes
+        except BaseException:  # an interrupted study must leave no processes
             started.terminate()
             started.communicate()
             raise
         if not file.exists():
             last = [line for line in errors.splitlines() if "Error" in line][:1]
-            raise ValueError(f"processes must come through, got {' '.join(last)[:200] or 'no result'} from {num}")
+            raise ValueError(f"processes must finish, got {' '.join(last)[:200] or 'no result'} from {num}")
         return json.loads(file.read_text())
 
 
 def _measure(task: dict[str, Any], file: Path) -> None:
-    """In each of the processes: time the step on its slice; the writer keeps what it finds."""
-    device = own_device(choose_device(task["device"]))
-    rows = []
+    """Time the step on the slice of this process; rank zero writes its times."""
+    compute, rows = Compute.of(task["device"], task["amp"]).distributed(), []
     for name in task["dynamics"]:
         for size in task["sizes"]:
-            torch.manual_seed(0)
-            config, num = preset(f"cifar10-{name}").on_mesh(size), task["batch"] // num_processes()
-            x = torch.randn(num, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-            labels = torch.arange(num, device=device) % config.classes
-            step = TrainStep(place(PDENet(config), device).train(), TrainSettings(amp=task["amp"]), device)
-            seconds = alternated({"step": lambda s=step, x=x, y=labels: s(x, y, 0.01)}, task["repeats"], device)
+            config, num = preset(f"cifar10-{name}").on_mesh(size), task["batch"] // compute.num_processes
+            x = random_images(num, 3, size, compute.device)
+            step = step_of(compute.place(PDENet(config)).train(), x, compute)
+            seconds = alternated({"step": step}, task["repeats"], compute.device)
             rows.append({"dynamics": name, "size": size, "seconds": seconds["step"]})
     on_rank_zero(lambda: file.write_text(json.dumps(rows)))
-
-
-def _row(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "name": row["dynamics"],
-        "size": str(row["size"]),
-        "processes": str(row["processes"]),
-        "threads": str(row["threads"]),
-        "images/s": f"{row['images_per_second']:.0f}",
-        "speedup": f"{row['speedup']:.2f}",
-    }
 
 
 if __name__ == "__main__":

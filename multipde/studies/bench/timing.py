@@ -1,10 +1,9 @@
-"""Rivals timed side by side, and the memory that a computation holds at its peak."""
+"""Computations timed side by side, and the memory that a computation holds at its peak."""
 
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Collection, Hashable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multipde.storage.files import writing
-from multipde.storage.provenance import machine, versions
-from multipde.storage.rows import append_row
+from multipde.networks.network import PDENet
+from multipde.runtime.device import Compute
+from multipde.training.settings import TrainSettings
+from multipde.training.step import TrainStep
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -22,14 +22,14 @@ Name = TypeVar("Name", bound=Hashable)
 def alternated(
     calls: Mapping[Name, Callable[[], Any]], repeats: int, device: torch.device, turn_seconds: float = 0.0
 ) -> dict[Name, float]:
-    """Median seconds of each call, all of them called in turn so that a slow moment of the machine meets them all.
+    """Median seconds of each call; they are called in turn, so that a slow moment of the machine affects them all.
 
     Every call is made twice before, to warm up.
 
     Args:
         repeats: turns of every call.
-        turn_seconds: how long a turn goes on at least. Where it is more than one call the first does not count, which
-            finds the rival's numbers in the processor's caches.
+        turn_seconds: shortest duration of a turn. Of a turn with several calls the first does not count, because the
+            processor's caches hold the data of another call then.
     """
     for _ in range(2):
         for call in calls.values():
@@ -53,16 +53,28 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-class PeakMemory(TorchDispatchMode):
-    """Bytes of all tensors that are alive at the same time, at most, of those made inside.
+def random_images(num: int, channels: int, size: int, device: torch.device) -> Tensor:
+    """Images, or features, of the seed 0 in the memory layout of a training; what is drawn next has this seed too."""
+    torch.manual_seed(0)
+    return torch.randn(num, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
-    What counts is the storages of tensors; the scratch space of kernels is not seen. So it means the same on every
-    device.
+
+def step_of(net: PDENet, x: Tensor, compute: Compute, compile: bool = False) -> Callable[[], Any]:
+    """A call that does a training step of a network on the images."""
+    labels = torch.arange(len(x), device=x.device) % net.config.classes
+    step = TrainStep(net, TrainSettings(amp=compute.amp, compile=compile), compute.device)
+    return lambda: step(x, labels, 0.01)
+
+
+class PeakMemory(TorchDispatchMode):
+    """The largest number of bytes that the tensors made inside the context occupy at the same time.
+
+    Storages of tensors are counted, but not the scratch space of kernels, so the number means the same on every device.
 
     Args:
         without: tensors that do not count.
@@ -90,13 +102,3 @@ class PeakMemory(TorchDispatchMode):
                     self._alive.add(storage)
         self.peak = max(self.peak, self.present)
         return result
-
-
-def recorded(row: Mapping[str, Any], out: Path | None) -> dict[str, Any]:
-    """A row of measurements with the machine and the versions that gave it, appended to a file unless that is None."""
-    whole = {**row, "machine": machine(), "versions": versions()}
-    if out is not None:
-        with writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-        append_row(out, whole)
-    return whole

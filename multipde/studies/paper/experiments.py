@@ -1,7 +1,5 @@
-"""``multipde reproduce``: the paper's table and figures, trained, collected, shown and kept."""
+"""``multipde reproduce``: trains the networks of the paper's table and figures, and writes their rows and figures."""
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +17,7 @@ from multipde.evaluation.metrics import evaluate_batches, scored_batches
 from multipde.networks.network import num_weights
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.storage.files import write_file
-from multipde.storage.provenance import machine
+from multipde.studies.paper.paper_figures import FIGURES
 from multipde.studies.paper.recipes import (
     BUDGETS,
     RECIPES,
@@ -31,6 +28,7 @@ from multipde.studies.paper.recipes import (
     num_held_back,
     partial_trainings,
 )
+from multipde.studies.study import Row, Study, Table, table_of
 from multipde.studies.trained import trained
 from multipde.training.run import Run
 
@@ -41,10 +39,14 @@ EXPERIMENTS = {
     "fig3": ("stl10",),
     "fig4": ("cifar10", "cifar100"),
 }
-"""What can be reproduced, and the data of the paper for it."""
+"""What can be reproduced, and the data sets of the paper for it."""
 
 NUM_SHOWN = 4
 """Test images in Figure 1."""
+
+COLUMNS = """name: {data}, {dynamics} | weights: {weights:,} | train: {num_train:,} | test: {num_test:,}
+    | epochs: {epochs} of {most} | accuracy %: {percent:.1f} | loss: {test_loss:.3f} | paper %: {paper[0]}
+    | paper loss: {paper[1]} | minutes: {minutes:.1f}"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PaperData:
     """A data set of the paper, perhaps cut to a budget.
 
     Args:
-        source: what `train` is given: a name where nothing is cut, so that the run can find its data again.
+        source: what `train` is given: a name where the data set is whole, so that the run can find its data again.
     """
 
     images: ImageData
@@ -60,7 +62,7 @@ class PaperData:
     options: Mapping[str, Any]
 
     def part(self, training: Training, seed: int) -> Any:
-        """What one training is given: all, or as many random images as it needs; a larger share holds a smaller one."""
+        """The data of one training: all, or so many random images; a larger share contains a smaller one."""
         num = len(self.images.train)
         if training.share is None:
             return self.source
@@ -84,7 +86,7 @@ def reproduce(
     compile: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Repeat an experiment of the paper: train what is not trained yet, write rows and figure, show a table.
+    """Repeat an experiment of the paper: do the trainings that are missing, show a table, write rows and a figure.
 
     Args:
         experiment: a key of `EXPERIMENTS`.
@@ -92,21 +94,20 @@ def reproduce(
         root: has a data set as ``root/NAME/{train,test}/CLASS/*``, as ``root/{train,test}/CLASS/*``, or as torchvision
             stores it.
         budget: a key of `BUDGETS`.
-        epochs: at most so many of the budget's.
-        run_dir: where the trainings are recorded, by budget; one that was interrupted is taken up.
+        epochs: most epochs of a training; None for those of the budget.
+        run_dir: where the trainings are recorded, by budget; one that was interrupted is continued.
         compile: norms compiled, see `compile_layers`.
-        out: directory of rows and figure; the run directory of the budget if left out.
+        out: directory of rows and figure; None for the run directory of the budget.
 
     Returns:
         A row per training: accuracy and loss on the test images, epochs, curve of the validation accuracy; for fig3
-        with the confusion matrix, for fig1 with the probabilities of the images shown.
+        also the confusion matrix, for fig1 the probabilities of the images shown.
 
     Raises:
         ValueError: an unknown experiment, budget or data set, epochs that are not positive, data that are not there.
 
     Reference: Ruthotto & Haber (2018), section 5.
     """
-    log = log or Log(quiet=True)
     if experiment not in EXPERIMENTS:
         raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
     if budget not in BUDGETS:
@@ -120,12 +121,16 @@ def reproduce(
         if name not in RECIPES:
             raise ValueError(f"data must be among {', '.join(RECIPES)}, got {name!r}")
     sets = {name: paper_data(name, Path(root), download, budget, experiment) for name in names}
-    rows, compute = [], Compute.of(device, amp)
-    for training in _trainings(experiment, names):
+    file = (out or where) / ("-".join((experiment, *names, where.name)) + ".jsonl")
+    shared, compute = {"budget": where.name, "seed": seed}, Compute.of(device, amp)
+    study = Study(file, shared, ("data", "dynamics", "share"), replaces=True, log=log)
+    trainings = full_trainings(names) if experiment != "fig3" else []
+    trainings += partial_trainings(names) if experiment in ("fig2", "fig3") else []
+    for training in trainings:
         images = sets[training.data].images
         num = len(images.train)
         present = epochs_within(training, limits, num)
-        log.say(f"{training.name}: {present} of the paper's {RECIPES[training.data].epochs} epochs")
+        study.log.say(f"{training.name}: {present} of the paper's {RECIPES[training.data].epochs} epochs")
         run = trained(
             where / training.name,
             training.network,
@@ -134,33 +139,34 @@ def reproduce(
             training.settings(num, seed, device, amp, compile),
             sets[training.data].options,
             num_train=training.num_images(num),
-            quiet=log.console.quiet or training.share is not None,
+            quiet=study.log.console.quiet or training.share is not None,
         )
-        row = _row(training, run, images, where.name, seed)
+        row: dict[str, Any] = {
+            "weights": num_weights(run.model),
+            "num_train": training.num_images(num) - num_held_back(num),
+            "num_validation": num_held_back(num),
+            "num_test": len(images.test),
+            "epochs": len(run.metrics),
+            **{key: run.result[key] for key in ("test_accuracy", "test_loss", "seconds", "flops")},
+            "curve": [epoch["validation_accuracy"] for epoch in run.metrics],
+        }
         if experiment == "fig1":
             row |= _shown(run, images, seed, compute)
         if experiment == "fig3":
-            row["confusion"] = _confusion(run, images, compute)
-        rows.append(row)
-    log.table(table(rows), f"{experiment}, budget {where.name}, seed {seed}")
-    stem = (out or where) / "-".join((experiment, *names, where.name))
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = [stem.with_suffix(".jsonl")]
-    write_file(written[0], "".join(json.dumps(row) + "\n" for row in rows).encode())
-    if experiment != "table1":
-        from multipde.studies.paper.paper_figures import FIGURES
-
-        written.append(stem.with_suffix(".svg"))
-        FIGURES[experiment](rows, {name: sets[name].images for name in names}, written[-1])
-    log.say(f"written: {', '.join(map(str, written))}")
-    return rows
+            tested = evaluate_batches(run.model, _batches(run, images, None, compute), compute)
+            row["confusion"] = tested.confusion.tolist()
+        study.add(training.data, training.dynamics, training.share, **row)
+    shown = {f"{experiment}, budget {where.name}, seed {seed}": table(study.rows)}
+    draw = FIGURES.get(experiment)
+    sets_shown = {name: sets[name].images for name in names}
+    return study.close(shown, draw and (lambda file: draw(study.rows, sets_shown, file)))
 
 
 def paper_data(name: str, root: Path, download: bool, budget: str, experiment: str = "table1") -> PaperData:
-    """A data set in any of the places where it may lie, cut to the budget.
+    """A data set in any of the directories where it may lie, cut to the budget.
 
     Raises:
-        ValueError: it is not there; the message says what fetches it.
+        ValueError: it is not there; the message names the command that fetches it.
     """
     places = [path for path in (root / name, root) if (path / "train").is_dir()]
     size = Training(name, "parabolic").network.sizes[0]
@@ -187,65 +193,25 @@ def paper_data(name: str, root: Path, download: bool, budget: str, experiment: s
     return PaperData(images, images, {})
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Test accuracy and cross entropy beside those of Table 1, where the paper gives them."""
+def table(rows: Sequence[Row]) -> Table:
+    """Test accuracy and cross entropy, beside those of Table 1 where the paper has them."""
     shown = []
     for row in rows:
         reported = REPORTED[row["data"], row["dynamics"]] if row["share"] is None else None
-        shown.append(
-            {
-                "name": f"{row['data']}, {row['dynamics']}",
-                "weights": f"{row['weights']:,}",
-                "train": f"{row['num_train']:,}",
-                "test": f"{row['num_test']:,}",
-                "epochs": f"{row['epochs']} of {RECIPES[row['data']].epochs}",
-                "accuracy %": f"{100 * row['test_accuracy']:.1f}",
-                "loss": f"{row['test_loss']:.3f}",
-                "paper %": f"{reported.accuracy:.1f}" if reported else "-",
-                "paper loss": f"{reported.loss:.3f}" if reported else "-",
-                "minutes": f"{row['seconds'] / 60:.1f}",
-            }
-        )
-    return shown
-
-
-def _trainings(experiment: str, names: Sequence[str]) -> list[Training]:
-    full = full_trainings(names) if experiment != "fig3" else []
-    return full + (partial_trainings(names) if experiment in ("fig2", "fig3") else [])
-
-
-def _row(training: Training, run: Run, images: ImageData, budget: str, seed: int) -> dict[str, Any]:
-    num_held = num_held_back(len(images.train))
-    return {
-        "data": training.data,
-        "dynamics": training.dynamics,
-        "share": training.share,
-        "budget": budget,
-        "seed": seed,
-        "weights": num_weights(run.model),
-        "num_train": training.num_images(len(images.train)) - num_held,
-        "num_validation": num_held,
-        "num_test": len(images.test),
-        "epochs": len(run.metrics),
-        **{key: run.result[key] for key in ("test_accuracy", "test_loss", "seconds", "flops")},
-        "curve": [row["validation_accuracy"] for row in run.metrics],
-        "torch": torch.__version__,
-        "machine": f"{machine()['processor']}, {os.cpu_count()} cores",
-    }
-
-
-def _confusion(run: Run, images: ImageData, compute: Compute) -> list[list[int]]:
-    return evaluate_batches(run.model, _test_batches(run, images, None, compute), compute).confusion.tolist()
+        paper = (f"{reported.accuracy:.1f}", f"{reported.loss:.3f}") if reported else ("-", "-")
+        other = {"most": RECIPES[row["data"]].epochs, "minutes": row["seconds"] / 60, "paper": paper}
+        shown.append({**row, **other, "percent": 100 * row["test_accuracy"]})
+    return table_of(shown, COLUMNS)
 
 
 def _shown(run: Run, images: ImageData, seed: int, compute: Compute) -> dict[str, Any]:
-    """A few test images drawn by the seed: their numbers, classes, and the probabilities that a network gives them."""
+    """A few test images, drawn by the seed: their numbers, their classes, and the probabilities of all classes."""
     chosen = drawn_indices(len(images.test), NUM_SHOWN, (seed, "shown"))
-    ((scores, labels),) = scored_batches(run.model, _test_batches(run, images, chosen, compute), compute)
+    ((scores, labels),) = scored_batches(run.model, _batches(run, images, chosen, compute), compute)
     return {"shown": chosen.tolist(), "classes": labels.tolist(), "probabilities": scores.softmax(1).tolist()}
 
 
-def _test_batches(run: Run, images: ImageData, indices: Tensor | None, compute: Compute) -> Iterator[Batch]:
+def _batches(run: Run, images: ImageData, indices: Tensor | None, compute: Compute) -> Iterator[Batch]:
     """Test images ready for the network of a run, which is moved to the device."""
     config = compute.place(run.model).config
     return Feed(images.test, Normalize.of(config), compute).evaluation(indices, config.sizes[0])

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from multipde.data.datasets import ImageData
-from multipde.reports.plots import COLOURS, DASHES, MARKERS, pyplot, save
+from multipde.reports.plots import COLOURS, MARKERS, pyplot, save, style
 from multipde.studies.paper.recipes import RECIPES
+from multipde.studies.study import Row
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Row]
 Sets = Mapping[str, ImageData]
 
 
@@ -57,7 +58,7 @@ def partial_data(rows: Rows, sets: Sets, file: Path) -> None:
         own = [row for row in rows if row["data"] == name]
         for i, net in enumerate(dict.fromkeys(row["dynamics"] for row in own)):
             points = [(r["num_train"], 100 * r["test_accuracy"]) for r in own if r["dynamics"] == net and r["share"]]
-            left.plot(*zip(*sorted(points), strict=True), label=net, marker=MARKERS[i], ms=5, **_style(i))
+            left.plot(*zip(*sorted(points), strict=True), **style(i, label=net, ms=5, linewidth=1.3))
         _curves(right, [row for row in own if row["share"] is None])
         left.set_xlabel("training images, without augmentation")
         left.set_ylabel("test accuracy (%)")
@@ -119,7 +120,7 @@ FIGURES: dict[str, Callable[[Rows, Sets, Path], None]] = {
 
 
 def caption(rows: Rows) -> str:
-    """What the figure rests on: budget, epochs and images of each data set."""
+    """The budget, and the epochs and images of each data set that the figure shows."""
     parts = []
     for name in dict.fromkeys(row["data"] for row in rows):
         own = [row for row in rows if row["data"] == name]
@@ -137,7 +138,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _likeliest(probabilities: Sequence[Sequence[float]], true: int, num: int = 5) -> list[int]:
-    """The classes to which any of the networks gives most, the true one among them."""
+    """The classes to which any of the networks gives the highest probabilities, the true one among them."""
     order = sorted(range(len(probabilities[0])), key=lambda c: -max(p[c] for p in probabilities))[:num]
     return order if true in order else [*order[:-1], true]
 
@@ -146,16 +147,13 @@ def _curves(axis: Any, rows: Rows) -> None:
     for i, row in enumerate(rows):
         epochs = range(1, len(row["curve"]) + 1)
         marker = MARKERS[i] if len(row["curve"]) <= 20 else None
-        axis.plot(epochs, [100 * a for a in row["curve"]], label=row["dynamics"], marker=marker, ms=4, **_style(i))
+        look = style(i, marker=marker, label=row["dynamics"], ms=4, linewidth=1.3)
+        axis.plot(epochs, [100 * a for a in row["curve"]], **look)
     axis.set_xlabel("epoch")
     axis.set_ylabel("validation accuracy (%)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
-
-
-def _style(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i], "linestyle": DASHES[i], "linewidth": 1.3}
 
 
 def _finish(figure: Any, rows: Rows, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The experiments of Ruthotto & Haber (2018), section 5, as plain data: recipe, figures reported, cheaper versions."""
+"""The experiments of Ruthotto & Haber (2018), section 5, as plain data: recipes, reported results, budgets."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from multipde.training.settings import TrainSettings
 
 DYNAMICS = ("parabolic", "hamiltonian", "second_order")
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-"""Of the training images, in Figures 2 and 3."""
+"""Shares of the training images in Figures 2 and 3."""
 
 VALIDATION = 0.2
 BATCH, LEARNING_RATE = 125, 0.1
@@ -63,15 +63,14 @@ REPORTED = {
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What an experiment may cost.
+class PaperBudget:
+    """What an experiment may cost; None is as much as in the paper.
 
     Args:
-        flops: of all trainings of one data set together, and of all with part of its images; the number of epochs
-            follows. None for the paper's.
-        epochs: at most so many.
-        num_train: at most so many training images, held back ones included.
-        num_test: at most so many test images.
+        flops: work of all trainings on one data set, and once more of all on parts of it; the number of epochs follows.
+        epochs: most epochs of a training.
+        num_train: most training images, held back ones included.
+        num_test: most test images.
     """
 
     flops: float | None = None
@@ -81,9 +80,9 @@ class Budget:
 
 
 BUDGETS = {
-    "full": Budget(),
-    "hour": Budget(flops=8e14),
-    "smoke": Budget(flops=1e13, num_train=200, num_test=100),
+    "full": PaperBudget(),
+    "hour": PaperBudget(flops=8e14),
+    "smoke": PaperBudget(flops=1e13, num_train=200, num_test=100),
 }
 """``hour`` is what two processor cores with bfloat16 arithmetic do in about an hour, ``smoke`` in a minute or two."""
 
@@ -93,7 +92,7 @@ class Training:
     """One training of an experiment.
 
     Args:
-        share: of the training images, without augmentation; None for 80 per cent of them with it.
+        share: of the training images, without augmentation; None for 80 per cent of them with augmentation.
     """
 
     data: str
@@ -111,11 +110,11 @@ class Training:
         return replace(preset(f"{self.data}-{self.dynamics}"), standardize=True)
 
     def num_images(self, num: int) -> int:
-        """How many of so many training images it needs, held back ones included."""
+        """Training images that it needs of ``num``, held back ones included."""
         return num if self.share is None else round(self.share * num) + num_held_back(num)
 
     def settings(self, num: int, seed: int, device: str, amp: str, compile: bool = False) -> TrainSettings:
-        """Of a training on so many images before they are divided: a fifth of them is held back in any case."""
+        """Settings for a data set of ``num`` training images, of which a fifth is held back in any case."""
         recipe = RECIPES[self.data]
         return TrainSettings(
             seed=seed,
@@ -129,13 +128,13 @@ class Training:
         )
 
     def level(self, epochs: int) -> Level:
-        """The only level: all is trained at the full size."""
+        """The only level: the whole training is at the full size."""
         policy = RECIPES[self.data].policy
         return Level(self.network.sizes[0], epochs, batch=BATCH, learning_rate=LEARNING_RATE, policy=policy)
 
 
 def num_held_back(num: int) -> int:
-    """Validation images of a set of so many training images, whatever part of it is trained on."""
+    """Validation images of a set of ``num`` training images, whatever part of it is trained on."""
     return round(VALIDATION * num)
 
 
@@ -149,8 +148,8 @@ def partial_trainings(data: Sequence[str]) -> list[Training]:
     return [Training(name, dynamics, share) for name in data for dynamics in DYNAMICS for share in SHARES]
 
 
-def epochs_within(training: Training, budget: Budget, num: int) -> int:
-    """Epochs of a training and of all others of its kind on the same data, for so many training images.
+def epochs_within(training: Training, budget: PaperBudget, num: int) -> int:
+    """Epochs of a training, and of all others of its kind on the same ``num`` training images.
 
     The largest number with   epochs Σ images · FLOPs per image <= budget,   at least 1 and at most the paper's.
     """
@@ -158,8 +157,8 @@ def epochs_within(training: Training, budget: Budget, num: int) -> int:
     if budget.flops is None:
         return longest
     kind = full_trainings if training.share is None else partial_trainings
-    per_epoch = 0.0
-    for other in kind([training.data]):
-        images = other.num_images(num) - num_held_back(num)
-        per_epoch += images * level_flops(other.level(1), other.network)
+    per_epoch = sum(
+        (other.num_images(num) - num_held_back(num)) * level_flops(other.level(1), other.network)
+        for other in kind([training.data])
+    )
     return min(longest, max(1, math.floor(budget.flops / per_epoch)))

@@ -1,0 +1,137 @@
+"""``multipde bench step``: a training step against the bare convolutions of the same network."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from multipde.mesh.reparametrize import bake, set_mesh_size
+from multipde.networks.dynamics import DYNAMICS
+from multipde.networks.network import PDENet
+from multipde.networks.presets import preset
+from multipde.runtime.console import Log
+from multipde.runtime.device import Compute
+from multipde.studies.bench.timing import alternated, random_images, step_of
+from multipde.studies.study import Study, matching, table_of
+from multipde.training.level import Level
+
+TURN_SECONDS = 0.3
+"""Steps of one kind follow each other for this long, as they do in a training."""
+
+BATCH = 125
+"""Images in a step, unless said otherwise."""
+
+COLUMNS = """name: {dynamics} | size: {size} | batch: {batch} | images/s: {images_per_second:.0f}
+    | times the finest: {faster:.1f} | step / floor: {step_over_floor:.2f} | share of the floor: {share:.0%}
+    | step / baked: {step_over_baked:.3f} | moved / baked: {moved_over_baked:.3f}"""
+COMPILED = " | compiled / plain: {step_over_plain:.2f}"
+
+
+def step_study(
+    out: Path | None = None,
+    *,
+    dynamics: Sequence[str] = tuple(DYNAMICS),
+    sizes: Sequence[int] = (8, 16, 32),
+    batch: int | str = BATCH,
+    compile: bool = False,
+    repeats: int = 7,
+    device: str = "auto",
+    amp: str = "off",
+    log: Log | None = None,
+) -> list[dict[str, Any]]:
+    """Images per second of a training step of the CIFAR-10 networks, beside the floor; prints a table.
+
+    The floor is the convolutions of the same network alone, each forwards and backwards on tensors of its shapes, in
+    the same precision and layout. ``baked`` is the step with plain weights, ``moved`` the step off the reference mesh,
+    where every stencil is computed from its parameter, and with compiled norms ``plain`` is the step without them.
+    All of them, at all sizes, are timed in turn; times are medians.
+
+    Args:
+        batch: images in a step; ``"auto"`` takes `BATCH` at the largest size and as many pixels at the others.
+        compile: norms compiled, see `compile_layers`.
+        out: file to which the rows are appended; None for none.
+
+    Returns:
+        A row per dynamics and size.
+
+    Raises:
+        ValueError: a batch that is not positive, or too large.
+    """
+    batches = {size: round(BATCH * (max(sizes) / size) ** 2) if isinstance(batch, str) else batch for size in sizes}
+    Level(max(sizes), 1, batch=batches[max(sizes)])  # raises the errors of a batch
+    compute = Compute.of(device, amp)
+    study = Study(out, {"study": "step"}, ("dynamics", "size"), anew=True, log=log)
+    for name in dynamics:
+        calls = {size: _calls(name, size, num, compute, compile) for size, num in batches.items()}
+        together = {(size, way): call for size, ways in calls.items() for way, call in ways.items()}
+        found = alternated(together, repeats, compute.device, TURN_SECONDS)
+        for size, num in batches.items():
+            seconds = {way: found[size, way] for way in calls[size]}
+            ratios = [("step", "floor"), ("step", "baked"), ("moved", "baked")] + [("step", "plain")] * compile
+            study.add(
+                name,
+                size,
+                batch=num,
+                amp=compute.amp,
+                compiled=compile,
+                **{f"{way}_seconds": value for way, value in seconds.items()},
+                images_per_second=round(num / seconds["step"], 1),
+                **{f"{a}_over_{b}": round(seconds[a] / seconds[b], 3) for a, b in ratios},
+            )
+    finest = {row["dynamics"]: row["images_per_second"] for row in matching(study.rows, size=max(sizes))}
+    rows = [
+        row | {"faster": row["images_per_second"] / finest[row["dynamics"]], "share": 1 / row["step_over_floor"]}
+        for row in study.rows
+    ]
+    title = f"training step of the CIFAR-10 networks, amp {compute.amp}{', compiled' if compile else ''}"
+    return study.close({title: table_of(rows, COLUMNS + COMPILED * compile)})
+
+
+def _calls(name: str, size: int, batch: int, compute: Compute, compile: bool) -> dict[str, Callable[[], Any]]:
+    config = preset(f"cifar10-{name}").on_mesh(size)
+    x = random_images(batch, 3, size, compute.device)
+    ways = ("step", "baked", "moved", *(("plain",) if compile else ()))
+    nets = {way: compute.place(PDENet(config)).train() for way in ways}
+    floor = bare_convolutions(nets["step"], x, compute)
+    bake(nets["baked"])
+    set_mesh_size(nets["moved"], 0.5 / size)
+    return {"floor": floor} | {way: step_of(net, x, compute, compile and way != "plain") for way, net in nets.items()}
+
+
+def bare_convolutions(net: PDENet, x: Tensor, compute: Compute) -> Callable[[], None]:
+    """A call that computes the convolutions of a training step alone, forwards and backwards."""
+    with _Recorder() as seen, compute.autocast(), torch.no_grad():
+        net(x)
+    prepared = []
+    for shape, dtype, weight, rest, needs_grad in seen.found:
+        y = torch.randn(shape, device=x.device).to(dtype)
+        if y.dim() == 4:
+            y = y.contiguous(memory_format=torch.channels_last)
+        w = weight.detach().clone().requires_grad_()
+        prepared.append((y.requires_grad_(needs_grad), w, rest))
+    with torch.no_grad():
+        results = [torch.convolution(y, w, None, *rest) for y, w, rest in prepared]
+
+    def call() -> None:
+        for (y, w, rest), result in zip(prepared, results, strict=True):
+            y.grad = w.grad = None
+            torch.convolution(y, w, None, *rest).backward(result)
+
+    return call
+
+
+class _Recorder(TorchDispatchMode):
+    """Records the convolutions that are computed inside the context; the first needs no gradient of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[tuple[torch.Size, torch.dtype, Tensor, tuple, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            y, weight, _, *rest = args
+            self.found.append((y.shape, y.dtype, weight, tuple(rest), bool(self.found)))
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,113 @@
+"""The ways from coarse to fine that ``multipde bench transfer`` compares, and the levels of each for the same work."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from multipde.networks.config import NetworkConfig
+from multipde.studies.study import Row, matching
+from multipde.training.level import Level, level_flops
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way from coarse to fine.
+
+    Args:
+        sizes: each as a part of the full size, with the share of the work that is done at it.
+        settings: the settings of the training that this arm changes.
+        mixed: batches of all sizes come in random order, instead of one size after the other.
+        policy: of the learning rate.
+        steps: number of time steps at each size; None for that of the network.
+    """
+
+    sizes: tuple[tuple[float, float], ...] = ((1 / 4, 0.125), (1 / 2, 0.375), (1, 0.5))
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mixed: bool = False
+    policy: str = "across"
+    steps: tuple[int, ...] | None = None
+
+
+GRADUAL = ((1 / 4, 0.06), (3 / 8, 0.07), (1 / 2, 0.19), (5 / 8, 0.15), (3 / 4, 0.14), (7 / 8, 0.15), (1, 0.24))
+
+ARMS = {
+    "fine only": Arm(((1, 1.0),), {"transfer": "copy"}),
+    "copy": Arm(settings={"transfer": "copy"}),
+    "rediscretize": Arm(settings={"transfer": "rediscretize"}),
+    "galerkin": Arm(settings={"transfer": "galerkin"}),
+    "calibrated": Arm(settings={"transfer": "calibrated"}),
+    "mesh-invariant": Arm(settings={"transfer": "copy", "coordinates": "finest", "conditioning": 1.0}),
+    "mixed": Arm(settings={"transfer": "copy"}, mixed=True),
+    "gradual": Arm(GRADUAL, {"transfer": "calibrated"}),
+    "gradual copy": Arm(GRADUAL, {"transfer": "copy"}),
+}
+"""The arms of the study; the learning rate goes through one cycle across all levels, measured in work."""
+
+IDEAS = {
+    "one cycle per level": Arm(settings={"transfer": "copy"}, policy="one_cycle"),
+    "twice the steps": Arm(settings={"transfer": "copy"}, steps=(3, 3, 6)),
+    "momentum reset": Arm(settings={"transfer": "copy", "momentum_rule": "reset"}),
+    "momentum dual": Arm(settings={"transfer": "calibrated", "momentum_rule": "dual"}),
+    "calibrated full": Arm(settings={"transfer": "calibrated_full"}),
+    "mesh-invariant, q = 0": Arm(settings={"transfer": "copy", "coordinates": "finest", "conditioning": 0.0}),
+    "mesh-invariant, q = 1/2": Arm(settings={"transfer": "copy", "coordinates": "finest", "conditioning": 0.5}),
+    "rediscretize, steps auto": Arm(settings={"transfer": "rediscretize", "auto_steps": True}),
+}
+"""Further arms, trained on request only. The last one exceeds its budget where it takes more steps."""
+
+
+def arm_of(name: str) -> Arm:
+    """The arm of that name, one of `ARMS` or `IDEAS`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = ARMS | IDEAS
+    if name not in known:
+        raise ValueError(f"arms must be among {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
+EPOCH_UNIT = 0.05
+"""Epochs are multiples of this."""
+
+
+class Task(NamedTuple):
+    """One training of the study; ``budget`` is its work in epochs at the full size."""
+
+    arm: str
+    dynamics: str = "hamiltonian"
+    budget: float = 2.0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its run directory."""
+        return f"{self.arm}-{self.dynamics}-{self.budget:g}-{self.seed}".replace(" ", "-")
+
+    def levels(self, network: NetworkConfig) -> list[Level]:
+        """Levels with the work of the budget for a network at the full size."""
+        arm, size = arm_of(self.arm), network.sizes[0]
+        parts, steps = [], arm.steps or (None,) * len(arm.sizes)
+        for (part, share), n in zip(arm.sizes, steps, strict=True):
+            level = Level(round(part * size), 1)
+            own = network.on_mesh(level.size)
+            flops = level_flops(Level(size, 1), network) / level_flops(level, own if n is None else own.with_steps(n))
+            parts.append((level.size, max(1, round(share * self.budget * flops / EPOCH_UNIT)) * EPOCH_UNIT))
+        if not arm.mixed:
+            return [Level(*part, steps=n, policy=arm.policy) for part, n in zip(parts, steps, strict=True)]
+        total = sum(epochs for _, epochs in parts)
+        return [Level(size, total, policy="across", mixed=tuple((side, epochs / total) for side, epochs in parts))]
+
+
+def tasks_of(arms: Sequence[str], dynamics: Sequence[str], budget: float, seeds: Sequence[int]) -> list[Task]:
+    """All combinations; networks other than the Hamiltonian one have half the budget."""
+    own = {name: budget if name == "hamiltonian" else budget / 2 for name in dynamics}
+    return [Task(arm, name, own[name], seed) for seed in seeds for name in dynamics for arm in arms]
+
+
+def finalists(rows: Sequence[Row], budget: float = 2.0, seed: int = 0, num: int = 2) -> list[str]:
+    """Fine only, copy, and the most accurate others on the Hamiltonian network with this budget and seed."""
+    found = matching(rows, dynamics="hamiltonian", budget=budget, seed=seed)
+    others = [row for row in found if row["arm"] not in ("fine only", "copy")]
+    return ["fine only", "copy", *(r["arm"] for r in sorted(others, key=lambda r: -r["test_accuracy"])[:num])]

@@ -1,0 +1,117 @@
+"""The tables of ``multipde bench transfer`` from its rows."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+
+from multipde.networks.dynamics import DYNAMICS
+from multipde.studies.bench.transfer_arms import ARMS, IDEAS
+from multipde.studies.study import Row, Table, matching, mean_and_spread
+
+MOMENTS = ("before", "moved", "recalibrated")
+"""When accuracy is measured at a switch of levels."""
+
+
+def tables(rows: Sequence[Row]) -> dict[str, Table]:
+    """Accuracy at equal work, work at equal accuracy, and what the last switch costs, each under its title."""
+    result: dict[str, Table] = {}
+    groups = list(dict.fromkeys((dynamics, budget) for dynamics, _, budget in _groups(rows)))
+    for dynamics, budget in groups:
+        mine = matching(rows, dynamics=dynamics, budget=budget)
+        result[f"{dynamics}, work of {budget:g} epochs at full size"] = _accuracy_table(mine)
+    for dynamics in dict.fromkeys(dynamics for dynamics, _ in groups):
+        result |= _reach_table(matching(rows, dynamics=dynamics))
+    return result | _switch_table(rows)
+
+
+def _groups(rows: Sequence[Row]) -> list[tuple[str, str, float]]:
+    """Dynamics, arm and budget of the rows, each once: first by dynamics, then by budget, then by arm."""
+    order = [*DYNAMICS], [*ARMS, *IDEAS]
+    found = {(r["dynamics"], r["arm"], r["budget"]) for r in rows}
+    return sorted(found, key=lambda g: (order[0].index(g[0]), g[2], order[1].index(g[1])))
+
+
+def _accuracy_table(rows: Sequence[Row]) -> Table:
+    """Mean and spread over the seeds, and the gain over copy with the same seed, of one dynamics and budget."""
+    copied = {row["seed"]: row["test_accuracy"] for row in matching(rows, arm="copy")}
+    table = []
+    for _, arm, _ in _groups(rows):
+        own = matching(rows, arm=arm)
+        gains = [100 * (r["test_accuracy"] - copied[r["seed"]]) for r in own if r["seed"] in copied]
+        diverged = sum("diverged" in r for r in own)
+        note = f" ({diverged} of {len(own)} diverged)" if diverged else ""
+        table.append(
+            {
+                "arm": arm,
+                "seeds": str(len(own)),
+                "accuracy %": mean_and_spread([100 * r["test_accuracy"] for r in own]) + note,
+                "gain over copy": "-" if arm == "copy" or not gains else mean_and_spread(gains, sign=True),
+                "cross entropy": f"{_mean(own, 'test_loss'):.3f}",
+                "TFLOPs": f"{_mean(own, 'flops') / 1e12:.1f}",
+                "minutes": f"{_mean(own, 'seconds') / 60:.1f}",
+            }
+        )
+    return table
+
+
+def _switch_table(rows: Sequence[Row]) -> dict[str, Table]:
+    """What the last switch costs, and how much of that recalibrated BatchNorm gives back: means over the seeds."""
+    table = []
+    moved = [row for row in rows if row["moves"]]
+    order = {name: i for i, name in enumerate((*ARMS, *IDEAS))}
+    for dynamics, arm, budget in sorted(_groups(moved), key=lambda g: ([*DYNAMICS].index(g[0]), order[g[1]], g[2])):
+        moves = [row["moves"][-1] for row in matching(moved, dynamics=dynamics, arm=arm, budget=budget)]
+        means = {when: f"{100 * _mean(moves, f'accuracy_{when}'):.1f}" for when in MOMENTS}
+        switch = {"switch": f"{moves[0]['from']} to {moves[0]['to']}", "seeds": str(len(moves))}
+        table.append({"dynamics": dynamics, "arm": arm, "epochs of work": f"{budget:g}"} | switch | means)
+    return {"validation accuracy % around the last switch": table} if table else {}
+
+
+def _reach_table(rows: Sequence[Row]) -> dict[str, Table]:
+    """Work, by arm, to reach what fine only has after its largest budget, where it has had several; of one dynamics."""
+    fine = matching(rows, arm="fine only")
+    budgets = {row["budget"] for row in fine}
+    if len(budgets) < 2:
+        return {}
+    last, dynamics = matching(fine, budget=max(budgets)), fine[0]["dynamics"]
+    accuracy, work = _mean(last, "test_accuracy"), _mean(last, "flops")
+    table = [
+        {
+            "arm": arm,
+            "trained with at most": f"{max(row['flops'] for row in matching(rows, arm=arm)) / 1e12:.1f}",
+            "TFLOPs": "not reached" if found is None else f"{found / 1e12:.1f}",
+            "share": "-" if found is None else f"{found / work:.2f}",
+        }
+        for arm, found in work_to_reach(rows, accuracy, dynamics).items()
+    ]
+    return {f"{dynamics}, work to reach {accuracy:.1%}, fine only after {max(budgets):g} epochs": table}
+
+
+def work_to_reach(rows: Sequence[Row], accuracy: float, dynamics: str = "hamiltonian") -> dict[str, float | None]:
+    """Work in FLOPs by which each arm reaches a test accuracy, linear in its logarithm between two trainings.
+
+    Args:
+        rows: with several budgets of each arm.
+
+    Returns:
+        None where even the largest budget falls short; the smallest budget's work where that already suffices.
+    """
+    result: dict[str, float | None] = {}
+    for arm in ARMS:
+        own = matching(rows, arm=arm, dynamics=dynamics)
+        groups = [matching(own, budget=budget) for budget in sorted({row["budget"] for row in own})]
+        points = [(_mean(group, "flops"), _mean(group, "test_accuracy")) for group in groups]
+        if not points:
+            continue
+        result[arm] = points[0][0] if points[0][1] >= accuracy else None
+        for (w0, a0), (w1, a1) in itertools.pairwise(points):
+            if a0 < accuracy <= a1:
+                t = (accuracy - a0) / (a1 - a0)
+                result[arm] = math.exp((1 - t) * math.log(w0) + t * math.log(w1))
+                break
+    return result
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return statistics.mean(row[name] for row in rows)

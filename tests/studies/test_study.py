@@ -1,0 +1,85 @@
+"""What all studies share: rows are kept, recognised and not measured twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from multipde.runtime.console import Log
+from multipde.studies.bench.regimes import CASES, WAVES
+from multipde.studies.bench.transfer_arms import ARMS, Task, tasks_of
+from multipde.studies.study import Study, matching, table_of
+
+RESULTS = Path(__file__).parents[2] / "examples/results"
+
+
+def study(file, **options):
+    return Study(file, {"data": "x", "size": 8}, ("name", "seed"), **options)
+
+
+def test_a_row_that_the_file_has_is_not_left_and_those_of_others_do_not_count(tmp_path, capsys):
+    file = tmp_path / "new/rows.jsonl"
+    first = study(file)
+    assert not file.parent.exists()  # until there is a row
+    row = first.add("a", 0, accuracy=0.5, pair=(1, 2))
+    Study(file, {"data": "y", "size": 8}, ("name", "seed")).add("b", 0)
+    assert {**row, "machine": 0, "versions": 0} == {
+        "data": "x", "size": 8, "name": "a", "seed": 0, "accuracy": 0.5, "pair": [1, 2], "machine": 0, "versions": 0,
+    }  # fmt: skip
+    assert {"processor", "cores"} <= row["machine"].keys()
+    assert {"torch", "multipde"} <= row["versions"].keys()
+    again = study(file, log=Log())
+    assert again.rows == [row]
+    assert again.left([("a", 0), ("b", 0), ("b", 0)], "things") == [("b", 0)]
+    assert capsys.readouterr().out == f"1 of 2 things are in {file}; 1 to do\n"
+    assert study(file, anew=True).left([("a", 0)], "things") == [("a", 0)]
+
+
+def test_a_study_that_replaces_its_file_does_so_when_it_is_closed(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    study(file).add("old", 0)
+    new = study(file, replaces=True)
+    new.add("new", 0)
+    assert "old" in file.read_text()
+    assert new.close({}) == [json.loads(file.read_text())]
+    assert new.rows[0]["name"] == "new"
+
+
+def test_the_end_shows_the_tables_and_says_where_rows_and_figure_are(tmp_path, capsys):
+    own = study(tmp_path / "rows.jsonl", log=Log())
+    own.add("a", 0, accuracy=0.256)
+    table = table_of(own.rows, "name: {name} | accuracy %: {accuracy:.1%}")
+    assert table == [{"name": "a", "accuracy %": "25.6%"}]
+    own.close({"Title": table}, lambda file: file.touch() or None)
+    written = f"rows in {tmp_path}/rows.jsonl, figure in {tmp_path}/rows.svg"
+    assert capsys.readouterr().out.splitlines() == ["Title", "name  accuracy %", "a          25.6%", written]
+    assert (tmp_path / "rows.svg").exists()
+    study(None, log=Log()).close({})
+    assert capsys.readouterr().out == ""
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
+    with pytest.raises(OSError, match=f"{tmp_path} must be writable, got: Is a directory"):
+        study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "shared", "keys", "tasks"),
+    [
+        ("transfer", {"data": "cifar10", "size": 32}, Task._fields, tasks_of([*ARMS], ("hamiltonian",), 2.0, (0,))),
+        ("regimes", {"size": 32}, ("data", "blur", "net", "epochs"), [("shapes", *case, 3) for case in CASES]),
+        ("regimes", {"data": "waves"}, ("frequency", "depth"), WAVES),
+        (
+            "finetune",
+            {"checkpoint": "runs/cifar10-hamiltonian", "data": "cifar10", "size": 16},
+            ("name", "method", "amount"),
+            [("recalibrated", "copy", 32.0), ("fine-tuned", "calibrated", 1.0), ("from scratch", "-", 3.0)],
+        ),
+    ],
+)
+def test_the_rows_of_the_examples_are_recognised(file, shared, keys, tasks, tmp_path):
+    copy = tmp_path / "rows.jsonl"
+    copy.write_bytes((RESULTS / f"{file}.jsonl").read_bytes())
+    found = Study(copy, shared, keys)
+    assert found.left(tasks, "rows") == []
+    assert matching(found.rows, **shared) == found.rows
