@@ -49,13 +49,13 @@ PER_LEVEL = 2 * 2 + 3 * 4
 def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, counter, tmp_path):
     config = NetworkConfig(dynamics, (4, 6), 8, steps=2, size=16)
     levels = levels_from_lists((8, 16), (2, 2), batch=(50,), mixed=mixed)
-    settings = TrainSettings(compile=True, calibration_images=64, validation=0.9)
-    train(config, Schedule(levels, config), "shapes", tmp_path / "run", settings=settings, quiet=True)
+    settings, few = TrainSettings(compile=True, calibration_images=64), {"num_train": 150, "num_test": 20}
+    run = tmp_path / "run"
+    train(config, Schedule(levels, config), "shapes", run, settings=settings, data_options=few, quiet=True)
     assert counter.frame_count == 2 * PER_LEVEL
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-@pytest.mark.parametrize("memory", ["store", "reversible", "checkpoint"])
+@pytest.mark.parametrize(("memory", "amp"), [("store", "off"), ("reversible", "bf16"), ("checkpoint", "off")])
 def test_no_step_after_the_first_compiles(memory, amp, counter):
     net = place(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train(), CPU)
     step = TrainStep(net, TrainSettings(compile=True, amp=amp), CPU)
@@ -119,6 +119,7 @@ def test_without_a_compiler_one_line_says_so(no_compiler, tmp_path):
             "shapes",
             tmp_path / "run",
             settings=TrainSettings(compile=True),
+            data_options={"num_train": 20, "num_test": 10},
         )
     assert not (tmp_path / "run").exists()
 

@@ -2,6 +2,8 @@
 
 # pyright: reportAttributeAccessIssue=false
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ from pathlib import Path
 import torch
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, resume, train
+from multipde.cli.main import main as command
 from multipde.runtime.processes import (
     broadcast_weights,
     check_batch,
@@ -125,6 +128,17 @@ def told_by_one() -> None:
     on_rank_zero(fail)
 
 
+def command_fails(directory: Path) -> list:
+    """Exit status of a command that must not write into a directory, and what this process says of it."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            command(["train", "--run", str(directory), "--batch", "124"])
+        except SystemExit as stop:
+            return [stop.code, said.getvalue()]
+    return [0, said.getvalue()]
+
+
 def in_turn(file: Path) -> str:
     """The writer makes a file, the other one finds it."""
 
@@ -174,6 +188,7 @@ def main(out: Path) -> None:
             "turn": in_turn(out / "file"),
             "told": error_of(told_by_one),
             "taken directory": error_of(lambda: trained(out)),
+            "command": command_fails(out),
             "uneven": error_of(lambda: check_batch(125, num_processes())),
             "uneven training": error_of(lambda: trained(out / "c", 25)),
             "devices": error_of(lambda: more_than_devices("cuda")),
