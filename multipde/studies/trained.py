@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multipde.networks.config import NetworkConfig
-from multipde.runtime.device import choose_amp, choose_device
+from multipde.runtime.device import Compute
 from multipde.runtime.signals import Interrupted
 from multipde.storage.records import FORMAT, read_json
 from multipde.storage.run_directory import RECORD
@@ -39,7 +39,7 @@ def trained(
         DivergedError: the training is given up.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    settings = replace(settings, amp=choose_amp(choose_device(settings.device), settings.amp))  # as `train` records it
+    settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)  # as `train` records it
     try:
         if not directory.exists():
             plan = Schedule(levels)

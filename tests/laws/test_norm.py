@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from multipde import NetworkConfig, PDENet
 from multipde.networks.kernels.tv_norm import _over_channels, _plain, tv_norm
-from multipde.runtime.device import autocast, place
+from multipde.runtime.device import Compute
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -104,11 +104,11 @@ class Layouts(TorchDispatchMode):
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("dynamics", ["parabolic", "hamiltonian", "second_order", "resnet"])
 def test_channels_stay_innermost_through_a_whole_training_step(dynamics, amp):
-    device, size = torch.device("cpu"), 8
-    net = place(PDENet(NetworkConfig(dynamics, (8, 12), 16, steps=2, size=size)), device).train()
+    compute, size = Compute.of("cpu", amp), 8
+    net = compute.place(PDENet(NetworkConfig(dynamics, (8, 12), 16, steps=2, size=size))).train()
     x = torch.randn(4, 3, size, size).contiguous(memory_format=torch.channels_last)
     with Layouts(4 * 6 * (size // 2) ** 2) as seen:
-        with autocast(device, amp):
+        with compute.autocast():
             scores = net(x)
         scores.float().square().sum().backward()
     halves = 4 if dynamics == "hamiltonian" else 0  # two in each block, in memory of their own
