@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from multipde.conversions.convert import Conversion, conversion, convert
     from multipde.conversions.optimizer_state import carry_optimizer_state
     from multipde.conversions.recalibration import recalibrate
-    from multipde.data.datasets import ImageData, load_data
+    from multipde.data.datasets import load_data
+    from multipde.data.image_data import ImageData
     from multipde.data.shapes import render_shapes
     from multipde.evaluation.attacks import fgsm, pgd
     from multipde.evaluation.corruptions import corrupt
@@ -56,7 +57,8 @@ else:
         "conversions.convert": "Conversion conversion convert",
         "conversions.optimizer_state": "carry_optimizer_state",
         "conversions.recalibration": "recalibrate",
-        "data.datasets": "ImageData load_data",
+        "data.datasets": "load_data",
+        "data.image_data": "ImageData",
         "data.shapes": "render_shapes",
         "evaluation.attacks": "fgsm pgd",
         "evaluation.corruptions": "corrupt",

@@ -150,7 +150,8 @@ class _Files:
         """End the workers."""
         iterator = getattr(self.loader, "_iterator", None)
         if iterator is not None:
-            iterator._shutdown_workers()
+            with contextlib.suppress(RuntimeError):  # of a worker that crashes while it ends; torch ends the others
+                iterator._shutdown_workers()
 
 
 _OPEN: "weakref.WeakSet[_Files]" = weakref.WeakSet()

@@ -209,3 +209,16 @@ def test_the_level_in_use_is_averaged_once_and_keeps_the_mean():
 
 def test_jpeg_folders_work(tmp_path):
     assert load_data("folder", root=write_folder(tmp_path / "jpeg", 3, 2, suffix=".jpg")).size == 16
+
+
+def test_a_worker_that_crashes_while_it_ends_does_not_hide_the_broken_image(folder):
+    class Crashing:
+        def _shutdown_workers(self):
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Aborted.")
+
+    data = load_data("folder", root=folder, stream_files=True).test
+    data.num_workers = 0
+    data._loaded(torch.device("cpu")).loader._iterator = Crashing()
+    data.paths[3].write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"^image must be readable, got .*003.png"):
+        all_images(data, 8)
