@@ -28,9 +28,10 @@ class Convert(DataOptions):
     """New number of time steps per block; the final time stays and the controls are interpolated. auto: more where the
     converted network would be less stable."""
     arch: str | None = None
-    """Classifier of torchvision, e.g. resnet18."""
+    """A network by name instead of a checkpoint: resnet18 (torchvision), timm:resnet50d, package.module:function. With
+    a checkpoint of a network from an import path: that path again."""
     weights: Path | None = None
-    """Its state dict, .safetensors or .pt. Left out: random weights."""
+    """State dict of --arch, .safetensors or .pt. Left out: random weights."""
     from_size: int = 224
     """Image side for which --arch or the state dict was trained."""
     normalize: Literal["imagenet", "data"] = "imagenet"

@@ -25,6 +25,8 @@ class Evaluate(DataOptions):
     """Directory written by `save`, or a run directory."""
     others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """More of them."""
+    arch: str | None = None
+    """The network again, package.module:function, where the checkpoint is of one from an import path."""
     sizes: tuple[int, ...] | None = None
     """Image sides in pixels. Left out: that of the network."""
     method: tuple[MethodName, ...] = ("copy",)
@@ -63,6 +65,7 @@ class Evaluate(DataOptions):
             evaluate_sizes(
                 checkpoint,
                 self.of(checkpoint),
+                model=self.arch,
                 sizes=self.sizes,
                 methods=self.method,
                 split=recorded_split(checkpoint),

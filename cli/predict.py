@@ -17,6 +17,8 @@ class Predict:
     """Directory written by `save`, or a run directory."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files and folders."""
+    arch: str | None = None
+    """The network again, package.module:function, where the checkpoint is of one from an import path."""
     fit: Literal["image", "net"] = "image"
     """Images of another size: average the image to the size of the network, or convert the network to the image."""
     plot: Path | None = None
@@ -36,7 +38,8 @@ class Predict:
         if self.plot is not None:
             check_figure_file(self.plot)
         log = Log()
-        found = predict(self.checkpoint, self.images, fit=self.fit, device=self.device, amp=self.amp)
+        how = {"fit": self.fit, "device": self.device, "amp": self.amp}
+        found = predict(self.checkpoint, self.images, model=self.arch, **how)
         tell_predictions(found, log, as_json=self.json)
         if self.plot is not None:
             prediction_figure(found, self.plot)

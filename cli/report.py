@@ -15,6 +15,8 @@ class Report(DataOptions):
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run directory."""
+    arch: str | None = None
+    """The network again, package.module:function, where the run is of one from an import path."""
     out: Path | None = None
     """File to write. Left out: report.html in the run."""
     num_images: int = 10_000
@@ -29,6 +31,12 @@ class Report(DataOptions):
         is_given = self.data is not None or any(self.options().values())
         data, options = (self.of(self.run) if is_given else None) or (None, {})
         written = report(
-            self.run, self.out, data=data, data_options=options, num_images=self.num_images, device=self.device
+            self.run,
+            self.out,
+            data=data,
+            model=self.arch,
+            data_options=options,
+            num_images=self.num_images,
+            device=self.device,
         )
         Log().say(f"written to {written}")

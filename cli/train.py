@@ -28,6 +28,9 @@ class Train(DataOptions):
     """Network, e.g. cifar10-second_order. Left out: the one for the data and the dynamics."""
     dynamics: DynamicsName | None = None
     """Time stepping of the blocks. Left out: hamiltonian."""
+    arch: str | None = None
+    """Any other network instead: a classifier of torchvision (resnet18) or timm (timm:resnet50d), or an import path
+    package.module:function, looked up in the working directory first. Arguments in brackets: resnet18(groups=2)."""
     sizes: tuple[int, ...] = (8, 16, 32)
     """Image sides in pixels, one per level, in the order of training."""
     epochs: tuple[float, ...] | Literal["auto"] | None = None
@@ -66,7 +69,11 @@ class Train(DataOptions):
     run: Path | None = None
     """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
     resume: bool = False
-    """Go on with the run in --run; everything else is taken from its record."""
+    """Go on with the run in --run; everything else is taken from its record. A network from an import path has to be
+    named again by --arch."""
+    extend: tuple[str, ...] = ()
+    """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. It has a cycle of the
+    learning rate of its own."""
     seed: int = SETTINGS.seed
     """Of the weights, the split, the order of the images and their augmentation."""
     momentum: float = SETTINGS.momentum
@@ -79,7 +86,7 @@ class Train(DataOptions):
     """Weight of the squares of the controls, eq. (13)."""
     box: float = SETTINGS.box
     """Bound on the stencils of the symmetric layers; 0 for none."""
-    augment: bool = SETTINGS.augment
+    augment: bool = True
     """Flip, pad and crop the training images."""
     standardize: bool = False
     """Every image by its own mean and standard deviation, not by those of the data."""
@@ -108,10 +115,12 @@ class Train(DataOptions):
         from multipde.runtime.console import Log
         from multipde.training.run import next_run_directory, resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
-        from multipde.training.start import starting_network
+        from multipde.training.start import read_start, starting_network
 
-        if self.resume:
-            report_at_end(resume(self._run_to_resume(), quiet=self.quiet).directory, Log(quiet=self.quiet))
+        if self.resume or self.extend:
+            levels = [_extension(text) for text in self.extend]
+            done = resume(self._run_to_resume(), model=self.arch, extend=levels, quiet=self.quiet)
+            report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
             return
         is_auto = self.epochs == "auto"
         levels = levels_from_lists(
@@ -124,38 +133,50 @@ class Train(DataOptions):
             mixed=self.mixed,
             auto=is_auto,
         )
+        start = read_start(self.init, self.arch)
         config = starting_network(
             self.data,
             self.dynamics,
             max(self.sizes),
             self.preset,
-            self.init,
+            start,
+            arch=self.arch,
             memory=self.memory,
             standardize=self.standardize,
         )
         shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)}
-        given = {name: getattr(self, name) for name in shared}
+        given = {name: getattr(self, name) for name in shared} | {"augment": None if self.augment else False}
         settings = TrainSettings(**given, auto_steps=self.steps == "auto")
-        run = self.run or next_run_directory(self.data, config.dynamics)
+        run = self.run or next_run_directory(self.data, config.label)
         done = train(
             config,
             Schedule(levels),
             self.data,
             run,
             settings=settings,
-            init=self.init,
+            init=start,
             data_options=self.options(),
             balance=self.batch == "auto",
             quiet=self.quiet,
         )
-        report_at_end(done.directory, Log(quiet=self.quiet))
+        report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
 
     def _run_to_resume(self) -> Path:
         if self.run is None:
-            raise ValueError("run must be given with --resume; type --run DIR --resume")
-        own = ("run", "resume", "quiet")
+            flag = "--resume" if self.resume else "--extend SIZE:EPOCHS"
+            raise ValueError(f"run must be given with {flag.split()[0]}; type --run DIR {flag}")
+        own = ("run", "resume", "extend", "arch", "quiet")
         changed = [f.name for f in fields(self) if f.name not in own and getattr(self, f.name) != f.default]
         if changed:
             flag = changed[0].replace("_", "-")
             raise ValueError(f"resume takes everything from the run, got --{flag} too; leave it out")
         return self.run
+
+
+def _extension(text: str) -> tuple[int, float]:
+    """Size and epochs of a level."""
+    size, _, epochs = text.partition(":")
+    try:
+        return int(size), float(epochs)
+    except ValueError:
+        raise ValueError(f"extend must be SIZE:EPOCHS such as 32:3, got {text!r}") from None

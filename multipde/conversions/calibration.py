@@ -12,7 +12,7 @@ from multipde.conversions.layer_inputs import WatchedCopy
 from multipde.mesh.pyramid import resize_images
 from multipde.mesh.stencil import StencilBasis
 from multipde.mesh.transfer import CALIBRATED, check_factor, map_stencil, scaling_matrix
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import find_spec
 
 SHARED_SWEEPS = 8
 """How often networks with shared controls are measured anew."""
@@ -191,8 +191,9 @@ def _exponent(scales: Tensor, factor: Sequence[float]) -> float:
 def _sizes(model: nn.Module, factor: Sequence[float], images: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Old and new size; the images must be on the finer mesh along every axis."""
     got = tuple(images.shape[2:])
-    if isinstance(model, PDENet):
-        old = tuple(float(s) for s in model.config.sizes)
+    spec = find_spec(model)
+    if spec is not None:
+        old = tuple(float(s) for s in spec.sizes)
     else:
         old = tuple(s / max(1.0, f) for s, f in zip(got, factor, strict=True))
     new = tuple(s * f for s, f in zip(old, factor, strict=True))

@@ -4,14 +4,15 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from multipde.conversions.calibration import Calibration, calibrate
+from multipde.conversions.time_steps import with_steps
 from multipde.mesh.reparametrize import (
-    bake,
     check_unshared,
     mesh_size,
     stencil_layers,
@@ -20,9 +21,7 @@ from multipde.mesh.reparametrize import (
 )
 from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import CALIBRATED, METHODS, check_factor, check_method, map_stencil, transfer_matrix
-from multipde.networks.controls import interpolation_matrix
-from multipde.networks.dynamics import Block
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import Model, ModelSpec, check_mesh, find_spec
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,10 @@ class Conversion:
     keep_reference: bool = False
     block_scales: tuple[float, ...] | None = None
 
-    def __call__(self, model: nn.Module) -> nn.Module:
+    def __call__(self, model: Model) -> Model:
         return self._applied(model)
 
-    def dual(self, model: nn.Module) -> nn.Module:
+    def dual(self, model: Model) -> Model:
         """The network whose stored parameters were mapped by P⁻ᵀ instead of P, as their gradients are.
 
         Where the parameters are the stencils themselves P is the map M of the taps; in other coordinates, stencils
@@ -61,28 +60,29 @@ class Conversion:
         Raises:
             ValueError: the number of steps changes, for which M has no inverse.
         """
-        if isinstance(model, PDENet) and self.steps not in (None, model.config.steps, model.config.block_steps):
+        spec = find_spec(model)
+        if spec is not None and self.steps is not None and spec.with_steps(self.steps) != spec:
             raise ValueError(f"steps must stay for the dual map, got {self.steps}")
         return self._applied(model, is_dual=True)
 
-    def _applied(self, model: nn.Module, is_dual: bool = False) -> nn.Module:
+    def _applied(self, model: Model, is_dual: bool = False) -> Model:
         check_method(self.method)
         check_unshared(stencil_layers(model))
-        if isinstance(model, PDENet):
-            model.check_mesh()
+        spec = find_spec(model)
+        if spec is not None:
+            check_mesh(model)
+        elif self.steps is not None:
+            raise ValueError(f"steps must be left out for a model without a description, got {self.steps}")
         model = copy.deepcopy(model)
         for name, layer in stencil_layers(model).items():
             self._move(name, layer, is_dual)
-        if isinstance(model, PDENet):
-            size, config = self._new_size(model), model.config
-            kept = self.keep_reference
-            model.config = replace(config, size=size, reference=config.references) if kept else config.on_mesh(size)
-            _settle_mesh(model)
-            if self.steps is not None:
-                model = _with_steps(model, self.steps)
-        elif self.steps is not None:
-            raise ValueError(f"steps must be left out for a model that is no PDENet, got {self.steps}")
-        return model
+        if spec is None:
+            return model
+        size, kept = self._new_size(spec), self.keep_reference
+        moved: Any = replace(spec, size=size, reference=spec.references) if kept else spec.on_mesh(size)  # pyright: ignore
+        model.multipde_spec = moved
+        _settle_mesh(model, moved)
+        return model if self.steps is None else with_steps(model, self.steps)
 
     @torch.no_grad()
     def _move(self, name: str, layer: _ConvNd, is_dual: bool) -> None:
@@ -120,24 +120,24 @@ class Conversion:
             return None
         return transfer_matrix(self.method, layer.kernel_size, factor, reaction)
 
-    def _new_size(self, model: PDENet) -> int | tuple[int, ...]:
-        factor = check_factor(self.factor, model.config.dim)
-        sizes = [s * f for s, f in zip(model.config.sizes, factor, strict=True)]
+    def _new_size(self, spec: ModelSpec) -> int | tuple[int, ...]:
+        factor = check_factor(self.factor, spec.dim)
+        sizes = [s * f for s, f in zip(spec.sizes, factor, strict=True)]
         if any(abs(s - round(s)) > 1e-6 for s in sizes):
-            raise ValueError(f"factor must give a whole number of pixels, got {self.factor} for {model.config.sizes}")
+            raise ValueError(f"factor must give a whole number of pixels, got {self.factor} for {spec.sizes}")
         rounded = tuple(round(s) for s in sizes)
         return rounded[0] if len(set(rounded)) == 1 else rounded
 
 
 def convert(
-    model: nn.Module,
+    model: Model,
     *,
     size: int | Sequence[int] | None = None,
     factor: float | Sequence[float] | None = None,
     method: str | None = None,
     steps: int | Sequence[int] | None = None,
     calibration: Tensor | None = None,
-) -> nn.Module:
+) -> Model:
     """A trained network for images of another size, as a new module; the given one stays as it is.
 
     Every stencil is moved by the method; strides, padding, 1x1 and transposed convolutions stay. Statistics of
@@ -187,15 +187,16 @@ def conversion(
         return Conversion(moved, chosen, blocks)
     if calibration is None:
         raise ValueError(f"calibration must hold images for the method {chosen!r}, got None")
-    if factor is None or (isinstance(model, PDENet) and not stencil_layers(model)):
+    if factor is None or not stencil_layers(model):
         return Conversion(moved, "copy", blocks)
     return Conversion(moved, chosen, blocks, calibrate(model, moved, calibration, chosen))
 
 
 def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]:
-    if isinstance(model, PDENet):
-        new = per_axis(size, model.config.dim, "size")
-        return tuple(n / s for n, s in zip(new, model.config.sizes, strict=True))
+    spec = find_spec(model)
+    if spec is not None:
+        new = per_axis(size, spec.dim, "size")
+        return tuple(n / s for n, s in zip(new, spec.sizes, strict=True))
     try:
         h = mesh_size(model)
     except ValueError:
@@ -204,34 +205,9 @@ def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]
     return tuple(n * v for n, v in zip(per_axis(size, dim, "size"), per_axis(h, dim, "mesh_size"), strict=True))
 
 
-def _settle_mesh(net: PDENet) -> None:
-    """Mesh sizes as the config has them, free of the rounding of repeated divisions."""
-    h, reference = [1 / s for s in net.config.sizes], [1 / s for s in net.config.references]
-    for layer in stencil_layers(net).values():
+def _settle_mesh(model: nn.Module, spec: ModelSpec) -> None:
+    """Mesh sizes as the description has them, free of the rounding of repeated divisions."""
+    h, reference = [1 / s for s in spec.sizes], [1 / s for s in spec.references]
+    for layer in stencil_layers(model).values():
         if p := stencil_parametrization(layer):
             p.move(h, reference)
-
-
-def _with_steps(net: PDENet, steps: int | tuple[int, ...]) -> PDENet:
-    config = net.config.with_steps(steps)
-    if config is net.config:
-        return net
-    with torch.random.fork_rng(devices=[]):
-        result = PDENet(config).train(net.training)
-    if not any(stencil_parametrization(layer) for layer in stencil_layers(net).values()) and config.width > 1:
-        bake(result)
-    reference = next(net.parameters())
-    result.to(reference.device, reference.dtype)
-    result.opening, result.connectors, result.classifier = net.opening, net.connectors, net.classifier
-    for old, new in zip(net.blocks, result.blocks, strict=True):
-        _interpolate_controls(old, new, config.interpolation)  # pyright: ignore[reportArgumentType]
-    return result
-
-
-@torch.no_grad()
-def _interpolate_controls(old: Block, new: Block, interpolation: str) -> None:
-    matrix = interpolation_matrix(len(old.controls), len(new.controls), interpolation)
-    nodes = [dict(node.named_parameters()) for node in old.controls]
-    for row, node in zip(matrix.tolist(), new.controls, strict=True):
-        for name, p in node.named_parameters():
-            p.copy_(sum(w * old_node[name] for w, old_node in zip(row, nodes, strict=True) if w))  # pyright: ignore

@@ -23,14 +23,14 @@ def stabilized(move: Conversion, net: PDENet, before: Sequence[float], new_image
         before: dt over its bound in the blocks of the network, see `step_ratios`.
         new_images: as the converted network takes them.
     """
-    moved: PDENet = move(net)  # pyright: ignore[reportAssignmentType]
+    moved = move(net)
     present = moved.config.block_steps
     wanted = stable_steps(stability_report(moved, new_images), before)
     steps = tuple(min(w, GROWTH * n) for w, n in zip(wanted, present, strict=True))
     move = replace(move, steps=steps)
     if steps == wanted:
         return move
-    refined: PDENet = move(net)  # pyright: ignore[reportAssignmentType]
+    refined = move(net)
     after = step_ratios(stability_report(refined, new_images))
     power = 1.0 if net.config.norm == "tv" else 0.5  # |J| grows with |K| behind the TV norm, with |K|² without
     if net.config.dynamics == "second_order":

@@ -19,7 +19,8 @@ from multipde.evaluation.conversion_report import Candidate
 from multipde.evaluation.metrics import Metrics, evaluate_batches
 from multipde.mesh.pyramid import prolong_images, resize_images
 from multipde.mesh.transfer import CALIBRATED
-from multipde.networks.network import PDENet, model_flops
+from multipde.networks.cost import model_flops
+from multipde.networks.model_spec import find_spec
 from multipde.runtime.device import Compute
 from multipde.stability.bounds import StepStability, stability_report, step_ratios
 
@@ -120,7 +121,7 @@ class Evaluator:
         if steps != "auto":
             return move if steps is None else replace(move, steps=steps)
         before = self.step_bounds(net, old_size)
-        if not before or not isinstance(net, PDENet):
+        if not before:
             return move
         return stabilized(move, net, step_ratios(before), self.images(STABILITY_IMAGES, size))
 
@@ -142,7 +143,8 @@ class Evaluator:
 
     def step_bounds(self, net: nn.Module, size: int) -> list[StepStability]:
         """The bounds on the time steps of a network along training images; empty for a network that has none."""
-        if not isinstance(net, PDENet) or net.config.dynamics == "resnet":
+        spec = find_spec(net)
+        if spec is None or not spec.has_step_bounds:
             return []
         return stability_report(net, self.images(STABILITY_IMAGES, size))
 

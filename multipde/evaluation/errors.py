@@ -4,14 +4,14 @@ import io
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData
 from multipde.data.feed import Feed
 from multipde.data.images import ImageSet
 from multipde.evaluation.metrics import check_classes, confusion_matrix, scored_batches
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
 from multipde.stability.energy import StateEnergy, state_energies
 
@@ -61,7 +61,7 @@ class Examination:
 
 
 def examine(
-    net: PDENet, images: ImageData, compute: Compute, *, num_images: int | None = None, num_mistakes: int = 24
+    net: nn.Module, images: ImageData, compute: Compute, *, num_images: int | None = None, num_mistakes: int = 24
 ) -> Examination:
     """Show a network the test images.
 
@@ -72,9 +72,10 @@ def examine(
     Raises:
         ValueError: data that do not suit the network.
     """
-    check_classes(net.config, images)
-    size, test, key = net.config.sizes[0], images.test, (0, "test")
-    feed = Feed(test, Normalize.of(net.config), compute)
+    spec = spec_of(net)
+    check_classes(spec, images)
+    size, test, key = spec.sizes[0], images.test, (0, "test")
+    feed = Feed(test, Normalize.of(spec), compute)
     indices = drawn_indices(len(test), num_images, key).sort().values
     columns: list[Tensor] = []
     for scores, labels in scored_batches(compute.place(net), feed.evaluation(indices, size), compute):
@@ -91,8 +92,8 @@ def examine(
         for i, picture in zip(worst, pictures, strict=True)
     ]
     some = torch.cat(list(feed.drawn(None, ENERGY_IMAGES, size, key)))
-    confusion = confusion_matrix(labels, predicted, net.config.classes)
-    return Examination(confusion, mistakes, state_energies(net, some))
+    confusion = confusion_matrix(labels, predicted, spec.classes)
+    return Examination(confusion, mistakes, state_energies(net, some) if spec.has_energy else [])
 
 
 def _pictures(images: ImageSet, indices: Tensor, size: int) -> list[bytes]:

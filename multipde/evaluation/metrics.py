@@ -1,7 +1,7 @@
 """Accuracy, loss and cost of a network on images of any size."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +14,13 @@ from multipde.data.datasets import ImageData, load_data
 from multipde.data.feed import Feed
 from multipde.data.images import Batch
 from multipde.mesh.modes import eval_mode
-from multipde.networks.config import NetworkConfig
-from multipde.networks.network import PDENet, count_flops
+from multipde.networks.cost import count_flops
+from multipde.networks.model_spec import ModelSpec, find_spec
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import largest, sum_over_processes
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(scores, labels) to one number, the mean over the images."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Metrics:
         seconds: wall time.
         flops: per image, forwards; None where they are not counted.
         confusion: how often images of class i were taken for class j.
+        metric: mean of the metric of the user; None where there is none.
 
     Shape:
         - confusion: (classes, classes), int64
@@ -42,6 +46,12 @@ class Metrics:
     seconds: float
     flops: int | None = None
     confusion: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
+    metric: float | None = None
+
+    @property
+    def score(self) -> float:
+        """By what the network is judged: the metric of the user, else the accuracy."""
+        return self.accuracy if self.metric is None else self.metric
 
     @property
     def images_per_second(self) -> float:
@@ -64,8 +74,8 @@ def evaluate(
     """Accuracy and cross entropy of a model on images averaged to a size; the model is taken as it is.
 
     Args:
-        model: a `PDENet`, whose config says how to normalise, or any classifier for images normalised with the mean
-            and standard deviation of the data.
+        model: a network that carries its description, which says how to normalise, or any classifier for images
+            normalised with the mean and standard deviation of the data.
         data: what `load_data` takes.
         size: image side in pixels; that of the network, or of the data for another model, if left out.
         part: ``"test"`` or ``"train"``.
@@ -76,7 +86,7 @@ def evaluate(
     Raises:
         ValueError: data that do not suit the model.
     """
-    config = model.config if isinstance(model, PDENet) else None
+    config = find_spec(model)
     target = config.sizes[0] if config and size is None else size
     images = load_data(data, size=target, **(data_options or {}))
     if config is not None:
@@ -93,28 +103,44 @@ def evaluate(
 
 
 @torch.no_grad()
-def evaluate_batches(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Metrics:
+def evaluate_batches(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    compute: Compute,
+    *,
+    loss: Score | None = None,
+    metric: Score | None = None,
+) -> Metrics:
     """Accuracy and cross entropy over batches that are ready for the model; training flags stay.
 
     Where several processes compute, each has its slices of the batches, and all get the result of the whole.
+
+    Args:
+        loss: (scores, labels) to the mean of a batch; cross entropy if left out.
+        metric: likewise, beside the accuracy.
     """
-    start, device = time.perf_counter(), compute.device
+    start, device, num = time.perf_counter(), compute.device, 0
     confusion: Tensor | int = 0
-    loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    num = 0
+    sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     for scores, labels in scored_batches(model, batches, compute):
-        loss += functional.cross_entropy(scores, labels, reduction="sum")
+        if loss is None:
+            sums[0] += functional.cross_entropy(scores, labels, reduction="sum")
+        else:
+            sums[0] += loss(scores, labels) * len(labels)
+        if metric is not None:
+            sums[1] += metric(scores, labels) * len(labels)
         confusion = confusion + confusion_matrix(labels, scores.argmax(1), scores.shape[1])
         num += len(labels)
     if compute.num_processes > 1:
         (classes,) = largest(0 if isinstance(confusion, int) else len(confusion))
         confusion = sum_over_processes(confusion + torch.zeros(classes, classes, dtype=torch.int64, device=device))
-        loss, num = sum_over_processes(loss), int(sum_over_processes(torch.tensor([num], device=device)))
+        sums, num = sum_over_processes(sums), int(sum_over_processes(torch.tensor([num], device=device)))
     if isinstance(confusion, int) or not num:
         raise ValueError("batches must hold at least one image, got none")
     confusion = confusion.cpu()
-    correct = int(confusion.trace())
-    return Metrics(correct / num, loss.item() / num, num, time.perf_counter() - start, confusion=confusion)
+    mean_loss, mean_metric = (sums / num).tolist()
+    found = Metrics(int(confusion.trace()) / num, mean_loss, num, time.perf_counter() - start, confusion=confusion)
+    return found if metric is None else replace(found, metric=mean_metric)
 
 
 @torch.no_grad()
@@ -144,7 +170,7 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
     return flat.view(classes, classes)
 
 
-def check_classes(config: NetworkConfig, images: ImageData) -> None:
+def check_classes(config: ModelSpec, images: ImageData) -> None:
     """Raise ValueError unless the data have the classes and channels of the network."""
     names = config.class_names or tuple(images.class_names[: config.classes])
     if len(images.class_names) != config.classes or images.class_names != names:

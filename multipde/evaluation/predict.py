@@ -13,10 +13,10 @@ from multipde.data.batches import Normalize
 from multipde.data.decode import decode_image
 from multipde.data.folder import image_files
 from multipde.mesh.pyramid import resize_images
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.storage.network import load
+from multipde.storage.network import Given, load
 
 FITS = ("image", "net")
 BATCH = 64
@@ -53,6 +53,7 @@ def predict(
     checkpoint: str | Path,
     images: Sequence[str | Path],
     *,
+    model: Given = None,
     fit: str = "image",
     device: str = "auto",
     amp: str = "off",
@@ -62,6 +63,7 @@ def predict(
     Args:
         checkpoint: what `load` takes.
         images: files, or folders with image files at any depth.
+        model: a network that has to be given again, see `load`.
         fit: how images of another size are handled: ``"image"`` averages them to the size of the network; ``"net"``
             converts the network, by copying its stencils, to the largest size that it can have within the image, and
             averages the image to that. BatchNorm keeps the statistics of the old size then. Either way images that are
@@ -75,14 +77,13 @@ def predict(
     """
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
-    net, compute, files = load(checkpoint), Compute.of(device, amp), _files(images)
-    if net.config.dim != 2 or net.config.in_channels != 3:
-        raise ValueError(
-            f"checkpoint must be for pictures, got {net.config.in_channels} channels, {net.config.dim} axes"
-        )
-    names = net.config.class_names or tuple(str(k) for k in range(net.config.classes))
-    normalize, found = Normalize.of(net.config), []
-    nets: dict[int, nn.Module] = {net.config.sizes[0]: compute.place(net)}
+    net, compute, files = load(checkpoint, model), Compute.of(device, amp), _files(images)
+    spec = spec_of(net)
+    if spec.dim != 2 or spec.in_channels != 3:
+        raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
+    names = spec.class_names or tuple(str(k) for k in range(spec.classes))
+    normalize, found = Normalize.of(spec), []
+    nets: dict[int, nn.Module] = {spec.sizes[0]: compute.place(net)}
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
         pictures = [_picture(path, net, fit) for path in chosen]
@@ -124,13 +125,13 @@ def _files(images: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def _picture(path: Path, net: PDENet, fit: str) -> Tensor:
+def _picture(path: Path, net: nn.Module, fit: str) -> Tensor:
     """A square uint8 image of a size that the network has, or can have."""
-    size = net.config.sizes[0]
+    size = spec_of(net).sizes[0]
     if fit == "image":
         return decode_image(path, size)
     image = decode_image(path)
-    multiple = 2 ** (net.config.num_blocks - 1)
+    multiple = spec_of(net).size_multiple
     side = min(image.shape[1:]) // multiple * multiple
     if not side:
         raise ValueError(f"image must have at least {multiple} pixels each way, got {path}; type --fit image")

@@ -9,9 +9,11 @@ from multipde.data.batches import Normalize
 from multipde.data.datasets import load_data
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.metrics import check_classes
+from multipde.networks.cost import count_flops
+from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.storage.network import load
+from multipde.storage.network import Given, load
 
 DataSource = tuple[Any, Mapping[str, Any]]
 
@@ -20,6 +22,7 @@ def evaluate_sizes(
     checkpoint: Path,
     data: DataSource | None,
     *,
+    model: Given = None,
     sizes: Sequence[int] | None = None,
     methods: Sequence[str] = ("copy",),
     split: tuple[int, float] = (0, 0.2),
@@ -32,6 +35,7 @@ def evaluate_sizes(
 
     Args:
         data: source and options for `load_data`.
+        model: a network that has to be given again, see `load`.
         split: seed and share by which training images are held back, on which nothing is calibrated.
         num_images: only so many test images, drawn at random but always the same.
 
@@ -41,17 +45,18 @@ def evaluate_sizes(
     Raises:
         ValueError: no data, or what `load` and `convert` raise.
     """
-    net, compute = load(checkpoint), Compute.of(device, amp)
+    net, compute = load(checkpoint, model), Compute.of(device, amp)
+    spec = spec_of(net)
     if data is None:
         raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
-    own = net.config.sizes[0]
+    own = spec.sizes[0]
     chosen = tuple(sizes or (own,))
     wanted = {(size, "-" if size == own else method): None for size in chosen for method in methods}
     for size in chosen:
-        net.config.on_mesh(size)  # a size that it cannot have is told before images are read
+        count_flops(spec.on_mesh(size))  # a size that it cannot have is told before images are read
     images = load_data(data[0], size=max(*chosen, own), **data[1])
-    check_classes(net.config, images)
-    evaluator = Evaluator.of(images, compute, Normalize.of(net.config), split=split, num_images=num_images)
+    check_classes(spec, images)
+    evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
     evaluator = replace(evaluator, held_back=evaluator.held_back[:0])
     compute.place(net)
     records: list[dict[str, Any]] = []

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from torch import nn
 
 from multipde.mesh.parametrization import COORDINATES
 from multipde.mesh.separable import per_axis
@@ -11,6 +13,12 @@ from multipde.mesh.stencil import REACTIONS
 from multipde.networks.controls import INTERPOLATIONS
 from multipde.networks.dynamics import check_dynamics, check_memory
 from multipde.networks.layers import ACTIVATIONS, NORMS
+from multipde.networks.model_spec import check_data_fields
+from multipde.networks.network import PDENet, check_size
+from multipde.networks.regularization import Box, Regularizer, RegularizerGradient
+
+MANY_STEPS = 100_000
+"""No block of a stored network has more time steps."""
 
 MANY_TAPS = 1000
 """No stencil has more; its basis is a square matrix of as many rows."""
@@ -91,13 +99,8 @@ class NetworkConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be positive, got {self.eps}")
-        if bool(self.mean) != bool(self.std):
-            raise ValueError(f"mean and std must be given together, got {self.mean} and {self.std}")
-        if self.standardize and self.mean:
-            raise ValueError(f"mean and std must be left out with standardize, got {self.mean} and {self.std}")
-        for name in ("out_channels", "classes", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.out_channels < 1:
+            raise ValueError(f"out_channels must be positive, got {self.out_channels}")
         if self.width < 1 or self.width % 2 == 0:
             raise ValueError(f"width must be odd and positive, got {self.width}")
         if self.width**self.dim > MANY_TAPS:
@@ -106,19 +109,7 @@ class NetworkConfig:
         check_size(self.sizes, self.num_blocks)
         if min(self.references) < 1:
             raise ValueError(f"reference must be positive, got {self.reference}")
-        for name, values, num in (
-            ("class_names", self.class_names, self.classes),
-            ("mean", self.mean, self.in_channels),
-            ("std", self.std, self.in_channels),
-        ):
-            if values and len(values) != num:
-                raise ValueError(f"{name} must have {num} entries, got {len(values)}")
-        if not all(0 < s < math.inf for s in self.std):
-            raise ValueError(f"std must be positive, got {self.std}")
-        if not all(math.isfinite(m) for m in self.mean):
-            raise ValueError(f"mean must be finite, got {self.mean}")
-        if not all(isinstance(name, str) and name.isprintable() for name in self.class_names):
-            raise ValueError("class_names must be words without control characters, got others")
+        check_data_fields(self)
 
     def _check_times(self) -> None:
         for name in ("steps", "dt", "controls"):
@@ -134,6 +125,26 @@ class NetworkConfig:
     def _per_block(self, name: str) -> tuple[Any, ...]:
         value = getattr(self, name)
         return tuple(value) if isinstance(value, Sequence) else (value,) * self.num_blocks
+
+    @property
+    def label(self) -> str:
+        """What the network is called in tables and directories: its dynamics."""
+        return self.dynamics
+
+    @property
+    def size_multiple(self) -> int:
+        """Of what number of pixels every size must be a multiple: it is halved between the blocks."""
+        return 2 ** (self.num_blocks - 1)
+
+    @property
+    def has_step_bounds(self) -> bool:
+        """Whether there are bounds on dt: for every dynamics but resnet."""
+        return self.dynamics != "resnet"
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether its blocks can be followed along time: always."""
+        return True
 
     @property
     def num_blocks(self) -> int:
@@ -191,6 +202,39 @@ class NetworkConfig:
         dt = tuple(t / n for t, n in zip(self.final_times, blocks, strict=True))
         return replace(self, steps=steps, dt=dt[0] if len(set(dt)) == 1 else dt)
 
+    def build(self) -> PDENet:
+        """The network with random weights from torch's generator."""
+        return PDENet(self)
+
+    def put_on_mesh(self, net: nn.Module) -> None:
+        """Give the plain stencils of a baked network their mesh sizes."""
+        net.put_on_mesh()  # pyright: ignore[reportCallIssue]
+
+    def fits(self, num_tensors: int) -> bool:
+        """Whether so many tensors can be its weights, which is asked before a stranger's description is built."""
+        return max(self.block_steps) <= MANY_STEPS and sum(self.block_controls) <= num_tensors
+
+    def penalty(self, net: nn.Module, alpha1: float, alpha2: float) -> RegularizerGradient:
+        """The regulariser (13)."""
+        return RegularizerGradient(Regularizer(alpha1, alpha2), net)  # pyright: ignore[reportArgumentType]
+
+    def box(self, net: nn.Module, bound: float) -> Box:
+        """The bound on the stencils of the symmetric layers."""
+        return Box(net, bound)  # pyright: ignore[reportArgumentType]
+
+    def parts(self, net: nn.Module) -> dict[str, nn.Module]:
+        """Opening, blocks, connectors and classifier by name, in the order of execution."""
+        names = [f"{part}.{k}" for k in range(self.num_blocks) for part in ("blocks", "connectors")]
+        return {name: net.get_submodule(name) for name in ("opening", *names, "classifier")}
+
+    def summary(self, net: nn.Module) -> str:
+        """The blocks of the network as a table."""
+        return str(net)
+
+    def record(self) -> dict[str, Any]:
+        """Plain data from which the same description can be made again."""
+        return asdict(self)
+
 
 _CHOICES = {
     "dim": (1, 2, 3),
@@ -200,13 +244,3 @@ _CHOICES = {
     "coordinates": COORDINATES,
     "reaction": tuple(REACTIONS),
 }
-
-
-def check_size(sizes: Sequence[int], num_blocks: int) -> None:
-    """Raise ValueError unless every axis can be halved between all blocks."""
-    divisor = 2 ** (num_blocks - 1)
-    if any(s < 1 or s % divisor for s in sizes):
-        shown = sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
-        raise ValueError(
-            f"size must be a positive multiple of {divisor} (halved between {num_blocks} blocks), got {shown}"
-        )

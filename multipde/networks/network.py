@@ -1,15 +1,17 @@
 """The network of the paper: opening, blocks on coarser and coarser meshes, classifier."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from multipde.mesh.modes import eval_mode
-from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
-from multipde.networks.config import NetworkConfig, check_size
+from multipde.mesh.reparametrize import reparametrize
+from multipde.networks.cost import num_weights
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import POOL, Connector, Opening
+
+if TYPE_CHECKING:
+    from multipde.networks.config import NetworkConfig
 
 
 class PDENet(nn.Module):
@@ -19,6 +21,7 @@ class PDENet(nn.Module):
 
     Block k works at mesh size h 2ᵏ, h = 1/size. ``print(net)`` shows the blocks as a table.
 
+    >>> from multipde import NetworkConfig
     >>> net = PDENet(NetworkConfig("hamiltonian", channels=(8, 16), out_channels=16, size=16))
     >>> net(torch.zeros(5, 3, 16, 16)).shape
     torch.Size([5, 10])
@@ -30,7 +33,7 @@ class PDENet(nn.Module):
     Reference: Ruthotto & Haber (2018), section 5.
     """
 
-    def __init__(self, config: NetworkConfig):
+    def __init__(self, config: "NetworkConfig"):
         super().__init__()
         self.config = config
         self.opening = Opening(config.in_channels, config.channels[0], config.width, config.dim)
@@ -58,6 +61,15 @@ class PDENet(nn.Module):
         self.classifier = nn.Linear(config.out_channels, config.classes)
         self.put_on_mesh()
 
+    @property
+    def multipde_spec(self) -> "NetworkConfig":
+        """The description of the network, see `ModelSpec`."""
+        return self.config
+
+    @multipde_spec.setter
+    def multipde_spec(self, config: "NetworkConfig") -> None:
+        self.config = config
+
     def put_on_mesh(self) -> None:
         """Give plain stencils the mesh sizes of the config; stencils of width one have none."""
         c = self.config
@@ -73,16 +85,6 @@ class PDENet(nn.Module):
                 reaction=c.reaction,
                 stride=stride,
             )
-
-    def check_mesh(self) -> None:
-        """Raise ValueError if `set_mesh_size` has taken the stencils off the mesh of the config."""
-        for layer in stencil_layers(self).values():
-            p = stencil_parametrization(layer)
-            if p and any(abs(h * s - 1) > 1e-9 for h, s in zip(p.mesh_size, self.config.sizes, strict=True)):
-                raise ValueError(
-                    f"network must be on the mesh of its size {self.config.sizes}, got mesh size {p.mesh_size}; "
-                    "set_mesh_size moves it back, convert moves both"
-                )
 
     def features(self, x: Tensor) -> Tensor:
         """What the classifier sees: the features of the last mesh, averaged over its pixels.
@@ -123,38 +125,11 @@ class PDENet(nn.Module):
         return "\n".join(lines)
 
 
-def num_weights(module: nn.Module) -> int:
-    """Number of trainable weights."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
-    """Floating point operations of one forward pass of any module, as torch counts them.
-
-    Args:
-        shape: of the input.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(model.parameters()).device
-    with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(*shape, device=device))
-    return counter.get_total_flops()
-
-
-def count_flops(config: NetworkConfig, training: bool = False) -> int:
-    """Floating point operations per image, as torch counts them (convolutions and products, multiply and add as two).
-
-    Args:
-        training: count the backward pass too.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        net = PDENet(config).train(training)
-        images = torch.empty(2, config.in_channels, *config.sizes)
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
-        score = net(images)
-        if training:
-            score.sum().backward()
-    return counter.get_total_flops() // 2
+def check_size(sizes: Sequence[int], num_blocks: int) -> None:
+    """Raise ValueError unless every axis can be halved between all blocks."""
+    divisor = 2 ** (num_blocks - 1)
+    if any(s < 1 or s % divisor for s in sizes):
+        shown = sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
+        raise ValueError(
+            f"size must be a positive multiple of {divisor} (halved between {num_blocks} blocks), got {shown}"
+        )

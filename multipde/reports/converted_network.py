@@ -2,27 +2,22 @@
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from multipde.conversions.external import (
-    IMAGENET,
-    classifier_name,
-    convert_state_dict,
-    read_state_dict,
-    torchvision_model,
-)
+from multipde.conversions.state_dict import convert_state_dict, network_with_weights, read_state_dict
 from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import ConversionReport
 from multipde.evaluation.measured_conversion import check_conversion_method, convert_reported
 from multipde.evaluation.metrics import check_classes
-from multipde.mesh.modes import eval_mode
-from multipde.networks.network import PDENet
+from multipde.networks.cost import count_flops
+from multipde.networks.external import IMAGENET
+from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
@@ -32,7 +27,7 @@ from multipde.storage.run_directory import check_new
 from multipde.storage.tensors import tensor_bytes
 from multipde.training.plan import recorded_split
 
-REPORT, FIGURE, ARCHITECTURE, WEIGHTS = "report.json", "report.svg", "architecture.json", "model.safetensors"
+REPORT, FIGURE, WEIGHTS = "report.json", "report.svg", "model.safetensors"
 
 DataSource = tuple[Any, Mapping[str, Any]]
 
@@ -55,13 +50,13 @@ def convert_to_directory(
     amp: str = "off",
     log: Log | None = None,
 ) -> ConversionReport | None:
-    """A checkpoint, a classifier of torchvision or a bare state dict converted and written to a new directory.
+    """A checkpoint, a network by name or a bare state dict converted and written to a new directory.
 
-    Beside the weights lie report.json and report.svg. A converted classifier of torchvision is written as
-    model.safetensors with its old names and architecture.json.
+    Beside the weights lie report.json and report.svg.
 
     Args:
-        source: a checkpoint, or a state dict file; None with ``arch``.
+        source: a checkpoint, or a state dict file; None for a network by name.
+        arch: a network by name, see `external_model`; with a checkpoint, the network that has to be given again.
         from_size: image side for which ``arch`` or the state dict was trained; a checkpoint knows its own.
         normalize: ``"imagenet"`` or ``"data"`` for ``arch``; ImageNet's where left out.
         data: source and options for `load_data`; None for none.
@@ -79,46 +74,47 @@ def convert_to_directory(
     if out is None:
         raise ValueError("out must be given; type --out DIR")
     check_new(out)
-    if (source is None) == (arch is None):
-        got = "neither" if source is None else "both"
-        raise ValueError(f"checkpoint or --arch must be given, got {got}; type multipde convert CHECKPOINT --size N")
-    if arch is None and weights is not None:
-        raise ValueError(f"weights must come with --arch, got {weights} without; type --arch resnet18, or DIR")
+    if source is None and arch is None:
+        raise ValueError("checkpoint or --arch must be given, got neither; type multipde convert CHECKPOINT --size N")
+    if weights is not None and (arch is None or source is not None):
+        raise ValueError(f"weights must come with --arch alone, got {weights}; type --arch resnet18, or DIR")
     if from_size < 1:
         raise ValueError(f"from_size must be positive, got {from_size}")
     if source is not None and source.is_file():
-        if steps is not None or data is not None:
-            what = "steps" if steps is not None else "data"
+        if steps is not None or data is not None or arch is not None:
+            what = "steps" if steps is not None else "data" if data is not None else "arch"
             raise ValueError(f"{what} must be left out for a bare state dict, got it; type --arch NAME --weights FILE")
         _convert_file(source, out, _needed(size), from_size, "copy" if method == "auto" else method, log)
         return None
-    if steps is None or arch is not None:
+    if source is None or steps is None:
         _needed(size)
-    if steps is not None and arch is not None:
-        raise ValueError(f"steps must be left out for a model that is no PDENet, got {steps}")
-    net = torchvision_model(arch, weights) if arch else load(source)  # pyright: ignore[reportArgumentType]
-    old = net.config.sizes[0] if isinstance(net, PDENet) else from_size
+    net = load(source, arch) if source is not None else _external(arch or "", weights, from_size, normalize)
+    spec: Any = spec_of(net)
+    old = spec.sizes[0]
     new = old if size is None else size
     if min(old, new) < 1:
         raise ValueError(f"size must be positive, got {min(old, new)}")
-    if isinstance(net, PDENet):
-        net.config.on_mesh(new)  # a size that it cannot have is told before images are read
-    if steps == "auto" and (data is None or (isinstance(net, PDENet) and net.config.dynamics == "resnet")):
-        raise ValueError("steps must be a number without images, and for resnet, which has no bound, got auto")
-    _check_sizes(net, old, new)
+    for each in (old, new):
+        count_flops(spec.on_mesh(each))  # a size that it cannot have is told before images are read
+    if steps == "auto" and (data is None or not spec.has_step_bounds):
+        raise ValueError(f"steps must be a number without images, and for {spec.label} if it has no bound, got auto")
+    if isinstance(steps, int):
+        spec.with_steps(steps)
     images = _images(data, max(old, new), need_data, log)
     if images is not None:
-        _check_classes(net, images)
-    name = arch or str(source)
+        check_classes(spec, images)
+        if source is None and normalize == "data":
+            spec = net.multipde_spec = replace(spec, mean=images.mean, std=images.std)
+    name = str(source or arch)
     log.say(f"{name}: size {old} -> {new}" + ("" if images is None else f", on images of {images.name}"))
     if images is None:
         log.say("no data: nothing is measured, BatchNorm keeps the statistics of the old size; type --data NAME")
     evaluator = None
     if images is not None:
         compute, split = Compute.of(device, amp), recorded_split(source)
-        evaluator = Evaluator.of(images, compute, _normalization(net, normalize), split=split, num_images=num_images)
+        evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
     converted, report = convert_reported(net, evaluator, old_size=old, new_size=new, method=method, steps=steps)
-    _write(converted.cpu(), report, out, {"arch": arch, "size": new, "from": from_size} if arch else None)
+    _write(converted.cpu(), report, out)
     _tell(report, converted, log)
     log.say(f"written to {out}")
     return report
@@ -131,17 +127,13 @@ def _convert_file(source: Path, out: Path, size: int, from_size: int, method: st
     log.say(f"a bare state dict: nothing is measured; type --arch NAME --weights FILE for a report. Written to {out}")
 
 
-def _write(net: nn.Module, report: ConversionReport, out: Path, architecture: dict[str, Any] | None) -> None:
+def _write(net: nn.Module, report: ConversionReport, out: Path) -> None:
     from multipde.reports.plots import conversion_figure
 
-    if isinstance(net, PDENet):
-        files = network_files(net)
-    else:
-        files = {WEIGHTS: tensor_bytes(net.state_dict()), ARCHITECTURE: json_bytes(architecture or {})}
-    files[REPORT] = json_bytes(report.record())
     figure = io.BytesIO()
     conversion_figure(report, figure)
-    write_directory(out.resolve(), files | {FIGURE: figure.getvalue()})
+    files = {REPORT: json_bytes(report.record()), FIGURE: figure.getvalue()}
+    write_directory(out.resolve(), network_files(net) | files)
 
 
 def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:
@@ -155,7 +147,8 @@ def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:
         log.table(report.stability_rows(), "Step bounds of the converted network, for N = 1 and measured on images")
     if report.candidates:
         log.table(report.candidate_rows(), f"What it is good for, on {report.num_images:,} test images")
-    steps = f", steps {converted.config.steps}" if isinstance(converted, PDENet) else ""
+    blocks = spec_of(converted).block_steps
+    steps = f", steps {blocks[0] if len(set(blocks)) == 1 else blocks}" if blocks else ""
     log.say(f"method {report.method}{steps}, {report.num_recalibrated} BatchNorm layers recalibrated")
 
 
@@ -171,36 +164,10 @@ def _images(data: DataSource | None, size: int, need_data: bool, log: Log) -> Im
         return None
 
 
-def _check_sizes(net: nn.Module, *sizes: int) -> None:
-    """Raise ValueError unless the network takes images of these sizes."""
-    if isinstance(net, PDENet):
-        return
-    for size in sizes:
-        try:
-            with eval_mode(net), torch.no_grad():
-                net(torch.zeros(1, 3, size, size))
-        except (RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(f"size must be one that the network can take, got {size} ({reason})") from None
-
-
-def _check_classes(net: nn.Module, images: ImageData) -> None:
-    """Raise ValueError unless the network has the classes of the images."""
-    if isinstance(net, PDENet):
-        check_classes(net.config, images)
-        return
-    last = classifier_name(net)
-    classes = len(net.get_parameter(last)) if last else None
-    if classes not in (None, len(images.class_names)):
-        raise ValueError(
-            f"data must have the {classes} classes of the network, got {len(images.class_names)} in {images.name}"
-        )
-
-
-def _normalization(net: nn.Module, normalize: str | None) -> Normalize | None:
-    if isinstance(net, PDENet):
-        return Normalize.of(net.config)
-    return None if normalize == "data" else Normalize(*IMAGENET)
+def _external(arch: str, weights: Path | None, size: int, normalize: str | None) -> nn.Module:
+    """A network by name; its images are normalised as for ImageNet, unless by those that it will see."""
+    mean, std = ((), ()) if normalize == "data" else IMAGENET
+    return network_with_weights(arch, weights, size=size, mean=mean, std=std)
 
 
 def _needed(size: int | None) -> int:

@@ -10,16 +10,20 @@ from typing import Any
 from multipde.data.datasets import data_label, load_data
 from multipde.evaluation.errors import Examination, Mistake, examine
 from multipde.evaluation.pictures import MANY_NUMBERS, confusion_figure, stencil_figure
-from multipde.networks.network import num_weights
+from multipde.mesh.reparametrize import stencil_layers
+from multipde.networks.cost import num_weights
+from multipde.networks.model_spec import spec_of, with_meshes
 from multipde.reports import run_figures as figures
 from multipde.reports.run_record import RunRecord, read_run
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.launch import is_rank_zero_launched
 from multipde.storage.files import write_file
+from multipde.storage.network import Given
 from multipde.storage.records import brief
 from multipde.storage.run_directory import recorded_data
 from multipde.training.level import steps_text
+from multipde.training.snapshot import opening_stencils
 
 PAGE, TEMPLATE = "report.html", "report.html.jinja"
 MOST = 12
@@ -45,6 +49,7 @@ def report(
     out: str | Path | None = None,
     *,
     data: Any = None,
+    model: Given = None,
     data_options: Mapping[str, Any] | None = None,
     num_images: int | None = 10_000,
     device: str = "auto",
@@ -57,6 +62,7 @@ def report(
     Args:
         out: the file; report.html in the run if left out. One that is there is replaced.
         data: what `load_data` takes; None for the data that the run names.
+        model: a network that has to be given again, see `load`.
         data_options: for `load_data`, where data is a name.
         num_images: only so many test images, drawn at random but always the same; None for all.
 
@@ -64,7 +70,7 @@ def report(
         ValueError: no run, one that is not finished or is damaged; data given here that do not suit it; no images.
         OSError: the file cannot be written.
     """
-    run = read_run(run_dir)
+    run = read_run(run_dir, model)
     out = Path(out) if out is not None else run.directory / PAGE
     if out.is_dir():
         raise ValueError(f"out must be a file, got the directory {out}")
@@ -76,7 +82,7 @@ def report(
     return out
 
 
-def report_at_end(run_dir: Path, log: Log) -> None:
+def report_at_end(run_dir: Path, log: Log, model: Given = None) -> None:
     """The report of a run that has just been finished, and a line about it; whatever goes wrong is only told.
 
     A run that has a report keeps it. Of several processes the first one writes.
@@ -84,7 +90,7 @@ def report_at_end(run_dir: Path, log: Log) -> None:
     if (run_dir / PAGE).exists() or not is_rank_zero_launched():
         return
     try:
-        log.say(f"report: {report(run_dir)}")
+        log.say(f"report: {report(run_dir, model=model)}")
     except Exception as error:  # the run is finished and must not fail for its report
         log.say(f"warning: no report ({brief(error)}); type multipde report {run_dir}")
 
@@ -112,14 +118,15 @@ def _page(run: RunRecord, seen: Examination | None, missing: str) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    names = run.net.config.class_names or tuple(str(k) for k in range(run.net.config.classes))
+    spec = spec_of(run.net)
+    names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     sections = {
         "curves": _curves(run),
         "switches": _switches(run),
         "confusion": [] if seen is None else [_confusion(seen, names)],
         "stencils": _stencils(run),
         "derivatives": _derivatives(run),
-        "energy": [] if seen is None else [_energy(seen)],
+        "energy": [_energy(seen)] if seen is not None and seen.energies else [],
     }
     return environment.from_string(template).render(
         title=run.directory.resolve().name,
@@ -154,7 +161,7 @@ def _summary(run: RunRecord) -> str:
     name, sizes = run.record.get("data"), [str(level.size) for level in run.plan.levels]
     data = "data without a name" if name is None else data_label(str(name), options.get("root"))
     way = f"coarse to fine at {', '.join(sizes[:-1])} and {sizes[-1]} pixels" if sizes[1:] else f"at {sizes[0]} pixels"
-    return f"A {run.net.config.dynamics} network trained on {data}, {way}."
+    return f"A {spec_of(run.net).label} network trained on {data}, {way}."
 
 
 def _numbers(run: RunRecord) -> list[tuple[str, str]]:
@@ -236,20 +243,22 @@ def _confusion(seen: Examination, names: Sequence[str]) -> Figure:
 def _stencils(run: RunRecord) -> list[Figure]:
     """Of every level that is kept; of a run of an older version those that it has ended with."""
     kept = {index: snapshot.stencils for index, snapshot in run.snapshots.items()}
-    kept.setdefault(len(run.plan.levels) - 1, run.net.opening[0].weight.detach().cpu())  # pyright: ignore
+    kept.setdefault(len(run.plan.levels) - 1, opening_stencils(run.net, run.net.state_dict()))
     return [
         _drawn(lambda s=stencils: stencil_figure(s), f"{run.plan.levels[index].size} pixels", f"stencils-{index}")
         for index, stencils in sorted(kept.items())
+        if stencils.numel() and stencils.dim() == 4
     ]
 
 
 def _derivatives(run: RunRecord) -> list[Figure]:
-    if run.net.config.width == 1:
+    if not stencil_layers(run.net):
         return []
-    return [
-        _drawn(lambda: figures.spectrum(run.net), "Size of the coefficients β by order of the derivative", "spectrum"),
-        _drawn(lambda: figures.controls_in_time(run.net), "The controls θ along time", "controls"),
-    ]
+    net, title = with_meshes(run.net), "Size of the coefficients β by order of the derivative"
+    found = [_drawn(lambda: figures.spectrum(net), title, "spectrum")]
+    if spec_of(net).block_steps:
+        found.append(_drawn(lambda: figures.controls_in_time(net), "The controls θ along time", "controls"))
+    return found
 
 
 def _energy(seen: Examination) -> Figure:

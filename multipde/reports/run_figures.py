@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from multipde.mesh.spectrum import order_rms
 from multipde.networks.dynamics import Block
-from multipde.networks.network import PDENet
 from multipde.reports.plots import COLOURS, DASHES, MARKERS, pyplot, save
 from multipde.stability.energy import StateEnergy
 
@@ -123,15 +124,15 @@ def switches(moves: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
-def spectrum(net: PDENet) -> Any:
+def spectrum(net: nn.Module) -> Any:
     """Root mean square of β of every layer, by order of the derivative."""
     figure, axis = _panel()
     layers = order_rms(net)
-    num_orders = len(next(iter(layers.values())))
+    num_orders = max(len(rms) for rms in layers.values())
     for k in range(num_orders):
         label = f"{ORDERS[k]} ({k})" if k < len(ORDERS) else f"order {k}"
         style: dict[str, Any] = {"color": COLOURS[1 + k % 5], "marker": MARKERS[k % len(MARKERS)], "ms": 4}
-        values = [max(rms[k], 1e-12) for rms in layers.values()]
+        values = [max(rms[k], 1e-12) if k < len(rms) else math.nan for rms in layers.values()]
         axis.plot(range(len(layers)), values, label=label, linewidth=0.7, linestyle=DASHES[k % len(DASHES)], **style)
     axis.set_yscale("log")
     _mark_blocks(axis, [_block_of(name) for name in layers])
@@ -140,7 +141,7 @@ def spectrum(net: PDENet) -> Any:
     return figure
 
 
-def controls_in_time(net: PDENet) -> Any:
+def controls_in_time(net: nn.Module) -> Any:
     """Root mean square of the stencils θ(t) along the time of each block, one line per symmetric layer of a step."""
     figure, axis = _panel()
     start, edges = 0.0, [0.0]

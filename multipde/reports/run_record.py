@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multipde.networks.network import PDENet
-from multipde.storage.network import load
+from torch import nn
+
+from multipde.networks.model_spec import spec_of
+from multipde.storage.network import Given, load
 from multipde.storage.records import FORMAT, read_json
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import METRICS, RECORD, RESULT
@@ -44,7 +46,7 @@ class RunRecord:
     result: Mapping[str, Any]
     levels: tuple[tuple[Row, ...], ...]
     snapshots: Mapping[int, Snapshot]
-    net: PDENet
+    net: nn.Module
 
     @property
     def rows(self) -> list[Row]:
@@ -52,8 +54,11 @@ class RunRecord:
         return [row for level in self.levels for row in level]
 
 
-def read_run(directory: str | Path) -> RunRecord:
+def read_run(directory: str | Path, model: Given = None) -> RunRecord:
     """Read a finished run.
+
+    Args:
+        model: a network that has to be given again, see `load`.
 
     Raises:
         ValueError: no run, one that is not finished, or a file that is missing, damaged or of another run.
@@ -64,7 +69,7 @@ def read_run(directory: str | Path) -> RunRecord:
     if not (directory / RESULT).exists():
         raise ValueError(f"run must be finished, got {directory}; type multipde train --run {directory} --resume first")
     record = read_json(directory / RECORD, FORMAT)
-    plan, settings, _ = recorded_plan(record, directory / RECORD)
+    plan, settings, _ = recorded_plan(record, directory / RECORD, model)
     result = read_json(directory / RESULT, FORMAT)
     _check_numbers(result, TOTALS, directory / RESULT)
     moves = result.get("moves")
@@ -73,8 +78,8 @@ def read_run(directory: str | Path) -> RunRecord:
     for move in moves:
         _check_numbers(move, MOVE, directory / RESULT)
     levels = _by_level(read_metrics(directory / METRICS), len(plan.levels), directory / METRICS)
-    net = load(directory)
-    snapshots = read_snapshots(directory, net.config, len(plan.levels))
+    net = load(directory, model)
+    snapshots = read_snapshots(directory, spec_of(net), [level.size for level in plan.levels])
     return RunRecord(directory, record, plan, settings, result, levels, snapshots, net)
 
 

@@ -1,112 +1,149 @@
 """Networks on disk: model.safetensors and config.json in a directory, with checksums."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from multipde.mesh.reparametrize import bake
 from multipde.networks.config import NetworkConfig
-from multipde.networks.network import PDENet
+from multipde.networks.external import ExternalModel, external_model, given_model
+from multipde.networks.model_spec import ModelSpec, check_mesh, spec_of
 from multipde.storage.files import check_sums, write_directory
 from multipde.storage.records import FORMAT, brief, from_record, json_bytes, read_json
 from multipde.storage.run_directory import check_new, newest_checkpoint
-from multipde.storage.tensors import BEST, CONFIG, MODEL, _stored_shapes, read_tensors, tensor_bytes
+from multipde.storage.tensors import BEST, CONFIG, MODEL, read_tensors, stored_shapes, tensor_bytes
 
-MANY_STEPS = 100_000
+Given = nn.Module | Callable[..., nn.Module] | str | ModelSpec | None
+"""A network that has to be given again, because its record imports nothing: a module, a function that makes one, what
+was typed after ``--arch``, or its description."""
 
 
-def save(model: PDENet, directory: str | Path) -> Path:
+def save(model: nn.Module, directory: str | Path) -> Path:
     """Write a network to a new directory: model.safetensors, config.json and their SHA256SUMS.
 
     Equal networks give equal bytes: no time, no path is stored.
 
+    Args:
+        model: a `PDENet`, or any network with a description, see `describe`.
+
     Raises:
         FileExistsError: the directory exists and is not empty.
+        ValueError: a module without description, or whose stencils are not on the mesh of its size.
         OSError: it cannot be written; nothing is left behind then.
     """
     directory = Path(directory).resolve()
     check_new(directory)
-    model.check_mesh()
+    check_mesh(model)
     write_directory(directory, network_files(model))
     return directory
 
 
-def load(directory: str | Path) -> PDENet:
+def load(directory: str | Path, model: Given = None) -> Any:
     """Read a network that `save` wrote, or the best weights at the last level of a run directory.
 
     Its stencils are on the mesh of its size, also where a baked network was saved. The files may come from a stranger:
-    nothing in them is executed, no memory is taken before the shapes in the file are those of the config.
+    nothing in them is executed or imported, no memory is taken before the shapes in the file are those of the network.
+
+    Args:
+        model: for a network that was given in Python or by an import path: the same module, function or path again.
+
+    Returns:
+        A `PDENet`, or the external network, in evaluation mode.
 
     Raises:
-        ValueError: no such directory, not a checkpoint, or one that is damaged or whose parts do not belong together.
+        ValueError: no such directory, not a checkpoint, one that is damaged or whose parts do not belong together, or a
+            network that has to be given again.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, got {directory}")
     if (directory / MODEL).exists():
         check_sums(directory, MODEL, CONFIG)
-        return _read_network(directory, MODEL)
+        return read_network(directory, MODEL, model)
     while (newest := newest_checkpoint(directory)) is not None:
         try:
             check_sums(newest, BEST, CONFIG)
-            return _read_network(newest, BEST)
+            return read_network(newest, BEST, model)
         except ValueError:
             if newest_checkpoint(directory) == newest:
                 raise  # else a training in this directory has written a newer one meanwhile
     raise ValueError(f"checkpoint must hold {MODEL} and {CONFIG}, got {directory}")
 
 
-def network_files(model: PDENet, name: str = MODEL) -> dict[str, bytes]:
+def network_files(model: nn.Module, name: str = MODEL) -> dict[str, bytes]:
     """The two files of a network."""
-    record = {"format": FORMAT, "network": asdict(model.config)}
+    record = {"format": FORMAT, "network": spec_of(model).record()}
     return {CONFIG: json_bytes(record), name: tensor_bytes(model.state_dict())}
 
 
-def read_config(directory: Path) -> NetworkConfig:
-    """The network's description from config.json.
+def read_spec(directory: Path, model: Given = None) -> Any:
+    """The description of the network from config.json, see `load`.
 
     Raises:
         ValueError: a file that is missing, not JSON, of a newer format, or with unknown or missing entries.
     """
-    return network_from_record(read_json(directory / CONFIG, FORMAT).get("network"), directory / CONFIG)
+    file = directory / CONFIG
+    return given_again(spec_from_record(read_json(file, FORMAT).get("network"), file), model)
 
 
-def network_from_record(record: Any, file: Path) -> NetworkConfig:
-    """A NetworkConfig from plain data.
+def spec_from_record(record: Any, file: Path) -> Any:
+    """The description of a network from plain data; nothing is imported.
 
     Raises:
         ValueError: unknown or missing entries, or values of the wrong kind.
     """
-    return from_record(NetworkConfig, record, file, "a network")
+    kind = ExternalModel if isinstance(record, dict) and "arch" in record else NetworkConfig
+    return from_record(kind, record, file, "a network")
 
 
-def _read_network(directory: Path, name: str) -> PDENet:
-    config, file = read_config(directory), directory / name
-    stored = _stored_shapes(file)
-    if max(config.block_steps) > MANY_STEPS or sum(config.block_controls) > len(stored):
+def given_again(spec: Any, model: Given) -> Any:
+    """A recorded description together with the network that was given again, if it is the same one.
+
+    Raises:
+        ValueError: another network.
+    """
+    is_description = hasattr(model, "record")
+    if model is None or (is_description and not hasattr(spec, "factory")):
+        return spec
+    if not hasattr(spec, "factory"):
+        raise ValueError(f"model must be left out for {spec.label}, which its record describes, got {type(model)}")
+    given: Any = model if is_description else external_model(model) if isinstance(model, str) else given_model(model)  # pyright: ignore
+    if spec.arch != given.arch or (given.arguments and spec.arguments != given.arguments):
+        raise ValueError(f"model must be the one of the record, {spec.arch}, got {given.arch}")
+    return replace(spec, factory=given.factory)
+
+
+def read_network(directory: Path, name: str, model: Given = None) -> nn.Module:
+    """The network of a directory with the weights of one of its files, see `load`."""
+    spec, file = read_spec(directory, model), directory / name
+    stored = stored_shapes(file)
+    if not spec.fits(len(stored)):
         raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {len(stored)} tensors")
-    plain = not any("parametrizations" in key for key in stored) and config.width > 1
+    has_meshes = any("parametrizations" in key for key in stored)
 
-    def make() -> PDENet:
-        model = PDENet(config)
-        return bake(model) if plain else model  # pyright: ignore[reportReturnType]
+    def made() -> tuple[nn.Module, bool]:
+        net = spec.build()
+        is_baked = not has_meshes and any("parametrizations" in key for key in net.state_dict())
+        return (bake(net) if is_baked else net), is_baked
 
     try:
-        with torch.device("meta"):  # shapes only
-            shapes = {key: t.shape for key, t in make().state_dict().items()}
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes only
+            shapes = {key: t.shape for key, t in made()[0].state_dict().items()}
     except (RuntimeError, ArithmeticError, TypeError) as error:
         raise ValueError(
             f"{directory / CONFIG} must describe a network that can be built, got {brief(error)}"
         ) from None
     tensors = read_tensors(file, shapes)
     with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random stream
-        model = make()
+        net, is_baked = made()
     try:
-        model.load_state_dict(tensors)
+        net.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {brief(error)}") from None
-    if plain:
-        model.put_on_mesh()
-    return model.eval()
+    if is_baked:
+        spec.put_on_mesh(net)
+    return net.eval()

@@ -26,8 +26,13 @@ def provenance(images: ImageData) -> dict[str, Any]:
         "command": shlex.join(sys.argv),
         "versions": versions(),
         "machine": machine(),
-        "data": {"sha256": data_checksum(images)},
+        "data": data_record(images),
     }
+
+
+def data_record(images: ImageData) -> dict[str, Any]:
+    """What the images are."""
+    return {"sha256": data_checksum(images)}
 
 
 def versions() -> dict[str, str]:

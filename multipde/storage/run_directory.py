@@ -22,10 +22,11 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-RECORD, RESULT, METRICS = "run.json", "result.json", "metrics.jsonl"
+RECORD, RESULT, METRICS, PAGE = "run.json", "result.json", "metrics.jsonl", "report.html"
 
 
-def _of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+def part_of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An entry of a record that is a record itself; empty where it is not."""
     part = record.get(key)
     return part if isinstance(part, dict) else {}
 

@@ -22,7 +22,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save({name: t.detach().cpu().clone().contiguous() for name, t in sorted(tensors.items())})
 
 
-def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a safetensors file, from its header."""
     from safetensors import SafetensorError, safe_open
 
@@ -42,7 +42,7 @@ def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    stored = _stored_shapes(file)
+    stored = stored_shapes(file)
     lacking = set() if may_lack else set(shapes) - set(stored)
     for name in sorted(set(stored) - set(shapes)) + sorted(lacking):
         word = "no" if name in lacking else "an unknown"

@@ -8,7 +8,7 @@ from typing import Any
 from multipde.data.datasets import load_data
 from multipde.evaluation.robustness import KINDS, robustness
 from multipde.evaluation.sizes import DataSource
-from multipde.networks.network import num_weights
+from multipde.networks.cost import num_weights
 from multipde.reports.plots import check_figure_file
 from multipde.runtime.console import Log
 from multipde.storage.network import load

@@ -1,17 +1,18 @@
 """The state of a training on disk: present and best weights, momentum, and the trainer's record, with checksums."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from multipde.networks.network import PDENet
 from multipde.storage.files import check_sums, write_directory
-from multipde.storage.network import _read_network, network_files
+from multipde.storage.network import Given, network_files, read_network
 from multipde.storage.records import FORMAT, json_bytes, read_json
-from multipde.storage.tensors import BEST, CONFIG, MODEL, read_tensors, tensor_bytes
+from multipde.storage.tensors import BEST, CONFIG, MODEL, read_tensors, stored_shapes, tensor_bytes
 
 TRAINER, MOMENTUM = "trainer.json", "momentum.safetensors"
 
@@ -19,10 +20,10 @@ TRAINER, MOMENTUM = "trainer.json", "momentum.safetensors"
 def write_checkpoint(
     run: Path,
     number: int,
-    model: PDENet,
+    model: nn.Module,
     best: Mapping[str, Tensor],
     state: Mapping[str, Any],
-    momentum: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Tensor],
 ) -> None:
     """Write checkpoint-NNNN with the present and the best weights and the trainer's state, then drop older ones.
 
@@ -33,7 +34,7 @@ def write_checkpoint(
     files = network_files(model) | {
         BEST: tensor_bytes(best or model.state_dict()),
         TRAINER: json_bytes({"format": FORMAT, "state": state}),
-        MOMENTUM: tensor_bytes(momentum),
+        MOMENTUM: tensor_bytes(optimizer_state),
     }
     if not run.is_dir():
         raise OSError(f"run directory must stay where it is while it is trained, got none at {run}")
@@ -43,18 +44,31 @@ def write_checkpoint(
             shutil.rmtree(older, ignore_errors=True)
 
 
-def read_checkpoint(directory: Path) -> tuple[PDENet, dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
-    """The network, the best weights, the record of the trainer's state, and the momentum by name of the parameter.
+def read_checkpoint(
+    directory: Path, given: Given = None
+) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+    """The network, the best weights, the record of the trainer's state, and the state of the optimizer.
+
+    Args:
+        given: a network that has to be given again, see `load`.
 
     Raises:
         ValueError: as `load`.
     """
     check_sums(directory, MODEL, CONFIG, BEST, TRAINER, MOMENTUM)
-    model = _read_network(directory, MODEL)
-    shapes = {name: p.shape for name, p in model.named_parameters()}
+    model = read_network(directory, MODEL, given)
+    parameters = {name: p.shape for name, p in model.named_parameters()}
+    stored = stored_shapes(directory / MOMENTUM)
+    others = {k: s for k, s in stored.items() if _is_state(k, s, parameters)}
     best = read_tensors(directory / BEST, {name: t.shape for name, t in model.state_dict().items()})
-    momentum = read_tensors(directory / MOMENTUM, shapes, may_lack=True)
+    momentum = read_tensors(directory / MOMENTUM, parameters | others, may_lack=True)
     state = read_json(directory / TRAINER, FORMAT).get("state")
     if not isinstance(state, dict):
         raise ValueError(f"{directory / TRAINER} must hold the state of a training, got {type(state).__name__}")
     return model, best, state, momentum
+
+
+def _is_state(name: str, shape: tuple[int, ...], parameters: Mapping[str, torch.Size]) -> bool:
+    """Whether a tensor can be what an optimizer keeps of a parameter beside its momentum."""
+    base, colon, _ = name.partition(":")
+    return bool(colon) and base in parameters and math.prod(shape) <= max(1, parameters[base].numel())

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from multipde.networks.config import NetworkConfig
+    from multipde.networks.model_spec import ModelSpec
 
 
 def _one_cycle(fraction: float) -> float:
@@ -105,21 +104,17 @@ class Level:
         return 1.0 if self.epochs is None else min(1.0, self.epochs - epoch)
 
 
-def level_flops(level: Level, config: "NetworkConfig") -> float:
+def level_flops(level: Level, config: "ModelSpec") -> float:
     """Floating point operations per training image of a level, forwards and backwards, for its network."""
-    return sum(share * _training_flops(replace(config, size=size, reference=None)) for size, share in level.sizes)
+    from multipde.networks.cost import count_flops  # here, for the command line shows the defaults without torch
 
-
-@lru_cache
-def _training_flops(config: "NetworkConfig") -> int:
-    from multipde.networks.network import count_flops  # here, for the command line shows the defaults without torch
-
-    return count_flops(config, training=True)
+    plain = [(replace(config, size=size, reference=None), share) for size, share in level.sizes]  # pyright: ignore
+    return sum(share * count_flops(network, training=True) for network, share in plain)
 
 
 def steps_text(steps: int | tuple[int, ...] | None) -> str:
     """One number where all blocks have the same."""
-    if steps is None:
+    if not steps:
         return "-"
     blocks = (steps,) if isinstance(steps, int) else steps
     return ",".join(str(s) for s in (blocks[:1] if len(set(blocks)) == 1 else blocks))

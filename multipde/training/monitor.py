@@ -9,8 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.networks.dynamics import Block
-from multipde.networks.network import PDENet
-from multipde.networks.regularization import Box
+from multipde.networks.model_spec import Box, spec_of
 from multipde.stability.bounds import step_bound
 from multipde.stability.norms import operator_norm
 
@@ -47,7 +46,7 @@ class Monitor:
         box: of the stencils, None for none.
     """
 
-    def __init__(self, net: PDENet, box: Box | None):
+    def __init__(self, net: nn.Module, box: Box | None):
         self.bound = box.bound if box else math.inf
         self.norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
         self.stencils = box.stencils if box else []
@@ -118,7 +117,7 @@ def _plain(name: str) -> str:
     return name.replace(".parametrizations.weight.original", "")
 
 
-def locate_nonfinite(net: PDENet, x: Tensor) -> str:
+def locate_nonfinite(net: nn.Module, x: Tensor) -> str:
     """Where numbers went wrong: the first part with a bad weight or output, and the step bound of its block.
 
     Args:
@@ -128,13 +127,12 @@ def locate_nonfinite(net: PDENet, x: Tensor) -> str:
         if not bool(p.isfinite().all()):
             return f"weights {_plain(name)}"
     sizes: dict[str, float] = {}
-    parts: dict[str, nn.Module] = {"opening": net.opening, "classifier": net.classifier}
-    for k, (block, connector) in enumerate(zip(net.blocks, net.connectors, strict=True)):
-        parts |= {f"blocks.{k}": block, f"connectors.{k}": connector}
+    parts = spec_of(net).parts(net)
 
     def note(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            sizes[name] = output.detach().abs().amax().item()
+            if isinstance(output, Tensor):
+                sizes[name] = output.detach().abs().amax().item()
 
         return hook
 
@@ -145,17 +143,20 @@ def locate_nonfinite(net: PDENet, x: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
+    if not sizes:
+        return "the network"
     bad = [name for name, size in sizes.items() if not size < math.sqrt(EXPLODED)]
     name = bad[0] if bad else max(sizes, key=lambda key: sizes[key])
     return f"{name} (|y| up to {sizes[name]:.1e}{_bound_text(net, name, x)})"
 
 
-def _bound_text(net: PDENet, name: str, x: Tensor) -> str:
+def _bound_text(net: nn.Module, name: str, x: Tensor) -> str:
     """dt of the part's block beside its bound."""
-    k = int(name.rpartition(".")[2]) if "." in name else 0 if name == "opening" else len(net.blocks) - 1
-    block = net.blocks[k]
-    if not isinstance(block, Block) or block.dynamics == "resnet":
+    if not spec_of(net).has_step_bounds:
         return ""
+    blocks: list[Block] = list(net.blocks)  # pyright: ignore
+    k = int(name.rpartition(".")[2]) if "." in name else 0 if name == "opening" else len(blocks) - 1
+    block = blocks[k]
     size = [s // 2**k for s in x.shape[2:]]
     bounds = []
     for forces in block.forces():

@@ -1,10 +1,11 @@
 """The plan of a run from its record: schedule with network, settings, starting checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multipde.storage.network import network_from_record
+from multipde.storage.network import Given, given_again, spec_from_record
 from multipde.storage.records import FORMAT, brief, from_record, read_json
 from multipde.storage.run_directory import RECORD
 from multipde.training.level import Level
@@ -12,8 +13,13 @@ from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
 
-def recorded_plan(record: Mapping[str, Any], file: Path) -> tuple[Schedule, TrainSettings, str | None]:
+def recorded_plan(
+    record: Mapping[str, Any], file: Path, given: Given = None
+) -> tuple[Schedule, TrainSettings, str | None]:
     """Schedule with network, settings and starting checkpoint from the record of a run.
+
+    Args:
+        given: a network that has to be given again, see `load`.
 
     Raises:
         ValueError: something is missing or of the wrong kind.
@@ -24,7 +30,7 @@ def recorded_plan(record: Mapping[str, Any], file: Path) -> tuple[Schedule, Trai
     if not isinstance(init, str | None):
         raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
     settings = from_record(TrainSettings, record.get("settings"), file, "the settings of a run")
-    network = network_from_record(record.get("network"), file)
+    network = given_again(spec_from_record(record.get("network"), file), given)
     stages = [from_record(Level, level, file, "a level") for level in levels]
     try:
         return Schedule(stages, network), settings, init
@@ -38,3 +44,23 @@ def recorded_split(directory: Path | None) -> tuple[int, float]:
     recorded = read_json(file, FORMAT).get("settings", {}) if file is not None and file.exists() else {}
     settings = from_record(TrainSettings, recorded, file or Path(RECORD), "the settings of a run")
     return settings.seed, settings.validation
+
+
+def extended(plan: Schedule, levels: Sequence[tuple[int, float]]) -> Schedule:
+    """A schedule with further levels, each with a cycle of the learning rate of its own.
+
+    Args:
+        levels: size and epochs of each; batch and peak rate are those of the last level.
+
+    Raises:
+        ValueError: a level that the network cannot have, or a schedule without numbers of epochs.
+    """
+    if not levels:
+        return plan
+    last = plan.levels[-1]
+    if last.epochs is None:
+        raise ValueError("extend must follow a schedule with numbers of epochs, got one with auto")
+    more = [
+        replace(last, size=size, epochs=epochs, steps=None, mixed=(), policy="one_cycle") for size, epochs in levels
+    ]
+    return Schedule([*plan.levels, *more], plan.network)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from multipde.networks.config import NetworkConfig
+from multipde.networks.model_spec import ModelSpec
 from multipde.training.level import POLICIES, Level, level_flops, steps_text
 
 LEAST_STEPS = 16
@@ -12,7 +12,7 @@ LEAST_STEPS = 16
 
 @dataclass(frozen=True)
 class Schedule:
-    """Levels in the order in which they are trained; level 0 is the finest.
+    """Levels in the order in which they are trained, by which they are numbered: 1, 2, ...
 
     ``print(schedule)`` shows them with their share of the work: as torch counts it where the network is given, by
     epochs · pixels · steps otherwise.
@@ -20,7 +20,7 @@ class Schedule:
     >>> print(Schedule([Level(16, epochs=4, steps=3), Level(32, epochs=1, steps=3)]))
     level  size        h  steps  epochs  batch  learning rate  MFLOPs/image  share
         1    16  0.06250      3       4    125            0.1             -   50 %
-        0    32  0.03125      3       1    125            0.1             -   50 %
+        2    32  0.03125      3       1    125            0.1             -   50 %
 
     Args:
         levels: at least one.
@@ -31,9 +31,9 @@ class Schedule:
     """
 
     levels: tuple[Level, ...]
-    network: NetworkConfig | None = None
+    network: ModelSpec | None = None
 
-    def __init__(self, levels: Sequence[Level], network: NetworkConfig | None = None):
+    def __init__(self, levels: Sequence[Level], network: ModelSpec | None = None):
         object.__setattr__(self, "levels", tuple(levels))
         object.__setattr__(self, "network", network)
         if not self.levels:
@@ -41,7 +41,7 @@ class Schedule:
         if network is not None:
             self.configs()
 
-    def of(self, network: NetworkConfig) -> "Schedule":
+    def of(self, network: ModelSpec) -> "Schedule":
         """The same levels for a network."""
         return Schedule(self.levels, network)
 
@@ -73,7 +73,7 @@ class Schedule:
             levels.append(replace(level, batch=batch, learning_rate=level.learning_rate * batch / level.batch))
         return Schedule(levels, self.network)
 
-    def configs(self) -> list[NetworkConfig]:
+    def configs(self) -> list[ModelSpec]:
         """The network of each level: T is dt · steps of the first one and stays.
 
         Raises:
@@ -82,7 +82,10 @@ class Schedule:
         if self.network is None:
             raise ValueError("network must be given to know the levels' networks, got None; use schedule.of(network)")
         first = self.levels[0]
-        config = self.network if first.steps is None else replace(self.network, steps=first.steps)
+        config = self.network
+        if first.steps is not None:  # here dt is that of the network, and T follows
+            has_steps = bool(config.block_steps)
+            config = replace(config, steps=first.steps) if has_steps else config.with_steps(first.steps)  # pyright: ignore
         configs = []
         for level in self.levels:
             config = config.on_mesh(level.size)
@@ -121,11 +124,6 @@ class Schedule:
             fraction = (sum(work[:index]) + fraction * work[index]) / sum(work)
         return level.learning_rate * POLICIES[level.policy](fraction)
 
-    def number(self, index: int) -> int:
-        """Level number of the index-th level trained: levels of one size share it, the finest has 0."""
-        sizes = sorted({level.size for level in self.levels}, reverse=True)
-        return sizes.index(self.levels[index].size)
-
     def rows(self) -> list[dict[str, str]]:
         """The table as text, a row per level."""
         work, known = self.work(), sum(level.epochs is not None for level in self.levels)
@@ -133,10 +131,10 @@ class Schedule:
         flops = self.flops() if self.network is not None else [None] * len(self.levels)
         return [
             {
-                "level": str(self.number(i)),
+                "level": str(i + 1),
                 "size": "+".join(str(size) for size, _ in level.sizes),
                 "h": f"{1 / level.size:.5f}",
-                "steps": steps_text(config.steps if config else level.steps),
+                "steps": steps_text(config.block_steps if config else level.steps),
                 "epochs": "auto" if level.epochs is None else f"{level.epochs:g}",
                 "batch": str(level.batch),
                 "learning rate": f"{level.learning_rate:g}",

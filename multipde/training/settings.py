@@ -32,7 +32,7 @@ class TrainSettings:
         budget: of a schedule whose levels have no number of epochs, e.g. ``"10min"`` or ``"40TFLOPs"``.
         min_epochs: on each level of such a schedule.
         max_epochs: on each level of such a schedule but the last.
-        augment: flip, pad by 1/16 and crop the training images.
+        augment: flip, pad by 1/16 and crop the training images; None for where they do not transform themselves.
         validation: share of the training images set aside for validation.
         calibration_images: how many training images measure BatchNorm anew after a move, the first 256 of them the
             derivative terms.
@@ -62,7 +62,7 @@ class TrainSettings:
     budget: str | None = None
     min_epochs: int = 1
     max_epochs: int = 100
-    augment: bool = True
+    augment: bool | None = None
     validation: float = 0.2
     calibration_images: int = RECALIBRATION_IMAGES
     checkpoint_every: float = 10.0

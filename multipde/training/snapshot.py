@@ -1,17 +1,21 @@
 """What a run keeps of every level that is done, small enough to be looked at: stencils of the opening, confusions."""
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from multipde.networks.config import NetworkConfig
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import ModelSpec
 from multipde.storage.files import write_file
-from multipde.storage.tensors import read_tensors, tensor_bytes
+from multipde.storage.tensors import read_tensors, stored_shapes, tensor_bytes
+
+MANY_TAPS = 2**24
+"""No opening has more taps."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,22 @@ class Snapshot:
     rows: int
 
 
-def opening_stencils(net: PDENet, weights: Mapping[str, Tensor]) -> Tensor:
-    """The stencils of the opening of a network with other weights, on its mesh."""
-    opening = copy.deepcopy(net.opening)
-    own = {name: t for name, t in weights.items() if name.startswith("opening.")}
-    opening.load_state_dict({name.removeprefix("opening."): t for name, t in own.items()})
-    return opening[0].weight.detach().to("cpu", torch.float32).clone()  # pyright: ignore
+def opening_stencils(net: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
+    """The stencils of the first convolution of a network with other weights, on its mesh; empty where it has none."""
+    found = next(((name, m) for name, m in net.named_modules() if isinstance(m, _ConvNd)), None)
+    if found is None:
+        return torch.zeros(0, 0, 1, 1)
+    layer, prefix = copy.deepcopy(found[1]), f"{found[0]}."
+    layer.load_state_dict({name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)})
+    return layer.weight.detach().to("cpu", torch.float32).clone()
 
 
-def snapshot_file(run_dir: Path, index: int) -> Path:
-    """Where the index-th level trained is kept."""
-    return run_dir / f"level-{index + 1}.safetensors"
+def snapshot_file(run_dir: Path, index: int, size: int) -> Path:
+    """Where the level in this place of the schedule is kept: by its number, from 1, and its size."""
+    return run_dir / f"level-{index + 1}-{size}px.safetensors"
 
 
-def write_snapshot(run_dir: Path, index: int, snapshot: Snapshot) -> None:
+def write_snapshot(run_dir: Path, index: int, size: int, snapshot: Snapshot) -> None:
     """Write the record of a level; one that is there is replaced.
 
     Raises:
@@ -54,23 +60,24 @@ def write_snapshot(run_dir: Path, index: int, snapshot: Snapshot) -> None:
     """
     rows = torch.tensor(snapshot.rows)
     tensors = {"stencils": snapshot.stencils, "confusion": snapshot.confusion, "rows": rows}
-    write_file(snapshot_file(run_dir, index), tensor_bytes(tensors))
+    write_file(snapshot_file(run_dir, index, size), tensor_bytes(tensors))
 
 
-def read_snapshots(run_dir: Path, config: NetworkConfig, num_levels: int) -> dict[int, Snapshot]:
+def read_snapshots(run_dir: Path, spec: ModelSpec, sizes: Sequence[int]) -> dict[int, Snapshot]:
     """The levels that are kept, by their place in the schedule; runs of older versions have none.
 
     Raises:
         ValueError: a file that is damaged or of another network.
     """
     found = {}
-    shapes = {
-        "stencils": (config.channels[0], config.in_channels, *(config.width,) * config.dim),
-        "confusion": (config.classes,) * 2,
-        "rows": (),
-    }
-    for index in range(num_levels):
-        if (file := snapshot_file(run_dir, index)).exists():
+    for index, size in enumerate(sizes):
+        named = snapshot_file(run_dir, index, size)
+        file = named if named.exists() else run_dir / f"level-{index + 1}.safetensors"  # of an older version
+        if file.exists():
+            stencils = stored_shapes(file).get("stencils", ())
+            if len(stencils) != 2 + spec.dim or math.prod(stencils) > MANY_TAPS:
+                raise ValueError(f"{file} must hold the stencils of an opening, got shape {stencils}")
+            shapes = {"stencils": stencils, "confusion": (spec.classes,) * 2, "rows": ()}
             tensors = read_tensors(file, shapes)
             found[index] = Snapshot(tensors["stencils"], tensors["confusion"].long(), int(tensors["rows"]))
     return found

@@ -1,27 +1,47 @@
 """The beginning of a run: which network, with which weights, on which mesh."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from multipde.conversions.convert import conversion
 from multipde.conversions.recalibration import recalibrate
 from multipde.data.datasets import ImageData
 from multipde.data.seeds import stream_seed
 from multipde.evaluation.metrics import check_classes
-from multipde.mesh.reparametrize import set_reference
-from multipde.networks.config import NetworkConfig
-from multipde.networks.network import PDENet
+from multipde.mesh.reparametrize import set_reference, stencil_layers, stencil_parametrization
+from multipde.networks.external import external_model, given_model
+from multipde.networks.model_spec import find_spec, spec_of
 from multipde.networks.presets import default_network
-from multipde.runtime.device import place
 from multipde.runtime.processes import broadcast_weights
-from multipde.storage.network import load
-from multipde.training.log import TrainingLog
+from multipde.storage.network import Given, load
+from multipde.training.listeners import Listeners
+from multipde.training.objective import Objective
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 from multipde.training.switch import plan_move
 from multipde.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Start:
+    """The trained network from which a run starts.
+
+    Args:
+        path: of the checkpoint; None for a module given in Python.
+    """
+
+    net: nn.Module
+    path: Path | None = None
+
+
+def read_start(init: str | Path | Start | None, model: Given = None) -> Start | None:
+    """The checkpoint from which a run starts; None for none."""
+    return init if init is None or isinstance(init, Start) else Start(load(init, model), Path(init))
 
 
 def starting_network(
@@ -29,115 +49,162 @@ def starting_network(
     dynamics: str | None,
     size: int,
     preset_name: str | None,
-    init: str | Path | None,
+    start: Start | None,
     *,
+    arch: str | None = None,
     memory: str | None = None,
     standardize: bool = False,
-) -> NetworkConfig:
+) -> Any:
     """The network that a user means: that of the checkpoint to start from, else of the preset, else for the data.
 
     Args:
+        arch: any network instead, see `external_model`.
         memory: what training keeps for the way back; None leaves it to the network.
         standardize: every image by its own mean and standard deviation; a checkpoint has that settled.
 
     Raises:
-        ValueError: a checkpoint of another dynamics or standardisation, or an unknown preset.
+        ValueError: a checkpoint of another dynamics or standardisation, an unknown preset, or options that contradict
+            each other.
     """
-    if init is None or preset_name is not None:
+    if arch is not None:
+        for name, value in (("preset", preset_name), ("dynamics", dynamics), ("memory", memory)):
+            if value is not None:
+                raise ValueError(f"{name} must be left out with arch, got --{name} {value}")
+    if start is None or preset_name is not None:
+        if arch is not None:
+            return external_model(arch, size=size, standardize=standardize)
         config = replace(default_network(data, dynamics, size, preset_name), standardize=standardize)
         return config if memory is None else replace(config, memory=memory)
-    config = load(init).config
-    config = config if memory is None else replace(config, memory=memory)
-    if dynamics not in (None, config.dynamics):
-        raise ValueError(f"dynamics must be that of the checkpoint {init}, {config.dynamics}, got {dynamics}")
-    if standardize and not config.standardize:
-        raise ValueError(f"standardize must be as in the checkpoint {init}, got --standardize; leave it out")
-    return config
+    spec: Any = spec_of(start.net)
+    if dynamics not in (None, spec.label):
+        raise ValueError(f"dynamics must be that of the checkpoint {start.path}, {spec.label}, got {dynamics}")
+    if standardize and not spec.standardize:
+        raise ValueError(f"standardize must be as in the checkpoint {start.path}, got --standardize; leave it out")
+    return spec if memory is None else replace(spec, memory=memory)
 
 
-def network_for(config: NetworkConfig | None, schedule: Schedule, init: str | Path | None) -> NetworkConfig:
-    """The network that will be trained: the given one, or that of the checkpoint to start from.
+def network_for(model: Any, schedule: Schedule, start: Start | None) -> tuple[Any, Start | None]:
+    """The description of the network that will be trained, and the weights with which it starts.
+
+    Args:
+        model: a description, a module, a function that makes one, a name (see `external_model`), or None for the
+            network of the checkpoint.
 
     Raises:
-        ValueError: a checkpoint of another dynamics or other channels.
+        ValueError: no network, or a checkpoint of another one.
     """
-    if init is None:
-        if config is None:
-            raise ValueError("config must be given where there is no checkpoint to start from, got None")
-        return config
-    found = load(init).config
-    for name in ("dynamics", "channels", "out_channels") if config else ():
-        if getattr(found, name) != getattr(config, name):
-            raise ValueError(
-                f"{name} must be that of the checkpoint {init}, {getattr(found, name)}, got {getattr(config, name)}"
-            )
     first = schedule.levels[0]
-    found = replace(found, memory=config.memory) if config else found
+    if isinstance(model, str):
+        model = external_model(model, size=first.size)
+    elif isinstance(model, nn.Module) and find_spec(model) is not None:
+        if start is not None:
+            raise ValueError("init must be left out where a trained network is given, got both")
+        start, model = Start(model), None
+    elif not hasattr(model, "record") and isinstance(model, nn.Module | Callable):
+        model = given_model(model, size=first.size)
+    if start is None:
+        if model is None:
+            raise ValueError("config must be given where there is no checkpoint to start from, got None")
+        if not hasattr(model, "record"):
+            raise ValueError(f"config must be a network or its description, got {type(model).__name__}")
+        return model, None
+    found: Any = spec_of(start.net)
+    for name in ("dynamics", "arch", "channels", "out_channels") if model is not None else ():
+        old, new = getattr(found, name, None), getattr(model, name, None)
+        if old != new:
+            raise ValueError(f"{name} must be that of the checkpoint {start.path}, {old}, got {new}")
+    if model is not None and hasattr(found, "memory"):
+        found = replace(found, memory=model.memory)
     found = found.on_mesh(first.size)
-    return found if first.steps is None else found.with_steps(first.steps)  # T is that of the checkpoint
+    return (found if first.steps is None else found.with_steps(first.steps)), start  # T is that of the checkpoint
 
 
-def suited(config: NetworkConfig, images: ImageData, init: str | Path | None) -> NetworkConfig:
-    """Classes, input channels and normalisation from the data; a checkpoint must have these classes already."""
-    if config.dim != 2:
-        raise ValueError(f"dim must be 2 for a network that is trained on images, got {config.dim}")
-    if init is not None or config.class_names:
-        check_classes(config, images)
+def suited(spec: Any, images: ImageData, is_trained: bool) -> Any:
+    """Classes, input channels and normalisation from the data; a trained network must have these classes already."""
+    if spec.dim != 2:
+        raise ValueError(f"dim must be 2 for a network that is trained on images, got {spec.dim}")
+    if is_trained or spec.class_names:
+        check_classes(spec, images)
     return replace(
-        config,
+        spec,
         classes=len(images.class_names),
         class_names=images.class_names,
         in_channels=len(images.mean),
-        mean=() if config.standardize else config.mean or images.mean,
-        std=() if config.standardize else config.std or images.std,
+        mean=() if spec.standardize else spec.mean or images.mean,
+        std=() if spec.standardize else spec.std or images.std,
     )
 
 
-def initial_network(config: NetworkConfig, seed: int, reference: int | None = None) -> PDENet:
+def initial_network(spec: Any, seed: int, reference: int | None = None) -> nn.Module:
     """A network with the weights that the seed draws.
 
     Args:
         reference: size on whose mesh the stencils are drawn, and to which the stored parameter belongs from then on;
-            None for that of the config.
+            None for that of the description.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
         if reference is None:
-            return PDENet(config)
-        net = PDENet(replace(config, size=reference, reference=reference))
-    move = replace(conversion(net, size=config.size), keep_reference=True)
-    return move(net)  # pyright: ignore[reportReturnType]
+            return spec.build()
+        net = replace(spec, size=reference, reference=reference).build()
+    return replace(conversion(net, size=spec.size), keep_reference=True)(net)
 
 
 def new_trainer(
-    plan: Schedule, images: ImageData, settings: TrainSettings, run_dir: Path, log: TrainingLog, init: str | Path | None
+    plan: Schedule,
+    images: ImageData,
+    settings: TrainSettings,
+    run_dir: Path,
+    log: Listeners,
+    start: Start | None,
+    objective: Objective | None = None,
+    checkpoint: Path | None = None,
 ) -> Trainer:
-    """At the first level, with the weights that the seed draws or those of a checkpoint."""
-    start = plan.configs()[0]
-    reference = max(level.size for level in plan.levels) if settings.coordinates == "finest" else None
-    trainer = Trainer(initial_network(start, settings.seed, reference), plan, images, settings, run_dir, log)
-    if init is not None:
-        trainer.net.load_state_dict(_taken_up(init, start, trainer).state_dict())
+    """At the first level with random weights or those of a trained network, or where a checkpoint was written."""
+    trainer = Trainer(plan, images, settings, run_dir, log, objective)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    elif start is not None:
+        trainer.begin(_taken_up(start.net, trainer))
         broadcast_weights(trainer.net)
+    else:
+        finest = max(level.size for level in plan.levels) if settings.coordinates == "finest" else None
+        trainer.begin(initial_network(plan.configs()[0], settings.seed, finest))
     return trainer
 
 
-def _taken_up(init: str | Path, start: NetworkConfig, trainer: Trainer) -> PDENet:
-    """The checkpoint on the mesh and time grid of the first level."""
-    net = place(load(init), trainer.device)
-    is_finest = trainer.settings.coordinates == "finest"
-    target = max(level.size for level in trainer.schedule.levels) if is_finest else start.sizes[0]
-    if net.config.sizes != (target,) * 2 or net.config.block_steps != start.block_steps:
-        settings = replace(trainer.settings, coordinates="level", auto_steps=False)
-        level = replace(trainer.schedule.levels[0], size=target, mixed=())
-        move = plan_move(net, level, start.block_steps, settings, trainer.draw(0))
-        net = place(move(net), trainer.device)  # pyright: ignore[reportArgumentType]
-        recalibrate(net, trainer.calibration_images(target, 0))
+def _taken_up(net: nn.Module, trainer: Trainer) -> nn.Module:
+    """A copy of the trained network on the mesh and time grid of the first level."""
+    plan, settings, samples, compute = trainer.schedule, trainer.settings, trainer.samples, trainer.compute
+    wanted: Any = plan.configs()[0]
+    is_finest = settings.coordinates == "finest"
+    target = max(level.size for level in plan.levels) if is_finest else wanted.sizes[0]
+    net = compute.place(conversion(net, factor=1.0)(net))
+    if spec_of(net).sizes != (target,) * 2 or spec_of(net).block_steps != wanted.block_steps:
+        level = replace(plan.levels[0], size=target, mixed=())
+        same = replace(settings, coordinates="level", auto_steps=False)
+        net = compute.place(plan_move(net, level, wanted.block_steps, same, samples.draw(0))(net))
+        recalibrate(net, samples.calibration(target, 0))
     if is_finest:
-        set_reference(net, 1 / target)
-        net.config = replace(net.config, reference=target)
-        if start.sizes[0] != target:
-            down = replace(conversion(net, size=start.size), keep_reference=True)
-            net = place(down(net), trainer.device)  # pyright: ignore[reportArgumentType]
-            recalibrate(net, trainer.calibration_images(start.sizes[0], 0))
-    return net
+        _refer_to(net, target)
+        if wanted.sizes[0] != target:
+            net = compute.place(replace(conversion(net, size=wanted.size), keep_reference=True)(net))
+            recalibrate(net, samples.calibration(wanted.sizes[0], 0))
+        wanted = replace(wanted, reference=spec_of(net).references)
+    if getattr(wanted, "memory", None) == getattr(spec_of(net), "memory", None):
+        net.multipde_spec = wanted
+        return net
+    with torch.random.fork_rng(devices=[]):
+        other = wanted.build()
+    other.load_state_dict(net.state_dict())
+    return other
+
+
+def _refer_to(net: nn.Module, size: int) -> None:
+    """Let the stored stencils of a network belong to the mesh of a size."""
+    spec: Any = replace(spec_of(net), reference=size)  # pyright: ignore[reportArgumentType]
+    net.multipde_spec = spec
+    if any(stencil_parametrization(layer) for layer in stencil_layers(net).values()):
+        set_reference(net, 1 / size)
+    else:
+        spec.put_on_mesh(net)

@@ -103,6 +103,7 @@ class TrainState:
             "train_accuracy": self.num_correct / self.num_images,
             "validation_loss": validation.loss,
             "validation_accuracy": validation.accuracy,
+            **({} if validation.metric is None else {"validation_metric": validation.metric}),
             "seconds": round(self.epoch_seconds, 3),
             "images_per_second": round(self.num_images / self.epoch_seconds, 1),
             "total_seconds": round(self.seconds, 3),

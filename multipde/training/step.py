@@ -3,43 +3,48 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.networks.compilation import compile_layers
 from multipde.networks.kernels.dispatch import wide
-from multipde.networks.network import PDENet
-from multipde.networks.regularization import Box, Regularizer, RegularizerGradient
-from multipde.runtime.device import autocast
+from multipde.networks.model_spec import spec_of
+from multipde.runtime.device import Compute
 from multipde.runtime.processes import data_parallel, mean_over_processes
 from multipde.runtime.sync_batchnorm import synchronized
 from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
+from multipde.training.objective import Objective
 from multipde.training.preconditioner import Preconditioner
 from multipde.training.settings import TrainSettings
 
+MOMENTUM_KEY = "momentum_buffer"
+
 
 class TrainStep:
-    """Stochastic gradient descent with momentum on a network, as the settings say.
+    """A step of stochastic gradient descent with momentum, or of the optimizer that the objective names.
 
     Of several processes each has its slice of the batch: BatchNorm sees the whole, loss and gradients are means over
     the slices. All else follows from these alike.
 
     Args:
-        net: on its device.
+        net: on its device, carrying its description.
     """
 
-    def __init__(self, net: PDENet, settings: TrainSettings, device: torch.device):
-        self.net, self.settings, self.device = net, settings, device
+    def __init__(self, net: nn.Module, settings: TrainSettings, compute: Compute, objective: Objective | None = None):
+        self.net, self.settings, self.compute = net, settings, compute
+        self.objective, spec = objective or Objective(), spec_of(net)
         if settings.compile:
             compile_layers(net)
         self.model = data_parallel(net)
-        self.regularizer = RegularizerGradient(Regularizer(settings.alpha1, settings.alpha2), net)
+        self.penalty = spec.penalty(net, settings.alpha1, settings.alpha2)
         finest = settings.coordinates == "finest"
         self.preconditioner = Preconditioner(settings.conditioning) if finest and settings.conditioning else None
-        fused = device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=settings.momentum, fused=fused)
-        self.box = Box(net, settings.box) if settings.box else None
+        if self.objective.optimizer is not None:
+            self.optimizer: torch.optim.Optimizer = self.objective.optimizer(net.parameters())
+        else:
+            fused = compute.device.type in ("cpu", "cuda")
+            self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=settings.momentum, fused=fused)
+        self.box = spec.box(net, settings.box) if settings.box else None
         self.monitor = Monitor(net, self.box)
 
     def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
@@ -54,14 +59,14 @@ class TrainStep:
                 from before this step.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_factor", 1.0)
         with (
-            autocast(self.device, self.settings.amp),
+            self.compute.autocast(),
             frozen_running_statistics(self.net, not own_statistics),
             synchronized(self.net),
         ):
             scores = self.model(x)
-        loss = functional.cross_entropy(wide(scores), labels)
+        loss = self.objective.mean_loss(wide(scores), labels)
         whole = mean_over_processes(loss.detach())
         try:
             self.monitor.look(whole)
@@ -71,7 +76,7 @@ class TrainStep:
             raise DivergenceError(f"{error} in {place}") from None
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.regularizer.add()
+        self.penalty.add()
         if self.preconditioner is not None:
             self.preconditioner(self.net)
         self.optimizer.step()
@@ -79,15 +84,27 @@ class TrainStep:
             self.box.project()
         return whole, scores.detach()
 
-    def momentum(self) -> dict[str, Tensor]:
-        """The momentum by name of the parameter."""
-        state = self.optimizer.state
-        found = {name: state[p].get("momentum_buffer") for name, p in self.net.named_parameters() if p in state}
-        return {name: buffer.detach().cpu() for name, buffer in found.items() if buffer is not None}
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's state: momentum by name of the parameter, anything else as ``NAME:KEY``.
 
-    def set_momentum(self, momentum: Mapping[str, Tensor]) -> None:
-        """Take up the momentum that `momentum` gave."""
+        Raises:
+            ValueError: an optimizer that keeps other things than tensors.
+        """
+        found: dict[str, Tensor] = {}
+        for name, p in self.net.named_parameters():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                if value is None:
+                    continue
+                if not isinstance(value, Tensor):
+                    raise ValueError(f"optimizer must keep its state in tensors, got {type(value).__name__} {key!r}")
+                found[name if key == MOMENTUM_KEY else f"{name}:{key}"] = value.detach().cpu()
+        return found
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the state that `state` gave."""
         parameters = dict(self.net.named_parameters())
-        for name, buffer in momentum.items():
-            p = parameters[name]
-            self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
+        for name, value in state.items():
+            base, _, key = name.partition(":")
+            p = parameters[base]
+            like = torch.empty_like(p) if value.shape == p.shape else torch.empty_like(value)
+            self.optimizer.state[p][key or MOMENTUM_KEY] = like.to(value.dtype).copy_(value)

@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.conversions.convert import Conversion, conversion
 from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.conversions.stable_conversion import STABILITY_IMAGES, stabilized
 from multipde.mesh.transfer import CALIBRATED
-from multipde.networks.config import NetworkConfig
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import ModelSpec, spec_of
 from multipde.stability.bounds import stability_report, stable_steps, step_ratios
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
@@ -22,7 +21,7 @@ DrawImages = Callable[[int, int], Tensor]
 
 
 def plan_move(
-    net: PDENet, level: Level, steps: tuple[int, ...], settings: TrainSettings, draw: DrawImages
+    net: nn.Module, level: Level, steps: tuple[int, ...], settings: TrainSettings, draw: DrawImages
 ) -> Conversion:
     """The conversion to a level: by the settings' method, calibrated on images if need be, stable if asked for.
 
@@ -34,9 +33,9 @@ def plan_move(
         steps: planned time steps of each block.
         draw: training images.
     """
-    old_size = net.config.sizes[0]
+    old_size, steps_or_none = spec_of(net).sizes[0], steps or None
     if settings.coordinates == "finest":
-        return replace(conversion(net, size=level.size, steps=steps), keep_reference=True)
+        return replace(conversion(net, size=level.size, steps=steps_or_none), keep_reference=True)
     calibrated = settings.transfer in CALIBRATED and level.size != old_size
     images = (
         draw(min(CALIBRATION_IMAGES, settings.calibration_images), max(level.size, old_size)) if calibrated else None
@@ -46,7 +45,7 @@ def plan_move(
     if settings.auto_steps:
         before = step_ratios(stability_report(net, draw(STABILITY_IMAGES, old_size)))
         return stabilized(move, net, before, draw(STABILITY_IMAGES, level.size))
-    return replace(move, steps=steps)
+    return replace(move, steps=steps_or_none)
 
 
 def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
@@ -54,20 +53,22 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
     steps = {config.block_steps for config in schedule.configs()}
     if settings.momentum_rule == "dual" and (settings.auto_steps or len(steps) > 1):
         raise ValueError("momentum_rule must be map or reset where the number of steps changes, got dual")
-    if settings.auto_steps and (settings.coordinates == "finest" or schedule.configs()[0].dynamics == "resnet"):
-        why = "the parameter stays on the finest mesh" if settings.coordinates == "finest" else "resnet has no bound"
+    first = schedule.configs()[0]
+    if settings.auto_steps and (settings.coordinates == "finest" or not first.has_step_bounds):
+        is_finest = settings.coordinates == "finest"
+        why = "the parameter stays on the finest mesh" if is_finest else f"{first.label} has no bound"
         raise ValueError(f"steps must be given where {why}, got auto")
 
 
-def stability_warning(net: PDENet, draw: DrawImages) -> tuple[list[float], str]:
+def stability_warning(net: nn.Module, draw: DrawImages) -> tuple[list[float], str]:
     """dt over its bound along the data in each block of a network that has come to a new mesh, and a line about it.
 
     Returns:
         The ratios, empty for a dynamics without bound, and the line, empty where all bounds are kept.
     """
-    if net.config.dynamics == "resnet":
+    if not spec_of(net).has_step_bounds:
         return [], ""
-    report = stability_report(net, draw(STABILITY_IMAGES, net.config.sizes[0]))
+    report = stability_report(net, draw(STABILITY_IMAGES, spec_of(net).sizes[0]))
     ratios = step_ratios(report)
     broken = [f"{r:.1f} times in block {k}" for k, r in enumerate(ratios) if r > 1]
     steps = ", ".join(str(n) for n in stable_steps(report))
@@ -76,7 +77,7 @@ def stability_warning(net: PDENet, draw: DrawImages) -> tuple[list[float], str]:
 
 
 def move_record(
-    move: Conversion, old_size: int, config: NetworkConfig, accuracies: Sequence[float], ratios: Sequence[float]
+    move: Conversion, old_size: int, config: ModelSpec, accuracies: Sequence[float], ratios: Sequence[float]
 ) -> dict[str, Any]:
     """What is written down about a move.
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from multipde.evaluation.pictures import confusion_figure, stencil_figure
-from multipde.networks.config import NetworkConfig
+from multipde.networks.model_spec import ModelSpec
+from multipde.training.listeners import Listener
 from multipde.training.snapshot import Snapshot, read_snapshots
 
 FOLDER = "tensorboard"
@@ -26,7 +27,7 @@ SCALARS = {
 """Tags and what they show of a row of the metrics file; those of accuracy and loss also against the work."""
 
 
-class Board:
+class Board(Listener):
     """Event files in RUN/tensorboard.
 
     The step of ``accuracy/...``, ``loss/...`` and of pictures is the number of epochs done on all levels, that of
@@ -34,17 +35,17 @@ class Board:
 
     Args:
         run_dir: of the run; nothing is written before the first row.
-        config: of the network.
-        num_levels: of the schedule.
+        spec: of the network.
+        sizes: of the levels of the schedule.
 
     Raises:
         ValueError: TensorBoard is not installed.
     """
 
-    def __init__(self, run_dir: Path, config: NetworkConfig, num_levels: int):
+    def __init__(self, run_dir: Path, spec: ModelSpec, sizes: Sequence[int]):
         if find_spec("tensorboard") is None:
             raise ValueError("tensorboard must be installed to be written, got none; type pip install tensorboard")
-        self.run_dir, self.config, self.num_levels = run_dir, config, num_levels
+        self.run_dir, self.spec, self.sizes = run_dir, spec, sizes
         self.num_rows = 0
         self._writer: Any = None
         self._began = time.time()
@@ -58,7 +59,7 @@ class Board:
             self._writer = SummaryWriter(str(self.run_dir / FOLDER), purge_step=0)  # readers forget what was there
         return self._writer
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def row(self, row: Mapping[str, Any], planned_epochs: int = 0) -> None:
         """One more row of the metrics file."""
         self.num_rows += 1
         gflops, at = round(row["total_flops"] / 1e9), self._began + row["total_seconds"]
@@ -68,7 +69,7 @@ class Board:
                 self.writer.add_scalar(f"work/{tag.replace('/', '_')}", row[key], gflops, at)
         self.writer.flush()
 
-    def snapshot(self, snapshot: Snapshot) -> None:
+    def level(self, index: int, size: int, snapshot: Snapshot) -> None:
         """A level is done."""
         self.writer.add_figure("opening/stencils", stencil_figure(snapshot.stencils), snapshot.rows)
         self._confusion("validation", snapshot.confusion, snapshot.rows)
@@ -84,9 +85,9 @@ class Board:
         self.num_rows, self._began = 0, time.time() - (rows[-1]["total_seconds"] if rows else 0.0)
         for row in rows:
             self.row(row)
-        for snapshot in read_snapshots(self.run_dir, self.config, self.num_levels).values():
+        for index, snapshot in read_snapshots(self.run_dir, self.spec, self.sizes).items():
             if snapshot.rows <= len(rows):
-                self.snapshot(snapshot)
+                self.level(index, self.sizes[index], snapshot)
 
     def close(self) -> None:
         """Write what is held back."""
@@ -95,5 +96,5 @@ class Board:
             self._writer = None
 
     def _confusion(self, part: str, confusion: Tensor, step: int) -> None:
-        self.writer.add_figure(f"confusion/{part}", confusion_figure(confusion, self.config.class_names), step)
+        self.writer.add_figure(f"confusion/{part}", confusion_figure(confusion, self.spec.class_names), step)
         self.writer.flush()

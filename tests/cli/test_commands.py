@@ -361,7 +361,7 @@ WRONG = [
     ("train --mixed --batch 10 20 30", "levels must have the same steps, batch and learning rate to be mixed"),
     ("train --conditioning 3", "conditioning must lie in [0, 1], got 3.0"),
     ("convert --size 8 --out new", "checkpoint or --arch must be given, got neither"),
-    ("convert {place}/net --arch resnet18 --size 8 --out new", "checkpoint or --arch must be given, got both"),
+    ("convert {place}/net --arch resnet18 --size 8 --out new", "model must be left out for"),
     ("convert {place}/net --weights w.pt --size 8 --out new", "weights must come with --arch"),
     ("convert --arch resnet18 --out new", "size, factor or steps must be given, got none of them; type --size N"),
     ("convert --arch resnet81 --size 8 --out new", "arch must be a classifier of torchvision (resnet18"),

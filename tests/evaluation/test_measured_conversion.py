@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from multipde import NetworkConfig, PDENet, convert, load_data, recalibrate, transfer_stencil
-from multipde.conversions.external import convert_state_dict, read_state_dict, torchvision_model
+from multipde.conversions.state_dict import convert_state_dict, network_with_weights, read_state_dict
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.measured_conversion import convert_reported
 from multipde.mesh.reparametrize import stencil_layers
-from multipde.networks.network import model_flops
+from multipde.networks.cost import model_flops
 from multipde.reports.plots import conversion_figure
 from multipde.runtime.device import Compute
 
@@ -137,18 +137,18 @@ def test_recalibrated_candidate_is_the_returned_network(data, evaluator):
     assert recalibrate(plain, [torch.zeros(4, 3, 8, 8)]) == 3
 
 
-def test_torchvision_models_with_their_weights(tmp_path):
+def test_network_with_weightss_with_their_weights(tmp_path):
     from torchvision import models
 
     torch.manual_seed(0)
     net = models.resnet18(num_classes=7)
     torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "w.pt")
-    read = torchvision_model("resnet18", tmp_path / "w.pt")
+    read = network_with_weights("resnet18", tmp_path / "w.pt")
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), read.state_dict().values(), strict=True))
     with pytest.raises(ValueError, match="weights must be those of resnet34, got .*w.pt"):
-        torchvision_model("resnet34", tmp_path / "w.pt")
+        network_with_weights("resnet34", tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"arch must be a classifier of torchvision \(resnet18.*\), got 'resnet81'"):
-        torchvision_model("resnet81", None)
+        network_with_weights("resnet81", None)
 
 
 def test_bare_state_dicts_move_their_stencils_only():

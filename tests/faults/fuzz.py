@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, load, save, train
-from multipde.conversions.external import convert_state_dict, read_state_dict
+from multipde.conversions.state_dict import convert_state_dict, read_state_dict
 from multipde.data.decode import decode_image
 from multipde.storage.records import read_json
 from multipde.storage.rows import read_metrics

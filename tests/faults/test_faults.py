@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 from multipde import NetworkConfig, load_data
 from multipde.data.decode import decode_image
 from multipde.data.streamed import StreamedImages
-from multipde.storage.network import network_from_record
+from multipde.storage.network import spec_from_record
 from tests.faults import exact, fuzz, load
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_damaged_files_give_a_clean_error_or_are_right(tmp_path):
 @QUICK
 @given(key=st.sampled_from(sorted(NetworkConfig.__dataclass_fields__)), value=VALUES)
 def test_any_value_in_a_config_is_taken_or_refused(key, value):
-    found = outcome(lambda: network_from_record(CONFIG | {key: value}, Path("config.json")))
+    found = outcome(lambda: spec_from_record(CONFIG | {key: value}, Path("config.json")))
     assert isinstance(found, NetworkConfig) or "\n" not in found
 
 
@@ -116,7 +116,7 @@ class Trap:
 
 
 def test_no_pickle_is_executed(tmp_path):
-    from multipde.conversions.external import read_state_dict
+    from multipde.conversions.state_dict import read_state_dict
 
     trap, sprung = Trap(tmp_path / "sprung"), tmp_path / "sprung"
     torch.save({"a": trap}, tmp_path / "w.pt")

@@ -14,7 +14,7 @@ from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, trai
 from multipde.networks.compilation import check_compiler, compile_layers
 from multipde.networks.kernels import dispatch as kernels
 from multipde.networks.kernels import native
-from multipde.runtime.device import place
+from multipde.runtime.device import Compute, place
 from multipde.training.schedule import levels_from_lists
 from multipde.training.step import TrainStep
 
@@ -58,7 +58,7 @@ def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, co
 @pytest.mark.parametrize(("memory", "amp"), [("store", "off"), ("reversible", "bf16"), ("checkpoint", "off")])
 def test_no_step_after_the_first_compiles(memory, amp, counter):
     net = place(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train(), CPU)
-    step = TrainStep(net, TrainSettings(compile=True, amp=amp), CPU)
+    step = TrainStep(net, TrainSettings(compile=True), Compute(CPU, amp))
     x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
     step(x, labels, 0.1)
     after_one = counter.frame_count
@@ -76,7 +76,7 @@ def test_compiled_steps_are_the_usual_ones(amp, tolerance, either_kernels):
     torch.manual_seed(0)
     net = place(PDENet(config).train(), CPU)
     other = copy.deepcopy(net)
-    steps = [TrainStep(n, TrainSettings(amp=amp, compile=c), CPU) for n, c in ((net, False), (other, True))]
+    steps = [TrainStep(n, TrainSettings(compile=c), Compute(CPU, amp)) for n, c in ((net, False), (other, True))]
     x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
     for _ in range(3):
         usual, compiled = (step(x, labels, 0.1)[0] for step in steps)

@@ -121,8 +121,8 @@ def test_equal_runs_give_equal_pages(run, tmp_path):
 def test_the_opening_of_every_level_is_shown(run, copied):
     assert page(run).count('id="stencils-0-figure_1"') == page(run).count('id="stencils-1-figure_1"') == 1
     assert "did not keep" not in page(run)
-    (copied / "level-1.safetensors").unlink()
-    (copied / "level-2.safetensors").unlink()
+    (copied / "level-1-8px.safetensors").unlink()
+    (copied / "level-2-16px.safetensors").unlink()
     report(copied)
     assert "did not keep" in page(copied)
     assert 'id="stencils-0-figure_1"' not in page(copied)

@@ -14,6 +14,7 @@ import torch
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, resume, train
 from multipde.cli.main import main as command
+from multipde.runtime.device import Compute
 from multipde.runtime.processes import (
     broadcast_weights,
     check_batch,
@@ -51,7 +52,7 @@ def steps(kind: str) -> dict[str, torch.Tensor]:
         if name.endswith("bias"):
             p.data.normal_(0, 0.3)  # away from the kink of ReLU, on which rounding decides
     settings = TrainSettings(coordinates="finest") if kind == "finest" else TrainSettings(box=0.4)
-    step, found = TrainStep(net, settings, CPU), {}
+    step, found = TrainStep(net, settings, Compute(CPU)), {}
     for i in range(2):
         x, labels = 3 + torch.randn(12, 3, 8, 8, dtype=torch.float64), torch.randint(10, (12,))
         part = slice(12 * rank() // num_processes(), 12 * (rank() + 1) // num_processes())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from multipde import NetworkConfig, PDENet, load, save
 from multipde.storage import files
 from multipde.storage.files import check_sums, clear_partials, write_directory, write_file
-from multipde.storage.network import read_config
+from multipde.storage.network import read_spec
 from multipde.storage.records import read_json
 from multipde.storage.rows import append_row, read_metrics
 from multipde.storage.run_directory import newest_checkpoint
@@ -198,7 +198,7 @@ def test_records_are_checked(tmp_path):
         read_json(file, 1)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="must be JSON"):
-        read_config(tmp_path)
+        read_spec(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import torch
 
 from multipde import reproduce
 from multipde.cli.main import main
-from multipde.networks.network import PDENet, num_weights
+from multipde.networks.cost import num_weights
+from multipde.networks.network import PDENet
 from multipde.runtime.console import Log
 from multipde.runtime.signals import Interrupted
 from multipde.storage.rows import read_metrics

@@ -82,7 +82,7 @@ def test_reversible_memory_stays_and_stored_memory_grows(amp, tmp_path, monkeypa
 
 @pytest.mark.parametrize("dynamics", ["hamiltonian", "resnet"])
 def test_the_floor_is_every_convolution_once(dynamics):
-    from multipde.networks.network import count_flops
+    from multipde.networks.cost import count_flops
 
     config = NetworkConfig(dynamics, (4, 6), 8, steps=2, size=8)
     net, x = PDENet(config), torch.randn(2, 3, 8, 8)

@@ -8,6 +8,7 @@ import torch
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, load, train
 from multipde.networks.regularization import Box
+from multipde.runtime.device import Compute
 from multipde.training.monitor import DivergenceError, Monitor, check_finite, locate_nonfinite
 from multipde.training.step import TrainStep
 
@@ -60,7 +61,7 @@ def test_exploding_activations_are_noticed_in_their_step_and_placed_beside_their
         for name, p in net.named_parameters():
             if "blocks.1.controls" in name and p.dim() > 1:
                 p.fill_(1.0)
-    step = TrainStep(net, TrainSettings(box=0.0), torch.device("cpu"))
+    step = TrainStep(net, TrainSettings(box=0.0), Compute(torch.device("cpu")))
     before = {name: p.clone() for name, p in net.named_parameters()}
     with pytest.raises(
         DivergenceError, match=r"activations must stay moderate, got a variance of \S+ in blocks.1"

@@ -31,8 +31,9 @@ from multipde.runtime.device import choose_amp
 from multipde.runtime.signals import Interrupted
 from multipde.storage.run_directory import recorded_data
 from multipde.training.checkpoint import read_checkpoint
+from multipde.training.listeners import Listeners
 from multipde.training.run import next_run_directory
-from multipde.training.start import initial_network, network_for, new_trainer
+from multipde.training.start import initial_network, network_for, new_trainer, read_start
 from multipde.training.trainer import Trainer
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
@@ -172,7 +173,8 @@ def test_the_network_after_a_move_is_the_converted_one(transfer, tmp_path):
     plan = Schedule([Level(8, 1), Level(16, 1, steps=4)], config)
     net = initial_network(plan.configs()[0], 0)
     settings = TrainSettings(transfer=transfer, calibration_images=100, device="cpu")
-    trainer = Trainer(net, plan, data, settings, tmp_path, Log(quiet=True))
+    trainer = Trainer(plan, data, settings, tmp_path, Listeners(Log(quiet=True)))
+    trainer.begin(net)
     trainer._next_level()
     expected = dict(convert(net, size=16, method=transfer, steps=4).named_parameters())
     assert all(torch.equal(p, expected[name]) for name, p in trainer.net.named_parameters())
@@ -190,10 +192,11 @@ def test_a_checkpoint_can_start_a_run_and_is_converted_to_its_first_level(finish
 
 
 def test_other_steps_keep_the_final_time_of_the_checkpoint(finished, tmp_path):
-    plan = Schedule([Level(16, 1, steps=8)], network_for(None, Schedule([Level(16, 1, steps=8)]), finished.directory))
+    levels, start = Schedule([Level(16, 1, steps=8)]), read_start(finished.directory)
+    plan = levels.of(network_for(None, levels, start)[0])
     data = load_data("shapes", size=16, **OPTIONS)
     settings = TrainSettings(calibration_images=100, device="cpu")
-    trainer = new_trainer(plan, data, settings, tmp_path, Log(quiet=True), finished.directory)
+    trainer = new_trainer(plan, data, settings, tmp_path, Listeners(Log(quiet=True)), start)
     assert trainer.net.config.final_times == finished.model.config.final_times == (2.0, 2.0)
     expected = convert(load(finished.directory), steps=8)
     assert trainer.net.config == expected.config

@@ -69,13 +69,13 @@ def test_a_resumed_run_has_no_step_twice(finished, tmp_path, stop_at, signal_at_
         lost.write_text(lost.read_text() + lost.read_text().splitlines()[-1] + "\n")
     resume(tmp_path / "b", quiet=True)
     check(tmp_path / "b")
-    for name in ("level-1.safetensors", "level-2.safetensors"):
+    for name in ("level-1-8px.safetensors", "level-2-16px.safetensors"):
         assert (tmp_path / "b" / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_snapshots_are_of_the_best_weights_and_of_all_validation_images(finished):
     net, rows = load(finished), read_metrics(finished / "metrics.jsonl")
-    snapshots = read_snapshots(finished, net.config, 2)
+    snapshots = read_snapshots(finished, net.config, [8, 16])
     assert [s.rows for s in snapshots.values()] == [2, 4]
     assert torch.equal(snapshots[1].stencils, net.opening[0].weight)
     for snapshot, row in zip(snapshots.values(), (rows[1], rows[3]), strict=True):
@@ -85,9 +85,9 @@ def test_snapshots_are_of_the_best_weights_and_of_all_validation_images(finished
 
 def test_damaged_snapshots_are_refused(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "b")
-    (tmp_path / "b/level-1.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="level-1.safetensors must be a safetensors file, got"):
-        read_snapshots(tmp_path / "b", load(finished).config, 2)
+    (tmp_path / "b/level-1-8px.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="level-1-8px.safetensors must be a safetensors file, got"):
+        read_snapshots(tmp_path / "b", load(finished).config, [8, 16])
 
 
 def test_nothing_is_begun_without_tensorboard(tmp_path, monkeypatch):

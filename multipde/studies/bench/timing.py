@@ -67,7 +67,7 @@ def random_images(num: int, channels: int, size: int, device: torch.device) -> T
 def step_of(net: PDENet, x: Tensor, compute: Compute, compile: bool = False) -> Callable[[], Any]:
     """A call that does a training step of a network on the images."""
     labels = torch.arange(len(x), device=x.device) % net.config.classes
-    step = TrainStep(net, TrainSettings(amp=compute.amp, compile=compile), compute.device)
+    step = TrainStep(net, TrainSettings(compile=compile), compute)
     return lambda: step(x, labels, 0.01)
 
 

@@ -14,7 +14,7 @@ from multipde.data.feed import Feed
 from multipde.data.images import Batch
 from multipde.data.seeds import stream
 from multipde.evaluation.metrics import evaluate_batches, scored_batches
-from multipde.networks.network import num_weights
+from multipde.networks.cost import num_weights
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.studies.paper.paper_figures import FIGURES

@@ -1,5 +1,6 @@
-"""Networks that multipde did not make: torchvision's, and bare state dicts."""
+"""Weights in files of other libraries: read without running code, given to a network, moved without one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,45 +8,36 @@ import torch
 from torch import Tensor, nn
 
 from multipde.mesh.transfer import transfer_stencil
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation by which torchvision's classifiers normalise their images."""
+from multipde.networks.external import external_model
 
 
-def torchvision_model(arch: str, weights: Path | None) -> nn.Module:
-    """A classifier of torchvision with the weights of a file, and as many classes as they have.
+def network_with_weights(arch: str, weights: Path | None, **described: Any) -> nn.Module:
+    """A network by name with the weights of a file, and as many classes as they have.
 
     Args:
-        weights: a state dict, see `read_state_dict`; None for random weights.
+        arch: see `external_model`.
+        weights: a state dict, see `read_state_dict`; None for random weights, always the same.
+        described: other fields of `ExternalModel`.
 
     Raises:
         ValueError: an unknown architecture, weights of another one.
     """
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if arch not in known:
-        import difflib
-
-        near = ", ".join(difflib.get_close_matches(arch, known, 3)) or "resnet18, vgg11, ..."
-        raise ValueError(f"arch must be a classifier of torchvision ({near}), got {arch!r}")
-    if weights is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return models.get_model(arch, weights=None).eval()
-    state = read_state_dict(weights)
-    with torch.device("meta"):
-        last = classifier_name(models.get_model(arch, weights=None))
-    extra: dict[str, Any] = {"num_classes": len(state[last])} if last in state else {}
+    spec, state = external_model(arch, **described), None
+    with torch.random.fork_rng(devices=[]):
+        if weights is not None:
+            state = read_state_dict(weights)
+            with torch.device("meta"):
+                last = classifier_name(spec.build())
+            spec = replace(spec, classes=len(state[last])) if last in state else spec
+        torch.manual_seed(0)
+        net = spec.build()
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = models.get_model(arch, weights=None, **extra)
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
+        if state is not None:
+            net.load_state_dict(state)
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"weights must be those of {arch}, got {weights} ({reason})") from None
-    return model.eval()
+    return net.eval()
 
 
 def classifier_name(model: nn.Module) -> str | None:

@@ -1,0 +1,75 @@
+"""Functions that make networks, found by name: in torchvision, in timm, or by an import path."""
+
+import ast
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(as_tuple(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def parameters_of(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def parsed_arguments(text: str, arch: str) -> tuple[tuple[str, Any], ...]:
+    """Keyword arguments in brackets, constants only."""
+    try:
+        call = ast.parse(f"f{text}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError
+        return tuple((str(k.arg), as_tuple(ast.literal_eval(k.value))) for k in call.keywords)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"arch must have arguments such as (width=2), got {arch!r}") from None
+
+
+def torchvision_factory(name: str) -> Callable[..., nn.Module]:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, 3)) or "resnet18, vgg11, ..."
+        raise ValueError(f"arch must be a classifier of torchvision ({near}), got {name!r}")
+    return lambda **arguments: models.get_model(name, weights=None, **arguments)
+
+
+def timm_factory(name: str) -> Callable[..., nn.Module]:
+    try:
+        import timm  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(f"timm must be installed for --arch timm:{name}; type pip install timm") from None
+    known = timm.list_models()
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, 3)) or "resnet50d, convnext_tiny, ..."
+        raise ValueError(f"arch must be a network of timm ({near}), got {name!r}")
+    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+
+
+def imported_factory(path: str) -> Callable[..., nn.Module]:
+    """What an import path names, looked up in the working directory first, as ``python -m`` does."""
+    module, _, name = path.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever a module of the user raises while it is imported
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"arch must name a function that can be imported, got {path!r} ({reason})") from None
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise ValueError(f"arch must name a function, got {path!r}, a {type(found).__name__}")
+    return found

@@ -1,0 +1,76 @@
+"""What a network costs: its number of weights and its floating point operations."""
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from multipde.mesh.modes import eval_mode
+from multipde.networks.model_spec import ModelSpec
+
+
+def num_weights(module: nn.Module) -> int:
+    """Number of trainable weights."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
+    """Floating point operations of one forward pass of any module, as torch counts them.
+
+    Args:
+        shape: of the input.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(*shape, device=device))
+    return counter.get_total_flops()
+
+
+@lru_cache(maxsize=1024)
+def count_flops(config: ModelSpec, training: bool = False) -> int:
+    """Floating point operations per image, as torch counts them (convolutions and products, multiply and add as two).
+
+    The network is run once on the meta device, which computes shapes only, or on the processor where that fails.
+
+    Args:
+        config: a `NetworkConfig`, or the description of any other network.
+        training: count the backward pass too.
+
+    Raises:
+        ValueError: a network that cannot take images of its size, or that does not give a score per class.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                net = config.build()
+            return _counted(config, copy.deepcopy(net).to("meta"), training, "meta")
+        except (NotImplementedError, RuntimeError, TypeError, AssertionError, IndexError):
+            net = config.build()
+            try:
+                return _counted(config, net, training, "cpu")
+            except (RuntimeError, TypeError, AssertionError, IndexError) as error:
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+                size = config.sizes[0] if len(set(config.sizes)) == 1 else config.sizes
+                raise ValueError(
+                    f"size must be one that {config.label} can take with {config.in_channels} channels, got {size} "
+                    f"({reason})"
+                ) from None
+
+
+def _counted(config: ModelSpec, net: nn.Module, training: bool, device: str) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    images = torch.zeros(2, config.in_channels, *config.sizes, device=device)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+        scores = net.train(training)(images)
+        if not isinstance(scores, Tensor) or scores.shape != (2, config.classes):
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            wanted = (2, config.classes)
+            raise ValueError(f"{config.label} must give a score per class, {wanted} for two images, got {got}")
+        if training:
+            scores.sum().backward()
+    return counter.get_total_flops() // 2

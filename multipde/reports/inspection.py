@@ -1,0 +1,33 @@
+"""``multipde inspect``: what a network is, and its stencils as derivatives."""
+
+from torch import nn
+
+from multipde.mesh.reparametrize import stencil_layers
+from multipde.mesh.spectrum import order_rms
+from multipde.networks.cost import count_flops
+from multipde.networks.model_spec import spec_of, with_meshes
+from multipde.runtime.console import Log
+
+
+def inspect_network(net: nn.Module, physical: bool, log: Log) -> None:
+    """Print what a network is, what it costs, and the size of its coefficients β by order of the derivative.
+
+    Args:
+        physical: coefficients on the unit square instead of in units of each layer's mesh.
+    """
+    spec = spec_of(net)
+    log.say(spec.summary(net))
+    flops = count_flops(spec), count_flops(spec, training=True)
+    log.say(f"{flops[0] / 1e6:.1f} MFLOPs per image, {flops[1] / 1e6:.1f} in training")
+    if spec.class_names:
+        log.say(f"classes: {', '.join(spec.class_names)}")
+    if not stencil_layers(net):
+        return
+    unit = "unit square" if physical else "the layer's mesh"
+    found = order_rms(with_meshes(net), physical)
+    orders = range(max(len(rms) for rms in found.values()))
+    rows = [
+        {"layer": layer} | {f"order {k}": f"{rms[k]:.3g}" if k < len(rms) else "-" for k in orders}
+        for layer, rms in found.items()
+    ]
+    log.table(rows, f"rms of β by total order of derivative, lengths in units of {unit}")

@@ -1,0 +1,227 @@
+"""Networks that multipde did not make go the same way: trained coarse to fine, resumed, loaded, extended."""
+
+# pyright: reportOptionalMemberAccess=false
+
+import json
+import signal
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from multipde import Level, Schedule, TrainSettings, evaluate, load, resume, train
+from multipde.cli.main import main
+from multipde.runtime.signals import Interrupted
+from multipde.storage.run_directory import newest_checkpoint
+from multipde.training.checkpoint import read_checkpoint
+
+OPTIONS = {"num_train": 150, "num_test": 40}
+PLAN = Schedule([Level(8, 2, batch=30), Level(16, 1, batch=30)])
+
+
+class Small(nn.Module):
+    """A network of a user, with a 5x5 opening and a depthwise layer."""
+
+    def __init__(self, num_classes: int = 10, width: int = 6):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, width, 5, padding=2),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1, groups=width),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class Pair(nn.Module):
+    """A network that gives no scores."""
+
+    def forward(self, x):
+        return x, x
+
+
+def run(model, directory, plan=PLAN, settings=None, **options):
+    chosen = TrainSettings(device="cpu", calibration_images=60, **(settings or {}))
+    return train(model, plan, "shapes", directory, settings=chosen, data_options=OPTIONS, quiet=True, **options)
+
+
+def weights(directory):
+    return (directory / "model.safetensors").read_bytes()
+
+
+def rows(directory):
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in found]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    torch.manual_seed(0)
+    return run(Small, tmp_path_factory.mktemp("run") / "a").directory
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_a_run_is_resumed_bit_for_bit_by_the_same_factory(step, finished, tmp_path, signal_at_step):
+    signal_at_step(step, signal.SIGTERM)
+    with pytest.raises(Interrupted, match="go on with"):
+        run(Small, tmp_path / "b")
+    signal_at_step(None)
+    resume(tmp_path / "b", model=Small, quiet=True)
+    assert weights(tmp_path / "b") == weights(finished)
+    assert rows(tmp_path / "b") == rows(finished)
+
+
+def test_a_module_is_the_start_and_stays_as_it_is(tmp_path):
+    model = Small()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    done = run(model, tmp_path / "a")
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert type(done.model) is Small
+    assert set(done.model.state_dict()) == set(before)  # plain: it leaves the house by load_state_dict
+    assert not torch.equal(done.model.classifier.weight, before["classifier.weight"])
+    again = run(model, tmp_path / "b")
+    assert weights(again.directory) == weights(done.directory)
+    slow = Schedule([Level(8, 0.3, batch=30, learning_rate=1e-12)])
+    kept = run(model, tmp_path / "c", slow).model
+    assert all(torch.allclose(t, before[name]) for name, t in kept.named_parameters())
+
+
+def test_a_record_imports_nothing(finished, tmp_path):
+    record = json.loads((finished / "config.json").read_text())["network"]
+    assert (record["arch"], record["size"], record["classes"]) == ("python:Small", 16, 10)
+    assert "factory" not in record
+    line = r"network must be given again, got a record of one that was made by python:Small; pass model= in Python"
+    with pytest.raises(ValueError, match=line):
+        load(finished)
+    with pytest.raises(ValueError, match=r"model must be the one of the record, python:Small, got python:Pair"):
+        load(finished, model=Pair)
+    net = load(finished, model=Small)
+    found = evaluate(net, "shapes", device="cpu", data_options=OPTIONS)
+    assert found.accuracy == json.loads((finished / "result.json").read_text())["test_accuracy"]
+    assert found.flops > 0
+
+
+def test_stencils_follow_the_mesh_and_the_penalty_is_weight_decay(finished):
+    moves = json.loads((finished / "result.json").read_text())["moves"]
+    assert [(m["from"], m["to"], m["method"]) for m in moves] == [(8, 16, "calibrated")]
+    assert set(moves[0]["exponents"]) == {"features.0", "features.3"}
+    assert (moves[0]["steps"], moves[0]["step_ratios"]) == ([], [])
+    net = load(finished, model=Small)
+    penalty = net.multipde_spec.penalty(net, 1.0, 0.5)
+    penalty.add()
+    for name, p in net.named_parameters():
+        if p.dim() > 1:
+            torch.testing.assert_close(p.grad, 0.5 * p.detach())
+        else:
+            assert p.grad is None, name
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (Small(num_classes=7), r"Small must give a score per class, \(2, 10\) for two images, got \(2, 7\)"),
+        (Pair, r"Pair must give a score per class, \(2, 10\) for two images, got tuple"),
+        ("resnet81", r"arch must be a classifier of torchvision \(resnet18, .*\), got 'resnet81'"),
+        (
+            "nowhere:net",
+            r"arch must name a function that can be imported, got 'nowhere:net' \(No module named",
+        ),
+        ("math:nothing", r"arch must name a function that can be imported, got 'math:nothing' \(module 'math' has no"),
+        ("math:pi", r"arch must name a function, got 'math:pi', a float"),
+        ("os:getcwd", r"arch must name a function that returns an nn.Module, got str"),
+        ("resnet18(depth=5)", r"arch must be made with arguments that it has, got torchvision:resnet18 \(.*'depth'"),
+        ("resnet18(1)", r"arch must have arguments such as \(width=2\), got 'resnet18\(1\)'"),
+        ("resnet18(weights='DEFAULT')", r"arguments must not name files or weights, got weights; type --weights FILE"),
+        ("no such thing!", r"arch must be NAME, timm:NAME or package.module:function, got 'no such thing!'"),
+        (3, r"config must be a network or its description, got int"),
+    ],
+    ids=str,
+)
+def test_networks_that_will_not_do_are_told_in_one_line(model, line, tmp_path):
+    with pytest.raises(ValueError, match=line) as told:
+        run(model, tmp_path / "a")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_input_size_that_a_network_cannot_take_is_told(tmp_path):
+    plan = Schedule([Level(8, 1, batch=30), Level(16, 1, batch=30)])
+    with pytest.raises(ValueError, match=r"size must be one that squeezenet1_0 can take with 3 channels, got 8 \("):
+        run("squeezenet1_0", tmp_path / "a", plan)
+    with pytest.raises(ValueError, match=r"steps must be left out for Small, which has no time steps, got 3"):
+        run(Small, tmp_path / "a", Schedule([Level(8, 1, steps=3)]))
+    with pytest.raises(ValueError, match=r"steps must be given where Small has no bound, got auto"):
+        run(Small, tmp_path / "a", settings={"auto_steps": True})
+
+
+def test_loss_metric_and_optimizer_of_the_user(tmp_path, signal_at_step):
+    def smoothed(scores, labels):
+        return functional.cross_entropy(scores, labels, label_smoothing=0.1)
+
+    def confidence(scores, labels):
+        return scores.softmax(1)[torch.arange(len(labels)), labels].mean()
+
+    def adam(parameters):
+        return torch.optim.AdamW(parameters, weight_decay=0.0)
+
+    plan = Schedule([Level(8, 1, batch=30, learning_rate=0.01), Level(16, 1, batch=30, learning_rate=0.01)])
+    wishes = {"loss": smoothed, "metric": confidence, "optimizer": adam}
+    done = run(Small, tmp_path / "a", plan, **wishes)
+    record = json.loads((done.directory / "run.json").read_text())["objective"]
+    assert {k: v.rpartition(".")[2] for k, v in record.items()} == {k: f.__name__ for k, f in wishes.items()}
+    found = [row["validation_metric"] for row in done.metrics]
+    assert all(0 < value < 1 for value in found)
+    signal_at_step(6, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        run(Small, tmp_path / "b", plan, **wishes)
+    signal_at_step(None)
+    state = read_checkpoint(newest_checkpoint(tmp_path / "b"), Small)[3]
+    assert {name.partition(":")[2] for name in state} == {"exp_avg", "exp_avg_sq", "step"}
+    with pytest.raises(ValueError, match="loss must be that of the run, .*smoothed, got none; pass loss= as when"):
+        resume(tmp_path / "b", model=Small, quiet=True)
+    resume(tmp_path / "b", model=Small, quiet=True, **wishes)
+    assert weights(tmp_path / "b") == weights(tmp_path / "a")
+
+
+def test_a_finished_run_is_trained_further(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"size must be positive, got 0"):
+        resume(tmp_path / "a", model=Small, extend=[(0, 1)], quiet=True)
+    assert (tmp_path / "a/result.json").exists()
+    done = resume(tmp_path / "a", model=Small, extend=[(16, 1), (24, 0.5)], quiet=True)
+    assert [(row["size"], row["epoch"]) for row in done.metrics] == [(8, 1), (8, 2), (16, 1), (16, 1), (24, 1)]
+    assert rows(tmp_path / "a")[:3] == rows(finished)
+    assert len(done.result["levels"]) == 4
+    assert done.model.multipde_spec.size == 24
+    (tmp_path / "a/result.json").unlink()
+    with pytest.raises(ValueError, match="run must be finished to be extended, got .*; type --resume instead"):
+        resume(tmp_path / "a", model=Small, extend=[(16, 1)], quiet=True)
+
+
+def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "def small(num_classes, width=4):\n"
+        "    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--sizes", "8", "16", "--epochs", "0.02", "0.02", "--device", "cpu", "--quiet", "--run", "r"]
+    main(["train", "--arch", "mynet:small(width=5)", *arguments])
+    main(["train", "--run", "r", "--resume", "--arch", "mynet:small(width=5)"])
+    assert "finished" in capsys.readouterr().out
+    main(["train", "--run", "r", "--extend", "16:0.02", "--arch", "mynet:small(width=5)", "--quiet"])
+    for command in (["inspect", "r"], ["evaluate", "r", "--num-images", "20"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        line = capsys.readouterr().err
+        assert "network must be given again, got a record of one that was made by mynet:small; type --arch" in line
+        main([*command, "--arch", "mynet:small"])
+        assert capsys.readouterr().out
