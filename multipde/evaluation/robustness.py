@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData
@@ -14,7 +14,7 @@ from multipde.evaluation.attacks import Scores, ascent, fgsm, pgd, random_start
 from multipde.evaluation.corruptions import CORRUPTIONS, corrupt
 from multipde.evaluation.metrics import check_classes
 from multipde.mesh.modes import eval_mode
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
 from multipde.stability.energy import StateEnergy, state_energies
 from multipde.stability.growth import HYPERBOLIC, BlockGrowth, growth_report
@@ -56,7 +56,7 @@ class Robustness:
 
 
 def robustness(
-    net: PDENet,
+    net: nn.Module,
     images: ImageData,
     *,
     num_images: int | None = None,
@@ -66,7 +66,7 @@ def robustness(
 ) -> Robustness:
     """Accuracy on corrupted and attacked test images, in float32, with growth and energy inside the network.
 
-    Everything happens to pixels in [0, 1]; the config's mean and standard deviation, constants of the training data,
+    Everything happens to pixels in [0, 1]; the network's mean and standard deviation, constants of the training data,
     are applied inside, so that gradients go through them. An image has fallen to PGD at ε if the network is wrong on
     it, or PGD makes it so at ε or at a smaller ε of the list; the accuracy is the share that stands.
 
@@ -81,10 +81,11 @@ def robustness(
 
     Reference: Hendrycks & Dietterich (2019), for accuracy under corruptions.
     """
-    check_classes(net.config, images)
+    spec: Any = spec_of(net)
+    check_classes(spec, images)
     compute, dtype = Compute.of(device), next(net.parameters()).dtype
     compute.place(net)
-    scores, size = pixel_scores(net), net.config.sizes[0]
+    scores, size = pixel_scores(net), spec.sizes[0]
     indices = drawn_indices(len(images.test), num_images, (0, "test"))
     batches = Feed(images.test, Normalize((), ()), compute).evaluation(indices, size, BATCH)
     counts: dict[tuple[str, float], int] = {}
@@ -98,7 +99,7 @@ def robustness(
             counts = {key: counts.get(key, 0) + int(value.sum()) for key, value in found.items()}
             if advance is not None:
                 advance(len(chosen))
-    few = Feed(images.test, Normalize.of(net.config), compute).evaluation(indices[:GROWTH_IMAGES], size)
+    few = Feed(images.test, Normalize.of(spec), compute).evaluation(indices[:GROWTH_IMAGES], size)
     sample = torch.cat([x for x, _ in few]).to(dtype)
     num = len(indices)
     return Robustness(
@@ -108,8 +109,8 @@ def robustness(
             kind: tuple((strength, counts[kind, strength] / num) for strength in strengths)
             for kind, strengths in KINDS.items()
         },
-        growth_report(net, sample, seed=seed),
-        state_energies(net, sample) if net.config.dynamics in HYPERBOLIC else [],
+        growth_report(net, sample, seed=seed) if spec.has_energy else [],
+        state_energies(net, sample) if spec.label in HYPERBOLIC else [],
     )
 
 
@@ -117,9 +118,9 @@ KINDS: dict[str, tuple[float, ...]] = {name: c.strengths for name, c in CORRUPTI
 """Strengths of everything that is measured."""
 
 
-def pixel_scores(net: PDENet) -> Scores:
+def pixel_scores(net: nn.Module) -> Scores:
     """The network as a function of pixels in [0, 1]: normalised inside."""
-    normalize = Normalize.of(net.config)
+    normalize = Normalize.of(spec_of(net))
     return lambda x: net(normalize(255 * x))
 
 
