@@ -144,9 +144,12 @@ def test_convert_takes_torchvision_models_and_bare_state_dicts(capsys, place, tm
     expected = multipde.transfer_stencil(net.features[0].weight.detach(), "rediscretize", 1.5)
     torch.testing.assert_close(moved, expected)
     assert width == 3
-    assert json.loads((tmp_path / "new/architecture.json").read_text())["arch"] == "squeezenet1_1"
-    again = ["--arch", "squeezenet1_1", "--weights", tmp_path / "new/model.safetensors"]
-    assert "no data" in call(capsys, "convert", *again, "--size", "32", "--from-size", "48", "--out", tmp_path / "back")
+    spec = load(tmp_path / "new").multipde_spec
+    assert (spec.arch, spec.size, spec.classes, spec.mean) == ("torchvision:squeezenet1_1", 48, 3, (0.485, 0.456, 0.406))
+    assert "no data" in call(capsys, "convert", tmp_path / "new", "--size", "32", "--out", tmp_path / "back")
+    assert "squeezenet1_1, 3 channels of 32x32 pixels to 3 classes" in call(capsys, "inspect", tmp_path / "back")
+    tested = call(capsys, "evaluate", tmp_path / "new", *data, "--sizes", "32", "48", "--num-images", 20)
+    assert [line.split()[0] for line in tested.splitlines()[-2:]] == ["32", "48"]
     bare = ["convert", tmp_path / "w.pt", "--from-size", "32", "--size", "48", "--method", "rediscretize"]
     assert "9 of 52 tensors are stencils" in call(capsys, *bare, "--out", tmp_path / "bare")
     torch.testing.assert_close(load_file(tmp_path / "bare/model.safetensors")[name], expected)
@@ -369,7 +372,7 @@ WRONG = [
     ("convert --arch resnet81 --size 8 --out new", "arch must be a classifier of torchvision (resnet18"),
     ("convert --arch resnet18 --weights w.pt --size 8 --out new", "weights must be a file, got w.pt"),
     ("convert --arch resnet18 --size 0 --out new", "size must be positive, got 0"),
-    ("convert --arch resnet18 --size 8 --steps 4 --out new", "steps must be left out for a model that is no PDENet"),
+    ("convert --arch resnet18 --size 8 --steps 4 --out new", "steps must be left out for resnet18, which has no time steps, got 4"),
     (
         "convert --arch resnet18 --from-size 8 --size 8 --data shapes --out new",
         "data must have the 1000 classes of the network",
@@ -390,7 +393,7 @@ WRONG = [
         "steps must be left out for a bare state dict",
     ),
     ("convert {place}/net --size 8 --steps auto --out new", "steps must be a number without images"),
-    ("convert --arch alexnet --size 16 --out new", "size must be one that the network can take, got 16"),
+    ("convert --arch alexnet --size 16 --out new", "size must be one that alexnet can take with 3 channels, got 16"),
     ("bench step --dynamics", "dynamics must name at least one, got none"),
     ("bench scaling --processes", "processes must name at least one, got none"),
     ("bench step --compile --batch 0", "batch must be positive, got 0"),
