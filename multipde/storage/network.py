@@ -10,7 +10,7 @@ from torch import nn
 
 from multipde.mesh.reparametrize import bake
 from multipde.networks.config import NetworkConfig
-from multipde.networks.external import ExternalModel, external_model, given_model
+from multipde.networks.external import PYTHON, ExternalModel, external_model, given_model
 from multipde.networks.model_spec import ModelSpec, check_mesh, spec_of
 from multipde.storage.files import check_sums, write_directory
 from multipde.storage.records import FORMAT, brief, from_record, json_bytes, read_json
@@ -112,7 +112,8 @@ def given_again(spec: Any, model: Given) -> Any:
     if not hasattr(spec, "factory"):
         raise ValueError(f"model must be left out for {spec.label}, which its record describes, got {type(model)}")
     given: Any = model if is_description else external_model(model) if isinstance(model, str) else given_model(model)  # pyright: ignore
-    if spec.arch != given.arch or (given.arguments and spec.arguments != given.arguments):
+    both_python = all(each.arch.startswith(f"{PYTHON}:") for each in (spec, given))  # then the weights must fit
+    if not both_python and (spec.arch != given.arch or (given.arguments and spec.arguments != given.arguments)):
         raise ValueError(f"model must be the one of the record, {spec.arch}, got {given.arch}")
     return replace(spec, factory=given.factory)
 

@@ -17,7 +17,7 @@ import torch._dynamo
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
 from multipde.storage import files
 from multipde.storage.run_directory import newest_checkpoint
-from multipde.training import log
+from multipde.training import listeners
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
 OPTIONS = {"num_train": 150, "num_test": 40}
@@ -92,8 +92,8 @@ def _hook(fatal_call: int) -> None:
             die()
         append_row(file, row)
 
-    original, append_row = files._write, log.append_row
-    files._write, log.append_row = write, append
+    original, append_row = files._write, listeners.append_row
+    files._write, listeners.append_row = write, append
     for name in ("fsync", "replace", "mkdir", "unlink", "rmdir", "ftruncate"):
         setattr(os, name, hooked(getattr(os, name)))
 

@@ -98,8 +98,11 @@ def test_a_record_imports_nothing(finished, tmp_path):
     line = r"network must be given again, got a record of one that was made by python:Small; pass model= in Python"
     with pytest.raises(ValueError, match=line):
         load(finished)
-    with pytest.raises(ValueError, match=r"model must be the one of the record, python:Small, got python:Pair"):
+    with pytest.raises(ValueError, match=r"must hold the weights that config.json describes, got an unknown tensor"):
         load(finished, model=Pair)
+    with pytest.raises(ValueError, match="model must be the one of the record, python:Small, got torchvision"):
+        load(finished, model="resnet18")
+    assert torch.equal(load(finished, model=Small()).classifier.weight, load(finished, model=Small).classifier.weight)
     net = load(finished, model=Small)
     found = evaluate(net, "shapes", device="cpu", data_options=OPTIONS)
     assert found.accuracy == json.loads((finished / "result.json").read_text())["test_accuracy"]
