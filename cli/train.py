@@ -145,7 +145,8 @@ class Train(DataOptions):
             standardize=self.standardize,
         )
         shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)}
-        given = {name: getattr(self, name) for name in shared} | {"augment": None if self.augment else False}
+        given: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        given["augment"] = None if self.augment else False
         settings = TrainSettings(**given, auto_steps=self.steps == "auto")
         run = self.run or next_run_directory(self.data, config.label)
         done = train(

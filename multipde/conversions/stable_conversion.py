@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.conversions.convert import Conversion
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import spec_of
 from multipde.stability.bounds import stability_report, stable_steps, step_ratios
 
 STABILITY_IMAGES = 8
@@ -16,7 +17,7 @@ GROWTH = 2
 """By how much the number of steps may grow at one switch; the scale of the stencils does the rest."""
 
 
-def stabilized(move: Conversion, net: PDENet, before: Sequence[float], new_images: Tensor) -> Conversion:
+def stabilized(move: Conversion, net: nn.Module, before: Sequence[float], new_images: Tensor) -> Conversion:
     """The conversion with more steps, and smaller stencils if that is not enough, so that no bound is broken worse.
 
     Args:
@@ -24,7 +25,7 @@ def stabilized(move: Conversion, net: PDENet, before: Sequence[float], new_image
         new_images: as the converted network takes them.
     """
     moved = move(net)
-    present = moved.config.block_steps
+    present = spec_of(moved).block_steps
     wanted = stable_steps(stability_report(moved, new_images), before)
     steps = tuple(min(w, GROWTH * n) for w, n in zip(wanted, present, strict=True))
     move = replace(move, steps=steps)
@@ -32,8 +33,9 @@ def stabilized(move: Conversion, net: PDENet, before: Sequence[float], new_image
         return move
     refined = move(net)
     after = step_ratios(stability_report(refined, new_images))
-    power = 1.0 if net.config.norm == "tv" else 0.5  # |J| grows with |K| behind the TV norm, with |K|² without
-    if net.config.dynamics == "second_order":
+    config: Any = spec_of(net)
+    power = 1.0 if config.norm == "tv" else 0.5  # |J| grows with |K| behind the TV norm, with |K|² without
+    if config.dynamics == "second_order":
         power *= 2
     scales = tuple(
         1.0 if w == n else min(1.0, (max(1.0, b) / a) ** power)

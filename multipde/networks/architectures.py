@@ -72,4 +72,4 @@ def imported_factory(path: str) -> Callable[..., nn.Module]:
         sys.path.remove(here)
     if not callable(found):
         raise ValueError(f"arch must name a function, got {path!r}, a {type(found).__name__}")
-    return found
+    return found  # pyright: ignore[reportReturnType]

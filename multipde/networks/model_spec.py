@@ -38,14 +38,45 @@ class ModelSpec(Protocol):
     and reports use this protocol alone. A module carries its description as ``model.multipde_spec``.
     """
 
-    size: Any
-    classes: int
-    in_channels: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    standardize: bool
-    dim: int
+    @property
+    def size(self) -> Any:
+        """Image size in pixels: one number, or one per axis."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        ...
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One per class, or empty."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each input channel on [0, 1], or empty."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of each input channel, or empty."""
+        ...
+
+    @property
+    def standardize(self) -> bool:
+        """Whether every image is normalised by itself."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Number of axes of the images."""
+        ...
 
     @property
     def label(self) -> str:

@@ -145,7 +145,7 @@ def controls_in_time(net: nn.Module) -> Any:
     """Root mean square of the stencils θ(t) along the time of each block, one line per symmetric layer of a step."""
     figure, axis = _panel()
     start, edges = 0.0, [0.0]
-    blocks: list[Block] = list(net.blocks)  # pyright: ignore[reportAssignmentType]
+    blocks: list[Block] = list(net.blocks)  # pyright: ignore
     for block in blocks:
         final, num = block.dt * block.steps, len(block.controls)
         for i in range(block.scheme.num_layers):

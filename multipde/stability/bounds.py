@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import spec_of
 from multipde.stability.norms import step_norms
 
 
@@ -70,7 +70,9 @@ class StepStability:
         return "stable" if self.dt <= self.bound else "stable on data"
 
 
-def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepStability]:
+def stability_report(
+    model: nn.Module, batch: Tensor, *, num_iterations: int = 15, seed: int = 0
+) -> list[StepStability]:
     """Step bounds of every time step of a network: for N = identity from |K|, and measured along a batch.
 
     |K| comes from power iteration on the operator with its boundary. With the TV norm it gives no bound. Therefore the
@@ -83,7 +85,7 @@ def stability_report(model: PDENet, batch: Tensor, *, num_iterations: int = 15, 
     Raises:
         ValueError: a dynamics without a bound (resnet).
     """
-    dynamics = model.config.dynamics
+    dynamics = spec_of(model).label
     _bound(dynamics, [1.0, 1.0])
     return [
         StepStability(

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.mesh.modes import eval_mode
 from multipde.networks.dynamics import Block, State
 from multipde.networks.layers import CONVOLVE, SymmetricLayer
-from multipde.networks.network import PDENet
 from multipde.networks.reversible import StepForce
 from multipde.stability.norms import block_inputs
 
@@ -54,7 +53,7 @@ class StateEnergy:
 
 
 @torch.no_grad()
-def state_energies(model: PDENet, batch: Tensor) -> list[StateEnergy]:
+def state_energies(model: nn.Module, batch: Tensor) -> list[StateEnergy]:
     """Size and energy of the features before every time step and after the last one of each block.
 
         parabolic     E = 1/2 (K y)ᵀ σ(N(K y)),                         which the dynamics decreases

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.mesh.modes import eval_mode
 from multipde.networks.dynamics import Block, check_dynamics
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import spec_of
 from multipde.networks.reversible import State
 from multipde.stability.norms import block_inputs, jacobian_norm, step_norms
 
@@ -80,7 +81,7 @@ def growth_bound(dynamics: str, rho: Sequence[Sequence[float]], dt: float, *, di
     return torch.linalg.matrix_norm(product, 2).item()
 
 
-def growth_report(model: PDENet, batch: Tensor, *, num_iterations: int = 30, seed: int = 0) -> list[BlockGrowth]:
+def growth_report(model: nn.Module, batch: Tensor, *, num_iterations: int = 30, seed: int = 0) -> list[BlockGrowth]:
     """Growth of perturbations through every block, at the features of a batch, and bounds on it.
 
     Args:
@@ -88,7 +89,7 @@ def growth_report(model: PDENet, batch: Tensor, *, num_iterations: int = 30, see
         num_iterations: number of steps of every power iteration.
         seed: of the random perturbations.
     """
-    config = model.config
+    config: Any = spec_of(model)
     dissipative = config.norm == "none" and config.dynamics != "resnet"
     steps = step_norms(model, batch, num_iterations=num_iterations, seed=seed)
     found: list[BlockGrowth] = []

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.mesh.modes import eval_mode
 from multipde.networks.dynamics import Block, Force
 from multipde.networks.layers import CONVOLVE, CONVOLVE_TRANSPOSED, SymmetricLayer
-from multipde.networks.network import PDENet
 from multipde.networks.reversible import StepForce
 
 
@@ -70,7 +69,7 @@ class StepNorms:
     jacobians: tuple[tuple[float, ...], ...]
 
 
-def step_norms(model: PDENet, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepNorms]:
+def step_norms(model: nn.Module, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepNorms]:
     """|K| and |∂F/∂y| of every time step of a network, the latter by power iteration on JᵀJ along a batch.
 
     Args:
@@ -99,11 +98,12 @@ def _layer_norm(force: StepForce, y: Tensor) -> float:
     return math.sqrt(first * operator_norm(force.controls[-1], y.shape[2:]))
 
 
-def block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
+def block_inputs(model: nn.Module, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
     """The number, the block and the input of every block."""
     found: list[Tensor] = []
     handles = [
-        block.register_forward_pre_hook(lambda m, inputs: found.append(inputs[0].detach())) for block in model.blocks
+        block.register_forward_pre_hook(lambda m, inputs: found.append(inputs[0].detach()))
+        for block in model.blocks  # pyright: ignore
     ]
     try:
         with torch.no_grad():
@@ -111,7 +111,7 @@ def block_inputs(model: PDENet, batch: Tensor) -> list[tuple[int, Block, Tensor]
     finally:
         for handle in handles:
             handle.remove()
-    blocks: list[Block] = list(model.blocks)  # pyright: ignore[reportAssignmentType]
+    blocks: list[Block] = list(model.blocks)  # pyright: ignore
     return [(k, block, x) for k, (block, x) in enumerate(zip(blocks, found, strict=True))]
 
 

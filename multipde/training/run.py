@@ -121,7 +121,8 @@ def train(
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
     on_rank_zero(lambda: check_new(run_dir, "; type --resume to go on with a run"))
     options, objective = dict(data_options or {}), Objective(loss, metric, optimizer)
-    spec, start = network_for(model, schedule, read_start(init, model if callable(model) else None))
+    given: Any = model if isinstance(model, str) or callable(model) else None
+    spec, start = network_for(model, schedule, read_start(init, given))
     images = rank_zero_first(lambda: load_data(data, size=max(level.size for level in schedule.levels), **options))
     spec = suited(spec, images, start is not None)
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)
