@@ -93,7 +93,11 @@ class Listeners(Listener):
 
     def keep_rows(self, num: int) -> None:
         """Only the first so many rows of the metrics file count, torn ones are gone."""
-        self.restart(read_metrics(self.metrics)[:num] if self.metrics else [])
+        rows, level = read_metrics(self.metrics)[:num] if self.metrics else [], 0
+        for row in rows:  # a run of an older version has counted its levels from the finest
+            level += row["epoch"] == 1
+            row["level"] = level
+        self.restart(rows)
 
     def restart(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for each in self.all:

@@ -137,6 +137,7 @@ def state_from_record(record: Any, schedule: Schedule, file: Path) -> TrainState
         ValueError: anything else.
     """
     state = from_record(TrainState, record, file, "the state of a training")
+    state.levels = [{**done, "level": i + 1} for i, done in enumerate(state.levels)]  # once counted from the finest
     try:
         is_sound = _is_sound(state, schedule)
     except (ArithmeticError, TypeError, KeyError):

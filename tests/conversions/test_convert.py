@@ -289,7 +289,7 @@ def test_bad_arguments_are_named(arguments, message):
 def test_a_size_needs_a_known_mesh_and_steps_a_pdenet():
     with pytest.raises(ValueError, match="factor must be given for a plain module"):
         convert(nn.Conv2d(1, 1, 3), size=8)
-    with pytest.raises(ValueError, match="steps must be left out for a model that is no PDENet"):
+    with pytest.raises(ValueError, match="steps must be left out for a model without a description"):
         convert(nn.Conv2d(1, 1, 3), factor=2, steps=4)
 
 

@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_is_recorded_from_settings_to_result(finished):
     rows = finished.metrics
-    assert [(r["level"], r["size"], r["epoch"]) for r in rows] == [(1, 8, 1), (1, 8, 2), (0, 16, 1), (0, 16, 2)]
+    assert [(r["level"], r["size"], r["epoch"]) for r in rows] == [(1, 8, 1), (1, 8, 2), (2, 16, 1), (2, 16, 2)]
     assert rows[0]["steps"] == [2, 2]
     assert rows[-1]["steps"] == [4, 4]
     flops = [w * 150 for w in SCHEDULE.of(finished.model.config).of(NETWORK).work()]  # 160 in batches of 50

@@ -36,7 +36,7 @@ def test_printed_numbers_are_those_of_the_levels():
     plan = Schedule(levels_from_lists([8, 16, 32], [3, 6, 3]), preset("cifar10-hamiltonian"))
     header, *rows = [line.split() for line in str(plan).splitlines()]
     assert header[:4] == ["level", "size", "h", "steps"]
-    assert [row[0] for row in rows] == ["2", "1", "0"]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
     assert [float(row[2]) for row in rows] == [1 / 8, 1 / 16, 1 / 32]
     flops = [count_flops(preset("cifar10-hamiltonian").on_mesh(s), training=True) / 1e6 for s in (8, 16, 32)]
     assert [float(row[7]) for row in rows] == pytest.approx(flops, abs=0.05)
