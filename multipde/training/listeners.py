@@ -95,7 +95,7 @@ class Listeners(Listener):
         """Only the first so many rows of the metrics file count, torn ones are gone."""
         rows, level = read_metrics(self.metrics)[:num] if self.metrics else [], 0
         for row in rows:  # a run of an older version has counted its levels from the finest
-            level += row["epoch"] == 1
+            level += row.get("epoch") == 1
             row["level"] = level
         self.restart(rows)
 
