@@ -216,8 +216,7 @@ def test_a_worker_that_crashes_while_it_ends_does_not_hide_the_broken_image(fold
         def _shutdown_workers(self):
             raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Aborted.")
 
-    data = load_data("folder", root=folder, stream_files=True).test
-    data.num_workers = 0
+    data = StreamedImages(sorted((folder / "test/ring").iterdir()), torch.zeros(20).long(), num_workers=0)
     data._loaded(torch.device("cpu")).loader._iterator = Crashing()
     data.paths[3].write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"^image must be readable, got .*003.png"):
