@@ -148,7 +148,8 @@ def convert(
         size: new image size, one number or one per axis; needs a `PDENet` or a reparametrised module.
         factor: instead of the size, new size / old size: 2 is finer, 0.5 coarser.
         method: ``"copy"``, ``"rediscretize"`` or ``"galerkin"``, see `transfer_stencil`; ``"calibrated"`` or
-            ``"calibrated_full"``, see `calibrate`. Left out: calibrated where there are images, copy elsewhere.
+            ``"calibrated_full"``, see `calibrate`. Left out: calibrated where there are images; elsewhere copy,
+            which leaves every weight as it is and changes nothing but the mesh.
         steps: of a `PDENet`, one number or one per block; T stays and the controls are interpolated.
         calibration: a few hundred images as the model takes them, on the finer of the two meshes.
 
