@@ -1,6 +1,6 @@
 """``multipde bench``"""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
@@ -19,18 +19,13 @@ class Measurement:
     """auto, cpu, cuda, cuda:1, mps."""
 
     def given(self) -> dict[str, Any]:
-        """All options by name, and the log, for the function of the study.
-
-        Raises:
-            ValueError: a list without an entry.
-        """
+        """All options by name, and the log, for the function of the study; a list must have an entry."""
         from multipde.runtime.console import Log
 
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in options.items():
+        for name, value in vars(self).items():
             if value == ():
                 raise ValueError(f"{name} must name at least one, got none")
-        return options | {"log": Log()}
+        return vars(self) | {"log": Log()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from multipde.cli.options import AmpName
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Repeat the paper's table or one of its figures: train what is not trained yet, then show and write the outcome.
+    """Repeat the paper's table or one of its figures: do the trainings that are missing, show and write the results.
 
-    Trainings are kept in the run directory: what is finished is not done again, what was cut off goes on, and the
+    Trainings are kept in the run directory: finished ones are not repeated, interrupted ones are continued, and the
     figures share the trainings of the table. With images as files: multipde reproduce table1 --data cifar10 --amp bf16
     """
 
@@ -26,18 +26,18 @@ class Reproduce:
     root: Path = Path("data")
     """Directory with NAME/{train,test}/CLASS/*, with {train,test}/CLASS/*, or as torchvision stores the data."""
     download: bool = False
-    """Fetch what is not there."""
+    """Download data sets that are missing."""
     budget: Literal["full", "hour", "smoke"] = "hour"
     """full: the paper's epochs. hour: as many as two cores with --amp bf16 do in about an hour per data set (and as
     much again for partial data). smoke: a minute or two, with 200 training and 100 test images."""
     epochs: int | None = None
-    """At most so many of the budget's, to see what a training takes."""
+    """Most epochs of a training, for example to see how long one takes. Left out: those of the budget."""
     run_dir: Path = Path("runs/reproduce")
-    """Where the trainings are kept, by budget."""
+    """Directory in which the trainings are kept, by budget."""
     out: Path | None = None
-    """Directory for rows (.jsonl) and figures (.svg). Left out: that of the trainings."""
+    """Directory of the rows (.jsonl) and figures (.svg). Left out: that of the trainings."""
     seed: int = 0
-    """Of weights, split, order, augmentation and the images shown."""
+    """Seed of the weights, the split, the order, the augmentation and the images shown."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     amp: AmpName = "off"
@@ -49,18 +49,4 @@ class Reproduce:
         from multipde.runtime.console import Log
         from multipde.studies.paper.experiments import reproduce
 
-        reproduce(
-            self.experiment,
-            data=self.data,
-            root=self.root,
-            download=self.download,
-            budget=self.budget,
-            epochs=self.epochs,
-            run_dir=self.run_dir,
-            out=self.out,
-            seed=self.seed,
-            device=self.device,
-            amp=self.amp,
-            compile=self.compile,
-            log=Log(),
-        )
+        reproduce(**vars(self), log=Log())

@@ -44,19 +44,15 @@ def trained(
         if not directory.exists():
             plan = Schedule(levels)
             return train(network, plan, data, directory, settings=settings, data_options=options, quiet=quiet)
-        check_same(directory, levels, settings, num_train)
+        if (file := directory / RECORD).exists():
+            record = read_json(file, FORMAT)
+            plan, recorded, _ = recorded_plan(record, file)
+            is_same = (plan.levels, recorded) == (tuple(levels), settings)
+            if not is_same or num_train not in (None, record.get("num_train")):
+                raise ValueError(
+                    f"run_dir must hold this study, got another training in {directory}; type --run-dir DIR"
+                )
         return resume(directory, None if isinstance(data, str) else data, quiet=quiet)
     except Interrupted as error:
         where = str(error).partition(";")[0]
         raise Interrupted(f"{directory} {where}; the same command goes on with it", error.signum) from None
-
-
-def check_same(directory: Path, levels: Sequence[Level], settings: TrainSettings, num_train: int | None = None) -> None:
-    """Raise ValueError if a run directory records another training than this one."""
-    file = directory / RECORD
-    if file.exists():
-        record = read_json(file, FORMAT)
-        plan, recorded, _ = recorded_plan(record, file)
-        found, num = (plan.levels, recorded), record.get("num_train")
-        if found != (tuple(levels), settings) or num_train not in (None, num):
-            raise ValueError(f"run_dir must hold this study, got another training in {directory}; type --run-dir DIR")

@@ -75,17 +75,11 @@ def input_study(
             for size in sorted({min(coarsest * 2**k, side) for k in range(side.bit_length() + 1)}):
                 calls = {"own": _epoch(own, size, batch, where), "full": _epoch(full, size, batch, where)}
                 seconds = alternated(calls, repeats, where)
-                study.add(
-                    source,
-                    size,
-                    side=side,
-                    batch=batch,
-                    num=len(labels),
-                    **{f"{key}_seconds": value for key, value in seconds.items()},
-                    images_per_second=round(len(labels) / seconds["own"], 1),
-                    full_over_own=round(seconds["full"] / seconds["own"], 3),
-                    rms=round(_difference(own, full, size), 3),
-                )
+                found = {f"{key}_seconds": value for key, value in seconds.items()}
+                found["images_per_second"] = round(len(labels) / seconds["own"], 1)
+                found["full_over_own"] = round(seconds["full"] / seconds["own"], 3)
+                found["rms"] = round(_difference(own, full, size), 3)
+                study.add(source, size, side=side, batch=batch, num=len(labels), **found)
     title = f"input of {side}x{side} images, batch {batch}, one process"
     rows = [row | {"full": row["num"] / row["full_seconds"]} for row in study.rows]
     return study.close({title: table_of(rows, COLUMNS)})

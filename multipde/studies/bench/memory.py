@@ -63,16 +63,9 @@ def memory_study(
             seconds = alternated(calls, repeats, compute.device)
             drift = _drift(blocks["reversible"], y, compute) if "reversible" in ways else None  # pyright: ignore
             for way in blocks:
-                study.add(
-                    name,
-                    steps,
-                    way,
-                    **shape,
-                    tensors=round(peak[way] / (y.numel() * y.element_size()), 2),
-                    seconds=seconds[way],
-                    time_ratio=round(seconds[way] / seconds["store"], 3),
-                    drift=drift if way == "reversible" else None,
-                )
+                tensors, ratio = peak[way] / (y.numel() * y.element_size()), seconds[way] / seconds["store"]
+                found = {"tensors": round(tensors, 2), "seconds": seconds[way], "time_ratio": round(ratio, 3)}
+                study.add(name, steps, way, **shape, **found, drift=drift if way == "reversible" else None)
     features = f"{batch} x {channels} x {size} x {size}"
     title = f"peak of tensors alive, in units of the features ({features}), and time of a step"
     drifts = ["" if row["drift"] is None else f"{row['drift']:.0e}" for row in study.rows]

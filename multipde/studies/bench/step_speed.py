@@ -67,20 +67,14 @@ def step_study(
     for name in dynamics:
         calls = {size: _calls(name, size, num, compute, compile) for size, num in batches.items()}
         together = {(size, way): call for size, ways in calls.items() for way, call in ways.items()}
-        found = alternated(together, repeats, compute.device, TURN_SECONDS)
+        medians = alternated(together, repeats, compute.device, TURN_SECONDS)
         for size, num in batches.items():
-            seconds = {way: found[size, way] for way in calls[size]}
+            seconds = {way: medians[size, way] for way in calls[size]}
             ratios = [("step", "floor"), ("step", "baked"), ("moved", "baked")] + [("step", "plain")] * compile
-            study.add(
-                name,
-                size,
-                batch=num,
-                amp=compute.amp,
-                compiled=compile,
-                **{f"{way}_seconds": value for way, value in seconds.items()},
-                images_per_second=round(num / seconds["step"], 1),
-                **{f"{a}_over_{b}": round(seconds[a] / seconds[b], 3) for a, b in ratios},
-            )
+            row = {f"{way}_seconds": value for way, value in seconds.items()}
+            row["images_per_second"] = round(num / seconds["step"], 1)
+            row |= {f"{a}_over_{b}": round(seconds[a] / seconds[b], 3) for a, b in ratios}
+            study.add(name, size, batch=num, amp=compute.amp, compiled=compile, **row)
     finest = {row["dynamics"]: row["images_per_second"] for row in matching(study.rows, size=max(sizes))}
     rows = [
         row | {"faster": row["images_per_second"] / finest[row["dynamics"]], "share": 1 / row["step_over_floor"]}
