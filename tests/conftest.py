@@ -75,3 +75,18 @@ def compiler():
             check_compiler(torch.device("cpu"), by_torch)
     except ValueError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures as they were when they were saved, to ask for what is drawn in them."""
+    from matplotlib.figure import Figure
+
+    saved, original = [], Figure.savefig
+
+    def savefig(self, *args, **options):
+        saved.append(self)
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved

@@ -92,7 +92,7 @@ def test_consistency_is_zero_for_what_commutes_with_restriction(evaluator):
     assert other.layers[0].consistency > 0.05
 
 
-def test_any_classifier_strided_grouped_with_batch_norm(evaluator, tmp_path):
+def test_any_classifier_strided_grouped_with_batch_norm(evaluator, tmp_path, figures):
     net = small_cnn()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     new, report = convert_reported(net, evaluator, old_size=8, new_size=16, method="calibrated")
@@ -103,7 +103,14 @@ def test_any_classifier_strided_grouped_with_batch_norm(evaluator, tmp_path):
     assert new(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
     for suffix in ("png", "svg"):
         conversion_figure(report, tmp_path / f"a.{suffix}")
-        assert (tmp_path / f"a.{suffix}").stat().st_size > 5000
+        assert (tmp_path / f"a.{suffix}").read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml"}[suffix])
+    growth, consistency, exponent, accuracy = figures[0].axes
+    assert [bar.get_width() for bar in growth.patches] == [r.norm_after / r.norm_before for r in report.layers]
+    assert [bar.get_width() for bar in consistency.patches] == [r.consistency for r in report.layers]
+    assert [bar.get_width() for bar in exponent.patches] == [r.exponent for r in report.layers]
+    assert [label.get_text() for label in growth.get_yticklabels()] == ["0", "3"]
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in accuracy.lines]
+    assert points == [(c.flops / 1e6, 100 * c.accuracy) for c in report.candidates]
     conversion_figure(report, tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 

@@ -72,11 +72,13 @@ def test_the_command_prints_a_table_json_and_a_figure(place, tmp_path, capsys):
     assert record["true"] is None
 
 
-def test_many_images_are_drawn_in_part(place, tmp_path):
+def test_many_images_are_drawn_in_part(place, tmp_path, figures):
     found = predict(place / "net", [place / "data"] * 2)
     assert len(found) == 36
     prediction_figure(found, tmp_path / "p.png")
-    assert (tmp_path / "p.png").stat().st_size > 10_000
+    assert sum(len(axis.images) for axis in figures[0].axes) == 24
+    bars = [[bar.get_width() for bar in axis.patches] for axis in figures[0].axes if axis.patches]
+    assert bars == [[100 * value for _, value in p.ranking] for p in found[:24]]
 
 
 @pytest.mark.parametrize(

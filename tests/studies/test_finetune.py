@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from multipde import NetworkConfig, PDENet, load_data, save
@@ -10,7 +11,7 @@ from multipde.studies.bench.finetune import finetune_study
 OPTIONS = {"num_train": 300, "num_test": 60}
 
 
-def test_rows_for_recalibration_fine_tuning_and_the_rival(tmp_path):
+def test_rows_for_recalibration_fine_tuning_and_the_rival(tmp_path, figures):
     torch.manual_seed(0)
     names = load_data("shapes", size=8, **OPTIONS).class_names
     save(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16, class_names=names)), tmp_path / "net")
@@ -30,5 +31,6 @@ def test_rows_for_recalibration_fine_tuning_and_the_rival(tmp_path):
         ("recalibrated", "calibrated", 240),
     ]
     assert rows == [json.loads(line) for line in out.read_text().splitlines()]
-    assert all(0 <= r["accuracy"] <= 1 for r in rows)
-    assert out.with_suffix(".svg").stat().st_size > 5000
+    assert all(60 * r["accuracy"] == pytest.approx(round(60 * r["accuracy"])) for r in rows)  # of 60 images
+    points = {(x, y) for line in figures[-1].axes[0].lines for x, y in zip(*line.get_data(), strict=True)}
+    assert points == {(r["images"], 100 * r["accuracy"]) for r in rows}
