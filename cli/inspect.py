@@ -19,6 +19,6 @@ class Inspect:
     def run_command(self) -> None:
         from multipde.reports.inspection import inspect_network
         from multipde.runtime.console import Log
-        from multipde.storage.network import load
+        from multipde.storage.stored_network import load
 
         inspect_network(load(self.checkpoint, self.arch), self.physical, Log())

@@ -1,187 +1,102 @@
 """Convolution stencils as differential operators: networks that move between resolutions, trained coarse to fine.
 
-This module is the index: every public name. Editors and type checkers read the imports; at run time a name is loaded
-when it is first used, so that the command line starts without torch.
+This module is the index: the imports below are the list of all public names. Type checkers and editors read them; at
+run time the same statements are parsed, and a name is imported when it is first used, so that `import multipde` does
+not import torch.
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multipde.conversions.calibration import Calibration, calibrate
-    from multipde.conversions.convert import Conversion, conversion, convert
-    from multipde.conversions.optimizer_state import carry_optimizer_state
-    from multipde.conversions.recalibration import recalibrate
-    from multipde.data.datasets import load_data
-    from multipde.data.image_data import ImageData
-    from multipde.data.shapes import render_shapes
-    from multipde.evaluation.attacks import fgsm, pgd
-    from multipde.evaluation.corruptions import corrupt
-    from multipde.evaluation.metrics import Metrics, evaluate
-    from multipde.evaluation.predict import Prediction, predict
-    from multipde.evaluation.robustness import Robustness, robustness
-    from multipde.mesh.parametrization import StencilParametrization
-    from multipde.mesh.pyramid import image_pyramid, prolong_images, resize_images, restrict_images
-    from multipde.mesh.reparametrize import (
-        bake,
-        coefficients,
-        mesh_size,
-        reparametrize,
-        set_mesh_size,
-        set_reference,
-        skipped_layers,
-        stencil_layers,
-    )
-    from multipde.mesh.stencil import StencilBasis
-    from multipde.mesh.transfer import transfer_stencil
-    from multipde.networks.compilation import compile_layers
-    from multipde.networks.config import NetworkConfig
-    from multipde.networks.cost import count_flops, num_weights
-    from multipde.networks.dynamics import Block
-    from multipde.networks.external import ExternalModel, describe, external_model
-    from multipde.networks.layers import Connector, Opening, ResidualLayer, SymmetricLayer, TVNorm
-    from multipde.networks.model_spec import ModelSpec
-    from multipde.networks.network import PDENet
-    from multipde.networks.presets import preset, preset_names
-    from multipde.reports.page import report
-    from multipde.stability.bounds import StepStability, stability_report, stable_steps, step_bound
-    from multipde.stability.energy import StateEnergy, energy, state_energies
-    from multipde.stability.growth import BlockGrowth, growth_bound, growth_report
-    from multipde.stability.norms import operator_norm
-    from multipde.storage.network import load, save
-    from multipde.studies.paper.experiments import reproduce
-    from multipde.training.level import Level
-    from multipde.training.run import Run, resume, train
-    from multipde.training.schedule import Schedule
-    from multipde.training.settings import TrainSettings
+    from multipde.conversions.calibration import Calibration as Calibration
+    from multipde.conversions.calibration import calibrate as calibrate
+    from multipde.conversions.convert import Conversion as Conversion
+    from multipde.conversions.convert import conversion as conversion
+    from multipde.conversions.convert import convert as convert
+    from multipde.conversions.optimizer_state import carry_optimizer_state as carry_optimizer_state
+    from multipde.conversions.recalibration import recalibrate as recalibrate
+    from multipde.data.datasets import load_data as load_data
+    from multipde.data.image_data import ImageData as ImageData
+    from multipde.data.shapes import render_shapes as render_shapes
+    from multipde.evaluation.attacks import fgsm as fgsm
+    from multipde.evaluation.attacks import pgd as pgd
+    from multipde.evaluation.corruptions import corrupt as corrupt
+    from multipde.evaluation.metrics import Metrics as Metrics
+    from multipde.evaluation.metrics import evaluate as evaluate
+    from multipde.evaluation.predict import Prediction as Prediction
+    from multipde.evaluation.predict import predict as predict
+    from multipde.evaluation.robustness import Robustness as Robustness
+    from multipde.evaluation.robustness import robustness as robustness
+    from multipde.mesh.parametrization import StencilParametrization as StencilParametrization
+    from multipde.mesh.pyramid import image_pyramid as image_pyramid
+    from multipde.mesh.pyramid import prolong_images as prolong_images
+    from multipde.mesh.pyramid import resize_images as resize_images
+    from multipde.mesh.pyramid import restrict_images as restrict_images
+    from multipde.mesh.reparametrize import bake as bake
+    from multipde.mesh.reparametrize import coefficients as coefficients
+    from multipde.mesh.reparametrize import mesh_size as mesh_size
+    from multipde.mesh.reparametrize import reparametrize as reparametrize
+    from multipde.mesh.reparametrize import set_mesh_size as set_mesh_size
+    from multipde.mesh.reparametrize import set_reference as set_reference
+    from multipde.mesh.reparametrize import skipped_layers as skipped_layers
+    from multipde.mesh.reparametrize import stencil_layers as stencil_layers
+    from multipde.mesh.stencil import StencilBasis as StencilBasis
+    from multipde.mesh.transfer import transfer_stencil as transfer_stencil
+    from multipde.networks.compilation import compile_layers as compile_layers
+    from multipde.networks.config import NetworkConfig as NetworkConfig
+    from multipde.networks.cost import count_flops as count_flops
+    from multipde.networks.cost import num_weights as num_weights
+    from multipde.networks.dynamics import Block as Block
+    from multipde.networks.external import ExternalModel as ExternalModel
+    from multipde.networks.external import describe as describe
+    from multipde.networks.external import external_model as external_model
+    from multipde.networks.layers import Connector as Connector
+    from multipde.networks.layers import Opening as Opening
+    from multipde.networks.layers import ResidualLayer as ResidualLayer
+    from multipde.networks.layers import SymmetricLayer as SymmetricLayer
+    from multipde.networks.layers import TVNorm as TVNorm
+    from multipde.networks.model_spec import ModelSpec as ModelSpec
+    from multipde.networks.network import PDENet as PDENet
+    from multipde.networks.presets import preset as preset
+    from multipde.networks.presets import preset_names as preset_names
+    from multipde.reports.page import report as report
+    from multipde.stability.bounds import StepStability as StepStability
+    from multipde.stability.bounds import stability_report as stability_report
+    from multipde.stability.bounds import stable_steps as stable_steps
+    from multipde.stability.bounds import step_bound as step_bound
+    from multipde.stability.energy import StateEnergy as StateEnergy
+    from multipde.stability.energy import energy as energy
+    from multipde.stability.energy import state_energies as state_energies
+    from multipde.stability.growth import BlockGrowth as BlockGrowth
+    from multipde.stability.growth import growth_bound as growth_bound
+    from multipde.stability.growth import growth_report as growth_report
+    from multipde.stability.norms import operator_norm as operator_norm
+    from multipde.storage.stored_network import load as load
+    from multipde.storage.stored_network import save as save
+    from multipde.studies.paper.experiments import reproduce as reproduce
+    from multipde.training.level import Level as Level
+    from multipde.training.run import Run as Run
+    from multipde.training.run import resume as resume
+    from multipde.training.run import train as train
+    from multipde.training.schedule import Schedule as Schedule
+    from multipde.training.settings import TrainSettings as TrainSettings
 else:
-    _INDEX = {
-        "conversions.calibration": "Calibration calibrate",
-        "conversions.convert": "Conversion conversion convert",
-        "conversions.optimizer_state": "carry_optimizer_state",
-        "conversions.recalibration": "recalibrate",
-        "data.datasets": "load_data",
-        "data.image_data": "ImageData",
-        "data.shapes": "render_shapes",
-        "evaluation.attacks": "fgsm pgd",
-        "evaluation.corruptions": "corrupt",
-        "evaluation.metrics": "Metrics evaluate",
-        "evaluation.predict": "Prediction predict",
-        "evaluation.robustness": "Robustness robustness",
-        "mesh.parametrization": "StencilParametrization",
-        "mesh.pyramid": "image_pyramid prolong_images resize_images restrict_images",
-        "mesh.reparametrize": "bake coefficients mesh_size reparametrize set_mesh_size set_reference skipped_layers "
-        "stencil_layers",
-        "mesh.stencil": "StencilBasis",
-        "mesh.transfer": "transfer_stencil",
-        "networks.compilation": "compile_layers",
-        "networks.config": "NetworkConfig",
-        "networks.dynamics": "Block",
-        "networks.layers": "Connector Opening ResidualLayer SymmetricLayer TVNorm",
-        "networks.cost": "count_flops num_weights",
-        "networks.external": "ExternalModel describe external_model",
-        "networks.model_spec": "ModelSpec",
-        "networks.network": "PDENet",
-        "networks.presets": "preset preset_names",
-        "reports.page": "report",
-        "stability.bounds": "StepStability stability_report stable_steps step_bound",
-        "stability.energy": "StateEnergy energy state_energies",
-        "stability.growth": "BlockGrowth growth_bound growth_report",
-        "stability.norms": "operator_norm",
-        "storage.network": "load save",
-        "studies.paper.experiments": "reproduce",
-        "training.level": "Level",
-        "training.run": "Run resume train",
-        "training.schedule": "Schedule",
-        "training.settings": "TrainSettings",
-    }
-    _HOME = {name: f"multipde.{module}" for module, names in _INDEX.items() for name in names.split()}
+    _imports = [node for node in ast.walk(ast.parse(Path(__file__).read_text())) if isinstance(node, ast.ImportFrom)]
+    _MODULES = {alias.asname: node.module for node in _imports for alias in node.names if alias.asname}
+    __all__ = sorted(_MODULES)
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOME:
+        if name not in _MODULES:
             raise AttributeError(f"module 'multipde' has no attribute {name!r}")
-        value = getattr(import_module(_HOME[name]), name)
+        value = getattr(import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 
     def __dir__() -> list[str]:
-        return [*globals(), *__all__]
+        return sorted({*globals(), *__all__})
 
 
-# fmt: off
-__all__ = [
-    "Block",
-    "BlockGrowth",
-    "Calibration",
-    "Connector",
-    "Conversion",
-    "ExternalModel",
-    "ImageData",
-    "Level",
-    "Metrics",
-    "ModelSpec",
-    "NetworkConfig",
-    "Opening",
-    "PDENet",
-    "Prediction",
-    "ResidualLayer",
-    "Robustness",
-    "Run",
-    "Schedule",
-    "StateEnergy",
-    "StencilBasis",
-    "StencilParametrization",
-    "StepStability",
-    "SymmetricLayer",
-    "TVNorm",
-    "TrainSettings",
-    "bake",
-    "calibrate",
-    "carry_optimizer_state",
-    "coefficients",
-    "compile_layers",
-    "conversion",
-    "convert",
-    "corrupt",
-    "count_flops",
-    "describe",
-    "energy",
-    "evaluate",
-    "external_model",
-    "fgsm",
-    "growth_bound",
-    "growth_report",
-    "image_pyramid",
-    "load",
-    "load_data",
-    "mesh_size",
-    "num_weights",
-    "operator_norm",
-    "pgd",
-    "predict",
-    "preset",
-    "preset_names",
-    "prolong_images",
-    "recalibrate",
-    "render_shapes",
-    "reparametrize",
-    "report",
-    "reproduce",
-    "resize_images",
-    "restrict_images",
-    "resume",
-    "robustness",
-    "save",
-    "set_mesh_size",
-    "set_reference",
-    "skipped_layers",
-    "stability_report",
-    "stable_steps",
-    "state_energies",
-    "stencil_layers",
-    "step_bound",
-    "train",
-    "transfer_stencil",
-]
-# fmt: on
 __version__ = "0.1.0"

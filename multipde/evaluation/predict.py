@@ -16,7 +16,7 @@ from multipde.mesh.pyramid import resize_images
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.storage.network import Given, load
+from multipde.storage.stored_network import Given, load
 
 FITS = ("image", "net")
 BATCH = 64

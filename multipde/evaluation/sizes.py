@@ -13,7 +13,7 @@ from multipde.networks.cost import count_flops
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.storage.network import Given, load
+from multipde.storage.stored_network import Given, load
 
 DataSource = tuple[Any, Mapping[str, Any]]
 

@@ -21,9 +21,9 @@ from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
-from multipde.storage.network import load, network_files
 from multipde.storage.records import json_bytes
 from multipde.storage.run_directory import check_new
+from multipde.storage.stored_network import load, network_files
 from multipde.storage.tensors import tensor_bytes
 from multipde.training.plan import recorded_split
 

@@ -19,9 +19,9 @@ from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.launch import is_rank_zero_launched
 from multipde.storage.files import write_file
-from multipde.storage.network import Given
 from multipde.storage.records import brief
 from multipde.storage.run_directory import recorded_data
+from multipde.storage.stored_network import Given
 from multipde.training.level import steps_text
 from multipde.training.snapshot import opening_stencils
 

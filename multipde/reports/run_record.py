@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from multipde.networks.model_spec import spec_of
-from multipde.storage.network import Given, load
 from multipde.storage.records import FORMAT, read_json
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import METRICS, RECORD, RESULT
+from multipde.storage.stored_network import Given, load
 from multipde.training.plan import recorded_plan
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings

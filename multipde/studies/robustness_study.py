@@ -11,7 +11,7 @@ from multipde.evaluation.sizes import DataSource
 from multipde.networks.cost import num_weights
 from multipde.reports.plots import check_figure_file
 from multipde.runtime.console import Log
-from multipde.storage.network import load
+from multipde.storage.stored_network import load
 from multipde.storage.tensors import tensor_bytes
 from multipde.studies.robustness_figure import robustness_figure
 from multipde.studies.robustness_tables import strengths, tables

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from multipde.storage.files import check_sums, write_directory
-from multipde.storage.network import Given, network_files, read_network
 from multipde.storage.records import FORMAT, json_bytes, read_json
+from multipde.storage.stored_network import Given, network_files, read_network
 from multipde.storage.tensors import BEST, CONFIG, MODEL, read_tensors, stored_shapes, tensor_bytes
 
 TRAINER, MOMENTUM = "trainer.json", "momentum.safetensors"

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multipde.storage.network import Given, given_again, spec_from_record
 from multipde.storage.records import FORMAT, brief, from_record, read_json
 from multipde.storage.run_directory import RECORD
+from multipde.storage.stored_network import Given, given_again, spec_from_record
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings

@@ -28,7 +28,6 @@ from multipde.runtime.processes import (
 from multipde.runtime.signals import SAVE, pending_signals
 from multipde.storage.files import clear_partials, write_file, write_files, writing
 from multipde.storage.lock import locked
-from multipde.storage.network import Given, load, network_files
 from multipde.storage.provenance import (
     RecordedFiles,
     changed_data,
@@ -50,6 +49,7 @@ from multipde.storage.run_directory import (
     part_of,
     recorded_data,
 )
+from multipde.storage.stored_network import Given, load, network_files
 from multipde.training.level import steps_text
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective

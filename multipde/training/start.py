@@ -18,7 +18,7 @@ from multipde.networks.external import external_model, given_model
 from multipde.networks.model_spec import find_spec, spec_of
 from multipde.networks.presets import default_network
 from multipde.runtime.processes import broadcast_weights
-from multipde.storage.network import Given, load
+from multipde.storage.stored_network import Given, load
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
 from multipde.training.schedule import Schedule

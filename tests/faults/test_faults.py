@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 from multipde import NetworkConfig, load_data
 from multipde.data.decode import decode_image
 from multipde.data.streamed import StreamedImages
-from multipde.storage.network import spec_from_record
+from multipde.storage.stored_network import spec_from_record
 from tests.faults import exact, fuzz, load
 
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from multipde import NetworkConfig, PDENet, load, save
 from multipde.storage import files
 from multipde.storage.files import check_sums, clear_partials, write_directory, write_file
-from multipde.storage.network import read_spec
 from multipde.storage.records import read_json
 from multipde.storage.rows import append_row, read_metrics
 from multipde.storage.run_directory import newest_checkpoint
+from multipde.storage.stored_network import read_spec
 from multipde.training.checkpoint import write_checkpoint
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule

@@ -15,7 +15,7 @@ from multipde.networks.network import PDENet
 from multipde.reports.plots import accuracy_against_images
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.storage.network import load, save
+from multipde.storage.stored_network import load, save
 from multipde.studies.study import Study, table_of
 from multipde.training.level import Level
 from multipde.training.plan import recorded_split
