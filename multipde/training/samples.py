@@ -2,18 +2,15 @@
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-
 from multipde.data.batches import Normalize, images_per_epoch
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.feed import Feed
 from multipde.data.images import Batch
+from multipde.evaluation.candidates import Evaluator
 from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.device import Compute
 from multipde.training.level import Level
 from multipde.training.settings import TrainSettings
-from multipde.training.switch import DrawImages
 
 
 class Samples:
@@ -24,7 +21,7 @@ class Samples:
     """
 
     def __init__(self, data: ImageData, settings: TrainSettings, spec: ModelSpec, compute: Compute):
-        self.settings, normalize = settings, Normalize(spec.mean, spec.std, spec.standardize)
+        self.data, self.settings, normalize = data, settings, Normalize(spec.mean, spec.std, spec.standardize)
         self.train, self.test = Feed(data.train, normalize, compute), Feed(data.test, normalize, compute)
         self.indices, self.held_back = split_indices(len(data.train), settings.seed, settings.validation)
         self.augment = not getattr(data, "transforms_itself", False) if settings.augment is None else settings.augment
@@ -50,16 +47,9 @@ class Samples:
             start=start,
         )
 
-    def draw(self, index: int) -> DrawImages:
-        """Training images to measure on at the move to the level in this place of the schedule."""
+    def evaluator(self, index: int) -> Evaluator:
+        """Draws training images to measure on at the move to the level in this place of the schedule."""
         key = (self.settings.seed, "calibrate", index)
-
-        def draw(num: int, size: int) -> Tensor:
-            return torch.cat(list(self.train.drawn(self.indices, num, size, key)))
-
-        return draw
-
-    def calibration(self, size: int, index: int) -> Iterator[Tensor]:
-        """Training images on which BatchNorm is measured anew at the level in this place of the schedule."""
-        key = (self.settings.seed, "calibrate", index)
-        return self.train.drawn(self.indices, self.settings.calibration_images, size, key)
+        return Evaluator(
+            self.data, self.train.normalize, self.train.compute, self.indices, self.held_back, self.held_back[:0], key
+        )

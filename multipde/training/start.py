@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from multipde.conversions.convert import conversion
-from multipde.conversions.recalibration import recalibrate
 from multipde.data.datasets import ImageData
 from multipde.data.seeds import stream_seed
 from multipde.evaluation.metrics import check_classes
@@ -175,7 +174,8 @@ def new_trainer(
 
 def _taken_up(net: nn.Module, trainer: Trainer) -> nn.Module:
     """A copy of the trained network on the mesh and time grid of the first level."""
-    plan, settings, samples, compute = trainer.schedule, trainer.settings, trainer.samples, trainer.compute
+    plan, settings, compute = trainer.schedule, trainer.settings, trainer.compute
+    evaluator = trainer.samples.evaluator(0)
     wanted: Any = plan.configs()[0]
     is_finest = settings.coordinates == "finest"
     target = max(level.size for level in plan.levels) if is_finest else wanted.sizes[0]
@@ -183,13 +183,13 @@ def _taken_up(net: nn.Module, trainer: Trainer) -> nn.Module:
     if spec_of(net).sizes != (target,) * 2 or spec_of(net).block_steps != wanted.block_steps:
         level = replace(plan.levels[0], size=target, mixed=())
         same = replace(settings, coordinates="level", auto_steps=False)
-        net = compute.place(plan_move(net, level, wanted.block_steps, same, samples.draw(0))(net))
-        recalibrate(net, samples.calibration(target, 0))
+        net = compute.place(plan_move(net, level, wanted.block_steps, same, evaluator)(net))
+        evaluator.recalibrate(net, target, settings.calibration_images)
     if is_finest:
         _refer_to(net, target)
         if wanted.sizes[0] != target:
             net = compute.place(replace(conversion(net, size=wanted.size), keep_reference=True)(net))
-            recalibrate(net, samples.calibration(wanted.sizes[0], 0))
+            evaluator.recalibrate(net, wanted.sizes[0], settings.calibration_images)
         wanted = replace(wanted, reference=spec_of(net).references)
     if getattr(wanted, "memory", None) == getattr(spec_of(net), "memory", None):
         net.multipde_spec = wanted

@@ -1,27 +1,23 @@
 """The move from one level to the next: by which map, and with how many time steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from multipde.conversions.convert import Conversion, conversion
 from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
-from multipde.conversions.stable_conversion import STABILITY_IMAGES, stabilized
-from multipde.mesh.transfer import CALIBRATED
+from multipde.evaluation.candidates import Evaluator
 from multipde.networks.model_spec import ModelSpec, spec_of
-from multipde.stability.bounds import stability_report, stable_steps, step_ratios
+from multipde.stability.bounds import stable_steps, step_ratios
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
-DrawImages = Callable[[int, int], Tensor]
-"""(number, size) to training images as the network takes them."""
-
 
 def plan_move(
-    net: nn.Module, level: Level, steps: tuple[int, ...], settings: TrainSettings, draw: DrawImages
+    net: nn.Module, level: Level, steps: tuple[int, ...], settings: TrainSettings, evaluator: Evaluator
 ) -> Conversion:
     """The conversion to a level: by the settings' method, calibrated on images if need be, stable if asked for.
 
@@ -31,21 +27,12 @@ def plan_move(
 
     Args:
         steps: planned time steps of each block.
-        draw: training images.
+        evaluator: has the training images on which is measured.
     """
-    old_size, steps_or_none = spec_of(net).sizes[0], steps or None
     if settings.coordinates == "finest":
-        return replace(conversion(net, size=level.size, steps=steps_or_none), keep_reference=True)
-    calibrated = settings.transfer in CALIBRATED and level.size != old_size
-    images = (
-        draw(min(CALIBRATION_IMAGES, settings.calibration_images), max(level.size, old_size)) if calibrated else None
-    )
-    method = settings.transfer if calibrated or settings.transfer not in CALIBRATED else "copy"
-    move = conversion(net, size=level.size, method=method, calibration=images)
-    if settings.auto_steps:
-        before = step_ratios(stability_report(net, draw(STABILITY_IMAGES, old_size)))
-        return stabilized(move, net, before, draw(STABILITY_IMAGES, level.size))
-    return replace(move, steps=steps_or_none)
+        return replace(conversion(net, size=level.size, steps=steps or None), keep_reference=True)
+    wanted, num = "auto" if settings.auto_steps else steps or None, min(CALIBRATION_IMAGES, settings.calibration_images)
+    return evaluator.plan(net, spec_of(net).sizes[0], level.size, settings.transfer, wanted, num)
 
 
 def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
@@ -60,15 +47,13 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
         raise ValueError(f"steps must be given where {why}, got auto")
 
 
-def stability_warning(net: nn.Module, draw: DrawImages) -> tuple[list[float], str]:
+def stability_warning(net: nn.Module, evaluator: Evaluator) -> tuple[list[float], str]:
     """dt over its bound along the data in each block of a network that has come to a new mesh, and a line about it.
 
     Returns:
-        The ratios, empty for a dynamics without bound, and the line, empty where all bounds are kept.
+        The ratios, empty for a network without bounds, and the line, empty where all bounds are kept.
     """
-    if not spec_of(net).has_step_bounds:
-        return [], ""
-    report = stability_report(net, draw(STABILITY_IMAGES, spec_of(net).sizes[0]))
+    report = evaluator.step_bounds(net, spec_of(net).sizes[0])
     ratios = step_ratios(report)
     broken = [f"{r:.1f} times in block {k}" for k, r in enumerate(ratios) if r > 1]
     steps = ", ".join(str(n) for n in stable_steps(report))

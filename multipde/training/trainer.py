@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from multipde.conversions.optimizer_state import carry_optimizer_state
-from multipde.conversions.recalibration import recalibrate
 from multipde.data.datasets import ImageData
 from multipde.data.images import Batch
 from multipde.evaluation.metrics import Metrics, evaluate_batches
@@ -274,18 +273,18 @@ class Trainer:
         started = time.perf_counter()
         accuracies = [self._accuracy()]
         self._heed(is_saved=True)
-        draw, steps = self.samples.draw(p.index + 1), self.schedule.configs()[p.index + 1].block_steps
-        move = plan_move(self.net, level, steps, self.settings, draw)
+        evaluator, steps = self.samples.evaluator(p.index + 1), self.schedule.configs()[p.index + 1].block_steps
+        move = plan_move(self.net, level, steps, self.settings, evaluator)
         self._heed(is_saved=True)
         old_net, old_optimizer = self.net, self.step.optimizer
         self.begin(move(old_net))
         rule = self.settings.momentum_rule
         carry_optimizer_state(move, old_net, old_optimizer, self.net, self.step.optimizer, rule)
         accuracies.append(self._accuracy())
-        recalibrate(self.net, self.samples.calibration(level.size, p.index + 1))
+        evaluator.recalibrate(self.net, level.size, self.settings.calibration_images)
         broadcast_weights(self.net)
         accuracies.append(self._accuracy())
-        ratios, warning = stability_warning(self.net, draw)
+        ratios, warning = stability_warning(self.net, evaluator)
         record = move_record(move, old_level.size, spec_of(self.net), accuracies, ratios)
         self.best = {}
         p.begin_level(record, time.perf_counter() - started)

@@ -36,13 +36,12 @@ def test_measurements_see_only_images_that_are_not_held_back():
     found = samples()
     assert len(found.held_back) == 10
     assert sorted([*found.indices.tolist(), *found.held_back.tolist()]) == list(range(50))
-    drawn = found.draw(1)(1000, 8)
+    drawn = found.evaluator(1).images(1000, 8)
     assert len(drawn) == 40
     held = torch.cat([x for x, _ in found.train.evaluation(found.held_back, 8)])
     assert not any(torch.equal(a, b) for a in held for b in drawn)
-    assert torch.equal(torch.cat(list(found.calibration(8, 1))), drawn[:12])
-    assert torch.equal(found.draw(1)(5, 8), drawn[:5])
-    assert not torch.equal(found.draw(2)(5, 8), drawn[:5])
+    assert torch.equal(found.evaluator(1).images(5, 8), drawn[:5])
+    assert not torch.equal(found.evaluator(2).images(5, 8), drawn[:5])
 
 
 def test_numbers_of_images_are_those_that_the_epochs_see():
