@@ -15,17 +15,17 @@ from multipde.mesh.transfer import CALIBRATED, check_factor, map_stencil, scalin
 from multipde.networks.model_spec import find_spec
 
 SHARED_SWEEPS = 8
-"""How often networks with shared controls are measured anew."""
+"""Number of fixed-point iterations for networks whose steps share controls."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The map of every stencil that images have measured, for one conversion.
+    """The map of every stencil for one conversion, measured on images.
 
     Args:
         factor: new size / old size per axis.
-        scales: by layer, s_k = rms of term k on the old mesh / rms on the new mesh; nan where there is no response.
-        matrices: by layer, the map M on the taps, θ' = M θ.
+        scales: by layer, s_k = rms of term k on the old mesh / rms on the new mesh; nan where the term vanishes.
+        matrices: by layer, the map M of the taps, θ' = M θ.
 
     Shape:
         - scales: width
@@ -37,9 +37,9 @@ class Calibration:
     matrices: dict[str, Tensor] = field(repr=False)
 
     def exponents(self) -> dict[str, float]:
-        """How smooth the features in front of each layer are: 1 where β stays right, 0 where the stencil does.
+        """How smooth the input of each layer is: 1 where the converted stencil keeps β, 0 where it keeps its taps.
 
-        The slope e of the least squares fit log s_k = c + e Σ_a k_a log(factor_a); nan where there is nothing to fit.
+        This is the slope e of the least squares fit log s_k = c + e Σ_a k_a log(factor_a), nan if no s_k is finite.
         """
         return {name: _exponent(scales, self.factor) for name, scales in self.scales.items()}
 
@@ -48,29 +48,28 @@ class Calibration:
 def calibrate(
     model: nn.Module, factor: float | Sequence[float], images: Tensor, method: str = "calibrated"
 ) -> Calibration:
-    """Measure on images by what the derivative terms of every stencil must be scaled to respond as before.
+    """Measure on images how the derivative terms of every stencil must be scaled to keep the size of their responses.
 
         s_k = rms_old(term k) / rms_new(term k),    θ' = A diag(s) A⁻¹ θ
 
-    with the terms in units of the mesh, at interior pixels, pooled over images, channels and pixels. The old network
-    sees the images on its mesh, the new one the same images on its own, converted up to the layer in question and
-    BatchNorm on batch statistics in both. On smooth features s_k = factor^|k|, which is ``rediscretize``; on features
-    that look the same on both meshes s_k is constant, which is ``copy`` up to a constant. Layers are visited in the
-    order of execution. Controls that several steps share pool over the steps of their block, which feed on each other,
-    so that theirs is a fixed point found by iteration, good to a few per cent. A term that does not
-    respond, or features that are smaller than the stencil, give s = 1.
+    The terms are computed in units of the mesh at interior pixels, and their squares are averaged over images,
+    channels and pixels. Both networks get the same images, each on its own mesh; the new one is converted up to the
+    layer that is measured, and BatchNorm uses batch statistics in both. On smooth features s_k = factor^|k|, which is
+    ``rediscretize``; on features with the same statistics on both meshes s_k is constant, which is ``copy`` up to a
+    constant. Layers are visited in the order of execution. Controls that several steps share are measured over all
+    these steps; since the input of a step depends on the steps before it, they are found by a fixed-point iteration,
+    accurate to a few per cent. Terms that vanish, and features smaller than the stencil, get s = 1.
 
-    ``calibrated_full`` keeps the covariance C of all terms and not only its diagonal: with C = L Lᵀ (Cholesky, terms
-    by total order) M = A L_new⁻ᵀ L_oldᵀ A⁻¹, so that every combination of terms responds as before.
+    ``calibrated_full`` preserves the covariance C of all terms, not only its diagonal: with C = L Lᵀ (Cholesky, terms
+    sorted by total order) M = A L_new⁻ᵀ L_oldᵀ A⁻¹, so that the response to every combination of terms keeps its size.
 
     Args:
         factor: new size / old size, one number or one per axis.
-        images: on the finer of the two meshes, as the model takes them, a few hundred; the coarser ones are their
-            averages over cells.
+        images: a few hundred, normalised, on the finer of the two meshes; cell averages give those on the coarser one.
         method: ``"calibrated"`` or ``"calibrated_full"``.
 
     Raises:
-        ValueError: another method; images that are not on the finer mesh.
+        ValueError: the method is another one, or the images are not on the finer mesh.
     """
     if method not in CALIBRATED:
         raise ValueError(f"method must be one of {', '.join(CALIBRATED)} to be calibrated, got {method!r}")
@@ -89,7 +88,7 @@ def calibrate(
             layer.weight.copy_(map_stencil(matrix, new.weights[member]))
 
     measured = _covariances(new, x, adapt)
-    if any(len(group) > 1 for group in new.groups.values()):  # shared controls: their steps feed on each other
+    if any(len(group) > 1 for group in new.groups.values()):  # shared controls need iteration
         for _ in range(SHARED_SWEEPS):
             for name, covariance in measured.items():
                 adapt(name, covariance)
@@ -109,7 +108,7 @@ def calibrate(
 def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """Mean of x(p + a) x(p + b) over images, channels and interior pixels p, for all pairs of taps a, b.
 
-    The response of a stencil θ then has the mean square θᵀ C θ. All nan where no pixel is interior.
+    The response of a stencil θ then has the mean square θᵀ C θ. All entries are nan if no pixel is interior.
 
     Shape:
         - x: (N, C, *size)
@@ -135,7 +134,7 @@ def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> 
 def _covariances(
     copy_: WatchedCopy, images: Tensor, seen: Callable[[str, Tensor], None] | None = None
 ) -> dict[str, Tensor]:
-    """Covariance of the taps by group, pooled over its uses; ``seen`` is told at the first use."""
+    """Covariance of the taps by group, averaged over its uses; ``seen`` is called at the first use."""
     sums: dict[str, list[Tensor]] = {}
 
     def watch(name: str, layer: _ConvNd, x: Tensor) -> None:
@@ -149,13 +148,13 @@ def _covariances(
 
 
 def _match(old: Tensor, new: Tensor, layer: _ConvNd, reaction: str, method: str) -> tuple[Tensor, Tensor]:
-    """The map M of the taps and the scales s for covariances of the taps in front of a layer."""
+    """The map M of the taps and the scales s of a layer, from the covariances of the taps at its input."""
     basis = StencilBasis(layer.kernel_size, len(layer.kernel_size), 1.0, reaction)
     a = basis.matrix
     c_old, c_new = a.T @ old @ a, a.T @ new @ a
     rounding = 1e-15 * a.abs().sum(0).square()
     responds = (c_old.diagonal() > rounding * old.trace()) & (c_new.diagonal() > rounding * new.trace())
-    ratio = torch.where(responds, c_old.diagonal() / c_new.diagonal(), torch.nan)  # nan compares false
+    ratio = torch.where(responds, c_old.diagonal() / c_new.diagonal(), torch.nan)  # nan means no response
     scales = ratio.sqrt().view(layer.kernel_size)
     if method == "calibrated" or not bool(responds.all()):
         return scaling_matrix(scales.nan_to_num(1.0), reaction), scales
@@ -168,7 +167,7 @@ def _match(old: Tensor, new: Tensor, layer: _ConvNd, reaction: str, method: str)
 
 
 def _cholesky(c: Tensor) -> Tensor:
-    """L with L Lᵀ = c, its correlations drawn to zero as little as makes it positive definite."""
+    """The factor L of L Lᵀ = c; correlations are reduced just enough to make c numerically positive definite."""
     root = c.diagonal().sqrt()
     correlation = c / root / root[:, None]
     ridge = 1e-9
@@ -189,7 +188,7 @@ def _exponent(scales: Tensor, factor: Sequence[float]) -> float:
 
 
 def _sizes(model: nn.Module, factor: Sequence[float], images: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Old and new size; the images must be on the finer mesh along every axis."""
+    """Old and new size; raise ValueError unless the images are on the finer mesh along every axis."""
     got = tuple(images.shape[2:])
     spec = find_spec(model)
     if spec is not None:

@@ -1,4 +1,4 @@
-"""Whole networks between meshes: every stencil by its map, and the time grid."""
+"""Conversion of whole networks between meshes: the map of every stencil, and the change of the time grid."""
 
 import copy
 import math
@@ -28,17 +28,17 @@ from multipde.networks.model_spec import Model, ModelSpec, check_mesh, find_spec
 class Conversion:
     """A linear map of the parameters of a network; calling it gives the converted network, a new module.
 
-    Because it is linear, momentum moves by the same map, so that a momentum step and the conversion commute: see
+    Because the map is linear, momentum is mapped by it too, so that a momentum step and the conversion commute: see
     `carry_optimizer_state`.
 
     Args:
         factor: new size / old size, one number or one per axis.
-        method: ``"copy"``, ``"rediscretize"``, ``"galerkin"``, or what was calibrated.
-        steps: new numbers of time steps of a `PDENet`, None to keep them.
-        calibration: of a calibrated method.
-        keep_reference: the stored parameter stays, and its reference mesh with it, so that the stencils follow by
-            rediscretisation and nothing moves that an optimizer sees; the method then has no say.
-        block_scales: of a `PDENet`, by what the stencils of each block are multiplied as well.
+        method: ``"copy"``, ``"rediscretize"``, ``"galerkin"``, or the method of the calibration.
+        steps: new numbers of time steps of a `PDENet`; None keeps them.
+        calibration: the measured maps of a calibrated method.
+        keep_reference: keep the stored parameters and their reference mesh and change only the mesh size, which
+            rediscretises the stencils and leaves the optimizer's state valid; the method is then ignored.
+        block_scales: numbers by which the stencils of each block of a `PDENet` are multiplied in addition.
     """
 
     factor: float | tuple[float, ...] = 1.0
@@ -52,13 +52,13 @@ class Conversion:
         return self._applied(model)
 
     def dual(self, model: Model) -> Model:
-        """The network whose stored parameters were mapped by P⁻ᵀ instead of P, as their gradients are.
+        """The network whose stored parameters are mapped by P⁻ᵀ, as gradients are, instead of P.
 
-        Where the parameters are the stencils themselves P is the map M of the taps; in other coordinates, stencils
-        being W = G p, it is G⁻¹ M G.
+        If the parameters p are the stencils themselves, P is the map M of the taps; if W = G p are the stencils, P is
+        G⁻¹ M G.
 
         Raises:
-            ValueError: the number of steps changes, for which M has no inverse.
+            ValueError: the number of steps changes, so that the map has no inverse.
         """
         spec = find_spec(model)
         if spec is not None and self.steps is not None and spec.with_steps(self.steps) != spec:
@@ -79,7 +79,7 @@ class Conversion:
         if spec is None:
             return model
         size, kept = self._new_size(spec), self.keep_reference
-        moved: Any = replace(spec, size=size, reference=spec.references) if kept else spec.on_mesh(size)  # pyright: ignore
+        moved: Any = replace(spec, size=size, reference=spec.references) if kept else spec.on_mesh(size)
         model.multipde_spec = moved
         _settle_mesh(model, moved)
         return model if self.steps is None else with_steps(model, self.steps)
@@ -113,7 +113,7 @@ class Conversion:
             stored.copy_(new if is_dual else p.right_inverse(new))
 
     def _matrix(self, name: str, layer: _ConvNd, factor: tuple[float, ...], reaction: str) -> Tensor | None:
-        """M of a layer, None for the identity."""
+        """The map M of a layer; None stands for the identity."""
         if self.calibration is not None:
             return self.calibration.matrices[name]
         if METHODS[self.method].exponent == 0 or all(f == 1 for f in factor):
@@ -138,24 +138,28 @@ def convert(
     steps: int | Sequence[int] | None = None,
     calibration: Tensor | None = None,
 ) -> Model:
-    """A trained network for images of another size, as a new module; the given one stays as it is.
+    """A trained network for images of another size, as a new module; the given module is not changed.
 
-    Every stencil is moved by the method; strides, padding, 1x1 and transposed convolutions stay. Statistics of
-    BatchNorm are copied: `recalibrate` measures them at the new size.
+    The method maps every stencil; strides, padding, 1x1 and transposed convolutions stay. The running statistics of
+    BatchNorm are copied; `recalibrate` measures them at the new size.
+
+    Without calibration images the default method is ``copy``. For a `PDENet`, and for any network whose stencils stay,
+    that is the identity of the weights: only the mesh sizes and the description change. With calibration images the
+    default is the calibrated map, which changes the stencils.
 
     Args:
         model: any module, reparametrised or plain.
-        size: new image size, one number or one per axis; needs a `PDENet` or a reparametrised module.
-        factor: instead of the size, new size / old size: 2 is finer, 0.5 coarser.
+        size: new image size, one number or one per axis; the model must carry a description or be reparametrised.
+        factor: new size / old size, instead of the size: 2 makes the mesh finer, 0.5 coarser.
         method: ``"copy"``, ``"rediscretize"`` or ``"galerkin"``, see `transfer_stencil`; ``"calibrated"`` or
-            ``"calibrated_full"``, see `calibrate`. Left out: calibrated where there are images; elsewhere copy,
-            which leaves every weight as it is and changes nothing but the mesh.
-        steps: of a `PDENet`, one number or one per block; T stays and the controls are interpolated.
-        calibration: a few hundred images as the model takes them, on the finer of the two meshes.
+            ``"calibrated_full"``, see `calibrate`.
+        steps: number of time steps of a `PDENet`, one number or one per block; the final time T is kept and the
+            controls are interpolated.
+        calibration: a few hundred normalised images on the finer of the two meshes.
 
     Raises:
-        ValueError: both or none of size, factor and steps; a size where the mesh is not known; a size that the
-            network cannot have; an unknown method; a calibrated one without images.
+        ValueError: size and factor are both given, or none of size, factor and steps; the size is given but the mesh of
+            the model is not known; the network cannot have the size; the method is unknown, or needs images.
 
     Reference: Ruthotto & Haber (2018), section 2.2; Haber, Ruthotto & Holtham (2017).
     """
@@ -171,7 +175,7 @@ def conversion(
     steps: int | Sequence[int] | None = None,
     calibration: Tensor | None = None,
 ) -> Conversion:
-    """The map that `convert` applies, kept for the optimizer state. Arguments and errors as there."""
+    """The map that `convert` applies, which `carry_optimizer_state` needs too. Arguments and errors are the same."""
     if size is not None and factor is not None:
         raise ValueError(f"factor must be left out where size is given, got size={size} and factor={factor}")
     if size is None and factor is None and steps is None:
@@ -207,7 +211,7 @@ def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]
 
 
 def _settle_mesh(model: nn.Module, spec: ModelSpec) -> None:
-    """Mesh sizes as the description has them, free of the rounding of repeated divisions."""
+    """Set the mesh sizes to exactly those of the description, since repeated division rounds."""
     h, reference = [1 / s for s in spec.sizes], [1 / s for s in spec.references]
     for layer in stencil_layers(model).values():
         if p := stencil_parametrization(layer):

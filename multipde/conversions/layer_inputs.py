@@ -1,4 +1,4 @@
-"""What reaches the stencils of a network, wherever they are applied."""
+"""The inputs of the stencil layers of a network, wherever the layers are applied."""
 
 import copy
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from multipde.networks.dynamics import Block
 from multipde.networks.layers import ControlledLayer
 
 Watch = Callable[[str, _ConvNd, Tensor], None]
-"""(name of the layer, layer, what reaches it), called before the layer is applied."""
+"""A function (name of the layer, layer, input of the layer), called before the layer is applied."""
 
 
 class WatchedCopy:
-    """A baked copy of a model whose stencil layers tell what reaches them; its weights may be changed meanwhile.
+    """A baked copy of a model that reports the input of every stencil layer; a watch function may change weights.
 
     Attributes:
         layers: the stencil layers of the copy by name.
-        weights: their stencils at the start.
-        reactions: zeroth order taps of their bases.
-        groups: layers that are told of together, under the name of the first: each its own, but the controls of a block
-            with fewer nodes than steps belong together.
+        weights: their stencils before any change.
+        reactions: taps of the terms of order zero in their bases.
+        groups: layers that are reported under one name, by the name of the first layer. A layer is a group by itself;
+            the corresponding layers of all controls of a block with fewer nodes than steps form one group.
     """
 
     def __init__(self, model: nn.Module):
@@ -38,7 +38,7 @@ class WatchedCopy:
 
     @torch.no_grad()
     def run(self, images: Tensor, watch: Watch, *, batch_statistics: bool = False) -> Tensor:
-        """Send images through in evaluation mode, BatchNorm perhaps on the statistics of these images; the result."""
+        """The output for images in evaluation mode, in which BatchNorm can use the statistics of these images."""
         names = {id(self.layers[name]): name for name in self.groups}
 
         def tell(layer: nn.Module, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer's state on its way with the network to another mesh."""
+"""Conversion of an optimizer's state together with the network."""
 
 import copy
 from collections.abc import Callable
@@ -19,20 +19,19 @@ def carry_optimizer_state(
     new_optimizer: torch.optim.Optimizer,
     rule: str = "map",
 ) -> None:
-    """Move an optimizer's state with the network, by parameter name.
+    """Map the state of an optimizer to that of the converted network, by parameter name.
 
-    Momentum moves by the linear map of the parameters themselves, v' = M v: then (p - lr v)' = p' - lr v'. The rivals
-    are v' = M⁻ᵀ v, by which gradients move, and starting anew. An optimizer that keeps more than momentum (second
-    moments, which are no linear quantity) is carried for the parameters that the conversion leaves as they are; the
-    others start anew.
+    Momentum is mapped like the parameters, v' = P v, so that (p - lr v)' = p' - lr v'. The alternatives are v' = P⁻ᵀ v,
+    the map of gradients, and no state at all. An optimizer with more state than momentum (second moments, which do not
+    transform linearly) keeps it for the parameters that the conversion does not change; the others start without state.
 
     Args:
-        new_model: what ``conversion(old_model)`` gave.
+        new_model: the result of ``conversion(old_model)``.
         new_optimizer: a fresh optimizer of the same kind over the parameters of the new model.
-        rule: ``"map"`` for M, ``"dual"`` for M⁻ᵀ (the number of steps must stay), ``"reset"`` for nothing.
+        rule: ``"map"`` for P, ``"dual"`` for P⁻ᵀ (the number of steps must not change), ``"reset"`` for no state.
 
     Raises:
-        ValueError: an unknown rule.
+        ValueError: the rule is unknown.
     """
     check_rule(rule)
     if rule == "reset":
@@ -48,7 +47,7 @@ def carry_optimizer_state(
         if id(p) not in held:
             continue
         if only_momentum:
-            for key, values in moved.items():  # fused optimizers need the layout of the parameter
+            for key, values in moved.items():  # fused optimizers need the memory layout of the parameter
                 new_optimizer.state[p][key] = torch.empty_like(p).copy_(values[name])
         elif name in old and old[name][1] and torch.equal(p.detach().cpu(), old[name][0].detach().cpu()):
             new_optimizer.state[p] = {
@@ -74,10 +73,10 @@ def _moved_state(
 
 
 LINEAR_STATE = ("momentum_buffer", "exp_avg")
-"""State of torch's optimizers that is a running mean of gradients."""
+"""Entries of the state of torch's optimizers that are running means of gradients."""
 
 
 def check_rule(rule: str, name: str = "rule") -> None:
-    """Raise ValueError for a rule that there is not."""
+    """Raise ValueError for an unknown rule."""
     if rule not in RULES:
         raise ValueError(f"{name} must be one of {', '.join(RULES)}, got {rule!r}")

@@ -1,4 +1,4 @@
-"""The running statistics of BatchNorm: measured anew at another size, or left alone for a while."""
+"""The running statistics of BatchNorm: measured again at another size, or kept unchanged for a while."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -13,18 +13,18 @@ from multipde.mesh.modes import eval_mode
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Measure the statistics of every BatchNorm layer anew: cumulative means over the batches.
+    """Measure the running statistics of every BatchNorm layer again, as cumulative means over the batches.
 
-    Only these statistics change; weights and the training flags stay.
+    Only these statistics change; the weights and the training mode stay.
 
     Args:
-        batches: images as the model takes them, a few hundred in all.
+        batches: batches of normalised images, a few hundred images in all.
 
     Returns:
-        How many layers were measured.
+        The number of layers that were measured.
 
     Raises:
-        ValueError: no batch was given.
+        ValueError: there is no batch.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momentum = [m.momentum for m in norms]
@@ -41,7 +41,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
                 num_batches += 1
         for m, state in zip(norms, saved, strict=True):
             if not m.num_batches_tracked:
-                m.load_state_dict(state)  # the images do not reach it
+                m.load_state_dict(state)  # the layer is not used for these images
         if norms and not num_batches:
             raise ValueError("batches must hold at least one batch of images, got none")
     except BaseException:
@@ -56,7 +56,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
 @contextmanager
 def frozen_running_statistics(module: nn.Module, frozen: bool = True) -> Iterator[None]:
-    """BatchNorm uses the statistics of the batch inside and remembers nothing of them."""
+    """Inside the context BatchNorm uses batch statistics and does not update its running statistics."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if frozen else []
     for m in norms:
         m.track_running_stats = False

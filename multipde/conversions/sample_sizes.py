@@ -1,7 +1,7 @@
-"""How many training images a conversion measures on; without torch, for the command line shows the defaults."""
+"""Numbers of training images for measurements, in a file without torch because the command line shows them."""
 
 CALIBRATION_IMAGES = 256
-"""Images on which the derivative terms are measured; all of them go through the network at once."""
+"""Number of images for the calibration of derivative terms, in one batch."""
 
 RECALIBRATION_IMAGES = 2000
-"""Images on which the statistics of BatchNorm are measured anew."""
+"""Number of images for the running statistics of BatchNorm."""

@@ -1,4 +1,4 @@
-"""A conversion with as many time steps as keep the network as stable as it was."""
+"""A conversion with enough time steps to keep the network as stable as before."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +11,10 @@ from multipde.networks.model_spec import spec_of
 from multipde.stability.bounds import stability_report, stable_steps, step_ratios
 
 STABILITY_IMAGES = 8
-"""Training images along which step bounds are measured."""
+"""Number of training images for which step bounds are measured."""
 
 GROWTH = 2
-"""By how much the number of steps may grow at one switch; the scale of the stencils does the rest."""
+"""Largest factor by which one conversion multiplies the number of steps; beyond it, stencils are scaled down."""
 
 TOLERANCE = 0.01
 """By what share of it a bound may be broken worse, so that few measurements suffice."""
@@ -24,18 +24,18 @@ ROUNDS = 10
 
 
 def stabilized(move: Conversion, net: nn.Module, before: Sequence[float], new_images: Tensor) -> Conversion:
-    """The conversion with more steps, and smaller stencils if that is not enough, so that no bound is broken worse.
+    """The conversion with more time steps, and with smaller stencils if needed, so that no bound is exceeded by more.
 
     Args:
-        before: dt over its bound in the blocks of the network, see `step_ratios`.
-        new_images: as the converted network takes them.
+        before: dt / bound of each block of the network, see `step_ratios`.
+        new_images: normalised images of the new size.
     """
     moved = move(net)
     present = spec_of(moved).block_steps
     wanted = stable_steps(stability_report(moved, new_images), before)
     move = replace(move, steps=tuple(min(w, GROWTH * n) for w, n in zip(wanted, present, strict=True)))
     config: Any = spec_of(net)
-    power = 1.0 if config.norm == "tv" else 0.5  # |J| grows with |K| behind the TV norm, with |K|² without
+    power = 1.0 if config.norm == "tv" else 0.5  # |J| is proportional to |K| with the TV norm, to |K|² without it
     if config.dynamics == "second_order":
         power *= 2
     allowed, scales = [max(1.0, b) for b in before], [1.0] * len(before)

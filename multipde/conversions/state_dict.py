@@ -1,4 +1,4 @@
-"""Weights in files of other libraries: read without running code, given to a network, moved without one."""
+"""State dicts from files of other libraries: read without running code, loaded into a network, or converted alone."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,11 @@ def network_with_weights(arch: str, weights: Path | None, **described: Any) -> n
 
     Args:
         arch: see `external_model`.
-        weights: a state dict, see `read_state_dict`; None for random weights, always the same.
+        weights: file with a state dict, see `read_state_dict`; None for random weights from a fixed seed.
         described: other fields of `ExternalModel`.
 
     Raises:
-        ValueError: an unknown architecture, weights of another one.
+        ValueError: the architecture is unknown, or the weights are those of another one.
     """
     spec, state = external_model(arch, **described), None
     with torch.random.fork_rng(devices=[]):
@@ -41,7 +41,7 @@ def network_with_weights(arch: str, weights: Path | None, **described: Any) -> n
 
 
 def classifier_name(model: nn.Module) -> str | None:
-    """Name of the last matrix or convolution, which is the classifier in all of torchvision's; its rows are classes."""
+    """Name of the last weight matrix or convolution: in torchvision, the classifier, with one row per class."""
     names = [name for name, p in model.named_parameters() if p.dim() >= 2]
     return names[-1] if names else None
 
@@ -49,10 +49,10 @@ def classifier_name(model: nn.Module) -> str | None:
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors or a .pt/.pth file; no pickled code is run.
 
-    A dict under "state_dict" or "model" is taken out of it, and "module." in front of all names taken off.
+    A dict under "state_dict" or "model" is read in place of the whole; a prefix "module." of all names is removed.
 
     Raises:
-        ValueError: no such file, or one that holds anything but tensors.
+        ValueError: there is no such file, or it holds something other than tensors.
     """
     if not file.is_file():
         raise ValueError(f"weights must be a file, got {file}")
@@ -63,7 +63,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # every way in which a file can be broken
+    except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"weights must be a state dict in .safetensors or .pt, got {file} ({reason})") from None
     for key in ("state_dict", "model"):
@@ -79,17 +79,17 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 def convert_state_dict(
     state: dict[str, Tensor], factor: float, method: str = "copy"
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The stencils in a bare state dict on another mesh: tensors of 3 to 5 axes with odd widths, not all one.
+    """Convert a state dict without its network: every tensor of 3 to 5 axes with odd widths, not all of them one.
 
-    Without the network it is not known which convolutions are transposed, nor can anything be measured; the other
-    tensors stay.
+    Without the network, transposed convolutions cannot be recognised and nothing can be measured. The other tensors
+    are not changed.
 
     Args:
         factor: new size / old size.
-        method: a fixed method.
+        method: a method that needs no calibration.
 
     Returns:
-        The new state dict and the names of what was moved.
+        The new state dict and the names of the converted tensors.
     """
     moved = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""A network with other numbers of time steps over the same final times: its controls are interpolated."""
+"""Change of the number of time steps over the same final times, by interpolation of the controls."""
 
 import torch
 
@@ -9,10 +9,10 @@ from multipde.networks.model_spec import Model, spec_of
 
 
 def with_steps(net: Model, steps: int | tuple[int, ...]) -> Model:
-    """The network on another time grid, T = dt · steps being kept; itself where nothing changes.
+    """The network on another time grid with the same final times T = dt · steps; the same module if nothing changes.
 
     Raises:
-        ValueError: a network without time steps, or a number of steps that it cannot have.
+        ValueError: the network has no time steps, or cannot have this number of them.
     """
     spec = spec_of(net)
     config = spec.with_steps(steps)

@@ -11,9 +11,7 @@ from typing import Any
 
 from torch import nn
 
-
-def as_tuple(value: Any) -> Any:
-    return tuple(as_tuple(v) for v in value) if isinstance(value, list | tuple) else value
+from multipde.networks.model_spec import as_tuple
 
 
 def parameters_of(function: Callable[..., Any]) -> set[str]:
@@ -24,7 +22,7 @@ def parameters_of(function: Callable[..., Any]) -> set[str]:
 
 
 def parsed_arguments(text: str, arch: str) -> tuple[tuple[str, Any], ...]:
-    """Keyword arguments in brackets, constants only."""
+    """Keyword arguments, all constants, from text in parentheses."""
     try:
         call = ast.parse(f"f{text}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
@@ -57,7 +55,7 @@ def timm_factory(name: str) -> Callable[..., nn.Module]:
 
 
 def imported_factory(path: str) -> Callable[..., nn.Module]:
-    """What an import path names, looked up in the working directory first, as ``python -m`` does."""
+    """The function at an import path; the working directory is searched first, as ``python -m`` does."""
     module, _, name = path.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -65,7 +63,7 @@ def imported_factory(path: str) -> Callable[..., nn.Module]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever a module of the user raises while it is imported
+    except Exception as error:  # the imported module can raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"arch must name a function that can be imported, got {path!r} ({reason})") from None
     finally:

@@ -2,55 +2,54 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from multipde.mesh.parametrization import COORDINATES
-from multipde.mesh.separable import per_axis
 from multipde.mesh.stencil import REACTIONS
 from multipde.networks.controls import INTERPOLATIONS
 from multipde.networks.dynamics import check_dynamics, check_memory
 from multipde.networks.layers import ACTIVATIONS, NORMS
-from multipde.networks.model_spec import check_data_fields
+from multipde.networks.model_spec import SpecBase, check_data_fields
 from multipde.networks.network import PDENet, check_size
 from multipde.networks.regularization import Box, Regularizer, RegularizerGradient
 
 MANY_STEPS = 100_000
-"""No block of a stored network has more time steps."""
+"""Largest number of time steps of a block that a stored description may ask for."""
 
 MANY_TAPS = 1000
-"""No stencil has more; its basis is a square matrix of as many rows."""
+"""Largest number of taps of a stencil, whose basis is a square matrix of as many rows."""
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """Everything that determines a `PDENet` but its weights. Frozen, plain data; derived values are properties.
+class NetworkConfig(SpecBase):
+    """Everything that determines a `PDENet` except its weights, as plain data; derived values are properties.
 
     Args:
         dynamics: ``"parabolic"``, ``"hamiltonian"``, ``"second_order"`` or ``"resnet"``.
-        channels: of each block; the mesh doubles from block to block.
-        out_channels: of the last connector, in front of the classifier.
-        steps: time steps, one number or one per block.
+        channels: one number per block; the mesh size doubles from block to block.
+        out_channels: channels of the last connector, in front of the classifier.
+        steps: number of time steps, one number or one per block.
         dt: time step, one number or one per block.
-        classes: number of classes.
         size: image side in pixels, one number or one per axis; divisible by 2^(blocks-1).
         dim: number of axes of the images, 1 to 3.
         width: taps per axis of the stencils, odd.
-        controls: nodes of the control grid, one number or one per block; None for one per step.
-        interpolation: of the controls in time, ``"linear"`` or ``"constant"``.
+        controls: number of nodes of the control grid, one number or one per block; None for one node per step.
+        interpolation: how the controls vary between the nodes, ``"linear"`` or ``"constant"``.
         norm: ``"tv"``, eq. (9), or ``"none"``.
         activation: ``"relu"``, ``"tanh"`` or ``"identity"``.
         eps: ε of eq. (9).
-        coordinates: of the stored stencils, ``"stencil"`` or ``"beta"``.
+        coordinates: coordinates in which stencils are stored, ``"stencil"`` or ``"beta"``.
         reference: size to whose mesh the stored stencils belong; None for ``size``.
-        reaction: zeroth order taps of the basis, ``"121"`` or ``"141"``.
-        memory: what training keeps for the way back, ``"store"``, ``"reversible"`` or ``"checkpoint"``, see `Block`.
-        class_names: one per class, or empty.
-        mean: of each input channel on [0, 1], subtracted from the images; empty for none.
-        std: of each input channel, by which the images are divided; empty for none.
-        standardize: every image by its own mean and standard deviation instead.
+        reaction: taps of the term of order zero in the basis, ``"121"`` or ``"141"``.
+        memory: how backpropagation gets the states of a block, ``"store"``, ``"reversible"`` or ``"checkpoint"``,
+            see `Block`.
+        class_names: one name per class, or empty.
+        mean: mean of each input channel on [0, 1], subtracted from the images; empty for no normalisation.
+        std: standard deviation of each input channel, by which the images are divided; empty for no normalisation.
+        standardize: normalise every image by its own mean and standard deviation instead.
 
     Raises:
         ValueError: any value outside its range, with the name of the argument.
@@ -81,10 +80,7 @@ class NetworkConfig:
     standardize: bool = False
 
     def __post_init__(self):
-        for field in fields(self):  # lists come from JSON and from users
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+        super().__post_init__()
         for name in ("channels", "out_channels", "steps", "classes", "in_channels", "size", "width", "controls"):
             value = getattr(self, name)
             if not all(v is None or type(v) is int for v in (value if isinstance(value, tuple) else (value,))):
@@ -128,23 +124,7 @@ class NetworkConfig:
 
     @property
     def label(self) -> str:
-        """What the network is called in tables and directories: its dynamics."""
         return self.dynamics
-
-    @property
-    def size_multiple(self) -> int:
-        """Of what number of pixels every size must be a multiple: it is halved between the blocks."""
-        return 2 ** (self.num_blocks - 1)
-
-    @property
-    def has_step_bounds(self) -> bool:
-        """Whether there are bounds on dt: for every dynamics but resnet."""
-        return self.dynamics != "resnet"
-
-    @property
-    def has_energy(self) -> bool:
-        """Whether its blocks can be followed along time: always."""
-        return True
 
     @property
     def num_blocks(self) -> int:
@@ -152,18 +132,20 @@ class NetworkConfig:
         return len(self.channels)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Image size per axis."""
-        return per_axis(self.size, self.dim, "size")
+    def size_multiple(self) -> int:
+        """The size is halved between the blocks."""
+        return 2 ** (self.num_blocks - 1)
 
     @property
-    def references(self) -> tuple[int, ...]:
-        """Size per axis to whose mesh the stored stencils belong."""
-        return self.sizes if self.reference is None else per_axis(self.reference, self.dim, "reference")
+    def has_step_bounds(self) -> bool:
+        return self.dynamics != "resnet"
+
+    @property
+    def has_energy(self) -> bool:
+        return True
 
     @property
     def block_steps(self) -> tuple[int, ...]:
-        """Time steps of each block."""
         return self._per_block("steps")
 
     @property
@@ -173,7 +155,7 @@ class NetworkConfig:
 
     @property
     def block_controls(self) -> tuple[int, ...]:
-        """Nodes of the control grid of each block."""
+        """Number of nodes of the control grid of each block."""
         controls = self._per_block("controls")
         return tuple(s if c is None else c for c, s in zip(controls, self.block_steps, strict=True))
 
@@ -182,18 +164,8 @@ class NetworkConfig:
         """T = dt · steps of each block."""
         return tuple(dt * n for dt, n in zip(self.block_dt, self.block_steps, strict=True))
 
-    def on_mesh(self, size: int | tuple[int, ...]) -> "NetworkConfig":
-        """The same network for another image size; an explicit reference moves by the same factor."""
-        new = per_axis(size, self.dim, "size")
-        if self.reference is None:
-            return replace(self, size=size)
-        moved = [r * n / s for r, n, s in zip(self.references, new, self.sizes, strict=True)]
-        if any(r != round(r) for r in moved):
-            raise ValueError(f"reference must stay a whole number of pixels, got {moved} at size {size}")
-        return replace(self, size=size, reference=tuple(round(r) for r in moved))
-
     def with_steps(self, steps: int | tuple[int, ...]) -> "NetworkConfig":
-        """The same network with other numbers of time steps over the same final times, dt = T/steps."""
+        """The time step becomes dt = T/steps."""
         blocks = steps if isinstance(steps, Sequence) else (steps,) * self.num_blocks
         if len(blocks) != self.num_blocks or min(blocks) < 1:
             raise ValueError(f"steps must be positive, one number or one per block ({self.num_blocks}), got {steps}")
@@ -203,24 +175,21 @@ class NetworkConfig:
         return replace(self, steps=steps, dt=dt[0] if len(set(dt)) == 1 else dt)
 
     def build(self) -> PDENet:
-        """The network with random weights from torch's generator."""
         return PDENet(self)
 
-    def put_on_mesh(self, net: nn.Module) -> None:
-        """Give the plain stencils of a baked network their mesh sizes."""
-        net.put_on_mesh()  # pyright: ignore[reportCallIssue]
+    def put_on_mesh(self, net: Any) -> None:
+        net.put_on_mesh()
 
     def fits(self, num_tensors: int) -> bool:
-        """Whether so many tensors can be its weights, which is asked before a stranger's description is built."""
         return max(self.block_steps) <= MANY_STEPS and sum(self.block_controls) <= num_tensors
 
-    def penalty(self, net: nn.Module, alpha1: float, alpha2: float) -> RegularizerGradient:
-        """The regulariser (13)."""
-        return RegularizerGradient(Regularizer(alpha1, alpha2), net)  # pyright: ignore[reportArgumentType]
+    def penalty(self, net: Any, alpha1: float, alpha2: float) -> RegularizerGradient:
+        """Equation (13)."""
+        return RegularizerGradient(Regularizer(alpha1, alpha2), net)
 
-    def box(self, net: nn.Module, bound: float) -> Box:
-        """The bound on the stencils of the symmetric layers."""
-        return Box(net, bound)  # pyright: ignore[reportArgumentType]
+    def box(self, net: Any, bound: float) -> Box:
+        """It bounds the stencils of the symmetric layers."""
+        return Box(net, bound)
 
     def parts(self, net: nn.Module) -> dict[str, nn.Module]:
         """Opening, blocks, connectors and classifier by name, in the order of execution."""
@@ -228,11 +197,9 @@ class NetworkConfig:
         return {name: net.get_submodule(name) for name in ("opening", *names, "classifier")}
 
     def summary(self, net: nn.Module) -> str:
-        """The blocks of the network as a table."""
         return str(net)
 
     def record(self) -> dict[str, Any]:
-        """Plain data from which the same description can be made again."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""What a network costs: its number of weights and its floating point operations."""
+"""The cost of a network: its number of weights and its floating point operations."""
 
 import copy
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
     """Floating point operations of one forward pass of any module, as torch counts them.
 
     Args:
-        shape: of the input.
+        shape: shape of the input.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,14 +34,13 @@ def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
 def count_flops(config: ModelSpec, training: bool = False) -> int:
     """Floating point operations per image, as torch counts them (convolutions and products, multiply and add as two).
 
-    The network is run once on the meta device, which computes shapes only, or on the processor where that fails.
+    The network is run once on the meta device, which computes only shapes, or on the CPU if that fails.
 
     Args:
-        config: a `NetworkConfig`, or the description of any other network.
         training: count the backward pass too.
 
     Raises:
-        ValueError: a network that cannot take images of its size, or that does not give a score per class.
+        ValueError: the network cannot take images of its size, or does not return one score per class.
     """
     with torch.random.fork_rng(devices=[]):
         try:

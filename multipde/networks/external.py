@@ -1,18 +1,15 @@
-"""Networks that multipde did not make: of torchvision and timm, from import paths, and modules given in Python."""
+"""Networks that multipde does not define: from torchvision, timm or an import path, or modules given in Python."""
 
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
-import torch
 from torch import nn
 
-from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
-from multipde.mesh.separable import per_axis
+from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization
 from multipde.networks.architectures import (
-    as_tuple,
     imported_factory,
     parameters_of,
     parsed_arguments,
@@ -20,34 +17,31 @@ from multipde.networks.architectures import (
     torchvision_factory,
 )
 from multipde.networks.cost import num_weights
-from multipde.networks.model_spec import Model, check_data_fields, find_spec
+from multipde.networks.model_spec import Model, SpecBase, check_data_fields, find_spec, reparametrize_for
 from multipde.networks.weight_decay import WeightDecay
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation by which torchvision's classifiers normalise their images."""
 
 FORBIDDEN = ("weights", "pretrained", "checkpoint", "cache", "path", "url", "hub")
-"""Parts of names of arguments by which a library would read or fetch files."""
+"""An argument whose name contains one of these could make a library read or download files."""
 
 LIBRARIES = ("torchvision", "timm")
 PYTHON = "python"
 
 
 @dataclass(frozen=True)
-class ExternalModel:
+class ExternalModel(SpecBase):
     """The description of any classifier as plain data, see `ModelSpec`; `external_model` and `describe` make it.
 
     Args:
-        arch: ``"torchvision:NAME"``, ``"timm:NAME"``, ``"package.module:function"``, or ``"python:CLASS"`` for what was
+        arch: ``"torchvision:NAME"``, ``"timm:NAME"``, ``"package.module:function"``, or ``"python:CLASS"`` for a module
             given in Python.
-        arguments: of the function that makes the network, as pairs of name and value.
+        arguments: arguments of the function that makes the network, as pairs of name and value.
         size: image side in pixels, one number or one per axis.
         reference: size to whose mesh the stored stencils belong; None for plain convolutions.
-        class_names: one per class, or empty.
-        mean: of each input channel on [0, 1], subtracted from the images; empty for none.
-        std: of each input channel, by which the images are divided; empty for none.
-        standardize: every image by its own mean and standard deviation instead.
-        factory: makes the network; no part of the record, since a record never imports anything.
+        class_names, mean, std, standardize: as in `NetworkConfig`.
+        factory: function that makes the network; not in the record, because reading a record never imports anything.
 
     Raises:
         ValueError: any value outside its range, with the name of the argument.
@@ -67,8 +61,7 @@ class ExternalModel:
     factory: Callable[..., nn.Module] | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        for entry in fields(self):  # lists come from JSON and from users
-            object.__setattr__(self, entry.name, as_tuple(getattr(self, entry.name)))
+        super().__post_init__()
         if self.dim not in (1, 2, 3):
             raise ValueError(f"dim must be one of 1, 2, 3, got {self.dim}")
         if min(*self.sizes, *self.references) < 1:
@@ -82,44 +75,30 @@ class ExternalModel:
 
     @property
     def label(self) -> str:
-        """What the network is called in tables and directories."""
         return self.arch.rpartition(":")[2]
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Image size per axis."""
-        return per_axis(self.size, self.dim, "size")
-
-    @property
-    def references(self) -> tuple[int, ...]:
-        """Size per axis to whose mesh the stored stencils belong."""
-        return self.sizes if self.reference is None else per_axis(self.reference, self.dim, "reference")
-
-    @property
     def block_steps(self) -> tuple[int, ...]:
-        """Empty: the network has no time steps."""
         return ()
 
     @property
     def size_multiple(self) -> int:
-        """One: which sizes the network can take is only known when it is run."""
+        """Which sizes the network can take is known only when it is run."""
         return 1
 
     @property
     def has_step_bounds(self) -> bool:
-        """False: without time steps there are no bounds on them."""
         return False
 
     @property
     def has_energy(self) -> bool:
-        """False: there are no blocks to be followed along time."""
         return False
 
     def build(self) -> nn.Module:
-        """The network with random weights from torch's generator; of a module given in Python, a copy of it.
+        """A module that was given in Python is copied with its weights.
 
         Raises:
-            ValueError: a network that is not known to its library, or has to be given again.
+            ValueError: the library does not know the network, or it must be given again.
         """
         net = self._made()
         self.put_on_mesh(net)
@@ -127,47 +106,30 @@ class ExternalModel:
         return net
 
     def put_on_mesh(self, net: nn.Module) -> None:
-        """Give plain stencils their mesh sizes, where they have a reference mesh."""
+        """Networks without a reference keep plain convolutions."""
         if self.reference is not None:
-            example = torch.zeros(2, self.in_channels, *self.sizes, device=next(net.parameters()).device)
-            h, reference = [1 / s for s in self.sizes], [1 / s for s in self.references]
-            reparametrize(net, h, reference=reference, example=example)
+            reparametrize_for(net, self, self.references)
 
     def fits(self, num_tensors: int) -> bool:
-        """Whether so many tensors can be its weights: any number."""
         return True
 
-    def on_mesh(self, size: int | tuple[int, ...]) -> "ExternalModel":
-        """The same network for another image size; an explicit reference moves by the same factor."""
-        if self.reference is None:
-            return replace(self, size=size)
-        new = per_axis(size, self.dim, "size")
-        moved = (r * n / s for r, n, s in zip(self.references, new, self.sizes, strict=True))
-        return replace(self, size=size, reference=tuple(round(r) for r in moved))
-
-    def with_steps(self, steps: int | tuple[int, ...]) -> "ExternalModel":
-        """Itself for no steps.
-
-        Raises:
-            ValueError: any number of steps.
-        """
+    def with_steps(self, steps: int | tuple[int, ...]) -> Self:
+        """Raise ValueError for any number of steps."""
         if steps == ():
             return self
         raise ValueError(f"steps must be left out for {self.label}, which has no time steps, got {steps}")
 
     def penalty(self, net: nn.Module, alpha1: float, alpha2: float) -> WeightDecay:
-        """Weight decay; there is no time in which controls could vary."""
+        """Weight decay; alpha1 has no effect, since there are no controls that vary in time."""
         return WeightDecay(alpha2, net)
 
     def box(self, net: nn.Module, bound: float) -> None:
-        """None: there is no bound on the stencils of networks without time steps."""
+        return None
 
     def parts(self, net: nn.Module) -> dict[str, nn.Module]:
-        """Its children by name."""
         return dict(net.named_children())
 
     def summary(self, net: nn.Module) -> str:
-        """The network in one line."""
         size, num_stencils = "x".join(str(s) for s in self.sizes), len(stencil_layers(net))
         return (
             f"{self.label}, {self.in_channels} channels of {size} pixels to {self.classes} classes, "
@@ -175,7 +137,6 @@ class ExternalModel:
         )
 
     def record(self) -> dict[str, Any]:
-        """Plain data from which the same description can be made again, but for the factory."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "factory"}
 
     def _made(self) -> nn.Module:
@@ -209,12 +170,12 @@ def external_model(arch: str, **described: Any) -> ExternalModel:
 
     Args:
         arch: a classifier of torchvision (``resnet18``, ``torchvision:resnet18``), one of timm (``timm:resnet50d``), or
-            an import path ``package.module:function``, looked up in the working directory first. Arguments follow in
-            brackets: ``"resnet18(zero_init_residual=True)"``.
+            an import path ``package.module:function``, which is looked up in the working directory first. Keyword
+            arguments may follow in parentheses: ``"resnet18(zero_init_residual=True)"``.
         described: other fields of `ExternalModel`.
 
     Raises:
-        ValueError: a name that its library does not have, a module or function that cannot be imported.
+        ValueError: the library has no such name, or the module or function cannot be imported.
     """
     found = re.fullmatch(r"\s*([\w.\-:]+)\s*(\(.*\))?\s*", arch, re.DOTALL)
     if not found:
@@ -233,8 +194,8 @@ def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **descr
     """A copy of a module that carries its description, so that it can be saved, converted and evaluated like any other.
 
     Args:
-        model: any classifier; one that carries a description already is copied as it is.
-        size: image side for which it is meant.
+        model: any classifier; if it carries a description already, the copy keeps that one.
+        size: image side in pixels for which the classifier is meant.
         described: other fields of `ExternalModel`: in_channels, class_names, mean, std, ...
     """
     net = copy.deepcopy(model)
@@ -246,7 +207,7 @@ def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **descr
 def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -> ExternalModel:
     """The description of a module, or of a function that makes one, given in Python.
 
-    A module is kept as it is: every build is a copy of it, weights included.
+    The module is not changed: every call of `ExternalModel.build` returns a copy of it with its weights.
     """
     if isinstance(model, nn.Module):
         found = [p for layer in stencil_layers(model).values() if (p := stencil_parametrization(layer))]

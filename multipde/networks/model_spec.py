@@ -1,13 +1,17 @@
-"""What the library asks of a network: its description as plain data, and a few questions about what it can do."""
+"""What the library asks of any network: a description as plain data that answers a few questions."""
+# pyright: reportReturnType=false
+# (the methods of the protocol have a docstring and no body)
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self, TypeVar
+from collections.abc import Mapping
+from dataclasses import Field, fields, replace
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import nn
 
 from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
+from multipde.mesh.separable import per_axis
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -17,7 +21,6 @@ class Penalty(Protocol):
 
     def add(self) -> None:
         """Add its gradient to the gradients of the parameters."""
-        ...
 
 
 class Box(Protocol):
@@ -28,134 +31,133 @@ class Box(Protocol):
 
     def project(self) -> None:
         """Project the stencils onto the bound, in place."""
-        ...
 
 
 class ModelSpec(Protocol):
-    """A network as frozen plain data: what it is, how it is built, and what it can do.
+    """A network as a frozen dataclass of plain data: what it is, how it is built, and what it can do.
 
     `NetworkConfig` describes a `PDENet`, `ExternalModel` any other module. Training, conversion, storage, evaluation
     and reports use this protocol alone. A module carries its description as ``model.multipde_spec``.
+
+    Attributes:
+        size: image size in pixels, one number or one per axis.
+        sizes: image size per axis.
+        references: size per axis to whose mesh the stored stencils belong.
+        size_multiple: number of pixels of which every size must be a multiple.
+        dim: number of axes of the images.
+        in_channels: number of channels of the images.
+        classes: number of classes.
+        class_names: one name per class, or empty.
+        mean: mean of each input channel on [0, 1], or empty.
+        std: standard deviation of each input channel, or empty.
+        standardize: whether every image is normalised by its own mean and standard deviation.
+        label: name of the network in tables and directories.
+        block_steps: time steps of each block; empty for a network without time steps.
+        has_step_bounds: whether `stability_report` has bounds on dt for it.
+        has_energy: whether `state_energies` and `growth_report` can follow its blocks.
     """
 
-    @property
-    def size(self) -> Any:
-        """Image size in pixels: one number, or one per axis."""
-        ...
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
-    def classes(self) -> int:
-        """Number of classes."""
-        ...
-
+    def size(self) -> Any: ...
     @property
-    def in_channels(self) -> int:
-        """Channels of the images."""
-        ...
-
+    def sizes(self) -> tuple[int, ...]: ...
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """One per class, or empty."""
-        ...
-
+    def references(self) -> tuple[int, ...]: ...
     @property
-    def mean(self) -> tuple[float, ...]:
-        """Of each input channel on [0, 1], or empty."""
-        ...
-
+    def size_multiple(self) -> int: ...
     @property
-    def std(self) -> tuple[float, ...]:
-        """Of each input channel, or empty."""
-        ...
-
+    def dim(self) -> int: ...
     @property
-    def standardize(self) -> bool:
-        """Whether every image is normalised by itself."""
-        ...
-
+    def in_channels(self) -> int: ...
     @property
-    def dim(self) -> int:
-        """Number of axes of the images."""
-        ...
-
+    def classes(self) -> int: ...
     @property
-    def label(self) -> str:
-        """What the network is called in tables and directories."""
-        ...
-
+    def class_names(self) -> tuple[str, ...]: ...
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Image size per axis."""
-        ...
-
+    def mean(self) -> tuple[float, ...]: ...
     @property
-    def references(self) -> tuple[int, ...]:
-        """Size per axis to whose mesh the stored stencils belong."""
-        ...
-
+    def std(self) -> tuple[float, ...]: ...
     @property
-    def block_steps(self) -> tuple[int, ...]:
-        """Time steps of each block; empty for a network without time steps."""
-        ...
-
+    def standardize(self) -> bool: ...
     @property
-    def size_multiple(self) -> int:
-        """Of what number of pixels every size must be a multiple."""
-        ...
-
+    def label(self) -> str: ...
     @property
-    def has_step_bounds(self) -> bool:
-        """Whether `stability_report` has bounds on dt for it."""
-        ...
-
+    def block_steps(self) -> tuple[int, ...]: ...
     @property
-    def has_energy(self) -> bool:
-        """Whether `state_energies` and `growth_report` can follow its blocks."""
-        ...
+    def has_step_bounds(self) -> bool: ...
+    @property
+    def has_energy(self) -> bool: ...
 
     def build(self) -> nn.Module:
         """The network with random weights from torch's generator, carrying this description."""
-        ...
 
     def put_on_mesh(self, net: nn.Module) -> None:
         """Give the plain stencils of a baked network their mesh sizes."""
-        ...
 
     def fits(self, num_tensors: int) -> bool:
-        """Whether so many tensors can be its weights, which is asked before a stranger's description is built."""
-        ...
+        """Whether a file of so many tensors can hold its weights; asked before an untrusted description is built."""
 
     def on_mesh(self, size: int | tuple[int, ...]) -> Self:
-        """The same network for another image size."""
-        ...
+        """The same network for another image size; an explicit reference is scaled by the same factor."""
 
     def with_steps(self, steps: int | tuple[int, ...]) -> Self:
         """The same network with other numbers of time steps over the same final times."""
-        ...
 
     def penalty(self, net: nn.Module, alpha1: float, alpha2: float) -> Penalty:
         """The regulariser of the network."""
-        ...
 
     def box(self, net: nn.Module, bound: float) -> Box | None:
-        """The bound on its stencils; None where it has none."""
-        ...
+        """The bound on its stencils; None for a network without one."""
 
     def parts(self, net: nn.Module) -> Mapping[str, nn.Module]:
         """Its parts by name, in the order of execution."""
-        ...
 
     def summary(self, net: nn.Module) -> str:
-        """What the network is, in words or as a table."""
-        ...
+        """The network described in one line or as a table."""
 
     def record(self) -> dict[str, Any]:
         """Plain data from which the same description can be made again."""
-        ...
+
+
+class SpecBase:
+    """What both descriptions share: sizes per axis, the change of the image size, and the checks of their fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    size: int | tuple[int, ...]
+    dim: int
+    reference: int | tuple[int, ...] | None
+
+    def __post_init__(self):
+        for entry in fields(self):  # lists come from JSON and from users
+            object.__setattr__(self, entry.name, as_tuple(getattr(self, entry.name)))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return per_axis(self.size, self.dim, "size")
+
+    @property
+    def references(self) -> tuple[int, ...]:
+        return self.sizes if self.reference is None else per_axis(self.reference, self.dim, "reference")
+
+    def on_mesh(self, size: int | tuple[int, ...]) -> Self:
+        new = per_axis(size, self.dim, "size")
+        if self.reference is None:
+            return replace(self, size=size)
+        moved = [r * n / s for r, n, s in zip(self.references, new, self.sizes, strict=True)]
+        if any(r != round(r) for r in moved):
+            raise ValueError(f"reference must stay a whole number of pixels, got {moved} at size {size}")
+        return replace(self, size=size, reference=tuple(round(r) for r in moved))
+
+
+def as_tuple(value: Any) -> Any:
+    """The value with every list in it made a tuple."""
+    return tuple(as_tuple(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def find_spec(model: nn.Module) -> ModelSpec | None:
-    """The description that a module carries, None for a module that multipde has not seen."""
+    """The description that a module carries; None where it carries none."""
     return getattr(model, "multipde_spec", None)
 
 
@@ -168,25 +170,35 @@ def spec_of(model: nn.Module) -> ModelSpec:
     found = find_spec(model)
     if found is None:
         raise ValueError(
-            f"model must carry its description, got a {type(model).__name__} without; "
+            f"model must carry its description, got a {type(model).__name__} without one; "
             "type multipde.describe(model, size=..., classes=...) first"
         )
     return found
 
 
+def reparametrize_for(net: nn.Module, spec: ModelSpec, references: tuple[int, ...] | None = None) -> None:
+    """Give the plain stencils of any network the mesh of a description, in place.
+
+    An example image is sent through the network to find out how far its strides have coarsened the mesh at each layer.
+    """
+    example = torch.zeros(2, spec.in_channels, *spec.sizes, device=next(net.parameters()).device)
+    reparametrize(
+        net, [1 / s for s in spec.sizes], reference=references and [1 / r for r in references], example=example
+    )
+
+
 def with_meshes(model: Model) -> Model:
-    """The model, or a copy of it whose plain stencils have the mesh sizes of its description."""
+    """The model, or a copy of it in which plain stencils have the mesh sizes of its description."""
     layers, spec = stencil_layers(model).values(), spec_of(model)
     if not layers or any(stencil_parametrization(layer) for layer in layers):
         return model
     model = copy.deepcopy(model)
-    example = torch.zeros(2, spec.in_channels, *spec.sizes, device=next(model.parameters()).device)
-    reparametrize(model, [1 / s for s in spec.sizes], example=example)
+    reparametrize_for(model, spec)
     return model
 
 
 def check_mesh(model: nn.Module) -> None:
-    """Raise ValueError if `set_mesh_size` has taken the stencils off the mesh of the description."""
+    """Raise ValueError if `set_mesh_size` has put the stencils on another mesh than that of the description."""
     spec = spec_of(model)
     for layer in stencil_layers(model).values():
         p = stencil_parametrization(layer)
@@ -206,12 +218,7 @@ def check_data_fields(spec: Any) -> None:
     for name in ("classes", "in_channels"):
         if getattr(spec, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(spec, name)}")
-    expected: Sequence[tuple[str, int]] = (
-        ("class_names", spec.classes),
-        ("mean", spec.in_channels),
-        ("std", spec.in_channels),
-    )
-    for name, num in expected:
+    for name, num in (("class_names", spec.classes), ("mean", spec.in_channels), ("std", spec.in_channels)):
         values = getattr(spec, name)
         if values and len(values) != num:
             raise ValueError(f"{name} must have {num} entries, got {len(values)}")

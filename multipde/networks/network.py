@@ -1,4 +1,4 @@
-"""The network of the paper: opening, blocks on coarser and coarser meshes, classifier."""
+"""The network of the paper: an opening, blocks on successively coarser meshes, and a classifier."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PDENet(nn.Module):
-    """Classifier whose blocks are discretised PDEs, with every stencil on its mesh.
+    """A classifier whose blocks are discretised PDEs; every stencil belongs to the mesh of its block.
 
         opening → block → connector → 2x2 mean → block → ... → connector → mean over pixels → linear
 
@@ -27,7 +27,7 @@ class PDENet(nn.Module):
     torch.Size([5, 10])
 
     Shape:
-        - input: (N, in_channels, *size), images normalised with the config's mean and std
+        - input: (N, in_channels, *size), images normalised by the mean and std of the config
         - result: (N, classes), scores before the softmax
 
     Reference: Ruthotto & Haber (2018), section 5.
@@ -63,7 +63,7 @@ class PDENet(nn.Module):
 
     @property
     def multipde_spec(self) -> "NetworkConfig":
-        """The description of the network, see `ModelSpec`."""
+        """The config under the name that every network uses, see `ModelSpec`."""
         return self.config
 
     @multipde_spec.setter
@@ -71,30 +71,24 @@ class PDENet(nn.Module):
         self.config = config
 
     def put_on_mesh(self) -> None:
-        """Give plain stencils the mesh sizes of the config; stencils of width one have none."""
+        """Give plain stencils the mesh sizes of the config; stencils of width one do not depend on the mesh."""
         c = self.config
         if c.width == 1:
             return
         mesh_size, reference = [1 / s for s in c.sizes], [1 / s for s in c.references]
         for part, stride in [(self.opening, 1), *((block, 2**k) for k, block in enumerate(self.blocks))]:
-            reparametrize(
-                part,
-                mesh_size,
-                reference=reference,
-                coordinates=c.coordinates,
-                reaction=c.reaction,
-                stride=stride,
-            )
+            own = {"coordinates": c.coordinates, "reaction": c.reaction, "stride": stride}
+            reparametrize(part, mesh_size, reference=reference, **own)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier sees: the features of the last mesh, averaged over its pixels.
+        """The input of the classifier: the features on the last mesh, averaged over its pixels.
 
         Shape:
             - x: (N, in_channels, *size)
             - result: (N, out_channels)
 
         Raises:
-            ValueError: an input of another shape, or one that cannot be halved between the blocks.
+            ValueError: the input has another shape, or a size that cannot be halved between the blocks.
         """
         if x.dim() != self.config.dim + 2 or x.shape[1] != self.config.in_channels:
             expected = f"(N, {self.config.in_channels}{', size' * self.config.dim})"
@@ -103,7 +97,7 @@ class PDENet(nn.Module):
         y = self.opening(x)
         for k, (block, connector) in enumerate(zip(self.blocks, self.connectors, strict=True)):
             y = connector(block(y), pool=k + 1 < len(self.blocks))
-        return POOL[self.config.dim](y, y.shape[2:]).flatten(1)  # its gradient lies in memory as y does
+        return POOL[self.config.dim](y, y.shape[2:]).flatten(1)  # its gradient has the memory format of y
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))

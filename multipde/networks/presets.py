@@ -1,4 +1,4 @@
-"""The networks of the paper by name, and the one for a data set."""
+"""The networks of the paper by name, and the default network for a data set."""
 
 from multipde.networks.config import NetworkConfig
 from multipde.networks.dynamics import DYNAMICS
@@ -17,16 +17,16 @@ def preset_names() -> list[str]:
 
 
 def preset(name: str) -> NetworkConfig:
-    """The network of the paper for a data set and a dynamics, and one for the embedded shapes.
+    """The network of the paper for a data set and a dynamics; for the rendered shapes, a smaller one.
 
     >>> preset("cifar10-hamiltonian").channels
     (32, 64, 112)
 
     Args:
-        name: ``"<data>-<dynamics>"``, data one of stl10, cifar10, cifar100, shapes.
+        name: ``"<data>-<dynamics>"``, where data is stl10, cifar10, cifar100 or shapes.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
 
     Reference: Ruthotto & Haber (2018), section 5.
     """
@@ -37,14 +37,17 @@ def preset(name: str) -> NetworkConfig:
 
 
 def default_network(data: str, dynamics: str | None = None, size: int = 32, name: str | None = None) -> NetworkConfig:
-    """The network for a data set: its preset; for images of your own that of CIFAR-10, from 64 pixels that of STL-10.
+    """The default network for a data set: its preset if it has one.
+
+    Other images get the preset of CIFAR-10, or that of STL-10 if they have at least 64 pixels per side.
+
 
     Args:
-        dynamics: None for hamiltonian, or that of the named preset.
-        name: a preset to take instead.
+        dynamics: None for the dynamics of the named preset, or hamiltonian if no preset is named.
+        name: a preset to return instead.
 
     Raises:
-        ValueError: a preset of another dynamics.
+        ValueError: the named preset has another dynamics.
     """
     if name is not None:
         config = preset(name)

@@ -18,18 +18,18 @@ from multipde.networks.network import PDENet
 class Regularizer:
     """R = α1 Σ_j dt Σ_i φ((θ_{j+1,i} - θ_{j,i})/dt) + α2/2 (Σ_j dt |θ_j|² + |W|² + |μ|²), eq. (13).
 
-    θ_j are the controls of a block at the nodes of their grid, dt the distance of the nodes, and φ(x) = sqrt(x² + τ) -
-    sqrt(τ). As quadratures the sums mean the same on every time grid: the first is invariant under linear refinement of
-    the controls, the second under constant refinement. Stencils count as they are on the reference mesh. Opening and
-    connectors enter the second term only, without dt.
+    θ_j are the controls of a block at the nodes of their grid, dt is the distance between nodes, and φ(x) =
+    sqrt(x² + τ) - sqrt(τ). The sums are quadratures, so that they approximate the same integrals on every time grid:
+    the first is invariant under linear refinement of the controls, the second under constant refinement. Stencils are
+    taken on the reference mesh. Opening, connectors and classifier enter only the second term, without dt.
 
     Args:
         alpha1: weight of the total variation in time.
-        alpha2: weight of the squares.
+        alpha2: weight of the sum of squares.
         tau: smoothing of the absolute value.
 
     Raises:
-        ValueError: a negative weight, a smoothing that is not positive.
+        ValueError: a weight is negative, or tau is not positive.
 
     Reference: Ruthotto & Haber (2018), eq. (13).
     """
@@ -63,15 +63,15 @@ class Regularizer:
 
 
 class RegularizerGradient:
-    """Adds the gradient of a regulariser to those of the parameters of a network, which it collects once.
+    """The gradient of a regulariser in closed form, added to the gradients of a network's parameters.
 
         ∂R/∂θ_j = α1 (ψ((θ_j - θ_{j-1})/dt) - ψ((θ_{j+1} - θ_j)/dt)) + α2 dt θ_j,    ψ(x) = x/sqrt(x² + τ)
 
-    Differences beyond the ends of the grid are zero. A parameter p of which θ = S p gets Sᵀ ∂R/∂θ. All small tensors of
-    a block are one here, which autograd's way through `Regularizer` would handle one by one.
+    Differences beyond the ends of the grid are zero. A parameter p with θ = S p gets the gradient Sᵀ ∂R/∂θ. The small
+    tensors of a block are concatenated, which is faster than differentiating `Regularizer` tensor by tensor.
 
     Args:
-        net: its parameters are looked up now, their values when the gradient is added.
+        net: network whose parameters are collected here; their values are read when the gradient is added.
     """
 
     def __init__(self, regularizer: Regularizer, net: PDENet):
@@ -84,7 +84,7 @@ class RegularizerGradient:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Add the gradient, or make it the gradient of a parameter that has none."""
+        """Add the gradient; a missing gradient of a parameter counts as zero."""
         r = self.regularizer
         found = [(self.others, r.alpha2 * _row(self.others))]
         for dt, nodes in self.blocks:
@@ -102,7 +102,7 @@ class RegularizerGradient:
 
 
 def _add(stored: "list[_Stored]", grads: Tensor) -> None:
-    """Add to the gradients of parameters, given one after the other."""
+    """Add the entries of one vector, which holds all parameters in their order, to their gradients."""
     old, new = [], []
     for s, grad in zip(stored, grads.split([s.parameter.numel() for s in stored]), strict=True):
         if s.parameter.requires_grad and s.parameter.grad is None:
@@ -115,10 +115,10 @@ def _add(stored: "list[_Stored]", grads: Tensor) -> None:
 
 
 class Box:
-    """The stencils of the symmetric layers of a network are kept in [-bound, bound] on their reference mesh.
+    """The box constraint: the stencils of the symmetric layers stay in [-bound, bound] on their reference mesh.
 
     Attributes:
-        stencils: the stored parameters that are stencils; for others they have to be computed.
+        stencils: the stored parameters that are stencils themselves, not β coordinates of stencils.
 
     Reference: Ruthotto & Haber (2018), section 4.
     """
@@ -143,23 +143,23 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """A parameter p with what makes a stencil of it, if anything does."""
+    """A stored parameter p and its parametrization as a stencil, if it has one."""
 
     parameter: nn.Parameter
     parametrization: StencilParametrization | None
 
     @property
     def is_itself(self) -> bool:
-        """Whether p is on the reference mesh what it stands for."""
+        """Whether the value of p on the reference mesh is p itself."""
         return self.parametrization is None or self.parametrization.coordinates == "stencil"
 
     def flat(self) -> Tensor:
-        """What p is on the reference mesh, the channels innermost, as they mostly are in memory."""
+        """The value of p on the reference mesh as a vector, channels last, as they usually lie in memory."""
         p = self.parameter if self.is_itself else self.parametrization.reference_stencil(self.parameter)  # pyright: ignore
         return p.movedim(1, -1).flatten() if p.dim() > 1 else p
 
     def pulled_back(self, grad: Tensor) -> Tensor:
-        """The gradient by p from that by `flat`."""
+        """The gradient with respect to p from the gradient with respect to `flat`."""
         if self.parameter.dim() > 1:
             num, channels, *width = self.parameter.shape
             grad = grad.view(num, *width, channels).movedim(-1, 1)
@@ -167,12 +167,12 @@ class _Stored:
 
 
 def _row(stored: Iterable[_Stored]) -> Tensor:
-    """All one after the other, as they are on the reference mesh."""
+    """The values of all parameters on the reference mesh, concatenated."""
     return torch.cat([s.flat() for s in stored])
 
 
 def _stored(module: nn.Module) -> list[_Stored]:
-    """All parameters of a module."""
+    """All parameters of a module with their parametrizations."""
     result = []
     for part in module.modules():
         for name, p in part._parameters.items():

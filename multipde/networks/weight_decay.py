@@ -1,15 +1,15 @@
-"""The penalty of a network that multipde knows nothing about: weight decay on its stencils and matrices."""
+"""The penalty of an external model: weight decay on its stencils and matrices."""
 
 import torch
 from torch import nn
 
 
 class WeightDecay:
-    """R = α2/2 Σ |W|² over the parameters with more than one axis: no norms and no biases.
+    """R = α2/2 Σ |W|² over the parameters with more than one axis, which excludes biases and normalisation layers.
 
     Args:
-        alpha2: weight of the squares.
-        net: its parameters are looked up now, their values when the gradient is added.
+        alpha2: weight of the sum of squares.
+        net: network whose parameters are collected here; their values are read when the gradient is added.
 
     Raises:
         ValueError: a negative weight.
@@ -23,7 +23,7 @@ class WeightDecay:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Add the gradient α2 W, or make it the gradient of a parameter that has none."""
+        """Add α2 W to the gradients; a missing gradient counts as zero."""
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
