@@ -61,11 +61,6 @@ class Compute:
         return net
 
 
-def place(net: N, device: torch.device) -> N:
-    """As `Compute.place`."""
-    return Compute(device).place(net)
-
-
 def choose_device(device: str | torch.device) -> torch.device:
     """The device of that name; ``"auto"`` takes CUDA, then MPS, then the CPU.
 
@@ -83,11 +78,6 @@ def choose_device(device: str | torch.device) -> torch.device:
             f"device must be one that torch has here, got {device!r} ({reason}); type --device cpu"
         ) from None
     return chosen
-
-
-def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """As `Compute.autocast`."""
-    return Compute(device, choose_amp(device, amp)).autocast()
 
 
 def choose_amp(device: torch.device, amp: str) -> str:

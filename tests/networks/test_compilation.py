@@ -14,7 +14,7 @@ from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, trai
 from multipde.networks.compilation import check_compiler, compile_layers
 from multipde.networks.kernels import dispatch as kernels
 from multipde.networks.kernels import native
-from multipde.runtime.device import Compute, place
+from multipde.runtime.device import Compute
 from multipde.training.schedule import levels_from_lists
 from multipde.training.step import TrainStep
 
@@ -57,7 +57,7 @@ def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, co
 
 @pytest.mark.parametrize(("memory", "amp"), [("store", "off"), ("reversible", "bf16"), ("checkpoint", "off")])
 def test_no_step_after_the_first_compiles(memory, amp, counter):
-    net = place(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train(), CPU)
+    net = Compute(CPU).place(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train())
     step = TrainStep(net, TrainSettings(compile=True), Compute(CPU, amp))
     x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
     step(x, labels, 0.1)
@@ -74,7 +74,7 @@ def test_no_step_after_the_first_compiles(memory, amp, counter):
 def test_compiled_steps_are_the_usual_ones(amp, tolerance, either_kernels):
     config = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8, memory="reversible")
     torch.manual_seed(0)
-    net = place(PDENet(config).train(), CPU)
+    net = Compute(CPU).place(PDENet(config).train())
     other = copy.deepcopy(net)
     steps = [TrainStep(n, TrainSettings(compile=c), Compute(CPU, amp)) for n, c in ((net, False), (other, True))]
     x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
@@ -109,7 +109,7 @@ def test_without_a_compiler_one_line_says_so(no_compiler, tmp_path):
     with pytest.raises(ValueError, match=r"^compile needs a C\+\+ compiler and the headers of Python, got [^\n]+ out$"):
         check_compiler(CPU, by_torch=True)
     config = NetworkConfig("hamiltonian", (4,), 8, steps=2, size=8)
-    for other in (PDENet(config), place(PDENet(config).double(), CPU), PDENet(replace(config, dim=3))):
+    for other in (PDENet(config), Compute(CPU).place(PDENet(config).double()), PDENet(replace(config, dim=3))):
         with pytest.raises(ValueError, match="headers of Python"):
             compile_layers(other)
     with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
