@@ -1,4 +1,4 @@
-"""Where a run comes from: command, versions, machine, and the data, so that a difference can be explained."""
+"""The provenance of a run: its command, package versions, machine and data, so that differences can be explained."""
 
 import os
 import platform
@@ -13,15 +13,16 @@ import torch
 
 from multipde.data.checksum import FileChecksum, data_checksum
 from multipde.data.datasets import ImageData
-from multipde.runtime.processes import num_processes
+from multipde.runtime.processes import is_rank_zero, num_processes, on_rank_zero
 from multipde.storage.files import write_file
 from multipde.storage.records import FORMAT, json_bytes, read_json
+from multipde.storage.run_directory import part_of
 
 PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
 
 
 def provenance(images: ImageData) -> dict[str, Any]:
-    """Plain data about a run that begins. No program is asked: folders of images and runs may come from strangers."""
+    """Command, versions, machine and data of a new run. No program such as git is called in untrusted folders."""
     return {
         "command": shlex.join(sys.argv),
         "versions": versions(),
@@ -31,12 +32,12 @@ def provenance(images: ImageData) -> dict[str, Any]:
 
 
 def data_record(images: ImageData) -> dict[str, Any]:
-    """What the images are."""
+    """The checksum of the images."""
     return {"sha256": data_checksum(images)}
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Versions of Python and of the packages that the numbers depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -47,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, threads and processes in use, memory, and accelerator."""
+    """Processor, cores, threads and processes in use, memory, accelerator and operating system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {
         "processor": _processor(),
@@ -60,9 +61,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """What is not as it was when the run began and may change the last bits of its numbers, a line each."""
-    found = []
+def differences(recorded: Mapping[str, Any]) -> list[str]:
+    """Versions and properties of the machine that differ from those recorded and may change rounding, a line each."""
+    found, present = [], {"versions": versions(), "machine": machine()}
     for part, names in (
         ("versions", (*PACKAGES, "python")),
         ("machine", ("processor", "threads", "processes", "accelerator")),
@@ -74,47 +75,54 @@ def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list
     return found
 
 
-class RecordedFiles:
-    """The checksum of the streamed files of a run, written into its record as soon as it is known.
+class ChecksumWriter:
+    """Rank zero writes the checksum of a run's streamed files into its record as soon as it is known.
 
     Args:
-        images: of the run.
-        file: the record.
+        file: the record of the run.
     """
 
     def __init__(self, images: ImageData, file: Path):
-        self.file, self.checksum = file, FileChecksum(images)
+        self.file, self.checksum = file, FileChecksum(images) if is_rank_zero() else None
 
-    def settle(self, wait: bool = False) -> None:
-        """Write the checksum down if it is known, or compare it with the one that is written down.
+    def update(self, wait: bool = False) -> None:
+        """Write the checksum if it is known, or compare it with the recorded one; ValueError where they differ."""
+        on_rank_zero(lambda: self._update(wait))
 
-        Args:
-            wait: until it is known.
-
-        Raises:
-            ValueError: the files are not those with which the run began, or cannot be read.
-        """
-        found = self.checksum.result(wait)
+    def _update(self, wait: bool) -> None:
+        found = self.checksum.result(wait) if self.checksum else None
         if found is None:
             return
         record = read_json(self.file, FORMAT)
-        origin = record.get("provenance")
-        data = origin.get("data") if isinstance(origin, dict) else None
-        if not isinstance(data, dict):
-            return
-        if (recorded := data.get("files_sha256")) is None:
+        data = part_of(part_of(record, "provenance"), "data")
+        recorded = data.get("files_sha256")
+        if data and recorded is None:
             data["files_sha256"] = found
             write_file(self.file, json_bytes(record))
-        elif recorded != found:
-            raise ValueError(changed_data(recorded, found))
+        elif data and recorded != found:
+            raise ValueError(_changed_data(recorded, found))
 
     def close(self) -> None:
-        """Give up what is not read yet."""
-        self.checksum.close()
+        """Stop reading."""
+        if self.checksum is not None:
+            self.checksum.close()
 
 
-def changed_data(recorded: Any, found: str) -> str:
-    """What is said where the images of a run are not those with which it began."""
+def check_data(record: Mapping[str, Any], images: ImageData, count_only: bool) -> None:
+    """Raise ValueError for images that are not those of the recorded run.
+
+    Args:
+        count_only: compare the number of training images alone, since images of another size have another checksum.
+    """
+    num = record.get("num_train")
+    if len(images.train) != num:
+        raise ValueError(f"data must be those of the run, {num} training images, got {len(images.train)}")
+    recorded = part_of(part_of(record, "provenance"), "data").get("sha256")
+    if not count_only and recorded is not None and recorded != (found := data_checksum(images)):
+        raise ValueError(_changed_data(recorded, found))
+
+
+def _changed_data(recorded: Any, found: str) -> str:
     return (
         f"data must be those of the run, with checksum {str(recorded)[:12]}..., got {found[:12]}...: images or "
         "labels have changed"
@@ -122,7 +130,7 @@ def changed_data(recorded: Any, found: str) -> str:
 
 
 def _processor() -> str:
-    """Its name, and family and model where there is one, which tell generations of the same name apart."""
+    """The processor's name, and its family and model, which distinguish generations of the same name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -118,7 +118,7 @@ def network_for(model: Any, schedule: Schedule, start: Start | None) -> tuple[An
     return (found if first.steps is None else found.with_steps(first.steps)), start  # T is that of the checkpoint
 
 
-def suited(spec: Any, images: ImageData, is_trained: bool) -> Any:
+def fit_to_data(spec: Any, images: ImageData, is_trained: bool) -> Any:
     """Classes, input channels and normalisation from the data; a trained network must have these classes already."""
     if spec.dim != 2:
         raise ValueError(f"dim must be 2 for a network that is trained on images, got {spec.dim}")

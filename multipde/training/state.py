@@ -33,7 +33,7 @@ class TrainState:
         best_accuracy: on the validation images at this level.
         levels: a record for every level that is done.
         moves: a record for every move between levels.
-        pace: where the numbers of epochs are found while training, see `Pace`.
+        pace: state of the `StoppingRule`, where the numbers of epochs are found while training.
         rate_scale: what rollbacks have made of the learning rate.
         rollbacks: a record for each.
     """

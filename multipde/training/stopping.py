@@ -17,7 +17,7 @@ LEAST_EPOCHS = 0.05
 
 
 @dataclass(frozen=True)
-class Pace:
+class StoppingRule:
     """Leaves a level when it gains less per unit of work than the next one is expected to.
 
     After every epoch e of work w with validation accuracy a_e the gain is smoothed,
@@ -55,7 +55,7 @@ class Pace:
         fresh = {"began": spent, "accuracy": accuracy, "gain": None, "price": price, "leave": False, "planned": None}
         if not is_last:
             return fresh | {"allowed": left / 2, "flops": flops, "seconds": seconds}
-        assert price is not None  # pace_of wants two levels for a budget in time
+        assert price is not None  # stopping_rule wants two levels for a budget in time
         return fresh | {"planned": max(LEAST_EPOCHS, left / (price * epoch_flops))}
 
     def after_epoch(
@@ -84,7 +84,7 @@ class Pace:
         }
 
 
-def pace_of(schedule: Schedule, settings: TrainSettings) -> Pace | None:
+def stopping_rule(schedule: Schedule, settings: TrainSettings) -> StoppingRule | None:
     """How the levels of a schedule are left; None where it says so itself.
 
     Raises:
@@ -105,4 +105,4 @@ def pace_of(schedule: Schedule, settings: TrainSettings) -> Pace | None:
     budget = parse_budget(settings.budget)
     if budget.unit == "seconds" and len(unknown) == 1:
         raise ValueError(f"budget must be in FLOPs for a single level, got {settings.budget}")
-    return Pace(budget, settings.min_epochs, settings.max_epochs)
+    return StoppingRule(budget, settings.min_epochs, settings.max_epochs)

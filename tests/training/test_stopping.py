@@ -4,7 +4,7 @@ import pytest
 
 from multipde import Level, Schedule, TrainSettings
 from multipde.training.schedule import levels_from_lists
-from multipde.training.stopping import SHARE_REMOVED, Budget, Pace, pace_of, parse_budget
+from multipde.training.stopping import SHARE_REMOVED, Budget, StoppingRule, parse_budget, stopping_rule
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,11 @@ def test_other_budgets_are_refused(text):
 
 
 def test_a_level_is_left_when_it_gains_less_per_work_than_the_next_is_expected_to():
-    pace = Pace(Budget(1000, "flops"))
-    state = pace.begin({}, 0, 0, epoch_flops=1, accuracy=0.1, is_last=False)
+    rule = StoppingRule(Budget(1000, "flops"))
+    state = rule.begin({}, 0, 0, epoch_flops=1, accuracy=0.1, is_last=False)
     accuracy, smoothed = 0.1, None
     for epoch, reached in enumerate((0.4, 0.5, 0.51, 0.515, 0.516, 0.516, 0.516), start=1):
-        state = pace.after_epoch(state, epoch, epoch, 0, reached, next_flops=4)
+        state = rule.after_epoch(state, epoch, epoch, 0, reached, next_flops=4)
         gain, accuracy = reached - accuracy, reached
         smoothed = gain if smoothed is None else (gain + smoothed) / 2
         assert state["gain"] == pytest.approx(smoothed)
@@ -35,23 +35,23 @@ def test_a_level_is_left_when_it_gains_less_per_work_than_the_next_is_expected_t
 
 
 def test_bounds_on_the_epochs_and_on_the_share_of_the_budget():
-    def leave(pace, epochs, gains=0.5, budget_spent=1.0):
-        state = pace.begin({}, 0, 0, 1, 0.0, False)
-        return pace.after_epoch(state, epochs, budget_spent, 0, gains, 4)["leave"]
+    def leave(rule, epochs, gains=0.5, budget_spent=1.0):
+        state = rule.begin({}, 0, 0, 1, 0.0, False)
+        return rule.after_epoch(state, epochs, budget_spent, 0, gains, 4)["leave"]
 
-    assert not leave(Pace(Budget(1000, "flops")), 1)
-    assert leave(Pace(Budget(1000, "flops"), max_epochs=3), 3)
-    assert leave(Pace(Budget(1000, "flops")), 1, gains=0.0)
-    assert not leave(Pace(Budget(1000, "flops"), min_epochs=2), 1, gains=0.0)
-    assert leave(Pace(Budget(3, "flops")), 1)  # a second epoch would go beyond half of the budget
-    assert not leave(Pace(Budget(4, "flops")), 1)
+    assert not leave(StoppingRule(Budget(1000, "flops")), 1)
+    assert leave(StoppingRule(Budget(1000, "flops"), max_epochs=3), 3)
+    assert leave(StoppingRule(Budget(1000, "flops")), 1, gains=0.0)
+    assert not leave(StoppingRule(Budget(1000, "flops"), min_epochs=2), 1, gains=0.0)
+    assert leave(StoppingRule(Budget(3, "flops")), 1)  # a second epoch would go beyond half of the budget
+    assert not leave(StoppingRule(Budget(4, "flops")), 1)
 
 
 def test_the_last_level_has_what_remains():
-    pace = Pace(Budget(10, "flops"))
-    assert pace.begin({}, 4, 0, epoch_flops=4, accuracy=0.5, is_last=True)["planned"] == pytest.approx(1.5)
-    assert pace.begin({}, 11, 0, epoch_flops=4, accuracy=0.5, is_last=True)["planned"] == 0.05
-    timed = Pace(Budget(100, "seconds"))
+    rule = StoppingRule(Budget(10, "flops"))
+    assert rule.begin({}, 4, 0, epoch_flops=4, accuracy=0.5, is_last=True)["planned"] == pytest.approx(1.5)
+    assert rule.begin({}, 11, 0, epoch_flops=4, accuracy=0.5, is_last=True)["planned"] == 0.05
+    timed = StoppingRule(Budget(100, "seconds"))
     state = timed.begin({}, 0, 0, 1, 0.1, False)
     state = timed.after_epoch(state, 1, flops=5, seconds=20, accuracy=0.3, next_flops=20)
     assert state["price"] == 4
@@ -89,6 +89,6 @@ def test_learning_rates_rise_on_the_first_level_and_fall_on_the_last():
 )
 def test_what_does_not_fit_is_named(levels, settings, message):
     with pytest.raises(ValueError, match=message):
-        pace_of(Schedule(levels), TrainSettings(**settings))
+        stopping_rule(Schedule(levels), TrainSettings(**settings))
     with pytest.raises(ValueError, match="min_epochs must lie between 1 and max_epochs, got 3 and 2"):
         TrainSettings(min_epochs=3, max_epochs=2)

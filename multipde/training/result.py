@@ -1,0 +1,58 @@
+"""What a run writes when its training is over: the network, its test result, and a table of its levels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from multipde.evaluation.metrics import Metrics
+from multipde.runtime.processes import on_rank_zero
+from multipde.storage.files import write_file, write_files
+from multipde.storage.records import FORMAT, json_bytes
+from multipde.storage.run_directory import RESULT
+from multipde.storage.stored_network import network_files
+from multipde.training.level import steps_text
+from multipde.training.schedule import Schedule
+from multipde.training.trainer import Trainer
+
+
+def write_result(trainer: Trainer, model: nn.Module, test: Metrics) -> dict[str, Any]:
+    """Write the best network of a run and the record of its result, which is returned."""
+    state = trainer.state
+    result = {
+        "format": FORMAT,
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "seconds": state.seconds,
+        "flops": state.flops,
+        "levels": state.levels,
+        "moves": state.moves,
+        "rollbacks": state.rollbacks,
+    }
+
+    def write() -> None:
+        write_files(trainer.run_dir, network_files(model))
+        write_file(trainer.run_dir / RESULT, json_bytes(result))
+
+    on_rank_zero(write)
+    return result
+
+
+def level_rows(schedule: Schedule, levels: list[dict[str, Any]]) -> list[Mapping[str, str]]:
+    """A table with the share of work and time and the best validation accuracy of each level, as text."""
+    rows, flops, seconds = [], 0.0, 0.0
+    total_flops, total_seconds = levels[-1]["total_flops"], levels[-1]["total_seconds"]
+    for planned, reached in zip(schedule.rows(), levels, strict=True):
+        rows.append(
+            {
+                "level": planned["level"],
+                "size": planned["size"],
+                "steps": steps_text(tuple(reached["steps"])),
+                "epochs": f"{reached['epochs']:g}",
+                "share of work": f"{(reached['total_flops'] - flops) / total_flops:.0%}",
+                "share of time": f"{(reached['total_seconds'] - seconds) / total_seconds:.0%}",
+                "best validation": f"{reached['validation_accuracy']:.1%}",
+            }
+        )
+        flops, seconds = reached["total_flops"], reached["total_seconds"]
+    return rows
