@@ -108,7 +108,7 @@ def level_flops(level: Level, config: "ModelSpec") -> float:
     """Floating point operations per training image of a level, forwards and backwards, for its network."""
     from multipde.networks.cost import count_flops  # here, for the command line shows the defaults without torch
 
-    plain = [(replace(config, size=size, reference=None), share) for size, share in level.sizes]  # pyright: ignore
+    plain = [(replace(config, size=size, reference=None), share) for size, share in level.sizes]
     return sum(share * count_flops(network, training=True) for network, share in plain)
 
 

@@ -85,7 +85,7 @@ class Schedule:
         config = self.network
         if first.steps is not None:  # here dt is that of the network, and T follows
             has_steps = bool(config.block_steps)
-            config = replace(config, steps=first.steps) if has_steps else config.with_steps(first.steps)  # pyright: ignore
+            config = replace(config, steps=first.steps) if has_steps else config.with_steps(first.steps)
         configs = []
         for level in self.levels:
             config = config.on_mesh(level.size)

@@ -202,7 +202,7 @@ def _taken_up(net: nn.Module, trainer: Trainer) -> nn.Module:
 
 def _refer_to(net: nn.Module, size: int) -> None:
     """Let the stored stencils of a network belong to the mesh of a size."""
-    spec: Any = replace(spec_of(net), reference=size)  # pyright: ignore[reportArgumentType]
+    spec: Any = replace(spec_of(net), reference=size)
     net.multipde_spec = spec
     if any(stencil_parametrization(layer) for layer in stencil_layers(net).values()):
         set_reference(net, 1 / size)
