@@ -107,7 +107,8 @@ class Finetune(Trained):
     def run_command(self) -> None:
         from multipde.studies.bench.finetune import finetune_study
 
-        finetune_study(**self.given() | {"data": self.of(self.checkpoint)})
+        given: dict[str, Any] = self.given() | {"data": self.of(self.checkpoint)}
+        finetune_study(**given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ What it reaches (the shapes have one scale, so no map is right everywhere, and t
 import tempfile
 from pathlib import Path
 
+import torch
+
 from multipde import Level, Schedule, TrainSettings, convert, evaluate, load_data, preset, recalibrate, train
 from multipde.data.batches import Normalize
 from multipde.mesh.transfer import METHODS
@@ -27,7 +29,9 @@ def main(num_train: int = 4000) -> None:
         plan = Schedule([Level(8, epochs=6, batch=50), Level(16, epochs=4, batch=50)])
         net = train(NETWORK, plan, data, Path(place) / "run", settings=settings, quiet=True).model
     print(f"trained at 16 pixels: {evaluate(net, data, device='cpu').accuracy:.1%}")
-    images = data.train.at_size(8, next(net.parameters()).device)[:1000]
+    images = torch.cat(
+        [x for x, _ in data.train.batches([(8, torch.arange(len(data.train))[:1000])], torch.device("cpu"))]
+    )
     calibration = Normalize(net.config.mean, net.config.std)(images).split(250)
     print(f"{'moved to 8 by':<16}{'as it comes':>12}{'recalibrated':>14}")
     for method in METHODS:

@@ -32,7 +32,8 @@ def main() -> None:
     print(f"the last one lies on a mesh {last.basis().mesh_size[0] * 64:.0f} times as wide")  # pyright: ignore
 
     fine = convert(net, size=128, method="rediscretize")
-    print(f"converted to h = 1/{1 / mesh_size(fine):.0f}; the original is still at h = 1/{1 / mesh_size(net):.0f}")
+    sizes = [1 / float(mesh_size(each)) for each in (fine, net)]  # pyright: ignore
+    print(f"converted to h = 1/{sizes[0]:.0f}; the original is still at h = 1/{sizes[1]:.0f}")
     set_mesh_size(net, 1 / 128)
     difference = (net.conv1.weight - fine.conv1.weight).abs().max() / fine.conv1.weight.abs().max()
     print(f"set_mesh_size gives the same stencils: {bool(difference < 1e-5)}")
