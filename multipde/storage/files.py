@@ -1,4 +1,4 @@
-"""TODO"""
+"""Files and directories that are written whole or not at all, with SHA-256 checksums."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ SUMS, LOCK, PARTIAL = "SHA256SUMS", ".lock", ".*.partial-*"
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Whatever the system finds wrong inside becomes one OSError that names the file."""
+    """Replace any OSError raised in the context by one that names the file."""
     try:
         yield
     except OSError as error:
@@ -23,11 +23,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def write_file(file: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under another name, to the disk, renamed.
-
-    Raises:
-        OSError: the disk is full, the directory is gone or read-only; what was there before is still there.
-    """
+    """Write a file under another name, sync it to disk and rename it; on an OSError the previous file remains."""
     partial = _partial(file)
     with writing(file):
         try:
@@ -40,11 +36,7 @@ def write_file(file: Path, data: bytes) -> None:
 
 
 def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write a directory of files and their checksums: it is there whole or not at all.
-
-    Raises:
-        OSError: as `write_file`.
-    """
+    """Write a new directory of files and their checksums; on an OSError no directory is left."""
     partial = _partial(directory)
     with writing(directory):
         try:
@@ -60,18 +52,18 @@ def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a directory that is there, each whole, their checksums last."""
+    """Write files into an existing directory, each with `write_file`, and their checksums last."""
     for name, data in {**files, SUMS: checksums(files)}.items():
         write_file(directory / name, data)
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
-    """What ``sha256sum -c`` reads."""
+    """The checksums of files in the format that ``sha256sum -c`` reads."""
     return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items())).encode()
 
 
 def check_sums(directory: Path, *names: str) -> None:
-    """Raise ValueError for a file that differs from its checksum; a directory without checksums is taken as it is."""
+    """Raise ValueError for a file that differs from its checksum; without a file of checksums nothing is checked."""
     if not (directory / SUMS).exists():
         return
     text = read_file(directory / SUMS).decode(errors="replace")
@@ -84,12 +76,12 @@ def check_sums(directory: Path, *names: str) -> None:
 
 
 def is_scratch(path: Path) -> bool:
-    """Whether it is a lock, or what an interrupted writer left."""
+    """Whether a path is a lock or a partially written file or directory."""
     return path.name == LOCK or fnmatch(path.name, PARTIAL)
 
 
 def clear_partials(directory: Path) -> None:
-    """Remove what an interrupted writer left."""
+    """Remove partially written files and directories."""
     for partial in directory.glob(PARTIAL):
         shutil.rmtree(partial) if partial.is_dir() and not partial.is_symlink() else partial.unlink()
 
@@ -106,7 +98,7 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Names to the disk, where the system has such a thing."""
+    """Sync the entries of a directory to disk, where the operating system supports it."""
     with suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""One process for a run directory."""
+"""A lock that gives one process at a time access to a run directory."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,10 @@ from multipde.storage.files import LOCK, writing
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """No other process gets into the same directory as long as this one is inside.
+    """Hold the lock of a directory within the context; ValueError if another process holds it.
 
-    The lock belongs to the process: it goes with it, however it ends, and children do not inherit it. Where the file
-    system has no locks there is none.
-
-    Raises:
-        ValueError: another process is inside.
+    The operating system releases the lock when the process ends in any way, and child processes do not inherit it. On a
+    file system without locks nothing is locked.
     """
     try:
         import fcntl
@@ -34,10 +31,10 @@ def locked(directory: Path) -> Iterator[None]:
             os.close(handle)
             raise ValueError(f"run must not be in use, got {directory}, which {owner} is training") from None
         except OSError:
-            pass  # no locks here
+            pass  # a file system without locks
         if _is_same(handle, file):
             break
-        os.close(handle)  # removed by its owner in between
+        os.close(handle)  # its owner removed the file meanwhile
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"process {os.getpid()}".encode(), 0)
     held = [handle]
@@ -63,7 +60,7 @@ def _is_same(handle: int, file: Path) -> bool:
 
 
 def _drop_in_child() -> None:
-    """A forked child shares the open file, and with it the lock: it lets go of its copy."""
+    """Close a forked child's copies of the open lock files, so that it does not keep the locks."""
     for held in _HELD:
         os.close(held.pop())
 

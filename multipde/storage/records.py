@@ -1,4 +1,4 @@
-"""JSON records, which a stranger may have written: read, checked for kind and range, and made into dataclasses."""
+"""JSON records from untrusted files: read, checked for type and range, and made into dataclasses."""
 
 import json
 import stat
@@ -9,21 +9,16 @@ from typing import Any, TypeVar
 import typeguard
 
 FORMAT = 1
-"""Of all records that are written; older ones are read."""
+"""Format number of the records that are written; older formats are read, too."""
 
 RECORD_BYTES = 64 * 2**20
-"""No record of ours is longer."""
-
+"""Largest length of a file of records."""
 
 Kind = TypeVar("Kind")
 
 
 def regular(file: Path) -> Path:
-    """The path of a file with contents, not of a directory, a device or a pipe.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """The path itself; ValueError unless it is a regular file, and no directory, device or pipe."""
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -36,11 +31,7 @@ def regular(file: Path) -> Path:
 
 
 def read_file(file: Path) -> bytes:
-    """The contents of a file of records.
-
-    Raises:
-        ValueError: a file that is missing, no file, or far too long.
-    """
+    """The contents of a file of records; ValueError if it is missing, no regular file, or too long."""
     length = regular(file).stat().st_size
     if length > RECORD_BYTES:
         raise ValueError(f"{file} must be at most {RECORD_BYTES:,} bytes long, got {length:,}")
@@ -48,14 +39,7 @@ def read_file(file: Path) -> bytes:
 
 
 def read_json(file: Path, newest: int) -> dict[str, Any]:
-    """A JSON record of ours.
-
-    Args:
-        newest: largest format number that is known.
-
-    Raises:
-        ValueError: a file that is missing, not a JSON record, or of a newer format.
-    """
+    """A JSON record of this library; ValueError if it is missing, not JSON, or of a format newer than ``newest``."""
     try:
         record = json.loads(read_file(file))
     except (ValueError, RecursionError) as error:
@@ -70,13 +54,10 @@ def read_json(file: Path, newest: int) -> dict[str, Any]:
 
 
 def from_record(kind: type[Kind], record: Any, file: Path, what: str) -> Kind:
-    """A dataclass from plain data that a stranger may have written.
+    """A dataclass from untrusted plain data; ValueError for unknown or missing entries and for invalid values.
 
     Args:
-        what: it describes, for the error.
-
-    Raises:
-        ValueError: unknown or missing entries, values of the wrong kind or outside their range.
+        what: a name for the record in error messages.
     """
     if not isinstance(record, dict):
         raise ValueError(f"{file} must describe {what}, got {type(record).__name__}")
@@ -103,10 +84,10 @@ def check_kind(name: str, value: Any, annotation: Any) -> None:
 
 
 def brief(error: BaseException) -> str:
-    """What another library says, in one line that is not too long."""
+    """The message of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
 def json_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as JSON; numbers come back exactly."""
+    """A record as JSON, which represents all numbers exactly."""
     return (json.dumps(record, indent=1) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Files of rows: a JSON record per line, appended to, read up to the first torn line."""
+"""Files of rows: one JSON record per line, appended to, and read up to the first incomplete line."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 from multipde.storage.files import writing
 
 LONG_LINE = 2**20
-"""No row is longer."""
+"""Largest length of a row in bytes."""
 
 
 def check_rows(file: Path) -> None:
-    """Raise OSError for a file to which no rows can be appended, before they are measured; nothing is left behind."""
+    """Raise OSError for a file to which no rows can be appended; the file system is left as it was."""
     with writing(file):
         is_new, missing = not file.exists(), [folder for folder in file.parents if not folder.exists()]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -27,11 +27,7 @@ def check_rows(file: Path) -> None:
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """One more line of a file of rows, such as `read_metrics` reads; a torn line before it is taken away.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Append a row to a file, after removing an incomplete last line; OSError if the file cannot be written."""
     with writing(file), open(file, "ab+") as handle:
         _repair(handle)
         handle.write((json.dumps(row) + "\n").encode())
@@ -40,7 +36,7 @@ def append_row(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def _repair(handle: BinaryIO) -> None:
-    """Cut a file off behind its last whole line."""
+    """Truncate a file after its last complete line."""
     end = handle.seek(0, os.SEEK_END)
     start = max(0, end - LONG_LINE)
     handle.seek(start)
@@ -50,7 +46,7 @@ def _repair(handle: BinaryIO) -> None:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics file, a torn last line left out."""
+    """All rows of a metrics file up to the first incomplete line; none if there is no file."""
     if not file.exists():
         return []
     rows = []

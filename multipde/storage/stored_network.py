@@ -25,15 +25,18 @@ was typed after ``--arch``, or its description."""
 def save(model: nn.Module, directory: str | Path) -> Path:
     """Write a network to a new directory: model.safetensors, config.json and their SHA256SUMS.
 
-    Equal networks give equal bytes: no time, no path is stored.
+    Equal networks give equal bytes, since no time or path is stored.
 
     Args:
         model: a `PDENet`, or any network with a description, see `describe`.
 
+    Returns:
+        The absolute path of the directory.
+
     Raises:
         FileExistsError: the directory exists and is not empty.
-        ValueError: a module without description, or whose stencils are not on the mesh of its size.
-        OSError: it cannot be written; nothing is left behind then.
+        ValueError: the module has no description, or its stencils are not on the mesh of the size it describes.
+        OSError: the directory cannot be written; nothing is left behind.
     """
     directory = Path(directory).resolve()
     check_new(directory)
@@ -45,18 +48,19 @@ def save(model: nn.Module, directory: str | Path) -> Path:
 def load(directory: str | Path, model: Given = None) -> Any:
     """Read a network that `save` wrote, or the best weights at the last level of a run directory.
 
-    Its stencils are on the mesh of its size, also where a baked network was saved. The files may come from a stranger:
-    nothing in them is executed or imported, no memory is taken before the shapes in the file are those of the network.
+    Its stencils are on the mesh of its size, also where a baked network was saved. Untrusted files are safe to read:
+    nothing in them is executed or imported, and shapes are checked before memory is allocated.
 
     Args:
-        model: for a network that was given in Python or by an import path: the same module, function or path again.
+        directory: a directory that `save` wrote, or of a run, a checkpoint or a converted network.
+        model: for a network that was given in Python or by an import path: the same module, function or path.
 
     Returns:
         A `PDENet`, or the external network, in evaluation mode.
 
     Raises:
-        ValueError: no such directory, not a checkpoint, one that is damaged or whose parts do not belong together, or a
-            network that has to be given again.
+        ValueError: there is no such directory or no network in it, a file is damaged or does not match the others, or
+            ``model`` is needed or differs from the recorded one.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -70,49 +74,37 @@ def load(directory: str | Path, model: Given = None) -> Any:
             return read_network(newest, BEST, model)
         except ValueError:
             if newest_checkpoint(directory) == newest:
-                raise  # else a training in this directory has written a newer one meanwhile
+                raise  # otherwise a running training has replaced it by a newer one
     raise ValueError(f"checkpoint must hold {MODEL} and {CONFIG}, got {directory}")
 
 
 def network_files(model: nn.Module, name: str = MODEL) -> dict[str, bytes]:
-    """The two files of a network."""
+    """The contents of the two files of a network, by name."""
     record = {"format": FORMAT, "network": spec_of(model).record()}
     return {CONFIG: json_bytes(record), name: tensor_bytes(model.state_dict())}
 
 
 def read_spec(directory: Path, model: Given = None) -> Any:
-    """The description of the network from config.json, see `load`.
-
-    Raises:
-        ValueError: a file that is missing, not JSON, of a newer format, or with unknown or missing entries.
-    """
+    """The description of the network from config.json, with its arguments and errors as in `load`."""
     file = directory / CONFIG
     return given_again(spec_from_record(read_json(file, FORMAT).get("network"), file), model)
 
 
 def spec_from_record(record: Any, file: Path) -> Any:
-    """The description of a network from plain data; nothing is imported.
-
-    Raises:
-        ValueError: unknown or missing entries, or values of the wrong kind.
-    """
+    """The description of a network from its record, without any import; ValueError for a record that is invalid."""
     kind = ExternalModel if isinstance(record, dict) and "arch" in record else NetworkConfig
     return from_record(kind, record, file, "a network")
 
 
 def given_again(spec: Any, model: Given) -> Any:
-    """A recorded description together with the network that was given again, if it is the same one.
-
-    Raises:
-        ValueError: another network.
-    """
+    """A recorded description that builds the network that was given; ValueError if it is not the recorded one."""
     is_description = hasattr(model, "record")
     if model is None or (is_description and not hasattr(spec, "factory")):
         return spec
     if not hasattr(spec, "factory"):
         raise ValueError(f"model must be left out for {spec.label}, which its record describes, got {type(model)}")
     given: Any = model if is_description else external_model(model) if isinstance(model, str) else given_model(model)  # pyright: ignore
-    both_python = all(each.arch.startswith(f"{PYTHON}:") for each in (spec, given))  # then the weights must fit
+    both_python = all(each.arch.startswith(f"{PYTHON}:") for each in (spec, given))  # only weights can be compared
     if not both_python and (spec.arch != given.arch or (given.arguments and spec.arguments != given.arguments)):
         raise ValueError(f"model must be the one of the record, {spec.arch}, got {given.arch}")
     return replace(spec, factory=given.factory)

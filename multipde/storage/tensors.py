@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: written in a fixed order, read with suspicion."""
+"""Tensors in safetensors files: written in a fixed order, and checked when they are read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +16,14 @@ NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.in
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as a safetensors file."""
+    """The contents of a safetensors file with these tensors."""
     from safetensors.torch import save
 
     return save({name: t.detach().cpu().clone().contiguous() for name, t in sorted(tensors.items())})
 
 
 def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, from its header."""
+    """Names and shapes of the tensors in a safetensors file, read from its header alone."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -34,10 +34,10 @@ def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) -> dict[str, Tensor]:
-    """The tensors of a file that must have these names and shapes, each finite.
+    """The tensors of a file; ValueError unless they have these names and shapes and all values are finite.
 
     Args:
-        may_lack: not all names need be there.
+        may_lack: accept a file without some of the names.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""How much a training may cost, in time or in floating point operations."""
+"""The budget of a training, in time or in floating point operations."""
 
 import math
 import re
@@ -9,12 +9,7 @@ UNITS = {"min": ("seconds", 60.0), "h": ("seconds", 3600.0), "gflops": ("flops",
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a training may cost.
-
-    Args:
-        amount: in the unit.
-        unit: ``"seconds"`` or ``"flops"``.
-    """
+    """How many ``"seconds"`` or ``"flops"`` a training may cost."""
 
     amount: float
     unit: str
@@ -27,15 +22,12 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget as a user types it.
+    """A budget from the text that a user types; ValueError for anything but a positive number with a unit.
 
     >>> parse_budget("10min")
     Budget(amount=600.0, unit='seconds')
     >>> parse_budget("40TFLOPs")
     Budget(amount=40000000000000.0, unit='flops')
-
-    Raises:
-        ValueError: anything but a positive number with a unit.
     """
     found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]+)\s*", text.lower())
     if not found or found[2] not in UNITS or not re.fullmatch(r"[0-9]*\.?[0-9]+(e[0-9]+)?", found[1]):

@@ -1,4 +1,4 @@
-"""The state of a training on disk: present and best weights, momentum, and the trainer's record, with checksums."""
+"""Checkpoints: current and best weights, optimizer state and the record of the training's state, with checksums."""
 
 import math
 import shutil
@@ -25,11 +25,7 @@ def write_checkpoint(
     state: Mapping[str, Any],
     optimizer_state: Mapping[str, Tensor],
 ) -> None:
-    """Write checkpoint-NNNN with the present and the best weights and the trainer's state, then drop older ones.
-
-    Raises:
-        OSError: it cannot be written; the checkpoint before is still there.
-    """
+    """Write checkpoint-NNNN, then remove older ones; on an OSError the previous checkpoint remains."""
     directory = run / f"checkpoint-{number:04d}"
     files = network_files(model) | {
         BEST: tensor_bytes(best or model.state_dict()),
@@ -47,13 +43,9 @@ def write_checkpoint(
 def read_checkpoint(
     directory: Path, given: Given = None
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
-    """The network, the best weights, the record of the trainer's state, and the state of the optimizer.
+    """The network, the best weights, the record of the training's state, and the state of the optimizer.
 
-    Args:
-        given: a network that has to be given again, see `load`.
-
-    Raises:
-        ValueError: as `load`.
+    Arguments and errors are those of `load`.
     """
     check_sums(directory, MODEL, CONFIG, BEST, TRAINER, MOMENTUM)
     model = read_network(directory, MODEL, given)
@@ -69,6 +61,6 @@ def read_checkpoint(
 
 
 def _is_state(name: str, shape: tuple[int, ...], parameters: Mapping[str, torch.Size]) -> bool:
-    """Whether a tensor can be what an optimizer keeps of a parameter beside its momentum."""
+    """Whether a tensor can be state of an optimizer other than momentum: its key is NAME:KEY and its size plausible."""
     base, colon, _ = name.partition(":")
     return bool(colon) and base in parameters and math.prod(shape) <= max(1, parameters[base].numel())

@@ -1,4 +1,4 @@
-"""One level of a schedule: its mesh, its length, its learning rate."""
+"""One level of a schedule: its mesh, its number of epochs, its learning rate."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def _one_cycle(fraction: float) -> float:
 
 
 def _fifths(*ends: float) -> Callable[[float], float]:
-    """Constant, and a fifth of it from each of these shares on."""
+    """Constant, and divided by five at each of these fractions."""
     return lambda fraction: 0.2 ** sum(fraction >= end for end in ends)
 
 
@@ -42,21 +42,22 @@ of the epochs), ``piecewise_long`` its for CIFAR-100 (30, 20, 20, 20 and 10)."""
 
 @dataclass(frozen=True)
 class Level:
-    """One mesh of the schedule.
+    """One level of a schedule: a mesh on which the network is trained for a number of epochs.
 
     Args:
-        size: image side in pixels.
-        epochs: passes over the training images, the last of them perhaps in part; None to switch by the gain per
-            unit of work, see `multipde.training.pace`.
-        steps: time steps, one number or one per block; None keeps those of the level before, or of the network.
-        batch: images per optimizer step.
-        learning_rate: its peak.
-        policy: a key of `POLICIES`: one cycle ``"across"`` all levels, ``"one_cycle"`` in each, ``"piecewise"``, ...
-        mixed: every batch is at a size drawn at random, here (size, share of the batches), the largest the size of the
-            level; empty for that one size only.
+        size: image side in pixels, at least 1.
+        epochs: passes over the training images, positive, the last one in part where it is no integer; None to end the
+            level by its gain per unit of work within the budget of the settings.
+        steps: time steps, one number or one per block; None keeps those of the previous level, or of the network.
+        batch: images per optimizer step, of all processes together.
+        learning_rate: peak of the learning rate, positive.
+        policy: course of the learning rate: one cycle ``"across"`` all levels or ``"one_cycle"`` per level,
+            ``"piecewise"``, ``"piecewise_long"``, ``"warm_up"``, ``"constant"`` or ``"cool_down"``.
+        mixed: pairs of a size and its share of the batches, for batches whose size is drawn at random; the shares sum
+            to 1 and the largest size is that of the level. Empty for batches of one size.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
 
     size: int
@@ -91,21 +92,21 @@ class Level:
 
     @property
     def sizes(self) -> tuple[tuple[int, float], ...]:
-        """The sizes of the batches with the share of each."""
+        """The sizes of the batches, each with its share."""
         return self.mixed or ((self.size, 1.0),)
 
     @property
     def num_epochs(self) -> int:
-        """Number of passes begun; 0 where it is not known beforehand."""
+        """Number of epochs, rounded up; 0 where it is not known beforehand."""
         return 0 if self.epochs is None else math.ceil(self.epochs - 1e-9)
 
     def share_of_epoch(self, epoch: int) -> float:
-        """How much of this pass is done: 1, or what is left of the last one."""
+        """The share of the images that an epoch uses: 1, or less for the last epoch."""
         return 1.0 if self.epochs is None else min(1.0, self.epochs - epoch)
 
 
 def level_flops(level: Level, config: "ModelSpec") -> float:
-    """Floating point operations per training image of a level, forwards and backwards, for its network."""
+    """Floating point operations per image of a level, forward and backward pass together."""
     from multipde.networks.cost import count_flops  # here, for the command line shows the defaults without torch
 
     plain = [(replace(config, size=size, reference=None), share) for size, share in level.sizes]
@@ -113,7 +114,7 @@ def level_flops(level: Level, config: "ModelSpec") -> float:
 
 
 def steps_text(steps: int | tuple[int, ...] | None) -> str:
-    """One number where all blocks have the same."""
+    """The numbers of time steps as text, a single one where all blocks have the same."""
     if not steps:
         return "-"
     blocks = (steps,) if isinstance(steps, int) else steps

@@ -1,4 +1,4 @@
-"""What hears of a training while it goes on: the metrics file, the files of levels, the screen, TensorBoard."""
+"""Listeners, to which a training reports its progress: metrics file, files of levels, screen and TensorBoard."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,34 +15,29 @@ from multipde.training.snapshot import Snapshot, write_snapshot
 
 
 class Listener:
-    """Is told what a training comes to; every method does nothing unless it is overridden."""
+    """Receives the events of a training; a subclass overrides the methods for those it needs."""
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """Receive a line of text for the user."""
 
     def restart(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Only these rows count, and the levels that were finished by then."""
+        """Discard everything recorded after these rows, for training continues from there."""
 
     def row(self, row: Mapping[str, Any], planned_epochs: int) -> None:
-        """An epoch is done and validated.
-
-        Args:
-            row: of the metrics file.
-            planned_epochs: of its level, 0 where that is not known.
-        """
+        """Receive the row of the metrics file for an epoch, and the level's number of epochs, 0 if it is not known."""
 
     def level(self, index: int, size: int, snapshot: Snapshot) -> None:
-        """The level in this place of the schedule, of this size, is done."""
+        """Receive the snapshot of a finished level, with its index in the schedule and its size in pixels."""
 
     def tested(self, confusion: Tensor) -> None:
-        """The training is over and its network tested, see `Metrics`."""
+        """Receive the confusion matrix of the test images, see `Metrics`."""
 
     def close(self) -> None:
-        """Write what is held back."""
+        """Write everything that is still buffered."""
 
 
 class RunFiles(Listener):
-    """A line of metrics.jsonl per epoch, a file per level."""
+    """Writes a line of metrics.jsonl per epoch and a file per level."""
 
     def __init__(self, metrics: Path):
         self.metrics = metrics
@@ -58,7 +53,7 @@ class RunFiles(Listener):
 
 
 class Screen(Listener):
-    """Lines on the screen."""
+    """Prints lines on the screen."""
 
     def __init__(self, log: Log):
         self.log = log
@@ -75,13 +70,7 @@ class Screen(Listener):
 
 
 class Listeners(Listener):
-    """All of them, told in order.
-
-    Args:
-        log: the screen; only rank zero has one that speaks.
-        metrics: file of rows; None where none is written.
-        others: further listeners.
-    """
+    """All listeners of a training, called in order: the metrics file if there is one, the others, the screen."""
 
     def __init__(self, log: Log, metrics: Path | None = None, others: Sequence[Listener] = ()):
         self.log, self.metrics = log, metrics
@@ -92,9 +81,9 @@ class Listeners(Listener):
             each.say(text)
 
     def keep_rows(self, num: int) -> None:
-        """Only the first so many rows of the metrics file count, torn ones are gone."""
+        """Keep the first ``num`` rows of the metrics file and discard the rest."""
         rows, level = read_metrics(self.metrics)[:num] if self.metrics else [], 0
-        for row in rows:  # a run of an older version has counted its levels from the finest
+        for row in rows:  # older versions numbered the levels from the finest
             level += row.get("epoch") == 1
             row["level"] = level
         self.restart(rows)
@@ -120,5 +109,5 @@ class Listeners(Listener):
             each.close()
 
     def progress(self, total: float, done: float) -> AbstractContextManager[Advance]:
-        """A bar over the whole work."""
+        """A progress bar over the work of the whole training, in FLOPs."""
         return self.log.progress(total, done)

@@ -1,4 +1,4 @@
-"""Numbers that go wrong, noticed in the step in which they do."""
+"""Detection of divergence in the step in which it happens, and of the layer in which it begins."""
 
 import math
 from collections.abc import Mapping
@@ -21,29 +21,19 @@ SHARE_AT_BOX = 0.5
 
 
 class DivergenceError(Exception):
-    """Loss, activations or stencils went out of bounds.
-
-    Args:
-        what: must hold but does not, with the value that was got.
-    """
+    """Loss, activations or stencils are out of bounds; the message names the bound and the value."""
 
 
 class DivergedError(ValueError):
-    """A training went out of bounds and was given up; what was saved before is still there."""
+    """A training diverged and was given up; its last checkpoint remains."""
 
 
 class Monitor:
-    """Looks at every step without waiting for it.
+    """Checks loss, activations and stencils of every step without making the device wait.
 
-    On the CPU the values are there at once. On other devices they are copied while the next step is computed, and
-    looked at one step later, so that the device never waits.
-
-    What is looked at costs next to nothing: the loss; the running variances of the BatchNorm layers, which see every
-    block's features; and the norm of all boxed stencils, which must exceed the root of half the number of taps before
-    half of them can be at the box, and are only then counted.
-
-    Args:
-        box: of the stencils, None for none.
+    On a GPU the values are copied while the next step is computed and checked one step later. Checked are the loss; the
+    running variances of the BatchNorm layers, which see the features of every block; and the taps at the box. These are
+    counted only if the norm of all boxed stencils is as large as that of half the taps at the box.
     """
 
     def __init__(self, net: nn.Module, box: Box | None):
@@ -55,11 +45,7 @@ class Monitor:
 
     @torch.no_grad()
     def look(self, loss: Tensor) -> None:
-        """Note the values of this step, and look at those that have come.
-
-        Raises:
-            DivergenceError: one of them is out of bounds.
-        """
+        """Record the values of this step and check those that have arrived; DivergenceError if one is out of bounds."""
         variances = [m.running_var.amax() for m in self.norms if m.running_var is not None]
         norm = [nn.utils.get_total_norm(self.stencils)] if self.stencils else []
         values = torch.stack([v.detach().float() for v in (loss, *norm, *variances)])
@@ -75,18 +61,14 @@ class Monitor:
             self._take()
 
     def settle(self) -> None:
-        """Look at everything that is still on its way, before it is saved.
-
-        Raises:
-            DivergenceError: one of the values is out of bounds.
-        """
+        """Wait for all recorded values and check them; DivergenceError if one is out of bounds."""
         while self._pending:
             self._take()
 
     def _take(self) -> None:
         copy, event = self._pending.pop(0)
         if event is not None:
-            event.synchronize()  # of the step before: done long ago
+            event.synchronize()  # recorded in the previous step, so this does not wait
         self._check(copy)
 
     def _check(self, values: Tensor) -> None:
@@ -107,25 +89,18 @@ class Monitor:
 
 
 def check_finite(*groups: Mapping[str, Tensor]) -> None:
-    """Raise DivergenceError for a tensor with a number that is none."""
+    """Raise DivergenceError for a tensor with nan or inf."""
     for name, tensor in ((name, t) for group in groups for name, t in group.items()):
         if not bool(tensor.isfinite().all()):
-            raise DivergenceError(f"weights must stay finite, got nan or inf in {_plain(name)}")
-
-
-def _plain(name: str) -> str:
-    return name.replace(".parametrizations.weight.original", "")
+            plain = name.replace(".parametrizations.weight.original", "")
+            raise DivergenceError(f"weights must stay finite, got nan or inf in {plain}")
 
 
 def locate_nonfinite(net: nn.Module, x: Tensor) -> str:
-    """Where numbers went wrong: the first part with a bad weight or output, and the step bound of its block.
-
-    Args:
-        x: the batch with which it happened.
-    """
+    """Name the first part whose weights or output for a batch are not finite, with dt and step bound of its block."""
     for name, p in net.named_parameters():
         if not bool(p.isfinite().all()):
-            return f"weights {_plain(name)}"
+            return "weights " + name.replace(".parametrizations.weight.original", "")
     sizes: dict[str, float] = {}
     parts = spec_of(net).parts(net)
 
@@ -151,7 +126,7 @@ def locate_nonfinite(net: nn.Module, x: Tensor) -> str:
 
 
 def _bound_text(net: nn.Module, name: str, x: Tensor) -> str:
-    """dt of the part's block beside its bound."""
+    """Text with dt of the part's block and its bound."""
     if not spec_of(net).has_step_bounds:
         return ""
     blocks: list[Block] = list(net.blocks)  # pyright: ignore

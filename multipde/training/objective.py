@@ -1,4 +1,4 @@
-"""What a training minimises, by what its network is judged, and with which optimizer, where the user has wishes."""
+"""The loss, the metric and the optimizer of a training."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -12,14 +12,13 @@ from multipde.evaluation.metrics import Score
 
 @dataclass(frozen=True)
 class Objective:
-    """Loss, metric and optimizer of a training; what is None is as ever.
+    """The loss, the metric and the optimizer of a training.
 
     Args:
-        loss: (scores, labels) to the mean over the images of what is minimised; cross entropy if left out.
-        metric: (scores, labels) to the mean over the images of what tells how good the network is, more being better;
-            the accuracy if left out.
-        optimizer: parameters to an optimizer over them; SGD with momentum if left out. Its learning rates follow the
-            schedule: that of a group is the rate of the schedule times the group's ``rate_factor``, if it has one.
+        loss: a function of (scores, labels) to the mean loss of the images; cross entropy if None.
+        metric: a function of (scores, labels) to a mean over the images, larger being better; the accuracy if None.
+        optimizer: a function of the parameters to an optimizer; SGD with momentum if None. The learning rate of a
+            parameter group is that of the schedule times the group's ``rate_factor``, if it has one.
     """
 
     loss: Score | None = None
@@ -31,7 +30,7 @@ class Objective:
         return (self.loss or functional.cross_entropy)(scores, labels)
 
     def record(self) -> dict[str, str | None]:
-        """The names of what was given."""
+        """The names of the functions, None for the defaults."""
         return {entry.name: _name(getattr(self, entry.name)) for entry in fields(self)}
 
     def check_same(self, recorded: Any) -> None:

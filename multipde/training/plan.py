@@ -1,4 +1,4 @@
-"""The plan of a run from its record: schedule with network, settings, starting checkpoint."""
+"""Schedule, settings and starting checkpoint of a recorded run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +16,10 @@ from multipde.training.settings import TrainSettings
 def recorded_plan(
     record: Mapping[str, Any], file: Path, given: Given = None
 ) -> tuple[Schedule, TrainSettings, str | None]:
-    """Schedule with network, settings and starting checkpoint from the record of a run.
+    """Schedule with network, settings and starting checkpoint from a run's record; ValueError if it is invalid.
 
     Args:
-        given: a network that has to be given again, see `load`.
-
-    Raises:
-        ValueError: something is missing or of the wrong kind.
+        given: the network, where the record does not suffice to build it, see `load`.
     """
     levels, init = record.get("levels"), record.get("init")
     if not isinstance(levels, list) or not levels:
@@ -39,7 +36,7 @@ def recorded_plan(
 
 
 def recorded_split(directory: Path | None) -> tuple[int, float]:
-    """Seed and share by which a run held back its validation images; the defaults for a directory that is no run."""
+    """Seed and share of the validation split of a run; the defaults for a directory that is no run."""
     file = directory / RECORD if directory else None
     recorded = read_json(file, FORMAT).get("settings", {}) if file is not None and file.exists() else {}
     settings = from_record(TrainSettings, recorded, file or Path(RECORD), "the settings of a run")
@@ -47,13 +44,9 @@ def recorded_split(directory: Path | None) -> tuple[int, float]:
 
 
 def extended(plan: Schedule, levels: Sequence[tuple[int, float]]) -> Schedule:
-    """A schedule with further levels, each with a cycle of the learning rate of its own.
+    """A schedule with further levels of given sizes and epochs, each with its own learning-rate cycle.
 
-    Args:
-        levels: size and epochs of each; batch and peak rate are those of the last level.
-
-    Raises:
-        ValueError: a level that the network cannot have, or a schedule without numbers of epochs.
+    Batch and peak learning rate are those of the last level. ValueError for a schedule without numbers of epochs.
     """
     if not levels:
         return plan

@@ -1,4 +1,4 @@
-"""Gradients of parameters that live on a finer mesh than the images."""
+"""A preconditioner for gradients of stencil parameters that belong to a finer mesh than the images."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,16 @@ from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization,
 
 
 class Preconditioner:
-    """Undoes the bad conditioning of stencils W = G p that follow from a parameter p on another mesh.
+    """Preconditions the gradient of a parameter p on another mesh, from which the stencils W = G p follow.
 
         g ← (GᵀG)⁻q g
 
     A step along the plain gradient, q = 0, changes W by G Gᵀ times its own gradient, which for a halving of the mesh
     hardly moves the high orders (eigenvalues down to 1/256 for width 3). q = 1 changes W by its own gradient; q = 1/2
-    by the root of G Gᵀ times it. The minimiser stays, since the whole gradient is multiplied, regulariser and all.
+    by the root of G Gᵀ times it. The minimiser stays, since the gradient of the penalty is multiplied, too.
 
     Args:
-        power: q, from 0 to 1.
+        power: q in [0, 1].
     """
 
     def __init__(self, power: float):
@@ -26,7 +26,7 @@ class Preconditioner:
 
     @torch.no_grad()
     def __call__(self, module: nn.Module) -> None:
-        """Multiply the gradients of all stencils that are off their reference mesh, in place."""
+        """Multiply the gradients of all stencils whose mesh is not their reference mesh, in place."""
         for layer in stencil_layers(module).values():
             p = stencil_parametrization(layer)
             grad = stored_parameter(layer).grad if p and not p.is_identity else None

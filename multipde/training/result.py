@@ -45,8 +45,7 @@ def level_rows(schedule: Schedule, levels: list[dict[str, Any]]) -> list[Mapping
     for planned, reached in zip(schedule.rows(), levels, strict=True):
         rows.append(
             {
-                "level": planned["level"],
-                "size": planned["size"],
+                **{key: planned[key] for key in ("level", "size")},
                 "steps": steps_text(tuple(reached["steps"])),
                 "epochs": f"{reached['epochs']:g}",
                 "share of work": f"{(reached['total_flops'] - flops) / total_flops:.0%}",

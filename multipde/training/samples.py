@@ -1,4 +1,4 @@
-"""The images of a training: which are trained on, which are held back, and which are drawn for measurements."""
+"""The images of a training: those for training, for validation, and for calibration."""
 
 from collections.abc import Iterator
 
@@ -14,11 +14,7 @@ from multipde.training.settings import TrainSettings
 
 
 class Samples:
-    """Every draw is named by (seed, purpose, level, epoch, batch), so that no random state has to be kept.
-
-    Args:
-        spec: of the network, which says how images are normalised.
-    """
+    """Draws images by (seed, purpose, level, epoch, batch), normalised as the network's description says."""
 
     def __init__(self, data: ImageData, settings: TrainSettings, spec: ModelSpec, compute: Compute):
         self.data, self.settings, normalize = data, settings, Normalize(spec.mean, spec.std, spec.standardize)
@@ -27,16 +23,16 @@ class Samples:
         self.augment = not getattr(data, "transforms_itself", False) if settings.augment is None else settings.augment
 
     def num_in_epoch(self, level: Level, share: float = 1.0) -> int:
-        """How many images an epoch of a level sees."""
+        """Number of images in an epoch of a level, or in a share of one."""
         return images_per_epoch(len(self.indices), level.batch, share)
 
     def num_in_level(self, level: Level, epochs_if_unknown: int) -> int:
-        """How many images all epochs of a level see."""
+        """Number of images in all epochs of a level."""
         epochs = range(level.num_epochs or epochs_if_unknown)
         return sum(self.num_in_epoch(level, level.share_of_epoch(e)) for e in epochs)
 
     def epoch(self, level: Level, index: int, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch of the level in this place of the schedule, from one of them on."""
+        """The batches of an epoch from the ``start``-th on; ``index`` is that of the level in the schedule."""
         return self.train.training(
             self.indices,
             level.sizes,
@@ -48,7 +44,7 @@ class Samples:
         )
 
     def evaluator(self, index: int) -> Evaluator:
-        """Draws training images to measure on at the move to the level in this place of the schedule."""
+        """An evaluator with training images for calibration at the move to the level with this index."""
         key = (self.settings.seed, "calibrate", index)
         return Evaluator(
             self.data, self.train.normalize, self.train.compute, self.indices, self.held_back, self.held_back[:0], key

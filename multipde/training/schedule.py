@@ -7,15 +7,15 @@ from multipde.networks.model_spec import ModelSpec
 from multipde.training.level import POLICIES, Level, level_flops, steps_text
 
 LEAST_STEPS = 16
-"""A batch that grows on a coarse level leaves at least so many steps in an epoch."""
+"""Least number of steps that an epoch of a coarse level keeps when its batch is enlarged."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Levels in the order in which they are trained, by which they are numbered: 1, 2, ...
+    """The levels of a training in their order; they are numbered 1, 2, ...
 
-    ``print(schedule)`` shows them with their share of the work: as torch counts it where the network is given, by
-    epochs · pixels · steps otherwise.
+    ``print(schedule)`` shows them with their share of the work: in counted FLOPs where the network is given, estimated
+    as epochs · pixels · steps otherwise.
 
     >>> print(Schedule([Level(16, epochs=4, steps=3), Level(32, epochs=1, steps=3)]))
     level  size        h  steps  epochs  batch  learning rate  MFLOPs/image  share
@@ -27,7 +27,7 @@ class Schedule:
         network: the network to be trained; its size and steps are replaced by those of each level.
 
     Raises:
-        ValueError: no level, or a level that the network cannot have.
+        ValueError: there is no level, or the network cannot have the size or steps of a level.
     """
 
     levels: tuple[Level, ...]
@@ -46,20 +46,16 @@ class Schedule:
         return Schedule(self.levels, network)
 
     def balanced(self, num_images: int, multiple: int = 1) -> "Schedule":
-        """The same levels with as many pixels in every batch as in one of the finest level, and rates that go with it.
+        """The same levels with batches of as many pixels as on the finest level, and learning rates in proportion.
 
             batch' = batch · (finest size / size)ᵈ,    learning rate' = learning rate · batch'/batch
 
-        With k times the images a step's gradient is as good as the mean of k small ones, and there are k times fewer
-        steps: k times the rate goes as far. So that there are steps enough left for a cycle of the rate, an epoch keeps
-        at least 16, unless the finest level's own batch allows fewer.
+        The gradient of a batch that is k times larger is the mean of k small ones, and an epoch has k times fewer
+        steps, so k times the learning rate moves the weights as far. An epoch keeps at least 16 steps, unless the batch
+        of the finest level allows fewer. ValueError for mixed levels.
 
         Args:
-            num_images: to train on.
-            multiple: batches are rounded down to a multiple of it, but not to nothing.
-
-        Raises:
-            ValueError: a level with batches of several sizes.
+            multiple: batches are rounded down to a multiple of this number.
 
         Reference: Goyal et al. (2017), Accurate, Large Minibatch SGD, section 2.1.
         """
@@ -74,16 +70,12 @@ class Schedule:
         return Schedule(levels, self.network)
 
     def configs(self) -> list[ModelSpec]:
-        """The network of each level: T is dt · steps of the first one and stays.
-
-        Raises:
-            ValueError: the schedule has no network, or a level does not suit it.
-        """
+        """The network of each level, all with the final time T of the first; ValueError without a network."""
         if self.network is None:
             raise ValueError("network must be given to know the levels' networks, got None; use schedule.of(network)")
         first = self.levels[0]
         config = self.network
-        if first.steps is not None:  # here dt is that of the network, and T follows
+        if first.steps is not None:  # keeps dt of the network, so T changes
             has_steps = bool(config.block_steps)
             config = replace(config, steps=first.steps) if has_steps else config.with_steps(first.steps)
         configs = []
@@ -96,11 +88,7 @@ class Schedule:
         return configs
 
     def flops(self) -> list[float]:
-        """Floating point operations of each level per image and pass, forwards and backwards.
-
-        Raises:
-            ValueError: the schedule has no network.
-        """
+        """Floating point operations of each level per image, forward and backward pass together."""
         return [level_flops(level, config) for level, config in zip(self.levels, self.configs(), strict=True)]
 
     def work(self) -> list[float]:
@@ -117,7 +105,7 @@ class Schedule:
         return work
 
     def rate(self, index: int, fraction: float) -> float:
-        """Learning rate of the index-th level when this share of it is done."""
+        """Learning rate of the index-th level when this fraction of it is done."""
         level, fraction = self.levels[index], min(1.0, fraction)
         if level.policy == "across":
             work = [w if other.policy == "across" else 0.0 for w, other in zip(self.work(), self.levels, strict=True)]
@@ -169,9 +157,9 @@ def levels_from_lists(
 
     Args:
         epochs: None for 5 on each level and 2 on the last.
-        mixed: the batches of all levels at random in one, as many of each size.
-        auto: the number of epochs is found while training; the learning rate then rises on the first level and falls
-            on the last.
+        mixed: join the levels to one whose batches have random sizes, in proportion to the epochs.
+        auto: find the numbers of epochs while training; the learning rate rises on the first level and falls on the
+            last.
 
     Raises:
         ValueError: no size, or a list of another length; levels to be mixed that differ in more than size and epochs.

@@ -1,4 +1,4 @@
-"""How a run is trained, apart from the network and its schedule: plain data, recorded with the run."""
+"""The settings of a training apart from network and schedule: plain data, recorded with the run."""
 
 import math
 from dataclasses import dataclass
@@ -15,38 +15,35 @@ class TrainSettings:
     """Everything about a training that neither the network nor the schedule says.
 
     Args:
-        seed: of the weights, the split, the order of the images and their augmentation.
+        seed: seed of the weights, the validation split, the order of the images and their augmentation.
         transfer: method by which stencils move to the next level, see `multipde.convert`.
-        coordinates: where the trained parameter lives: ``"level"``, the stencils of each level's mesh, moved by the
-            transfer; or ``"finest"``, those of the finest mesh throughout, so that nothing is moved, every level
-            discretises the same problem, and regulariser and box belong to that mesh.
-        conditioning: with ``"finest"``, the power q of the preconditioner (GᵀG)⁻q, see `Preconditioner`.
-        momentum: of the stochastic gradient descent.
-        momentum_rule: how momentum moves with the network: ``"map"``, ``"dual"`` or ``"reset"``, see
+        coordinates: the mesh of the trained parameters: ``"level"``, that of each level, to which they are moved; or
+            ``"finest"``, the finest mesh throughout, so that all levels discretise the same problem, and penalty and
+            box belong to that mesh.
+        conditioning: with ``"finest"``, the power q in [0, 1] of the preconditioner (GᵀG)⁻q, see `Preconditioner`.
+        momentum: momentum of the stochastic gradient descent, in [0, 1).
+        momentum_rule: how momentum moves to the next level: ``"map"``, ``"dual"`` or ``"reset"``, see
             `carry_optimizer_state`.
-        alpha1: weight of the total variation in time, eq. (13).
-        alpha2: weight of the squares, eq. (13).
-        box: bound on the stencils of the symmetric layers; 0 for none.
-        auto_steps: more time steps at a switch where the moved network would be less stable, see
-            `multipde.training.switch`.
-        budget: of a schedule whose levels have no number of epochs, e.g. ``"10min"`` or ``"40TFLOPs"``.
-        min_epochs: on each level of such a schedule.
-        max_epochs: on each level of such a schedule but the last.
-        augment: flip, pad by 1/16 and crop the training images; None for where they do not transform themselves.
-        validation: share of the training images set aside for validation.
-        calibration_images: how many training images measure BatchNorm anew after a move, the first 256 of them the
-            derivative terms.
-        checkpoint_every: minutes between checkpoints within an epoch; there is one after every epoch besides.
-        on_divergence: what to do when loss, activations or stencils go out of bounds: ``"stop"``, or ``"rollback"`` to
+        alpha1, alpha2: weights of the total variation in time and of the squares, eq. (13).
+        box: bound on the stencils of the symmetric layers; 0 for no bound.
+        auto_steps: use more time steps on a level where the converted network would be less stable.
+        budget: budget of a schedule whose levels have no number of epochs, e.g. ``"10min"`` or ``"40TFLOPs"``.
+        min_epochs, max_epochs: bounds on the epochs of each level of such a schedule; the last has no upper bound.
+        augment: flip, pad by 1/16 and crop the training images; None does so unless the data transform themselves.
+        validation: share of the training images that is held back for validation, in (0, 1).
+        calibration_images: number of training images, at least 2, on which BatchNorm is recalibrated after a move, and
+            of which the first 256 calibrate the derivative terms.
+        checkpoint_every: minutes between checkpoints within an epoch; every epoch ends with one, too.
+        on_divergence: what to do when loss, activations or stencils are out of bounds: ``"stop"``, or ``"rollback"`` to
             the last checkpoint with half the learning rate, at most three times.
-        deterministic: only algorithms that give the same bits again on the same machine.
-        compile: norms compiled while training, see `compile_layers`.
-        tensorboard: write event files for TensorBoard into the directory of the run.
+        deterministic: use only algorithms that give the same bits again on the same machine.
+        compile: compile the norms for training, see `compile_layers`.
+        tensorboard: write event files for TensorBoard into the run directory.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         amp: ``"off"``, ``"bf16"``, or ``"auto"`` for bf16 where the device has instructions for it.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""What a run keeps of every level that is done, small enough to be looked at: stencils of the opening, confusions."""
+"""Snapshots of finished levels: stencils of the first convolution and confusion matrix of the validation images."""
 
 import copy
 import math
@@ -15,17 +15,17 @@ from multipde.storage.files import write_file
 from multipde.storage.tensors import read_tensors, stored_shapes, tensor_bytes
 
 MANY_TAPS = 2**24
-"""No opening has more taps."""
+"""Largest number of taps that is accepted."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A level at its end.
+    """The results of a finished level.
 
     Args:
-        stencils: of the opening, best weights of the level.
-        confusion: of the validation images after the last epoch of the level, see `Metrics`.
-        rows: of the metrics file at that moment.
+        stencils: those of the first convolution, from the best weights of the level.
+        confusion: matrix of the validation images after the last epoch, see `Metrics`.
+        rows: number of rows in the metrics file at the end of the level.
 
     Shape:
         - stencils: (channels, in_channels, *width)
@@ -38,7 +38,7 @@ class Snapshot:
 
 
 def opening_stencils(net: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
-    """The stencils of the first convolution of a network with other weights, on its mesh; empty where it has none."""
+    """The stencils of a network's first convolution for the given weights; empty if there is no convolution."""
     found = next(((name, m) for name, m in net.named_modules() if isinstance(m, _ConvNd)), None)
     if found is None:
         return torch.zeros(0, 0, 1, 1)
@@ -48,31 +48,23 @@ def opening_stencils(net: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
 
 
 def snapshot_file(run_dir: Path, index: int, size: int) -> Path:
-    """Where the level in this place of the schedule is kept: by its number, from 1, and its size."""
+    """The file of a level; its name has the number of the level, counted from 1, and its size."""
     return run_dir / f"level-{index + 1}-{size}px.safetensors"
 
 
 def write_snapshot(run_dir: Path, index: int, size: int, snapshot: Snapshot) -> None:
-    """Write the record of a level; one that is there is replaced.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write or replace the snapshot of a level; OSError if it cannot be written."""
     rows = torch.tensor(snapshot.rows)
     tensors = {"stencils": snapshot.stencils, "confusion": snapshot.confusion, "rows": rows}
     write_file(snapshot_file(run_dir, index, size), tensor_bytes(tensors))
 
 
 def read_snapshots(run_dir: Path, spec: ModelSpec, sizes: Sequence[int]) -> dict[int, Snapshot]:
-    """The levels that are kept, by their place in the schedule; runs of older versions have none.
-
-    Raises:
-        ValueError: a file that is damaged or of another network.
-    """
+    """The snapshots of a run by index in the schedule; ValueError for a file that is damaged or of another network."""
     found = {}
     for index, size in enumerate(sizes):
         named = snapshot_file(run_dir, index, size)
-        file = named if named.exists() else run_dir / f"level-{index + 1}.safetensors"  # of an older version
+        file = named if named.exists() else run_dir / f"level-{index + 1}.safetensors"  # the name in older versions
         if file.exists():
             stencils = stored_shapes(file).get("stencils", ())
             if len(stencils) != 2 + spec.dim or math.prod(stencils) > MANY_TAPS:

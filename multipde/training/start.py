@@ -28,18 +28,14 @@ from multipde.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Start:
-    """The trained network from which a run starts.
-
-    Args:
-        path: of the checkpoint; None for a module given in Python.
-    """
+    """The trained network from which a run starts; its path is None for a module given in Python."""
 
     net: nn.Module
     path: Path | None = None
 
 
 def read_start(init: str | Path | Start | None, model: Given = None) -> Start | None:
-    """The checkpoint from which a run starts; None for none."""
+    """Read the checkpoint from which a run starts, if there is one."""
     return init if init is None or isinstance(init, Start) else Start(load(init, model), Path(init))
 
 
@@ -54,16 +50,15 @@ def starting_network(
     memory: str | None = None,
     standardize: bool = False,
 ) -> Any:
-    """The network that a user means: that of the checkpoint to start from, else of the preset, else for the data.
+    """The network for a command: that of the checkpoint to start from, else of the preset, else that for the data.
 
     Args:
-        arch: any network instead, see `external_model`.
-        memory: what training keeps for the way back; None leaves it to the network.
-        standardize: every image by its own mean and standard deviation; a checkpoint has that settled.
+        arch: name of an external model to use instead, see `external_model`.
+        memory: what is stored for the backward pass; None keeps that of the network.
+        standardize: normalise every image by its own mean and standard deviation.
 
     Raises:
-        ValueError: a checkpoint of another dynamics or standardisation, an unknown preset, or options that contradict
-            each other.
+        ValueError: a checkpoint of another dynamics or standardisation, an unknown preset, or contradictory options.
     """
     if arch is not None:
         for name, value in (("preset", preset_name), ("dynamics", dynamics), ("memory", memory)):
@@ -83,14 +78,9 @@ def starting_network(
 
 
 def network_for(model: Any, schedule: Schedule, start: Start | None) -> tuple[Any, Start | None]:
-    """The description of the network that will be trained, and the weights with which it starts.
+    """The description of the network that will be trained, and the trained network that provides its first weights.
 
-    Args:
-        model: a description, a module, a function that makes one, a name (see `external_model`), or None for the
-            network of the checkpoint.
-
-    Raises:
-        ValueError: no network, or a checkpoint of another one.
+    The model is one that `train` accepts. ValueError if there is no network, or the checkpoint is of another one.
     """
     first = schedule.levels[0]
     if isinstance(model, str):
@@ -119,7 +109,7 @@ def network_for(model: Any, schedule: Schedule, start: Start | None) -> tuple[An
 
 
 def fit_to_data(spec: Any, images: ImageData, is_trained: bool) -> Any:
-    """Classes, input channels and normalisation from the data; a trained network must have these classes already."""
+    """The description with classes, input channels and normalisation of the data; a trained network must have them."""
     if spec.dim != 2:
         raise ValueError(f"dim must be 2 for a network that is trained on images, got {spec.dim}")
     if is_trained or spec.class_names:
@@ -135,11 +125,10 @@ def fit_to_data(spec: Any, images: ImageData, is_trained: bool) -> Any:
 
 
 def initial_network(spec: Any, seed: int, reference: int | None = None) -> nn.Module:
-    """A network with the weights that the seed draws.
+    """A network with random weights.
 
     Args:
-        reference: size on whose mesh the stencils are drawn, and to which the stored parameter belongs from then on;
-            None for that of the description.
+        reference: size of the mesh on which stencils are drawn and parameters are stored; None for that of ``spec``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
@@ -159,12 +148,12 @@ def new_trainer(
     objective: Objective | None = None,
     checkpoint: Path | None = None,
 ) -> Trainer:
-    """At the first level with random weights or those of a trained network, or where a checkpoint was written."""
+    """A trainer at a checkpoint, or at the first level with the weights of a trained network or random ones."""
     trainer = Trainer(plan, images, settings, run_dir, log, objective)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     elif start is not None:
-        trainer.begin(_taken_up(start.net, trainer))
+        trainer.begin(_on_first_level(start.net, trainer))
         broadcast_weights(trainer.net)
     else:
         finest = max(level.size for level in plan.levels) if settings.coordinates == "finest" else None
@@ -172,7 +161,7 @@ def new_trainer(
     return trainer
 
 
-def _taken_up(net: nn.Module, trainer: Trainer) -> nn.Module:
+def _on_first_level(net: nn.Module, trainer: Trainer) -> nn.Module:
     """A copy of the trained network on the mesh and time grid of the first level."""
     plan, settings, compute = trainer.schedule, trainer.settings, trainer.compute
     evaluator = trainer.samples.evaluator(0)
@@ -186,7 +175,7 @@ def _taken_up(net: nn.Module, trainer: Trainer) -> nn.Module:
         net = compute.place(plan_move(net, level, wanted.block_steps, same, evaluator)(net))
         evaluator.recalibrate(net, target, settings.calibration_images)
     if is_finest:
-        _refer_to(net, target)
+        _set_reference_size(net, target)
         if wanted.sizes[0] != target:
             net = compute.place(replace(conversion(net, size=wanted.size), keep_reference=True)(net))
             evaluator.recalibrate(net, wanted.sizes[0], settings.calibration_images)
@@ -200,8 +189,8 @@ def _taken_up(net: nn.Module, trainer: Trainer) -> nn.Module:
     return other
 
 
-def _refer_to(net: nn.Module, size: int) -> None:
-    """Let the stored stencils of a network belong to the mesh of a size."""
+def _set_reference_size(net: nn.Module, size: int) -> None:
+    """Make the mesh of a size the reference mesh of the stored stencils."""
     spec: Any = replace(spec_of(net), reference=size)
     net.multipde_spec = spec
     if any(stencil_parametrization(layer) for layer in stencil_layers(net).values()):

@@ -1,4 +1,4 @@
-"""Where a training stands, as plain data: with the network, all that is needed to go on as if nothing had happened."""
+"""The state of a training as plain data: with the network and optimizer state, all that is needed to resume it."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -19,23 +19,20 @@ LEVEL_KEYS = ("level", "size", "steps", "total_seconds", "total_flops", "epochs"
 
 @dataclass
 class TrainState:
-    """Where a training stands.
+    """The state of a training.
 
     Args:
-        index: of the level in the schedule.
-        epoch: epochs of this level that are done.
-        batch: batches of the present epoch that are done; ``num_images``, ``loss_sum``, ``num_correct`` and
-            ``epoch_seconds`` belong to them.
-        checkpoints: how many were written.
-        rows: of the metrics file.
-        flops: spent in whole epochs so far.
-        seconds: spent in whole epochs so far.
-        best_accuracy: on the validation images at this level.
-        levels: a record for every level that is done.
-        moves: a record for every move between levels.
+        index: index of the current level in the schedule.
+        epoch: number of finished epochs of this level.
+        batch: number of finished batches of the current epoch, to which ``num_images``, ``loss_sum``, ``num_correct``
+            and ``epoch_seconds`` refer.
+        checkpoints: number of checkpoints written.
+        rows: number of rows in the metrics file.
+        flops, seconds: total of all finished epochs.
+        best_accuracy: largest metric on the validation images at this level.
+        levels, moves, rollbacks: a record for every finished level, move between levels and rollback.
         pace: state of the `StoppingRule`, where the numbers of epochs are found while training.
-        rate_scale: what rollbacks have made of the learning rate.
-        rollbacks: a record for each.
+        rate_scale: factor of the learning rate, halved by every rollback.
     """
 
     index: int = 0
@@ -60,39 +57,29 @@ class TrainState:
         self.on_device(torch.device("cpu"))
 
     def on_device(self, device: torch.device) -> None:
-        """Keep the sums of the epoch there, so that no step waits for them."""
+        """Keep the sums of the epoch on a device, so that no step waits for a transfer."""
         self._loss = torch.tensor(self.loss_sum, device=device)
         self._correct = torch.tensor(self.num_correct, device=device)
 
     def count(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """One more batch is done.
-
-        Args:
-            loss: of the batch.
-            scores: of this process's slice of it.
-            labels: likewise.
-        """
+        """Add a finished batch: its loss, and scores and labels of this process's slice."""
         num = num_processes() * len(labels)
         self._loss += loss * num
         self._correct += sum_over_processes((scores.argmax(1) == labels).sum())
         self.batch, self.num_images = self.batch + 1, self.num_images + num
 
     def reached(self, size: int) -> str:
-        """In words."""
+        """The position in the training as text, such as "size 8 after 1 epochs and 2 steps"."""
         steps = f" and {self.batch} steps" if self.batch else ""
         return f"size {size} after {self.epoch} epochs{steps}"
 
     def record(self) -> dict[str, Any]:
-        """As plain data."""
+        """The state as plain data."""
         self.loss_sum, self.num_correct = self._loss.item(), int(self._correct.item())
         return asdict(self)
 
     def end_epoch(self, flops: float, validation: Metrics) -> dict[str, Any]:
-        """The epoch is done and validated: its part of a row of the metrics file.
-
-        Args:
-            flops: of an image in training.
-        """
+        """End a validated epoch and return its row of the metrics file; ``flops`` are those per training image."""
         self.record()
         self.epoch, self.rows = self.epoch + 1, self.rows + 1
         self.flops += flops * self.num_images
@@ -114,30 +101,21 @@ class TrainState:
         return row
 
     def end_level(self, row: dict[str, Any], epochs: float) -> None:
-        """The level is done.
-
-        Args:
-            row: of its last epoch.
-            epochs: that were done.
-        """
+        """End a level after this number of epochs, the last of which has this row."""
         record = {k: row[k] for k in ("level", "size", "steps", "total_seconds", "total_flops")}
         self.levels.append(record | {"epochs": round(epochs, 4), "validation_accuracy": self.best_accuracy})
 
     def begin_level(self, move: dict[str, Any], seconds: float) -> None:
-        """The network is on the next level."""
+        """Begin the next level after a move of so many seconds, described by its record."""
         self.index, self.epoch, self.best_accuracy = self.index + 1, 0, -1.0
         self.seconds += from_rank_zero(seconds)
         self.moves.append(move)
 
 
 def state_from_record(record: Any, schedule: Schedule, file: Path) -> TrainState:
-    """A state that a schedule can have come to.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """The state from its record; ValueError for one that a training with this schedule cannot reach."""
     state = from_record(TrainState, record, file, "the state of a training")
-    state.levels = [{**done, "level": i + 1} for i, done in enumerate(state.levels)]  # once counted from the finest
+    state.levels = [{**done, "level": i + 1} for i, done in enumerate(state.levels)]  # formerly from the finest
     try:
         is_sound = _is_sound(state, schedule)
     except (ArithmeticError, TypeError, KeyError):

@@ -21,13 +21,10 @@ MOMENTUM_KEY = "momentum_buffer"
 
 
 class TrainStep:
-    """A step of stochastic gradient descent with momentum, or of the optimizer that the objective names.
+    """A step of stochastic gradient descent with momentum, or of the optimizer of the objective.
 
-    Of several processes each has its slice of the batch: BatchNorm sees the whole, loss and gradients are means over
-    the slices. All else follows from these alike.
-
-    Args:
-        net: on its device, carrying its description.
+    Each process computes its slice of the batch. BatchNorm uses the statistics of the whole batch, and loss and
+    gradients are means over the slices, so that all processes take the same step.
     """
 
     def __init__(self, net: nn.Module, settings: TrainSettings, compute: Compute, objective: Objective | None = None):
@@ -48,15 +45,14 @@ class TrainStep:
         self.monitor = Monitor(net, self.box)
 
     def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
-        """Loss of a batch and scores of this process's slice, after which the weights are new.
+        """Update the weights; return the loss of the batch and the scores of this process's slice.
 
         Args:
             rate: the learning rate.
-            own_statistics: BatchNorm remembers those of the batch.
+            own_statistics: update the running statistics of BatchNorm.
 
         Raises:
-            DivergenceError: loss, activations or stencils are out of bounds; on the CPU the weights are still those
-                from before this step.
+            DivergenceError: loss, activations or stencils are out of bounds; on the CPU the weights are not updated.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate_factor", 1.0)
@@ -85,11 +81,7 @@ class TrainStep:
         return whole, scores.detach()
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's state: momentum by name of the parameter, anything else as ``NAME:KEY``.
-
-        Raises:
-            ValueError: an optimizer that keeps other things than tensors.
-        """
+        """The optimizer's state: momentum by name of the parameter, other entries as ``NAME:KEY``; tensors only."""
         found: dict[str, Tensor] = {}
         for name, p in self.net.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
@@ -101,7 +93,7 @@ class TrainStep:
         return found
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the state that `state` gave."""
+        """Set the state of the optimizer to one that `state` returned."""
         parameters = dict(self.net.named_parameters())
         for name, value in state.items():
             base, _, key = name.partition(":")

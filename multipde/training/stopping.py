@@ -1,4 +1,4 @@
-"""When to leave a level: by the gain per unit of work, within a budget."""
+"""The stopping rule of a level whose number of epochs is not given: gain per unit of work, within a budget."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +11,13 @@ SHARE_REMOVED = 0.1
 """Share of the error that an epoch on the next level is expected to remove: the first CIFAR-10 run in README removed
 0.43 in six epochs at 16 pixels and 0.30 in three at 32."""
 
-
 LEAST_EPOCHS = 0.05
-"""Of the last level, when the budget is spent before it begins."""
+"""Number of epochs of the last level if the budget is spent before it begins."""
 
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """Leaves a level when it gains less per unit of work than the next one is expected to.
+    """Ends a level when it gains less accuracy per unit of work than the next one is expected to.
 
     After every epoch e of work w with validation accuracy a_e the gain is smoothed,
 
@@ -28,12 +27,10 @@ class StoppingRule:
 
         s_e < 0.1 (1 - a_e)/w_next,
 
-    the next one being expected to remove a tenth of the error in an epoch of work w_next: never before ``min_epochs``,
-    always after ``max_epochs``, and always when one more epoch would take the level beyond its allowance, half of what
-    is left of the budget when it begins. The last level has what remains. Its number of epochs is fixed when it begins,
-    so that its learning rate can fall to zero.
-
-    Its state is a plain dict that travels with the checkpoint.
+    since the next level is expected to remove a tenth of the error in an epoch of work w_next. A level has at least
+    ``min_epochs`` and at most ``max_epochs``, and ends before it would exceed half of the budget that was left when it
+    began. The last level has the rest of the budget; its number of epochs is fixed when it begins, so that its learning
+    rate can fall to zero. The state of the rule is a plain dict that is saved in the checkpoints.
     """
 
     budget: Budget
@@ -43,12 +40,7 @@ class StoppingRule:
     def begin(
         self, state: dict[str, Any], flops: float, seconds: float, epoch_flops: float, accuracy: float, is_last: bool
     ) -> dict[str, Any]:
-        """State at the start of a level, so much having been spent.
-
-        Args:
-            epoch_flops: work of an epoch of this level.
-            accuracy: on validation images before the first epoch.
-        """
+        """State at the start of a level; FLOPs and seconds are those spent so far, the accuracy is the present one."""
         spent = flops if self.budget.unit == "flops" else seconds
         left = max(0.0, self.budget.amount - spent)
         price = 1.0 if self.budget.unit == "flops" else state.get("price")
@@ -61,10 +53,10 @@ class StoppingRule:
     def after_epoch(
         self, state: dict[str, Any], epochs: int, flops: float, seconds: float, accuracy: float, next_flops: float
     ) -> dict[str, Any]:
-        """State after an epoch of a level that is not the last, with ``leave`` decided.
+        """State after an epoch of a level that is not the last; ``leave`` tells whether the level ends.
 
         Args:
-            epochs: done on this level.
+            epochs: number of finished epochs of this level.
             next_flops: work of an epoch of the next level.
         """
         spent = flops if self.budget.unit == "flops" else seconds
@@ -85,12 +77,7 @@ class StoppingRule:
 
 
 def stopping_rule(schedule: Schedule, settings: TrainSettings) -> StoppingRule | None:
-    """How the levels of a schedule are left; None where it says so itself.
-
-    Raises:
-        ValueError: numbers of epochs given for some levels only; a budget without such levels, or the reverse; a budget
-            in time for one level; one cycle across levels whose work is not known.
-    """
+    """The stopping rule of a schedule, None where it gives the numbers of epochs; ValueError if both or neither do."""
     unknown = [level for level in schedule.levels if level.epochs is None]
     if not unknown:
         if settings.budget is not None:

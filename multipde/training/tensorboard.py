@@ -1,4 +1,4 @@
-"""A run in TensorBoard: scalars of every epoch, stencils of the opening and confusions of every level."""
+"""TensorBoard files of a run: scalars of every epoch, stencils and confusion matrix of every level."""
 
 import shutil
 import time
@@ -28,18 +28,10 @@ SCALARS = {
 
 
 class Board(Listener):
-    """Event files in RUN/tensorboard.
+    """Writes event files into RUN/tensorboard from the first row on; ValueError if TensorBoard is not installed.
 
-    The step of ``accuracy/...``, ``loss/...`` and of pictures is the number of epochs done on all levels, that of
-    ``work/...`` the GFLOPs spent; the wall time is that of training, interruptions left out.
-
-    Args:
-        run_dir: of the run; nothing is written before the first row.
-        spec: of the network.
-        sizes: of the levels of the schedule.
-
-    Raises:
-        ValueError: TensorBoard is not installed.
+    The step of ``accuracy/...``, ``loss/...`` and figures is the number of epochs on all levels, that of ``work/...``
+    the GFLOPs spent. The wall time is that of training, without interruptions. ``sizes`` are those of the levels.
     """
 
     def __init__(self, run_dir: Path, spec: ModelSpec, sizes: Sequence[int]):
@@ -52,15 +44,14 @@ class Board(Listener):
 
     @property
     def writer(self) -> Any:
-        """The writer of the event file, made when it is first needed."""
+        """The writer of the event file, created at its first use."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.run_dir / FOLDER), purge_step=0)  # readers forget what was there
+            self._writer = SummaryWriter(str(self.run_dir / FOLDER), purge_step=0)  # readers discard earlier events
         return self._writer
 
     def row(self, row: Mapping[str, Any], planned_epochs: int = 0) -> None:
-        """One more row of the metrics file."""
         self.num_rows += 1
         gflops, at = round(row["total_flops"] / 1e9), self._began + row["total_seconds"]
         for tag, key in SCALARS.items():
@@ -70,16 +61,14 @@ class Board(Listener):
         self.writer.flush()
 
     def level(self, index: int, size: int, snapshot: Snapshot) -> None:
-        """A level is done."""
         self.writer.add_figure("opening/stencils", stencil_figure(snapshot.stencils), snapshot.rows)
         self._confusion("validation", snapshot.confusion, snapshot.rows)
 
     def tested(self, confusion: Tensor) -> None:
-        """The training is over."""
         self._confusion("test", confusion, self.num_rows)
 
     def restart(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show these rows, and the levels that were done by then, instead of what is there."""
+        """Replace the event files by those of these rows and of the levels that were finished by then."""
         self.close()
         shutil.rmtree(self.run_dir / FOLDER, ignore_errors=True)
         self.num_rows, self._began = 0, time.time() - (rows[-1]["total_seconds"] if rows else 0.0)
@@ -90,7 +79,6 @@ class Board(Listener):
                 self.level(index, self.sizes[index], snapshot)
 
     def close(self) -> None:
-        """Write what is held back."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
