@@ -76,11 +76,7 @@ def differences(recorded: Mapping[str, Any]) -> list[str]:
 
 
 class ChecksumWriter:
-    """Rank zero writes the checksum of a run's streamed files into its record as soon as it is known.
-
-    Args:
-        file: the record of the run.
-    """
+    """Rank zero writes the checksum of a run's streamed files into its record ``file`` as soon as it is known."""
 
     def __init__(self, images: ImageData, file: Path):
         self.file, self.checksum = file, FileChecksum(images) if is_rank_zero() else None

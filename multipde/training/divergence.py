@@ -14,11 +14,7 @@ MANY_ROLLBACKS = 3
 def rollback_record(
     error: DivergenceError, state: TrainState, level: Level, on_divergence: str, checkpoint: Path | None
 ) -> dict[str, Any]:
-    """The record of a rollback to a checkpoint, with the learning rate that follows.
-
-    Raises:
-        DivergedError: the settings ask to stop, there were too many rollbacks, or there is no checkpoint.
-    """
+    """The record of a rollback to a checkpoint; DivergedError where none is wanted or possible, or after too many."""
     text = f"{error} at size {level.size}, epoch {state.epoch + 1}, step {state.batch + 1}"
     rate = state.rate_scale * level.learning_rate
     if on_divergence == "stop" or len(state.rollbacks) == MANY_ROLLBACKS or checkpoint is None:

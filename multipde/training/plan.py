@@ -16,11 +16,7 @@ from multipde.training.settings import TrainSettings
 def recorded_plan(
     record: Mapping[str, Any], file: Path, given: Given = None
 ) -> tuple[Schedule, TrainSettings, str | None]:
-    """Schedule with network, settings and starting checkpoint from a run's record; ValueError if it is invalid.
-
-    Args:
-        given: the network, where the record does not suffice to build it, see `load`.
-    """
+    """Schedule with network, settings and starting checkpoint from a run's record; ``given`` is ``model`` of `load`."""
     levels, init = record.get("levels"), record.get("init")
     if not isinstance(levels, list) or not levels:
         raise ValueError(f"{file} must be the record of a run, got no levels")

@@ -153,7 +153,7 @@ class Trainer:
         """Accuracy and loss on the validation images.
 
         Args:
-            interruptible: a signal stops the validation; it is repeated when the training is resumed.
+            interruptible: a signal stops the validation, which is repeated when the training is resumed.
         """
         batches = self.samples.train.evaluation(self.samples.held_back[:num_images], size)
         return self._evaluate(self._check_signals(batches, is_saved=False) if interruptible else batches)
@@ -218,11 +218,7 @@ class Trainer:
         self._set_image_size(level.size)
 
     def _obey_signals(self, is_saved: bool = False) -> None:
-        """Write a checkpoint where one is due or requested; raise Interrupted where a signal asked to stop.
-
-        Args:
-            is_saved: the last checkpoint has the present state, so no other is written.
-        """
+        """Write a checkpoint where one is due or requested, unless the state is saved; raise Interrupted to stop."""
         # a request that one process has received holds for all
         is_due = time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_every
         stop, save, is_due = largest(self.signals.stop, self.signals.save, is_due)
