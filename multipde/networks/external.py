@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -135,6 +136,14 @@ class ExternalModel(SpecBase):
             f"{self.label}, {self.in_channels} channels of {size} pixels to {self.classes} classes, "
             f"{num_weights(net):,} weights, {num_stencils} layers with stencils"
         )
+
+    @property
+    def import_path(self) -> str:
+        """What was typed after ``--arch`` for a network from an import path; empty for any other."""
+        if self.arch.partition(":")[0] in (*LIBRARIES, PYTHON):
+            return ""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments)
+        return shlex.quote(f"{self.arch}({arguments})" if arguments else self.arch)
 
     def record(self) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "factory"}

@@ -228,7 +228,9 @@ class Trainer:
             self.signals.save = False
             self.log.say(f"saved at {self.state.reached(self.level.size)}, as was asked for")
         if stop:
-            how = f"go on with: multipde train --run {self.run_dir} --resume"
+            arch = getattr(self.schedule.network, "import_path", "")  # a record imports nothing: it is named again
+            again = f" --arch {arch}" if arch else ""
+            how = f"go on with: multipde train --run {self.run_dir} --resume{again}"
             raise Interrupted(f"stopped and saved at {self.state.reached(self.level.size)}; {how}", stop)
 
     def _recover(self, error: DivergenceError) -> None:

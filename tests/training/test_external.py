@@ -208,7 +208,7 @@ def test_a_finished_run_is_trained_further(finished, tmp_path):
         resume(tmp_path / "a", model=Small, extend=[(16, 1)], quiet=True)
 
 
-def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path, monkeypatch, capsys):
+def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path, monkeypatch, capsys, signal_at_step):
     (tmp_path / "mynet.py").write_text(
         "from torch import nn\n"
         "def small(num_classes, width=4):\n"
@@ -217,7 +217,12 @@ def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path,
     )
     monkeypatch.chdir(tmp_path)
     arguments = ["--sizes", "8", "16", "--epochs", "0.02", "0.02", "--device", "cpu", "--quiet", "--run", "r"]
-    main(["train", "--arch", "mynet:small(width=5)", *arguments])
+    signal_at_step(1)
+    with pytest.raises(SystemExit):
+        main(["train", "--arch", "mynet:small(width=5)", *arguments])
+    assert "go on with: multipde train --run r --resume --arch 'mynet:small(width=5)'" in capsys.readouterr().err
+    signal_at_step(None)
+    main(["train", "--run", "r", "--resume", "--arch", "mynet:small(width=5)", "--quiet"])
     main(["train", "--run", "r", "--resume", "--arch", "mynet:small(width=5)"])
     assert "finished" in capsys.readouterr().out
     main(["train", "--run", "r", "--extend", "16:0.02", "--arch", "mynet:small(width=5)", "--quiet"])
