@@ -51,7 +51,7 @@ class Evaluate(DataOptions):
 
         self._check_given()
         checkpoints = (self.checkpoint, *self.others)
-        shared = {"num_images": self.num_images, "device": self.device, "log": Log()}
+        shared = {"model": self.arch, "num_images": self.num_images, "device": self.device, "log": Log()}
         if self.robustness:
             from multipde.studies.robustness_study import compare_robustness
 
@@ -65,7 +65,6 @@ class Evaluate(DataOptions):
             evaluate_sizes(
                 checkpoint,
                 self.of(checkpoint),
-                model=self.arch,
                 sizes=self.sizes,
                 methods=self.method,
                 split=recorded_split(checkpoint),

@@ -110,7 +110,7 @@ def robustness(
             for kind, strengths in KINDS.items()
         },
         growth_report(net, sample, seed=seed) if spec.has_energy else [],
-        state_energies(net, sample) if spec.label in HYPERBOLIC else [],
+        state_energies(net, sample) if spec.has_energy and spec.label in HYPERBOLIC else [],
     )
 
 

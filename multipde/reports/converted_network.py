@@ -109,8 +109,9 @@ def convert_to_directory(
     log.say(f"{name}: size {old} -> {new}" + ("" if images is None else f", on images of {images.name}"))
     if images is None:
         log.say("no data: nothing is measured, BatchNorm keeps the statistics of the old size; type --data NAME")
-        if method in ("auto", "copy") and steps is None:
-            log.say("note: copy changes no weight, only the mesh; type --data NAME for a calibrated conversion")
+        if new != old and method in ("auto", "copy"):
+            what = "the mesh and the time steps change" if steps else "the mesh changes"
+            log.say(f"the stencils are copied, so that only {what}; type --data NAME for a calibrated conversion")
     evaluator = None
     if images is not None:
         compute, split = Compute.of(device, amp), recorded_split(source)

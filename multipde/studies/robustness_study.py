@@ -9,9 +9,10 @@ from multipde.data.datasets import load_data
 from multipde.evaluation.robustness import KINDS, robustness
 from multipde.evaluation.sizes import DataSource
 from multipde.networks.cost import num_weights
+from multipde.networks.model_spec import spec_of
 from multipde.reports.plots import check_figure_file
 from multipde.runtime.console import Log
-from multipde.storage.stored_network import load
+from multipde.storage.stored_network import Given, load
 from multipde.storage.tensors import tensor_bytes
 from multipde.studies.robustness_figure import robustness_figure
 from multipde.studies.robustness_tables import strengths, tables
@@ -24,6 +25,7 @@ def compare_robustness(
     checkpoints: Sequence[Path],
     data: DataSource | None,
     *,
+    model: Given = None,
     num_images: int | None = None,
     by: str = "checkpoint",
     out: Path | None = None,
@@ -36,6 +38,7 @@ def compare_robustness(
 
     Args:
         data: source and options for `load_data`.
+        model: a network that has to be given again, see `load`.
         by: one column per ``"checkpoint"``, or per ``"dynamics"`` with mean and spread over its checkpoints.
         out: file of rows; a network that it has, with as many images, is not measured again.
         plot: file for a figure.
@@ -54,8 +57,8 @@ def compare_robustness(
         raise ValueError("checkpoints must name at least one, got none")
     if data is None:
         raise ValueError(f"data must be given for {checkpoints[0]}, which does not name its own; type --data NAME")
-    nets = {path: load(path) for path in checkpoints}
-    sizes = {net.config.sizes for net in nets.values()}
+    nets = {path: load(path, model) for path in checkpoints}
+    sizes = {spec_of(net).sizes for net in nets.values()}
     if len(sizes) > 1:
         shown = " and ".join(str(s[0]) for s in sorted(sizes))
         raise ValueError(f"checkpoints must have one size to be compared, got {shown}; type multipde convert --size N")
@@ -76,7 +79,7 @@ def compare_robustness(
                 seed=seed,
                 advance=lambda n, name=path.name: advance(n, name),
             )
-            network = {"dynamics": nets[path].config.dynamics, "weights": num_weights(nets[path])}
+            network = {"dynamics": spec_of(nets[path]).label, "weights": num_weights(nets[path])}
             study.add(sha256, checkpoint=str(path), **network, **found.record())
     measured = {row["sha256"]: row for row in study.rows}
     rows = [measured[sums[path]] | {"checkpoint": str(path)} for path in nets]

@@ -47,8 +47,9 @@ def tables(rows: Sequence[Row], by: str = "checkpoint") -> dict[str, Table]:
         table.append(line)
     result = {
         f"Accuracy in % (ratio to clean) on {rows[0]['num_images']:,} test images of {rows[0]['data']}": table,
-        "Growth of perturbations through the blocks, at features of test images": _growth_table(groups),
     }
+    if growth := _growth_table(groups):
+        result["Growth of perturbations through the blocks, at features of test images"] = growth
     energies = {g: own for g, own in groups.items() if own[0]["energy"]}
     if energies:
         result["Energy (12) along time over that at the start of the block"] = _energy_table(energies)

@@ -207,7 +207,7 @@ def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_pa
     assert "no data: nothing is measured, BatchNorm keeps the statistics of the old size" in out
     assert load(tmp_path / "new").config.final_times == (3.0, 3.0)
     out = call(capsys, "convert", place / "net", "--size", "8", "--out", tmp_path / "small")
-    assert "note: copy changes no weight, only the mesh; type --data NAME for a calibrated conversion" in out
+    assert "the stencils are copied, so that only the mesh changes; type --data NAME" in out
     old, new = load(place / "net").state_dict(), load(tmp_path / "small").state_dict()
     assert all(torch.equal(old[name], new[name]) for name, _ in load(place / "net").named_parameters())
 

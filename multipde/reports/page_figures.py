@@ -1,0 +1,99 @@
+"""The figures of a report, section by section, as elements of its page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multipde.evaluation.errors import Examination
+from multipde.evaluation.pictures import MANY_NUMBERS, confusion_figure, stencil_figure
+from multipde.mesh.reparametrize import stencil_layers
+from multipde.networks.model_spec import spec_of, with_meshes
+from multipde.reports import run_figures as figures
+from multipde.reports.run_record import RunRecord
+from multipde.training.snapshot import opening_stencils
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with what is to be seen on it.
+
+    Args:
+        svg: an element of the page.
+        is_wide: takes the whole width.
+    """
+
+    title: str
+    svg: str
+    is_wide: bool = False
+
+
+def page_figures(run: RunRecord, seen: Examination | None, names: Sequence[str]) -> dict[str, list[Figure]]:
+    """The figures of every section; a section without figures is an empty list.
+
+    Args:
+        seen: what the test images tell, where there are any.
+        names: of the classes.
+    """
+    return {
+        "curves": _curves(run),
+        "switches": _switches(run),
+        "confusion": [] if seen is None else [_confusion(seen, names)],
+        "stencils": _stencils(run),
+        "derivatives": _derivatives(run),
+        "energy": [_energy(seen)] if seen is not None and seen.energies else [],
+    }
+
+
+def _curves(run: RunRecord) -> list[Figure]:
+    return [
+        _drawn(
+            lambda q=quantity, a=against: figures.curve(run.levels, q, a),
+            f"{quantity.capitalize()} against {against}",
+            f"curve-{quantity}-{against}",
+        )
+        for quantity in ("accuracy", "loss")
+        for against in ("epochs", "work")
+    ]
+
+
+def _switches(run: RunRecord) -> list[Figure]:
+    moves = run.result["moves"]
+    return [_drawn(lambda: figures.switches(moves), "Validation accuracy at each switch", "switches")] if moves else []
+
+
+def _confusion(seen: Examination, names: Sequence[str]) -> Figure:
+    title = "Per cent of the images of each true class"
+    return _drawn(
+        lambda: confusion_figure(seen.confusion, names), title, "confusion", len(seen.confusion) > MANY_NUMBERS
+    )
+
+
+def _stencils(run: RunRecord) -> list[Figure]:
+    """Of every level that is kept; of a run of an older version those that it has ended with."""
+    kept = {index: snapshot.stencils for index, snapshot in run.snapshots.items()}
+    kept.setdefault(len(run.plan.levels) - 1, opening_stencils(run.net, run.net.state_dict()))
+    return [
+        _drawn(lambda s=stencils: stencil_figure(s), f"{run.plan.levels[index].size} pixels", f"stencils-{index}")
+        for index, stencils in sorted(kept.items())
+        if stencils.numel() and stencils.dim() == 4
+    ]
+
+
+def _derivatives(run: RunRecord) -> list[Figure]:
+    if not stencil_layers(run.net):
+        return []
+    net, title = with_meshes(run.net), "Size of the coefficients β by order of the derivative"
+    found = [_drawn(lambda: figures.spectrum(net), title, "spectrum")]
+    if spec_of(net).block_steps:
+        found.append(_drawn(lambda: figures.controls_in_time(net), "The controls θ along time", "controls"))
+    return found
+
+
+def _energy(seen: Examination) -> Figure:
+    return _drawn(lambda: figures.energy_along(seen.energies), "Features and energy along the time steps", "energy")
+
+
+def _drawn(make: Callable[[], Any], title: str, name: str, is_wide: bool = False) -> Figure:
+    from markupsafe import Markup
+
+    return Figure(title, Markup(figures.svg(make, name, title)), is_wide)

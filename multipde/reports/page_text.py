@@ -1,0 +1,151 @@
+"""The words and numbers of a report: plain data for its page."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multipde.data.datasets import data_label
+from multipde.evaluation.errors import Examination, Mistake
+from multipde.networks.cost import num_weights
+from multipde.networks.model_spec import spec_of
+from multipde.reports.run_record import RunRecord
+from multipde.training.level import steps_text
+
+MOST = 12
+"""Number of confusions that are listed."""
+
+TIME_SETTINGS = ("alpha1", "box", "auto_steps")
+"""Settings without effect on a network that has no time steps."""
+
+
+def page_text(run: RunRecord, seen: Examination | None, names: Sequence[str]) -> dict[str, Any]:
+    """What the page says besides its figures, by the names of its template.
+
+    Args:
+        seen: the result on the test images, where there are any.
+        names: of the classes.
+    """
+    return {
+        "title": run.directory.resolve().name,
+        "summary": _summary(run),
+        "numbers": _numbers(run),
+        "levels": _levels(run),
+        "moves": [_move(move, spec_of(run.net).has_step_bounds) for move in run.result["moves"]],
+        "rollbacks": [str(r.get("error")) for r in run.result.get("rollbacks", ()) if isinstance(r, dict)],
+        "seen": None if seen is None else _seen(run, seen, names),
+        "mistakes": [] if seen is None else [_mistake(m, names) for m in seen.mistakes],
+        "settings": _settings(run),
+    }
+
+
+def _seen(run: RunRecord, seen: Examination, names: Sequence[str]) -> dict[str, Any]:
+    most = sorted(
+        ((int(n), i, j) for i, row in enumerate(seen.confusion.tolist()) for j, n in enumerate(row) if n and i != j),
+        reverse=True,
+    )
+    return {
+        "num_images": f"{seen.num_images:,}",
+        "accuracy": _percent(seen.accuracy, 2),
+        "recorded": _percent(run.result["test_accuracy"], 2),
+        "most": [(names[i], names[j], n) for n, i, j in most[:MOST]],
+    }
+
+
+def _summary(run: RunRecord) -> str:
+    options = run.record.get("data_options") or {}
+    name, sizes = run.record.get("data"), [str(level.size) for level in run.plan.levels]
+    data = "data without a name" if name is None else data_label(str(name), options.get("root"))
+    way = f"coarse to fine at {', '.join(sizes[:-1])} and {sizes[-1]} pixels" if sizes[1:] else f"at {sizes[0]} pixels"
+    return f"A {spec_of(run.net).label} network trained on {data}, {way}."
+
+
+def _numbers(run: RunRecord) -> list[tuple[str, str]]:
+    result, size = run.result, run.plan.levels[-1].size
+    return [
+        (_percent(result["test_accuracy"], 2), f"test accuracy at {size} pixels"),
+        (f"{result['test_loss']:.3f}", "test cross entropy"),
+        (f"{result['flops'] / 1e12:.3g}", "TFLOPs of work"),
+        (_duration(result["seconds"]), "of training"),
+        (f"{num_weights(run.net):,}", "weights"),
+    ]
+
+
+def _percent(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f}\u202f%"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _levels(run: RunRecord) -> list[dict[str, Any]]:
+    """The plan with what each level took and reached."""
+    found, flops, seconds, last = [], 0.0, 0.0, run.levels[-1][-1]
+    for planned, rows in zip(run.plan.rows(), run.levels, strict=True):
+        end, kept = rows[-1], ("level", "size", "h", "batch", "learning rate", "MFLOPs/image")
+        work = (end["total_flops"] - flops) / last["total_flops"]
+        time = (end["total_seconds"] - seconds) / last["total_seconds"]
+        steps = end.get("steps")
+        found.append(
+            {
+                "plan": {name: planned[name] for name in kept},
+                "steps": steps_text(tuple(steps)) if isinstance(steps, list) else planned["steps"],
+                "epochs": planned["epochs"] if planned["epochs"] != "auto" else str(len(rows)),
+                "shares": [("work", f"{100 * work:.1f}"), ("time", f"{100 * time:.1f}")],
+                "accuracy": _percent(max(row["validation_accuracy"] for row in rows), 1),
+                "loss": f"{min(row['validation_loss'] for row in rows):.3f}",
+            }
+        )
+        flops, seconds = end["total_flops"], end["total_seconds"]
+    return found
+
+
+def _move(move: Mapping[str, Any], has_step_bounds: bool) -> dict[str, str]:
+    ratios = move.get("step_ratios")
+    return {
+        "switch": f"{move['from']} → {move['to']} pixels",
+        "map of the stencils": str(move.get("method", "-")),
+    } | ({"largest dt over its bound": f"{max(ratios):.1f}" if ratios else "-"} if has_step_bounds else {})
+
+
+def _mistake(mistake: Mistake, names: Sequence[str]) -> dict[str, str]:
+    picture = base64.b64encode(mistake.picture).decode()
+    return {
+        "source": f"data:image/png;base64,{picture}",
+        "true": names[mistake.true],
+        "taken": names[mistake.taken],
+        "probability": _percent(mistake.probability, 0),
+    }
+
+
+def _settings(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Configuration, data, versions and machine, as the run has recorded them."""
+    record = run.record
+    origin = record.get("provenance") or {"versions": record.get("versions")}
+    data = {"data": record.get("data"), **(record.get("data_options") or {})}
+    data |= {"training images": record.get("num_train"), "started from": record.get("init")} | (
+        origin.get("data") or {}
+    )
+    hidden = () if spec_of(run.net).block_steps else TIME_SETTINGS
+    parts = {
+        "Network": record.get("network"),
+        "Training": {k: v for k, v in (record.get("settings") or {}).items() if k not in hidden},
+        "Data": data,
+        "Versions": origin.get("versions"),
+        "Machine": origin.get("machine"),
+        "Command": {"command": origin.get("command")},
+    }
+    shown = {title: part for title, part in parts.items() if isinstance(part, dict)}
+    return [
+        (title, [(str(k), _value(v)) for k, v in part.items() if v is not None])
+        for title, part in shown.items()
+        if any(v is not None for v in part.values())
+    ]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_value(v) for v in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
