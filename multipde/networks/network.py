@@ -21,6 +21,7 @@ class PDENet(nn.Module):
 
     Block k works at mesh size h 2ᵏ, h = 1/size. ``print(net)`` shows the blocks as a table.
 
+    >>> import torch
     >>> from multipde import NetworkConfig
     >>> net = PDENet(NetworkConfig("hamiltonian", channels=(8, 16), out_channels=16, size=16))
     >>> net(torch.zeros(5, 3, 16, 16)).shape
