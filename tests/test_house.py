@@ -63,7 +63,7 @@ def test_only_the_command_line_imports_tyro_and_only_the_log_prints(room, path):
 
 @pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: getattr(v, "stem", v))
 def test_files_stay_small(room, path):
-    assert len(path.read_text().splitlines()) <= 311
+    assert len(path.read_text().splitlines()) <= 300
 
 
 def module_name(path: Path) -> str:
