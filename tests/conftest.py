@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from multipde.data import shapes
+from multipde.networks import presets
 from multipde.networks.compilation import check_compiler
 from multipde.networks.kernels import native
 
@@ -47,6 +48,23 @@ def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classe
 @pytest.fixture
 def folder(tmp_path):
     return write_folder(tmp_path / "shapes3")
+
+
+@pytest.fixture(scope="module")
+def narrow_presets():
+    """The presets with few channels, for tests of what is done with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for options in presets._DATA.values():
+            narrow = tuple(4 + 2 * i for i in range(len(options["channels"])))
+            patch.setitem(options, "channels", narrow)
+            patch.setitem(options, "out_channels", 8)
+        yield
+
+
+@pytest.fixture
+def without_report(monkeypatch):
+    """Commands write no report after a training."""
+    monkeypatch.setattr("multipde.reports.page.report_at_end", lambda *args: None)
 
 
 @pytest.fixture

@@ -10,10 +10,13 @@ import torch
 
 from multipde import load_data
 from multipde.evaluation.measured_conversion import AUTO_METHODS
+from multipde.studies.bench import regimes
 from multipde.studies.bench.consistency import consistency
-from multipde.studies.bench.regimes import blurred, regimes_study, table
+from multipde.studies.bench.regimes import WAVES, blurred, regimes_study, table
 
-OPTIONS = {"num_train": 300, "num_test": 60}
+OPTIONS = {"num_train": 60, "num_test": 30}
+
+pytestmark = pytest.mark.usefixtures("narrow_presets")
 
 
 def test_blurring_keeps_constants_and_is_the_gaussian_of_that_width():
@@ -29,21 +32,22 @@ def test_blurring_keeps_constants_and_is_the_gaussian_of_that_width():
     assert blurred(data, 0.0) is data
 
 
-def test_rows_have_all_methods_and_are_not_measured_twice(tmp_path, figures):
+def test_rows_have_all_methods_and_are_not_measured_twice(tmp_path, figures, monkeypatch):
+    monkeypatch.setattr(regimes, "WAVES", WAVES[:2])
     cases = ((0.0, "relu"), (4.0, "tanh"))
     out = tmp_path / "rows.jsonl"
-    arguments = {"size": 16, "epochs": 1, "num_images": 60, "device": "cpu"}
+    arguments = {"size": 16, "epochs": 1, "num_images": 30, "device": "cpu"}
     rows = regimes_study(("shapes", OPTIONS), out, cases=cases[:1], **arguments)
     everything = regimes_study(("shapes", OPTIONS), out, cases=cases, **arguments)
     assert everything == [json.loads(line) for line in out.read_text().splitlines()]
     rows = [r for r in everything if "accuracy" in r]
-    assert len([r for r in everything if "error" in r]) == 10
+    assert len([r for r in everything if "error" in r]) == 2
     assert [(r["blur"], r["net"]) for r in rows] == [(0.0, "relu"), (4.0, "tanh")]
     assert all(set(r["accuracy"]) == set(AUTO_METHODS) for r in rows)
     assert rows[1]["opening"] > rows[0]["opening"]  # blurred images are smoother
     assert table(rows)[0]["copy"] == f"{100 * rows[0]['accuracy']['copy']:.1f}"
     waves, trained = figures[-1].axes
-    assert sum(len(line.get_xdata()) for line in waves.lines[1:]) == 10 * (len(AUTO_METHODS) - 1)
+    assert sum(len(line.get_xdata()) for line in waves.lines[1:]) == 2 * (len(AUTO_METHODS) - 1)
     drawn = [line for line in trained.lines[1:] if len(line.get_xdata())]
     for line, method in zip(drawn, [m for m in AUTO_METHODS if m != "copy"], strict=True):
         gains = [100 * (r["accuracy"][method] - r["accuracy"]["copy"]) for r in rows]
