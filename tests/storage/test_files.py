@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_line(call, tmp_pat
 def test_a_real_limit_of_the_system_is_told_in_one_line(tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # noqa: E731
     script = "from multipde.cli.main import main; main()"
-    arguments = ["train", "--data", "shapes", "--sizes", "8", "--epochs", "1", "--device", "cpu", "--quiet", "--run"]
+    arguments = ["train", "--data", "shapes", "--sizes", "8", "--epochs", "0.02", "--device", "cpu", "--quiet", "--run"]
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments, str(tmp_path / "run")],
         preexec_fn=limit,

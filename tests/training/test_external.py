@@ -15,6 +15,7 @@ from multipde.cli.main import main
 from multipde.runtime.signals import Interrupted
 from multipde.storage.run_directory import newest_checkpoint
 from multipde.training.checkpoint import read_checkpoint
+from tests.conftest import write_folder
 
 OPTIONS = {"num_train": 150, "num_test": 40}
 PLAN = Schedule([Level(8, 2, batch=30), Level(16, 1, batch=30)])
@@ -208,6 +209,7 @@ def test_a_finished_run_is_trained_further(finished, tmp_path):
         resume(tmp_path / "a", model=Small, extend=[(16, 1)], quiet=True)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path, monkeypatch, capsys, signal_at_step):
     (tmp_path / "mynet.py").write_text(
         "from torch import nn\n"
@@ -216,7 +218,24 @@ def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path,
         "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))\n"
     )
     monkeypatch.chdir(tmp_path)
-    arguments = ["--sizes", "8", "16", "--epochs", "0.02", "0.02", "--device", "cpu", "--quiet", "--run", "r"]
+    write_folder(tmp_path / "data")
+    arguments = [
+        "--data",
+        "folder",
+        "--root",
+        "data",
+        "--sizes",
+        "8",
+        "16",
+        "--epochs",
+        "0.3",
+        "0.3",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--run",
+        "r",
+    ]
     signal_at_step(1)
     with pytest.raises(SystemExit):
         main(["train", "--arch", "mynet:small(width=5)", *arguments])
@@ -225,7 +244,7 @@ def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path,
     main(["train", "--run", "r", "--resume", "--arch", "mynet:small(width=5)", "--quiet"])
     main(["train", "--run", "r", "--resume", "--arch", "mynet:small(width=5)"])
     assert "finished" in capsys.readouterr().out
-    main(["train", "--run", "r", "--extend", "16:0.02", "--arch", "mynet:small(width=5)", "--quiet"])
+    main(["train", "--run", "r", "--extend", "16:0.3", "--arch", "mynet:small(width=5)", "--quiet"])
     for command in (["inspect", "r"], ["evaluate", "r", "--num-images", "20"]):
         with pytest.raises(SystemExit, match="2"):
             main(command)
