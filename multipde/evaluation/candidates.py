@@ -79,9 +79,6 @@ class Evaluator:
             normalize: of the images; by mean and standard deviation of the data if left out.
             split: seed and share by which training images are held back; those of the training, where they are known.
             num_images: only so many test images, drawn at random but always the same, and as many held back ones.
-
-        Raises:
-            ValueError: a share that leaves no image on one side; a number that is not positive.
         """
         drawable, held_back = split_indices(len(data.train), *split)
         tested = drawn_indices(len(data.test), num_images, (0, "test"))
@@ -110,9 +107,6 @@ class Evaluator:
         Args:
             steps: new numbers of time steps; ``"auto"`` for as many as keep the network stable, see `stabilized`.
             num_images: for the calibration, at most.
-
-        Raises:
-            ValueError: what `conversion` raises.
         """
         images, method = None, method if size != old_size or method not in CALIBRATED else "copy"
         if method in CALIBRATED:

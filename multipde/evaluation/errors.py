@@ -68,9 +68,6 @@ def examine(
     Args:
         num_images: only so many, drawn at random but always the same; None for all.
         num_mistakes: at most so many are kept.
-
-    Raises:
-        ValueError: data that do not suit the network.
     """
     spec = spec_of(net)
     check_classes(spec, images)

@@ -42,9 +42,6 @@ def convert_reported(
         method: one of the methods, or ``"auto"`` for the one with the best accuracy on held back training images (copy
             where there are none).
         steps: new number of time steps of a `PDENet`, or ``"auto"``, see `stabilized`.
-
-    Raises:
-        ValueError: what `convert` raises.
     """
     factor = new_size / old_size
     if evaluator is None:

@@ -41,9 +41,6 @@ def evaluate_sizes(
 
     Returns:
         A record per row: size, method, accuracy, loss, and the same after recalibration, FLOPs, images per second.
-
-    Raises:
-        ValueError: no data, or what `load` and `convert` raise.
     """
     net, compute = load(checkpoint, model), Compute.of(device, amp)
     spec = spec_of(net)

@@ -64,10 +64,6 @@ def convert_to_directory(
 
     Returns:
         What was measured; None for a bare state dict.
-
-    Raises:
-        FileExistsError: the new directory is not empty.
-        ValueError: no place to write to, no source or two, or what reading and converting raise.
     """
     log = log or Log(quiet=True)
     check_conversion_method(method)

@@ -148,10 +148,6 @@ def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: i
     save(figure, file)
 
 
-def _base(name: str) -> str:
-    return name.removesuffix(", recalibrated")
-
-
 def pyplot():
     """matplotlib.pyplot, drawing into files without a window."""
     import matplotlib
@@ -204,9 +200,9 @@ def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
         axis.grid(axis="x", alpha=0.3)
     if measured:
         axis = axes[0, 3]
-        names = list(dict.fromkeys(_base(c.name) for c in report.candidates))
+        names = list(dict.fromkeys(c.name.removesuffix(", recalibrated") for c in report.candidates))
         for c in report.candidates:
-            i = names.index(_base(c.name))
+            i = names.index(c.name.removesuffix(", recalibrated"))
             again = any(other.name == f"{c.name}, recalibrated" for other in report.candidates)
             face = {"markerfacecolor": "none"} if again else {"label": names[i]}
             axis.plot(c.flops / 1e6, 100 * c.accuracy, **style(i, linestyle="none", **face))

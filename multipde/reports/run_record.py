@@ -59,9 +59,6 @@ def read_run(directory: str | Path, model: Given = None) -> RunRecord:
 
     Args:
         model: a network that has to be given again, see `load`.
-
-    Raises:
-        ValueError: no run, one that is not finished, or a file that is missing, damaged or of another run.
     """
     directory = Path(directory)
     if not (directory / RECORD).exists():

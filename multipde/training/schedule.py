@@ -160,9 +160,6 @@ def levels_from_lists(
         mixed: join the levels to one whose batches have random sizes, in proportion to the epochs.
         auto: find the numbers of epochs while training; the learning rate rises on the first level and falls on the
             last.
-
-    Raises:
-        ValueError: no size, or a list of another length; levels to be mixed that differ in more than size and epochs.
     """
     num = len(sizes)
     if not num:

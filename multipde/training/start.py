@@ -56,9 +56,6 @@ def starting_network(
         arch: name of an external model to use instead, see `external_model`.
         memory: what is stored for the backward pass; None keeps that of the network.
         standardize: normalise every image by its own mean and standard deviation.
-
-    Raises:
-        ValueError: a checkpoint of another dynamics or standardisation, an unknown preset, or contradictory options.
     """
     if arch is not None:
         for name, value in (("preset", preset_name), ("dynamics", dynamics), ("memory", memory)):
