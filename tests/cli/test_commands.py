@@ -46,12 +46,16 @@ from tests.conftest import write_folder
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, narrow_presets):
     """A folder data set, a run trained on it by the command, a plain checkpoint."""
     root = tmp_path_factory.mktemp("cli")
     write_folder(root / "data")
     arguments = "--dynamics hamiltonian --sizes 8 16 --epochs 1 1 --batch 30 --quiet --device cpu"
-    main(["train", "--data", "folder", "--root", str(root / "data"), "--run", str(root / "run"), *arguments.split()])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multipde.reports.page.report_at_end", lambda *args: None)
+        main(
+            ["train", "--data", "folder", "--root", str(root / "data"), "--run", str(root / "run"), *arguments.split()]
+        )
     save(PDENet(NetworkConfig("parabolic", (4, 6), 8, size=16)), root / "net")
     damaged = bytearray((shutil.copytree(root / "net", root / "damaged") / "model.safetensors").read_bytes())
     damaged[-1] ^= 1
@@ -64,7 +68,7 @@ def call(capsys, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_train_shows_its_plan_progress_and_result(capsys, tmp_path, monkeypatch):
+def test_train_shows_its_plan_progress_and_result(capsys, tmp_path, monkeypatch, narrow_presets):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "data")
     arguments = "--data folder --root data --sizes 8 16 --epochs 1 1 --batch 30 --steps 2 3 --preset shapes-parabolic"
@@ -156,20 +160,22 @@ def test_convert_takes_torchvision_models_and_bare_state_dicts(capsys, place, tm
     torch.testing.assert_close(load_file(tmp_path / "bare/model.safetensors")[name], expected)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_train_within_a_budget_on_mixed_levels_and_with_steps_that_follow(capsys, place, tmp_path):
-    alone = ["--sizes", "8", "--epochs", "auto", "--budget", "1GFLOPs", "--batch", "30", "--run", tmp_path / "one"]
+    alone = ["--sizes", "8", "--epochs", "auto", "--budget", "0.02GFLOPs", "--batch", "30", "--run", tmp_path / "one"]
     assert "test accuracy" in call(capsys, "train", "--data", "folder", "--root", place / "data", *alone)
     data = ["train", "--data", "folder", "--root", place / "data", "--sizes", "8", "16", "--batch", "30"]
-    auto = [*data, "--epochs", "auto", "--budget", "8GFLOPs", "--transfer", "calibrated", "--steps", "auto"]
+    auto = [*data, "--epochs", "auto", "--budget", "0.2GFLOPs", "--transfer", "calibrated", "--steps", "auto"]
     out = call(capsys, *auto, "--run", tmp_path / "a")
     assert "auto" in out.splitlines()[2]
     assert "move 8 -> 16 by calibrated" in out
     record = json.loads((tmp_path / "a/run.json").read_text())
-    assert (record["settings"]["auto_steps"], record["settings"]["budget"]) == (True, "8GFLOPs")
+    assert (record["settings"]["auto_steps"], record["settings"]["budget"]) == (True, "0.2GFLOPs")
     out = call(capsys, *data, "--epochs", "1", "0.5", "--mixed", "--coordinates", "finest", "--run", tmp_path / "b")
     assert "8+16" in out
 
 
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("how", ["reversible", "checkpoint"])
 def test_train_keeps_states_as_it_is_told(how, capsys, place, tmp_path):
     data = ["train", "--data", "folder", "--root", place / "data", "--sizes", "8", "--epochs", "1", "--batch", "30"]
@@ -222,6 +228,7 @@ def test_convert_goes_on_without_the_data_of_the_run_when_they_are_gone(capsys, 
     assert load(tmp_path / "new").config.size == 8
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_baked_checkpoint_is_as_good_as_any(capsys, place, tmp_path):
     net = bake(load(place / "run"))
     save(net, tmp_path / "baked")
@@ -232,8 +239,9 @@ def test_a_baked_checkpoint_is_as_good_as_any(capsys, place, tmp_path):
     assert "test accuracy" in call(capsys, "train", *data, *arguments, "--batch", "30")
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_converted_checkpoint_goes_on_training(capsys, place, tmp_path):
-    call(capsys, "convert", place / "run", "--size", "8", "--out", tmp_path / "new")
+    call(capsys, "convert", place / "run", "--size", "8", "--method", "copy", "--out", tmp_path / "new")
     data = ["--data", "folder", "--root", place / "data"]
     arguments = ["--init", tmp_path / "new", "--sizes", "8", "--epochs", "1", "--run", tmp_path / "r", "--batch", "30"]
     assert "test accuracy" in call(capsys, "train", *data, *arguments)
