@@ -16,7 +16,7 @@ class Measurement:
     out: Path | None = None
     """File to which the rows are appended. Left out: none."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
 
     def given(self) -> dict[str, Any]:
         """All options by name, and the log, for the function of the study; a list must have an entry."""

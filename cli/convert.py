@@ -41,11 +41,11 @@ class Convert(DataOptions):
     out: Path | None = None
     """New directory for the converted checkpoint."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
     amp: AmpName = "off"
     """Mixed precision while testing."""
     quiet: bool = False
-    """Say nothing."""
+    """Print nothing."""
 
     def run_command(self) -> None:
         from multipde.reports.converted_network import convert_to_directory

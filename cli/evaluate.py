@@ -24,7 +24,7 @@ class Evaluate(DataOptions):
     checkpoint: Checkpoint
     """Directory written by `save`, or a run directory."""
     others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """More of them."""
+    """Further checkpoints."""
     arch: str | None = None
     """The network again, package.module:function, where the checkpoint is of one from an import path."""
     sizes: tuple[int, ...] | None = None
@@ -42,7 +42,7 @@ class Evaluate(DataOptions):
     plot: Path | None = None
     """With --robustness: file for a figure, .png, .svg or .pdf."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
     amp: AmpName = "off"
     """Mixed precision."""
 

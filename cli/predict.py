@@ -26,7 +26,7 @@ class Predict:
     json: bool = False
     """A line of JSON per image instead of a table."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
     amp: AmpName = "off"
     """Mixed precision."""
 

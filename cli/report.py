@@ -22,7 +22,7 @@ class Report(DataOptions):
     num_images: int = 10_000
     """At most so many test images, drawn at random but always the same."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
 
     def run_command(self) -> None:
         from multipde.reports.page import report

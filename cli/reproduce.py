@@ -39,7 +39,7 @@ class Reproduce:
     seed: int = 0
     """Seed of the weights, the split, the order, the augmentation and the images shown."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
     amp: AmpName = "off"
     """Mixed precision; bf16 is faster where the processor has it."""
     compile: bool = False

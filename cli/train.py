@@ -39,31 +39,31 @@ class Train(DataOptions):
     budget: str | None = SETTINGS.budget
     """With --epochs auto: how much to spend, e.g. 10min or 40TFLOPs."""
     min_epochs: int = SETTINGS.min_epochs
-    """With --epochs auto: least number on each level."""
+    """With --epochs auto: the smallest number of epochs on each level."""
     max_epochs: int = SETTINGS.max_epochs
-    """With --epochs auto: largest number on each level but the last."""
+    """With --epochs auto: the largest number of epochs on each level but the last."""
     mixed: bool = False
-    """The batches of all levels in random order instead of one level after the other."""
+    """Train on the batches of all levels in random order instead of one level after the other."""
     steps: tuple[int, ...] | Literal["auto"] | None = None
     """Time steps per level; the final time T stays. auto: more where the moved network would be less stable. Left out:
     those of the network."""
     batch: tuple[int, ...] | Literal["auto"] = (LEVEL.batch,)
-    """Images per optimizer step, one number or one per level. auto: 125 on the finest level, on the others as many as
-    have as many pixels, and the learning rate scaled likewise."""
+    """Images per optimizer step, one number or one per level. auto: 125 on the finest level; on the others as many
+    images as have the same number of pixels, with the learning rate scaled by the same factor."""
     learning_rate: tuple[float, ...] = (LEVEL.learning_rate,)
     """Peak learning rate, one number or one per level."""
     policy: Literal["across", "one_cycle", "piecewise", "piecewise_long"] = LEVEL.policy
     """Learning rate: one cycle across all levels, by work; one cycle in each; or in each 1, 1/5, 1/25 for 60, 20, 20
-    per cent (the paper's), down to 1/625 for 30, 20, 20, 20, 10 per cent (its for CIFAR-100)."""
+    per cent (as in the paper), down to 1/625 for 30, 20, 20, 20, 10 per cent (there for CIFAR-100)."""
     memory: Literal["store", "reversible", "checkpoint"] | None = None
-    """What is kept for the way back: everything, the last state of a block (hamiltonian, second_order), or the state of
-    every step. Left out: as the network has it."""
+    """What is stored for backpropagation: everything, the last state of a block (hamiltonian, second_order), or the
+    state of every step. Left out: as the network has it."""
     transfer: MethodName = SETTINGS.transfer
     """How stencils move to the next level."""
     coordinates: Literal["level", "finest"] = SETTINGS.coordinates
     """Mesh of the trained parameter: that of each level, moved by --transfer, or the finest one throughout."""
     conditioning: float = SETTINGS.conditioning
-    """With --coordinates finest: power of the preconditioner of the gradients, 0 for none to 1."""
+    """With --coordinates finest: power of the preconditioner of the gradients, from 0 (none) to 1."""
     init: Path | None = None
     """Checkpoint to start from, e.g. a converted one."""
     run: Path | None = None
@@ -75,9 +75,9 @@ class Train(DataOptions):
     """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. It has a cycle of the
     learning rate of its own."""
     seed: int = SETTINGS.seed
-    """Of the weights, the split, the order of the images and their augmentation."""
+    """Seed of the weights, the split, the order of the images and their augmentation."""
     momentum: float = SETTINGS.momentum
-    """Of the stochastic gradient descent."""
+    """Momentum of the stochastic gradient descent."""
     momentum_rule: Literal["map", "dual", "reset"] = SETTINGS.momentum_rule
     """How momentum moves with the stencils: as they do, as gradients do, or not at all."""
     alpha1: float = SETTINGS.alpha1
@@ -89,26 +89,26 @@ class Train(DataOptions):
     augment: bool = True
     """Flip, pad and crop the training images."""
     standardize: bool = False
-    """Every image by its own mean and standard deviation, not by those of the data."""
+    """Normalise every image by its own mean and standard deviation, not by those of the data set."""
     validation: float = SETTINGS.validation
     """Share of the training images set aside for validation."""
     checkpoint_every: float = SETTINGS.checkpoint_every
-    """Minutes between checkpoints within an epoch; one is written after every epoch besides."""
+    """Minutes between checkpoints within an epoch; another one is written after every epoch."""
     on_divergence: Literal["stop", "rollback"] = SETTINGS.on_divergence
     """What to do when loss, activations or stencils go out of bounds: stop, or go back to the last checkpoint with half
     the learning rate, at most three times."""
     deterministic: bool = SETTINGS.deterministic
-    """Only algorithms that give the same bits again on the same machine."""
+    """Use only algorithms that give the same bits again on the same machine."""
     compile: bool = SETTINGS.compile
-    """Norms compiled while training, in C++ or on a GPU by torch.compile: faster after a few seconds."""
+    """Compile the norms for training, in C++ or on a GPU by torch.compile: faster after a few seconds."""
     tensorboard: bool = SETTINGS.tensorboard
     """Write event files for TensorBoard into the directory of the run."""
     device: str = SETTINGS.device
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
     amp: AmpName = SETTINGS.amp
     """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
     quiet: bool = False
-    """Say nothing."""
+    """Print nothing."""
 
     def run_command(self) -> None:
         from multipde.reports.page import report_at_end
