@@ -14,7 +14,7 @@ from multipde.studies.study import mean_and_spread
 from multipde.training.monitor import DivergenceError
 from multipde.training.step import TrainStep
 
-OPTIONS = {"num_train": 700, "num_test": 50}
+OPTIONS = {"num_train": 200, "num_test": 20}
 
 
 @pytest.mark.parametrize("arm", [*ARMS, *IDEAS])
