@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.seeds import stream, stream_seed
+from multipde.data.images import stream, stream_seed
 
 
 class Normalize:
@@ -87,11 +87,7 @@ def images_per_epoch(num: int, batch: int, share: float = 1.0) -> int:
 
 
 def drawn_indices(num: int, num_drawn: int | None, key: tuple[int | str, ...]) -> Tensor:
-    """At most ``num_drawn`` of the indices below ``num`` in random order, all for None.
-
-    Raises:
-        ValueError: a number that is not positive.
-    """
+    """At most ``num_drawn`` of the indices below ``num`` in random order, all for None."""
     if num_drawn is not None and num_drawn < 1:
         raise ValueError(f"num_images must be positive, got {num_drawn}")
     return torch.randperm(num, generator=stream(*key))[:num_drawn]

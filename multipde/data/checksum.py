@@ -41,11 +41,7 @@ class FileChecksum:
                 self._thread.join()
 
     def result(self, wait: bool = False) -> str | None:
-        """The checksum; None as long as it is not known, and if no files are streamed.
-
-        Raises:
-            ValueError: a file that cannot be read.
-        """
+        """The checksum; None as long as it is not known, and if no files are streamed."""
         while wait and self._thread.is_alive():
             self._thread.join(0.5)  # in between, Python can handle signals
         if self._error is not None:

@@ -9,9 +9,8 @@ from torch import Tensor
 from multipde.data import shapes
 from multipde.data.folder import load_folder
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
-from multipde.data.images import TensorImages
+from multipde.data.images import TensorImages, stream
 from multipde.data.pairs import load_pair
-from multipde.data.seeds import stream
 
 DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder")
 
@@ -70,11 +69,7 @@ def data_label(data: str, root: str | Path | None) -> str:
 
 
 def split_indices(num: int, seed: int, validation: float = 0.2) -> tuple[Tensor, Tensor]:
-    """A random split into training and validation indices, in random order, the same for the same seed.
-
-    Raises:
-        ValueError: a share that leaves one of the two empty.
-    """
+    """A random split into training and validation indices, in random order, the same for the same seed."""
     num_validation = round(num * validation)
     if not 0 < num_validation < num:
         raise ValueError(f"validation must leave images on both sides, got {validation} of {num} images")

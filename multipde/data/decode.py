@@ -45,9 +45,6 @@ def decode_image(path: Path, size: int | None = None) -> Tensor:
 
     Shape:
         - result: (3, height, width), uint8
-
-    Raises:
-        ValueError: a file that is not an image or is broken, with its path.
     """
     import numpy as np
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from multipde.data.batches import Augment, Normalize, drawn_indices, images_per_epoch, shard_of
-from multipde.data.images import Batch, ImageSet, Key
-from multipde.data.seeds import stream
+from multipde.data.images import Batch, ImageSet, Key, stream
 from multipde.runtime.device import Compute
 
 

@@ -1,5 +1,6 @@
 """What every set of labelled images offers, and the set whose images lie in memory as one tensor."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +19,17 @@ Key = tuple[int | str, ...]
 
 NUM_LEVELS = 4
 """A set keeps its images at so many sizes on the device; the size that was averaged first is dropped first."""
+
+
+def stream_seed(*key: int | str) -> int:
+    """The seed of the stream of this name, e.g. ``stream_seed(seed, "augment", level, epoch, batch)``."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def stream(*key: int | str) -> torch.Generator:
+    """A generator on the CPU for the stream of this name."""
+    return torch.Generator().manual_seed(stream_seed(*key))
 
 
 class ImageSet(Protocol):

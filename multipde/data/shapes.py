@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from multipde.data.seeds import stream
+from multipde.data.images import stream
 from multipde.mesh.pyramid import resize_images
 
 CLASS_NAMES = ("disc", "ring", "square", "frame", "triangle", "hexagon", "star", "cross", "stripes", "checker")

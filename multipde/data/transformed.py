@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multipde.data.images import Batch, Key, Part, TensorImages
-from multipde.data.seeds import stream_seed
+from multipde.data.images import Batch, Key, Part, TensorImages, stream_seed
 from multipde.mesh.pyramid import resize_images
 
 NUM_READS = 32
@@ -68,11 +67,7 @@ class TransformedImages:
 
 
 def read_items(data_set: Any, which: str, indices: Sequence[int], key: Key | None = None) -> list[tuple[Tensor, int]]:
-    """Images as uint8 and labels; random transforms depend on the key (None for the fixed draw) and the index alone.
-
-    Raises:
-        ValueError: an item that is not an image (uint8 or on [0, 1]) with a label; the message names its index.
-    """
+    """Images as uint8 and labels; random transforms depend on the key (None for the fixed draw) and the index alone."""
     with _random_states_restored():
         return [_read(data_set, which, i, stream_seed(*(key or ("fixed draw",)), "transform", i)) for i in indices]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from multipde.data.seeds import stream
+from multipde.data.images import stream
 from multipde.evaluation.corruptions import check_pixels
 
 Scores = Callable[[Tensor], Tensor]

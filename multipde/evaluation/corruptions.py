@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multipde.data.seeds import stream
+from multipde.data.images import stream
 
 
 @dataclass(frozen=True)

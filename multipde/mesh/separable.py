@@ -22,11 +22,7 @@ def apply_along_axes(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
 
 
 def per_axis(value: T | Sequence[T], dim: int, name: str) -> tuple[T, ...]:
-    """Repeat one value for every axis, or check that there is one value per axis.
-
-    Raises:
-        ValueError: the sequence does not have one entry per axis.
-    """
+    """Repeat one value for every axis, or check that there is one value per axis."""
     if not isinstance(value, Sequence):
         return (value,) * dim
     if len(value) != dim:

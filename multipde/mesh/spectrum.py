@@ -13,12 +13,6 @@ def order_rms(module: nn.Module, physical: bool = False) -> dict[str, list[float
     Args:
         module: a reparametrised module.
         physical: β on the unit square; otherwise β_k/h^k with the layer's own h, the weight of hᵏ dᵏ/dxᵏ.
-
-    Returns:
-        Per layer one number for each total order 0, 1, ..., the highest.
-
-    Raises:
-        ValueError: a plain module.
     """
     result = {}
     layers = stencil_layers(module)

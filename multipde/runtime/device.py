@@ -1,5 +1,8 @@
-"""Where is computed, in which precision, and which slice of every batch."""
+"""Where is computed, in which precision, whether with the same bits again, and which slice of every batch."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -28,20 +31,12 @@ class Compute:
 
     @classmethod
     def of(cls, device: str | torch.device = "auto", amp: str = "off") -> "Compute":
-        """All batches whole, on the device and in the precision of these names.
-
-        Raises:
-            ValueError: as `choose_device` and `choose_amp`.
-        """
+        """All batches whole, on the device and in the precision of these names."""
         chosen = choose_device(device)
         return cls(chosen, choose_amp(chosen, amp))
 
     def distributed(self) -> "Compute":
-        """The same for this process of those that torchrun has started: its own device, its slice of every batch.
-
-        Raises:
-            ValueError: as `own_device`.
-        """
+        """The same for this process of those that torchrun has started: its own device, its slice of every batch."""
         return replace(self, device=own_device(self.device), rank=rank(), num_processes=num_processes())
 
     @property
@@ -62,11 +57,7 @@ class Compute:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device of that name; ``"auto"`` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        ValueError: a device that is not there.
-    """
+    """The device of that name; ``"auto"`` takes CUDA, then MPS, then the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -81,12 +72,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_amp(device: torch.device, amp: str) -> str:
-    """``"off"`` or ``"bf16"``; ``"auto"`` is bf16 where the device has instructions for it.
-
-    Raises:
-        ValueError: an unknown name, or bf16 on a device that cannot compute with it. (A processor always can: without
-            the instructions it is slow.)
-    """
+    """``"off"`` or ``"bf16"``; ``"auto"`` is bf16 where the device has instructions for it."""
     if amp not in AMP:
         raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
     if amp == "auto":
@@ -94,6 +80,21 @@ def choose_amp(device: torch.device, amp: str) -> str:
     if amp == "bf16" and device.type != "cpu" and not _has_bf16(device):
         raise ValueError(f"amp must be off on {device}, which has no bfloat16, got bf16; type --amp off")
     return amp
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Algorithms that give the same bits on the same machine, and the setting of before afterwards."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def _has_bf16(device: torch.device) -> bool:

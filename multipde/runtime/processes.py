@@ -58,11 +58,7 @@ def is_rank_zero() -> bool:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process; each of several processes has a GPU of its own.
-
-    Raises:
-        ValueError: more processes than GPUs, one GPU for all, or devices that cannot communicate.
-    """
+    """The device of this process; each of several processes has a GPU of its own."""
     if num_processes() == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:

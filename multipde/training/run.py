@@ -14,8 +14,7 @@ from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.evaluation.metrics import Score, check_classes
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
-from multipde.runtime.determinism import determinism
-from multipde.runtime.device import Compute
+from multipde.runtime.device import Compute, determinism
 from multipde.runtime.processes import (
     from_rank_zero,
     is_rank_zero,

@@ -10,7 +10,7 @@ from torch import nn
 
 from multipde.conversions.convert import conversion
 from multipde.data.datasets import ImageData
-from multipde.data.seeds import stream_seed
+from multipde.data.images import stream_seed
 from multipde.evaluation.metrics import check_classes
 from multipde.mesh.reparametrize import set_reference, stencil_layers, stencil_parametrization
 from multipde.networks.external import external_model, given_model

@@ -11,8 +11,7 @@ from torch import Tensor
 from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.feed import Feed
-from multipde.data.images import Batch
-from multipde.data.seeds import stream
+from multipde.data.images import Batch, stream
 from multipde.evaluation.metrics import evaluate_batches, scored_batches
 from multipde.networks.cost import num_weights
 from multipde.runtime.console import Log
