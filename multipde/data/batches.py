@@ -10,15 +10,10 @@ from multipde.data.images import stream, stream_seed
 
 
 class Normalize:
-    """(x/255 - mean) / std for images on 0..255: of the data per channel, or of every image over all it has.
+    """(x/255 - mean) / std for images (N, C, *size) on 0..255, with the statistics of the data for every channel.
 
-    A per-image standard deviation below one grey value counts as one, so that an even image becomes zero.
-
-    Args:
-        per_image: standardise each image by its own mean and standard deviation; the others are left out then.
-
-    Shape:
-        - x, result: (N, C, *size)
+    With ``per_image`` each image is standardised by its own mean and standard deviation, and the others are left out.
+    A standard deviation of an image below one grey value counts as one, so that an even image becomes zero.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], per_image: bool = False):
@@ -33,8 +28,7 @@ class Normalize:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.per_image:
-            axes = tuple(range(1, x.dim()))
-            std, mean = torch.std_mean(x, axes, correction=0, keepdim=True)
+            std, mean = torch.std_mean(x, tuple(range(1, x.dim())), correction=0, keepdim=True)
             return (x - mean) / std.clamp_min(1.0)
         if not self.scale:
             return x / 255
@@ -46,9 +40,7 @@ class Augment:
     """Horizontal flip, zero padding by 1/16 and a random crop back to the size, drawn for every image alone.
 
     The draw depends only on the key, so a repeated run and a resumed one see the same pictures.
-
-    Args:
-        size: image side in pixels; the padding is max(1, round(size/16)).
+    The padding is max(1, round(size/16)) pixels.
 
     Reference: Ruthotto & Haber (2018), section 5.
     """
@@ -61,11 +53,7 @@ class Augment:
         self.crop = augmentation.RandomCrop((size, size), padding=self.padding, cropping_mode="slice")
 
     def __call__(self, x: Tensor, *key: int | str, shard: tuple[int, int] = (0, 1)) -> Tensor:
-        """Augmented images.
-
-        Args:
-            shard: (k, n) where the images are the k-th of the n slices of a batch; they become what they would there.
-        """
+        """Augmented images; as a shard (k, n), the k-th of n slices of a batch, they become what they would there."""
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(stream_seed(*key))
@@ -80,8 +68,7 @@ class Augment:
 def images_per_epoch(num: int, batch: int, share: float = 1.0) -> int:
     """How many of the images an epoch of training sees: whole batches only, unless there is but one.
 
-    Args:
-        share: of the epoch, rounded to whole batches, at least one.
+    The share of the epoch is rounded to whole batches, at least one.
     """
     return max(1, round(num // batch * share)) * batch if num >= batch else num
 

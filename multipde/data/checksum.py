@@ -18,8 +18,8 @@ QUICK_BYTES = 2**28
 def data_checksum(images: ImageData) -> str:
     """SHA-256 of all images (random transforms: of the fixed draw; streamed files: of names, lengths) and labels."""
     digest = hashlib.sha256()
-    for part in (images.train, images.test):
-        _add(digest, part)
+    _add(digest, images.train)
+    _add(digest, images.test)
     return digest.hexdigest()
 
 
@@ -78,8 +78,7 @@ def _add(digest: Any, part: ImageSet) -> None:
         part = part.fixed
     if isinstance(part, StreamedImages):
         for path in part.paths:
-            line = f"{path.parent.name}/{path.name} {path.stat().st_size}\n"
-            digest.update(line.encode(errors="surrogateescape"))
+            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode(errors="surrogateescape"))
     elif isinstance(part, TensorImages):
         digest.update(repr(tuple(part.images.shape)).encode())
         digest.update(part.images.contiguous().numpy())

@@ -23,28 +23,19 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")
 """The formats that are tried, whatever the ending of a file; some other decoders of PIL start programs."""
-
 MANY_PIXELS = 64 * 10**6
 """An image with more pixels than this is refused as a decompression bomb."""
-
 SCALES = (8, 4, 2)
 """A JPEG can be decoded at its size divided by one of these."""
-
 DECODING = 2
 """Version of the decoding; whoever changes the decoded pixels raises it, so that older cached images are not used."""
 
 
 def decode_image(path: Path, size: int | None = None) -> Tensor:
-    """One image file as RGB; grey is repeated in all channels, and transparency is dropped.
+    """One image file as RGB (3, height, width) in uint8, averaged to a square of side ``size`` unless that is None.
 
-    A JPEG of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of its own. The decoder then computes means
-    of 2x2, 4x4 or 8x8 pixels directly, and these means are averaged to the wanted size.
-
-    Args:
-        size: side of the square to which the image is averaged; None keeps the size of the file.
-
-    Shape:
-        - result: (3, height, width), uint8
+    Grey is repeated in all channels, and transparency is dropped. A JPEG of at least twice the wanted size is decoded
+    at 1/2, 1/4 or 1/8 of its own, as means of 2x2, 4x4 or 8x8 pixels, which are then averaged to the wanted size.
     """
     import numpy as np
 
@@ -78,13 +69,9 @@ def _reduce(file: "Image.Image", size: int) -> int:
 
 @lru_cache(maxsize=256)
 def _matrix_from_reduced(num: int, scale: int, size: int) -> Tensor:
-    """Averages over the cells of a mesh with ``size`` cells of a function that is constant on each reduced pixel.
+    """The matrix (size, ceil(num / scale)) that averages reduced pixels over the cells of a mesh, in float32.
 
-    A reduced pixel covers ``scale`` of the num pixels. If the scale does not divide num, the last reduced pixel lies
-    partly outside of the image, and only the part inside counts.
-
-    Shape:
-        - result: (size, ceil(num / scale)), float32
+    A reduced pixel covers ``scale`` of the num pixels; of the last one only the part inside of the image counts.
     """
     matrix = torch.nn.functional.pad(cell_average_matrix(num, size), (0, -num % scale))
     return matrix.unflatten(1, (-1, scale)).sum(2).float()
@@ -103,9 +90,9 @@ def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
 
 @contextmanager
 def _opened(path: Path) -> "Iterator[Image.Image]":
-    """A file that is open as an image; every error of a decoder becomes one ValueError with the path.
+    """A file that is open as an image of one of the `FORMATS`; every error of a decoder becomes one ValueError.
 
-    Only `FORMATS` are tried, and the size in the header is checked before memory is allocated.
+    The size in the header is checked before memory is allocated.
     """
     from PIL import Image
 
@@ -130,12 +117,7 @@ def decode_images(paths: Sequence[Path], size: int) -> Tensor:
 
 
 class DecodedCache:
-    """A file of decoded images, which is valid as long as every path, length and time of change is the same.
-
-    Args:
-        paths: all files, in order.
-        size: what the caller asked for, part of the key.
-    """
+    """A file of decoded images, valid while every path, length and time of change and the wanted size are the same."""
 
     def __init__(self, paths: Sequence[Path], size: int | None):
         self.num = len(paths)

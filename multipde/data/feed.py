@@ -13,11 +13,7 @@ from multipde.runtime.device import Compute
 
 @dataclass(frozen=True)
 class Feed:
-    """Batches of an image set as a network takes them.
-
-    Args:
-        compute: the device, and the slice of every batch that this process reads.
-    """
+    """Batches of an image set as a network takes them, on the device and in the shard of ``compute``."""
 
     images: ImageSet
     normalize: Normalize
@@ -70,13 +66,7 @@ class Feed:
         return self._ordered(indices, size, batch, self.compute.shard)
 
     def drawn(self, indices: Tensor | None, num: int, size: int, key: Key) -> Iterator[Tensor]:
-        """Batches of images drawn at random by the key from all or from the indices, at most ``num`` in all.
-
-        Every process draws all of them.
-
-        Shape:
-            - each: (at most 250, C, size, size)
-        """
+        """Batches (at most 250, C, size, size) of at most ``num`` images drawn by the key, all in every process."""
         chosen = drawn_indices(len(self.images) if indices is None else len(indices), num, key)
         chosen = chosen if indices is None else indices[chosen]
         return (x for x, _ in self._ordered(chosen, size, 250, (0, 1)))

@@ -69,9 +69,6 @@ def _common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[
     shortest = sorted(min(shape) for shape, num in counts.items() for _ in range(num))
     if len(counts) == 1 and len(set(next(iter(counts)))) == 1:
         return min(size or shortest[0], shortest[0]), []
-    side = size or shortest[len(shortest) // 2]
-    smallest, largest = min(counts), max(counts)
-    return side, [
-        f"images have {len(counts)} sizes, {smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]} "
-        f"(height x width): resized to {side}x{side}"
-    ]
+    side, (h, w), (height, width) = size or shortest[len(shortest) // 2], min(counts), max(counts)
+    sizes = f"{len(counts)} sizes, {h}x{w} to {height}x{width} (height x width)"
+    return side, [f"images have {sizes}: resized to {side}x{side}"]

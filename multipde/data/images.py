@@ -13,18 +13,15 @@ from multipde.mesh.pyramid import resize_images
 Batch = tuple[Tensor, Tensor]
 Part = tuple[int, Tensor]
 """What a batch is to hold: the image side, and the indices of its images."""
-
 Key = tuple[int | str, ...]
 """Name of a random stream, e.g. ``(seed, "train", level, epoch)``."""
-
 NUM_LEVELS = 4
 """A set keeps its images at so many sizes on the device; the size that was averaged first is dropped first."""
 
 
 def stream_seed(*key: int | str) -> int:
     """The seed of the stream of this name, e.g. ``stream_seed(seed, "augment", level, epoch, batch)``."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
 
 
 def stream(*key: int | str) -> torch.Generator:
@@ -40,8 +37,7 @@ class ImageSet(Protocol):
     def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
         """For every part images (batch, C, size, size) on 0..255 as float32 and labels (batch,), on the device.
 
-        Args:
-            key: names the draw if the images are transformed at random; None is the fixed draw, for all but training.
+        The key names the draw of random transforms; None is the fixed draw, for all but training.
         """
         ...
 

@@ -22,13 +22,8 @@ from multipde.data.images import Batch, Key, Part
 class StreamedImages:
     """Images that worker processes decode from files at the size of the level; the workers live as long as the set.
 
-    Only paths and labels are kept in memory, in one array each, so that even large sets need little memory in every
-    process. If a worker dies, the error names the file that it was decoding.
-
-    Args:
-        paths: one file per image.
-        labels: one per image, int64.
-        num_workers: number of worker processes; 0 decodes in the process of the caller.
+    Only paths and labels (int64) are kept in memory, in one array each, so that large sets need little in every
+    process. If a worker dies, the error names its file. With ``num_workers=0`` the caller's process decodes.
     """
 
     paths: Sequence[Path]
@@ -46,11 +41,9 @@ class StreamedImages:
     def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
         files = self._loaded(device)
         self._order.parts = parts
-        indices = (index for _, index in parts)
         try:
-            for images, index in zip(files.loader, indices, strict=True):
-                labels = self.labels[index]
-                yield images.to(device, non_blocking=True).float(), labels.to(device, non_blocking=True)
+            for images, (_, index) in zip(files.loader, parts, strict=True):
+                yield images.to(device, non_blocking=True).float(), self.labels[index].to(device, non_blocking=True)
         except ValueError as error:  # the message holds the traceback of the worker; its last line names the file
             self.close()
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None

@@ -23,11 +23,7 @@ class TransformedImages:
 
     The pixels of an image depend only on the key and on its index in the data set, not on the order of access, so a
     resumed training sees the same images. Without a key they are those of one fixed draw, which is kept in memory.
-
-    Args:
-        data_set: ``data_set[i]`` is an image, perhaps of another shape every time, with its label.
-        fixed: the fixed draw.
-        indices: of the images in the data set.
+    ``data_set[i]`` is an image, perhaps of another shape every time, with its label.
     """
 
     data_set: Any

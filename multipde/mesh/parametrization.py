@@ -64,11 +64,7 @@ class StencilParametrization(nn.Module):
         self._compute_matrix()
 
     def tap_matrix(self) -> Tensor:
-        """G = A(h/h_ref) S, the stencils being W = G p, in float64.
-
-        Shape:
-            - result: (n, n), n the number of taps
-        """
+        """G = A(h/h_ref) S for n taps, (n, n) in float64, the stencils being W = G p."""
         ratio = [h / ref for h, ref in zip(self.mesh_size, self.reference, strict=True)]
         matrix = StencilBasis(self.width, len(self.width), ratio, self.reaction).matrix
         return matrix @ torch.linalg.inv(self.unit_basis.matrix) if self.coordinates == "stencil" else matrix
@@ -120,16 +116,12 @@ class StencilParametrization(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         dim = len(self.width)
         if state.shape != (2 * dim + 2,) or state[-2:].tolist() != self.get_extra_state()[-2:].tolist():
-            raise ValueError(
-                f"state dict must hold stencils of {dim} axes in coordinates {self.coordinates!r} with reaction "
-                f"{self.reaction!r}, got mesh record {state.tolist()}"
-            )
+            kind = f"{dim} axes in coordinates {self.coordinates!r} with reaction {self.reaction!r}"
+            raise ValueError(f"state dict must hold stencils of {kind}, got mesh record {state.tolist()}")
         mesh_size, reference = tuple(state[:dim].tolist()), tuple(state[dim : 2 * dim].tolist())
         if mesh_size != self.mesh_size:
-            warnings.warn(
-                f"mesh size follows the state dict: {self.mesh_size} becomes {mesh_size}; set_mesh_size moves it back",
-                stacklevel=2,
-            )
+            change = f"{self.mesh_size} becomes {mesh_size}; set_mesh_size moves it back"
+            warnings.warn(f"mesh size follows the state dict: {change}", stacklevel=2)
         self.move(mesh_size, reference)
 
     def extra_repr(self) -> str:

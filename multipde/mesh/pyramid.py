@@ -10,7 +10,7 @@ from multipde.mesh.separable import apply_along_axes, per_axis
 
 
 def cell_average_matrix(num_from: int, num_to: int) -> Tensor:
-    """The matrix that averages a function, constant on each of num_from cells, over each of num_to cells.
+    """The matrix (num_to, num_from) that averages a function, constant on each of num_from cells, over each of num_to.
 
         M[i, j] = |cell_i ∩ cell_j| / |cell_i|
 
@@ -20,9 +20,6 @@ def cell_average_matrix(num_from: int, num_to: int) -> Tensor:
     >>> cell_average_matrix(4, 2)
     tensor([[0.5000, 0.5000, 0.0000, 0.0000],
             [0.0000, 0.0000, 0.5000, 0.5000]], dtype=torch.float64)
-
-    Shape:
-        - result: (num_to, num_from), float64
     """
     for name, num in (("num_from", num_from), ("num_to", num_to)):
         if num < 1:

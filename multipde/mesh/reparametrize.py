@@ -186,17 +186,14 @@ def _reason_to_skip(layer: _ConvNd) -> str:
     if any(w % 2 == 0 for w in layer.kernel_size):
         return "even width"
     plain = isinstance(layer._parameters.get("weight"), nn.Parameter)
-    if not plain and not stencil_parametrization(layer):
-        return "parametrised otherwise"
-    return ""
+    return "" if plain or stencil_parametrization(layer) else "parametrised otherwise"
 
 
 def check_unshared(layers: Mapping[str, _ConvNd]) -> None:
     """Raise ValueError if two layers share a weight, which would then be converted twice."""
     owner: dict[int, str] = {}
     for name, layer in layers.items():
-        held = stored_parameter(layer)
-        first = owner.setdefault(id(held), name)
+        first = owner.setdefault(id(stored_parameter(layer)), name)
         if first != name:
             raise ValueError(f"layers must not share a weight, got {first!r} and {name!r} with the same one")
 
@@ -219,11 +216,8 @@ def _trace_strides(module: nn.Module, layers: Mapping[str, _ConvNd], example: Te
         for handle in handles:
             handle.remove()
     full = tuple(example.shape[2:])
-    return {
-        name: tuple(_nearest_ratio(f, s) for f, s in zip(full, size, strict=True))
-        for name, size in sizes.items()
-        if len(size) == len(full)
-    }
+    kept = {name: size for name, size in sizes.items() if len(size) == len(full)}
+    return {name: tuple(map(_nearest_ratio, full, size)) for name, size in kept.items()}
 
 
 def _nearest_ratio(full: int, size: int) -> float:

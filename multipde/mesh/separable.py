@@ -9,13 +9,7 @@ T = TypeVar("T")
 
 
 def apply_along_axes(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Apply (M_1 ⊗ ... ⊗ M_d) to the trailing d axes of x.
-
-    Shape:
-        - matrices: d tensors (m_i, n_i)
-        - x: (*, n_1, ..., n_d)
-        - result: (*, m_1, ..., m_d)
-    """
+    """Apply (M_1 ⊗ ... ⊗ M_d) with matrices (m_i, n_i) to x (*, n_1, ..., n_d), which gives (*, m_1, ..., m_d)."""
     for axis, matrix in enumerate(matrices, start=-len(matrices)):
         x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
     return x

@@ -8,11 +8,10 @@ from multipde.mesh.reparametrize import coefficients, stencil_layers, stencil_pa
 
 
 def order_rms(module: nn.Module, physical: bool = False) -> dict[str, list[float]]:
-    """Root mean square of the coefficients β of every layer, by total order of the derivative.
+    """Root mean square of the coefficients β of every layer, for each total order 0, 1, ... of the derivative.
 
-    Args:
-        module: a reparametrised module.
-        physical: β on the unit square; otherwise β_k/h^k with the layer's own h, the weight of hᵏ dᵏ/dxᵏ.
+    Physical coefficients belong to the unit square; else they are β_k/h^k with the layer's own h, the weight of
+    hᵏ dᵏ/dxᵏ.
     """
     result = {}
     layers = stencil_layers(module)

@@ -89,20 +89,12 @@ class StencilBasis:
         return reduce(torch.kron, self.axis_matrices)
 
     def to_stencil(self, beta: Tensor) -> Tensor:
-        """θ = A(h) β, computed in float64 on the CPU and returned with the dtype and device of β.
-
-        Shape:
-            - beta, result: (*, *width)
-        """
+        """θ = A(h) β, (*, *width), computed in float64 on the CPU and returned with the dtype and device of β."""
         self._check_shape(beta, "beta")
         return apply_along_axes(self.axis_matrices, beta.to("cpu", torch.float64)).to(beta)
 
     def to_beta(self, stencil: Tensor) -> Tensor:
-        """β = A(h)⁻¹ θ, axis by axis in float64 on the CPU, returned with the dtype and device of θ.
-
-        Shape:
-            - stencil, result: (*, *width)
-        """
+        """β = A(h)⁻¹ θ, (*, *width), axis by axis in float64 on the CPU, returned with the dtype and device of θ."""
         self._check_shape(stencil, "stencil")
         inverses = [torch.linalg.inv(a) for a in self.axis_matrices]
         return apply_along_axes(inverses, stencil.to("cpu", torch.float64)).to(stencil)
@@ -113,11 +105,8 @@ class StencilBasis:
 
     def __str__(self) -> str:
         width, h = ("x".join(f"{v:g}" for v in self.width), " x ".join(f"{v:g}" for v in self.mesh_size))
-        axes = ", ".join(("z", "y", "x")[-self.dim :])
-        return (
-            f"StencilBasis {width}, h = {h}, reaction {self.reaction}\n"
-            f"orders ({axes}): {' '.join(str(o) for o in self.orders)}"
-        )
+        axes, orders = ", ".join(("z", "y", "x")[-self.dim :]), " ".join(str(o) for o in self.orders)
+        return f"StencilBasis {width}, h = {h}, reaction {self.reaction}\norders ({axes}): {orders}"
 
 
 def check_mesh_size(mesh_size: Sequence[float], name: str = "mesh_size") -> None:
@@ -132,10 +121,9 @@ def _axis_matrix(width: int, h: float, reaction: str) -> Tensor:
         "convection": np.array([-1.0, 0.0, 1.0]) / (2 * h),
         "diffusion": np.array([-1.0, 2.0, -1.0]) / h**2,
     }
-    m = width // 2
     columns = []
     for order in range(width):
         names = ["diffusion"] * (order // 2) + ["convection"] * (order % 2)
-        names += ["reaction"] * (m - len(names))
+        names += ["reaction"] * (width // 2 - len(names))
         columns.append(reduce(np.convolve, (factors[name] for name in names), np.ones(1)))
     return torch.from_numpy(np.stack(columns, axis=1))

@@ -23,12 +23,7 @@ class Method:
     reaction: str | None
 
 
-METHODS = {
-    "copy": Method(0, None),
-    "rediscretize": Method(1, None),
-    "galerkin": Method(1, "141"),
-}
-
+METHODS = {"copy": Method(0, None), "rediscretize": Method(1, None), "galerkin": Method(1, "141")}
 CALIBRATED = ("calibrated", "calibrated_full")
 """Methods whose map is measured on images, layer by layer: see `multipde.calibrate`."""
 
@@ -39,28 +34,17 @@ def order_scales(method: str, width: Sequence[int], factor: Sequence[float]) -> 
     >>> order_scales("rediscretize", (3,), (2.0,))
     tensor([1., 2., 4.], dtype=torch.float64)
 
-    Args:
-        width: taps per axis.
-        factor: new size / old size per axis (2 is finer, 0.5 coarser).
-
-    Shape:
-        - result: width, float64
+    The factor is new size / old size per axis (2 is finer, 0.5 coarser); the result has the shape ``width``.
     """
     check_fixed(method)
     scales = torch.ones((), dtype=torch.float64)
     for w, f in zip(width, factor, strict=True):
-        axis = f ** (METHODS[method].exponent * torch.arange(w, dtype=torch.float64))
-        scales = scales[..., None] * axis
+        scales = scales[..., None] * f ** (METHODS[method].exponent * torch.arange(w, dtype=torch.float64))
     return scales
 
 
 def scaling_matrix(scales: Tensor, reaction: str = "121") -> Tensor:
-    """A diag(s) A⁻¹ in pixel units: the map of the taps that multiplies every derivative term by its scale.
-
-    Shape:
-        - scales: width
-        - result: (n, n), float64, n the number of taps
-    """
+    """A diag(s) A⁻¹ in pixel units, (n, n) in float64: the map of n taps that scales every derivative term."""
     basis = StencilBasis(tuple(scales.shape), scales.dim(), 1.0, reaction).matrix
     return torch.linalg.solve(basis.T, (basis * scales.flatten().to(basis)).T).T
 
@@ -77,12 +61,7 @@ def map_stencil(matrix: Tensor, stencil: Tensor) -> Tensor:
 
 
 def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], reaction: str = "121") -> Tensor:
-    """The matrix M of a fixed method on the taps, θ' = M θ; exactly the identity where all scales are one.
-
-    Shape:
-        - result: (n, n), float64, n the number of taps
-    """
-    check_fixed(method)
+    """The matrix M (n, n) of a fixed method on n taps, θ' = M θ, in float64; the identity where all scales are one."""
     scales = order_scales(method, width, factor)
     if bool((scales == 1).all()):
         return torch.eye(scales.numel(), dtype=torch.float64)

@@ -13,6 +13,7 @@ def keep_freed_memory() -> bool:
     Otherwise glibc returns much of it to the system at the end of every step and gets it back page by page, filled with
     zeros, which takes some 6 per cent of a training step of the Hamiltonian CIFAR-10 network in float32. The process
     then holds its peak memory until it ends. This is meant for programs such as the command line, not for libraries.
+    The result is whether the C library is a glibc that supports this.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -11,11 +11,7 @@ Advance = Callable[[float, str], None]
 
 
 class Log:
-    """Output for the user: a progress bar with the time left in a terminal, plain lines elsewhere.
-
-    Args:
-        quiet: print nothing.
-    """
+    """Output for the user: a progress bar with the time left in a terminal, plain lines elsewhere."""
 
     def __init__(self, quiet: bool = False, console: Console | None = None):
         self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)

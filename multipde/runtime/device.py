@@ -17,12 +17,7 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Compute:
-    """Device, precision and shard of a computation.
-
-    Args:
-        amp: ``"off"``, or ``"bf16"`` for bfloat16 convolutions and products.
-        rank: number of this process among those that share every batch.
-    """
+    """Device, precision (``"bf16"``: bfloat16 convolutions and products) and this process's shard of every batch."""
 
     device: torch.device
     amp: str = "off"
@@ -65,14 +60,16 @@ def choose_device(device: str | torch.device) -> torch.device:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        raise ValueError(
-            f"device must be one that torch has here, got {device!r} ({reason}); type --device cpu"
-        ) from None
+        message = f"device must be one that torch has here, got {device!r} ({reason}); type --device cpu"
+        raise ValueError(message) from None
     return chosen
 
 
 def choose_amp(device: torch.device, amp: str) -> str:
-    """``"off"`` or ``"bf16"``; ``"auto"`` is bf16 where the device has instructions for it."""
+    """``"off"`` or ``"bf16"``; ``"auto"`` is bf16 where the device has instructions for it.
+
+    A processor always computes with bf16; without the instructions it is slow.
+    """
     if amp not in AMP:
         raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
     if amp == "auto":

@@ -12,12 +12,7 @@ SAVE = ("SIGUSR1",)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that stopped because it was asked to, with everything saved.
-
-    Args:
-        message: says how the training can be resumed.
-        signum: the signal that asked.
-    """
+    """A training that a signal has stopped, with everything saved; the message says how to resume it."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -26,12 +21,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class PendingSignals:
-    """What signals have asked for so far.
-
-    Args:
-        stop: number of the signal that asks to stop, 0 for none.
-        save: a checkpoint is wanted.
-    """
+    """What signals have asked for so far: to stop (the signal's number, 0 for none), to save a checkpoint."""
 
     stop: int = 0
     save: bool = False

@@ -38,11 +38,9 @@ def _forward(m: _BatchNorm, x: Tensor) -> Tensor:
     """
     if not m.training:
         return type(m).forward(m, x)
-    shape = (1, -1, *(1,) * (x.dim() - 2))
+    shape, axes = (1, -1, *(1,) * (x.dim() - 2)), [d for d in range(x.dim()) if d != 1]
     y = wide(x)
-    own_variance, own_mean = (
-        v.double() for v in torch.var_mean(y, [d for d in range(x.dim()) if d != 1], correction=0)
-    )
+    own_variance, own_mean = (v.double() for v in torch.var_mean(y, axes, correction=0))
     mean, square = _Mean.apply(torch.stack([own_mean, own_variance + own_mean.square()]))
     variance = square - mean.square()
     if m.track_running_stats:
