@@ -24,12 +24,9 @@ class Calibration:
 
     Args:
         factor: new size / old size per axis.
-        scales: by layer, s_k = rms of term k on the old mesh / rms on the new mesh; nan where the term vanishes.
-        matrices: by layer, the map M of the taps, θ' = M θ.
-
-    Shape:
-        - scales: width
-        - matrices: (n, n), n the number of taps, float64
+        scales: by layer, s_k = rms of term k on the old mesh / rms on the new mesh, one for each tap of the width; nan
+            where the term vanishes.
+        matrices: by layer, the map M of the n taps, θ' = M θ, of shape (n, n) in float64.
     """
 
     factor: tuple[float, ...]
@@ -78,8 +75,7 @@ def calibrate(
     factors = check_factor(factor, images.dim() - 2)
     old_size, new_size = _sizes(model, factors, images)
     covariances = _covariances(WatchedCopy(model), resize_images(images, old_size))
-    new = WatchedCopy(model)
-    x = resize_images(images, new_size)
+    new, x = WatchedCopy(model), resize_images(images, new_size)
 
     def adapt(name: str, covariance: Tensor) -> None:
         for member in new.groups[name]:
@@ -123,8 +119,7 @@ def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> 
     starts = [[o * d for o, d in zip(offset, dilation, strict=True)] for offset in offsets]
     windows = [(..., *(slice(s, s + n) for s, n in zip(start, inner, strict=True))) for start in starts]
     total = torch.zeros(num, num, dtype=torch.float64)
-    per_chunk = max(1, 2**22 // (num * x[0].numel()))
-    for chunk in x.split(per_chunk):
+    for chunk in x.split(max(1, 2**22 // (num * x[0].numel()))):
         precise = chunk.to("cpu", torch.float64)
         taps = torch.stack([precise[window].flatten() for window in windows])
         total += taps @ taps.T
@@ -189,12 +184,9 @@ def _exponent(scales: Tensor, factor: Sequence[float]) -> float:
 
 def _sizes(model: nn.Module, factor: Sequence[float], images: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Old and new size; raise ValueError unless the images are on the finer mesh along every axis."""
-    got = tuple(images.shape[2:])
-    spec = find_spec(model)
-    if spec is not None:
-        old = tuple(float(s) for s in spec.sizes)
-    else:
-        old = tuple(s / max(1.0, f) for s, f in zip(got, factor, strict=True))
+    got, spec = tuple(images.shape[2:]), find_spec(model)
+    sizes = spec.sizes if spec else [s / max(1.0, f) for s, f in zip(got, factor, strict=True)]
+    old = tuple(float(s) for s in sizes)
     new = tuple(s * f for s, f in zip(old, factor, strict=True))
     finer = tuple(round(max(o, n)) for o, n in zip(old, new, strict=True))
     if got != finer or any(abs(s - round(s)) > 1e-6 for s in (*old, *new)):

@@ -55,10 +55,7 @@ class Conversion:
         """The network whose stored parameters are mapped by P⁻ᵀ, as gradients are, instead of P.
 
         If the parameters p are the stencils themselves, P is the map M of the taps; if W = G p are the stencils, P is
-        G⁻¹ M G.
-
-        Raises:
-            ValueError: the number of steps changes, so that the map has no inverse.
+        G⁻¹ M G. The number of steps must stay, since the map has no inverse otherwise.
         """
         spec = find_spec(model)
         if spec is not None and self.steps is not None and spec.with_steps(self.steps) != spec:
@@ -105,10 +102,7 @@ class Conversion:
             new = map_stencil(torch.linalg.inv(torch.linalg.solve(g, matrix @ g)).T, stored)
         elif matrix is not None:
             new = map_stencil(matrix, layer.weight)
-        p.move(
-            [h / f for h, f in zip(p.mesh_size, factor, strict=True)],
-            [h / f for h, f in zip(p.reference, factor, strict=True)],
-        )
+        p.move(*([h / f for h, f in zip(old, factor, strict=True)] for old in (p.mesh_size, p.reference)))
         if new is not None:
             stored.copy_(new if is_dual else p.right_inverse(new))
 
@@ -141,11 +135,9 @@ def convert(
     """A trained network for images of another size, as a new module; the given module is not changed.
 
     The method maps every stencil; strides, padding, 1x1 and transposed convolutions stay. The running statistics of
-    BatchNorm are copied; `recalibrate` measures them at the new size.
-
-    Without calibration images the default method is ``copy``. For a `PDENet`, and for any network whose stencils stay,
-    that is the identity of the weights: only the mesh sizes and the description change. With calibration images the
-    default is the calibrated map, which changes the stencils.
+    BatchNorm are copied; `recalibrate` measures them at the new size. Without calibration images the default method is
+    ``copy``. For a `PDENet`, and for any network whose stencils stay, that is the identity of the weights: only the
+    mesh sizes and the description change. With them the default is the calibrated map, which changes the stencils.
 
     Args:
         model: any module, reparametrised or plain.

@@ -30,8 +30,7 @@ class WatchedCopy:
     def __init__(self, model: nn.Module):
         own = {name: stencil_parametrization(layer) for name, layer in stencil_layers(model).items()}
         self.reactions = {name: p.reaction if p else "121" for name, p in own.items()}
-        model = copy.deepcopy(model)
-        self.model = bake(model) if any(own.values()) else model
+        self.model = bake(copy.deepcopy(model)) if any(own.values()) else copy.deepcopy(model)
         self.layers = stencil_layers(self.model)
         self.weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
         self.groups = _groups(self.model, self.layers)
@@ -73,8 +72,7 @@ def _groups(model: nn.Module, layers: dict[str, _ConvNd]) -> dict[str, list[str]
             prefix = f"{block_name}.controls." if block_name else "controls."
             for name in layers:
                 if name.startswith(prefix):
-                    rest = name.removeprefix(prefix).split(".", 1)[1]
-                    leader[name] = f"{prefix}0.{rest}"
+                    leader[name] = f"{prefix}0.{name.removeprefix(prefix).split('.', 1)[1]}"
     groups: dict[str, list[str]] = {}
     for name, first in leader.items():
         groups.setdefault(first, []).append(name)

@@ -38,10 +38,9 @@ def carry_optimizer_state(
         return
     old = {name: (p, old_optimizer.state.get(p, {})) for name, p in old_model.named_parameters()}
     only_momentum = all(set(state) <= set(LINEAR_STATE) for _, state in old.values())
-    linear = [key for key in LINEAR_STATE if only_momentum and _has(old, key)]
-    moved = {
-        key: _moved_state(conversion.dual if rule == "dual" else conversion, old_model, old, key) for key in linear
-    }
+    linear = [key for key in LINEAR_STATE if only_momentum and any(s.get(key) is not None for _, s in old.values())]
+    move = conversion.dual if rule == "dual" else conversion
+    moved = {key: _moved_state(move, old_model, old, key) for key in linear}
     held = {id(p) for group in new_optimizer.param_groups for p in group["params"]}
     for name, p in new_model.named_parameters():
         if id(p) not in held:
@@ -54,10 +53,6 @@ def carry_optimizer_state(
                 key: torch.empty_like(p).copy_(v) if isinstance(v, Tensor) and v.shape == p.shape else copy.deepcopy(v)
                 for key, v in old[name][1].items()
             }
-
-
-def _has(old: dict[str, tuple[nn.Parameter, dict]], key: str) -> bool:
-    return any(state.get(key) is not None for _, state in old.values())
 
 
 @torch.no_grad()

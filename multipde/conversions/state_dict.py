@@ -12,15 +12,10 @@ from multipde.networks.external import external_model
 
 
 def network_with_weights(arch: str, weights: Path | None, **described: Any) -> nn.Module:
-    """A network by name with the weights of a file, and as many classes as they have.
+    """A network by name, see `external_model`, with the weights of a file, and as many classes as they have.
 
     Args:
-        arch: see `external_model`.
-        weights: file with a state dict, see `read_state_dict`; None for random weights from a fixed seed.
-        described: other fields of `ExternalModel`.
-
-    Raises:
-        ValueError: the architecture is unknown, or the weights are those of another one.
+        weights: see `read_state_dict`; None for random weights from a fixed seed.
     """
     spec, state = external_model(arch, **described), None
     with torch.random.fork_rng(devices=[]):
@@ -50,9 +45,6 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors or a .pt/.pth file; no pickled code is run.
 
     A dict under "state_dict" or "model" is read in place of the whole; a prefix "module." of all names is removed.
-
-    Raises:
-        ValueError: there is no such file, or it holds something other than tensors.
     """
     if not file.is_file():
         raise ValueError(f"weights must be a file, got {file}")
@@ -81,20 +73,12 @@ def convert_state_dict(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Convert a state dict without its network: every tensor of 3 to 5 axes with odd widths, not all of them one.
 
-    Without the network, transposed convolutions cannot be recognised and nothing can be measured. The other tensors
-    are not changed.
-
-    Args:
-        factor: new size / old size.
-        method: a method that needs no calibration.
-
-    Returns:
-        The new state dict and the names of the converted tensors.
+    Without the network, transposed convolutions cannot be recognised and nothing can be measured, so the method must
+    need no calibration. The other tensors are not changed. The names of the converted tensors are returned too.
     """
     moved = {}
     for name, tensor in state.items():
-        width = tensor.shape[2:]
-        is_stencil = tensor.dim() in (3, 4, 5) and tensor.is_floating_point()
+        width, is_stencil = tensor.shape[2:], tensor.dim() in (3, 4, 5) and tensor.is_floating_point()
         if is_stencil and all(w % 2 for w in width) and any(w > 1 for w in width):
             moved[name] = transfer_stencil(tensor, method, factor, dim=len(width))
     return {**state, **moved}, list(moved)

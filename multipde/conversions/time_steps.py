@@ -9,11 +9,7 @@ from multipde.networks.model_spec import Model, spec_of
 
 
 def with_steps(net: Model, steps: int | tuple[int, ...]) -> Model:
-    """The network on another time grid with the same final times T = dt · steps; the same module if nothing changes.
-
-    Raises:
-        ValueError: the network has no time steps, or cannot have this number of them.
-    """
+    """The network on another time grid with the same final times T = dt · steps; the same module if nothing changes."""
     spec = spec_of(net)
     config = spec.with_steps(steps)
     if config is spec:

@@ -44,8 +44,7 @@ class NetworkConfig(SpecBase):
         coordinates: coordinates in which stencils are stored, ``"stencil"`` or ``"beta"``.
         reference: size to whose mesh the stored stencils belong; None for ``size``.
         reaction: taps of the term of order zero in the basis, ``"121"`` or ``"141"``.
-        memory: how backpropagation gets the states of a block, ``"store"``, ``"reversible"`` or ``"checkpoint"``,
-            see `Block`.
+        memory: how backpropagation gets the states: ``"store"``, ``"reversible"`` or ``"checkpoint"``, see `Block`.
         class_names: one name per class, or empty.
         mean: mean of each input channel on [0, 1], subtracted from the images; empty for no normalisation.
         std: standard deviation of each input channel, by which the images are divided; empty for no normalisation.
@@ -78,6 +77,7 @@ class NetworkConfig(SpecBase):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     standardize: bool = False
+    has_energy = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -128,7 +128,6 @@ class NetworkConfig(SpecBase):
 
     @property
     def num_blocks(self) -> int:
-        """Number of blocks."""
         return len(self.channels)
 
     @property
@@ -141,21 +140,15 @@ class NetworkConfig(SpecBase):
         return self.dynamics != "resnet"
 
     @property
-    def has_energy(self) -> bool:
-        return True
-
-    @property
     def block_steps(self) -> tuple[int, ...]:
         return self._per_block("steps")
 
     @property
     def block_dt(self) -> tuple[float, ...]:
-        """Time step of each block."""
         return self._per_block("dt")
 
     @property
     def block_controls(self) -> tuple[int, ...]:
-        """Number of nodes of the control grid of each block."""
         controls = self._per_block("controls")
         return tuple(s if c is None else c for c, s in zip(controls, self.block_steps, strict=True))
 

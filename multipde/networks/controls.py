@@ -20,9 +20,6 @@ def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linea
 
     Shape:
         - result: (num_to, num_from), float64, rows sum to one
-
-    Raises:
-        ValueError: a grid without nodes, an unknown interpolation.
     """
     if num_from < 1 or num_to < 1:
         raise ValueError(f"num_from and num_to must be positive, got {num_from} and {num_to}")
@@ -39,11 +36,7 @@ def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linea
 
 
 def combine(rows: list[tuple[Tensor, ...]], weights: Tensor) -> tuple[Tensor, ...]:
-    """Σ_i weights[i] rows[i] over tuples of tensors, without zero weights; a single row of weight one is not copied.
-
-    Shape:
-        - weights: (len(rows),)
-    """
+    """Σ_i weights[i] rows[i] over tuples of tensors, without zero weights; a single row of weight one is not copied."""
     used = [(w, row) for w, row in zip(weights.tolist(), rows, strict=True) if w]
     if len(used) == 1 and used[0][0] == 1:
         return used[0][1]

@@ -17,16 +17,11 @@ def num_weights(module: nn.Module) -> int:
 
 
 def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
-    """Floating point operations of one forward pass of any module, as torch counts them.
-
-    Args:
-        shape: shape of the input.
-    """
+    """Floating point operations of one forward pass for an input of this shape, as torch counts them."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = next(model.parameters()).device
     with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(*shape, device=device))
+        model(torch.zeros(*shape, device=next(model.parameters()).device))
     return counter.get_total_flops()
 
 

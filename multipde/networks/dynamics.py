@@ -86,35 +86,15 @@ def _leapfrog_inverse(state: State, forces: tuple[Force, ...], dt: float) -> Sta
     return y, torch.add(f(y, dt**2) - y_next, y, alpha=2)
 
 
+_EULER = (lambda y: (y,), _euler_step, None, lambda state: state[0])
+_VERLET = (_halves, _verlet_step, _verlet_inverse, lambda state: torch.cat(state, dim=1), reverse_verlet)
+_LEAPFROG = (lambda y: (y, y), _leapfrog_step, _leapfrog_inverse, lambda state: state[0], reverse_leapfrog)
+
 DYNAMICS = {
-    "parabolic": Dynamics(
-        "y' = y + dt F(y)", SymmetricLayer, 1, 1, lambda y: (y,), _euler_step, None, lambda state: state[0]
-    ),
-    "hamiltonian": Dynamics(
-        "y' = y + dt F1(z), z' = z - dt F2(y')",
-        SymmetricLayer,
-        2,
-        2,
-        _halves,
-        _verlet_step,
-        _verlet_inverse,
-        lambda state: torch.cat(state, dim=1),
-        reverse_verlet,
-    ),
-    "second_order": Dynamics(
-        "y_next = 2y - y_prev + dt² F(y)",
-        SymmetricLayer,
-        1,
-        1,
-        lambda y: (y, y),
-        _leapfrog_step,
-        _leapfrog_inverse,
-        lambda state: state[0],
-        reverse_leapfrog,
-    ),
-    "resnet": Dynamics(
-        "y' = y + dt K2 σ(N(K1 y))", ResidualLayer, 1, 1, lambda y: (y,), _euler_step, None, lambda state: state[0]
-    ),
+    "parabolic": Dynamics("y' = y + dt F(y)", SymmetricLayer, 1, 1, *_EULER),
+    "hamiltonian": Dynamics("y' = y + dt F1(z), z' = z - dt F2(y')", SymmetricLayer, 2, 2, *_VERLET),
+    "second_order": Dynamics("y_next = 2y - y_prev + dt² F(y)", SymmetricLayer, 1, 1, *_LEAPFROG),
+    "resnet": Dynamics("y' = y + dt K2 σ(N(K1 y))", ResidualLayer, 1, 1, *_EULER),
 }
 """parabolic (8), hamiltonian (10), second_order (11), and the plain ResNet (3) as the baseline."""
 
@@ -122,8 +102,7 @@ DYNAMICS = {
 class Block(nn.Module):
     """Time steps of one dynamics on one mesh.
 
-    The controls θ live on a time grid of their own, with at most as many nodes as there are steps; each step takes θ
-    at its time, interpolated.
+    The controls θ live on a time grid with at most as many nodes as steps; each step takes θ interpolated at its time.
 
     Args:
         dynamics: a key of `DYNAMICS`.
@@ -203,11 +182,7 @@ class Block(nn.Module):
         return state
 
     def inverse(self, state: State) -> State:
-        """Undo all steps: the state from which `propagate` computed the given one.
-
-        Raises:
-            ValueError: the dynamics is not reversible.
-        """
+        """Undo all steps: the state from which `propagate` computed the given one."""
         if self.scheme.inverse is None:
             raise ValueError(f"dynamics must be hamiltonian or second_order to be inverted, got {self.dynamics!r}")
         for forces in reversed(self.forces()):

@@ -10,16 +10,10 @@ from typing import Any, Self
 from torch import nn
 
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization
-from multipde.networks.architectures import (
-    imported_factory,
-    parameters_of,
-    parsed_arguments,
-    timm_factory,
-    torchvision_factory,
-)
+from multipde.networks import architectures
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import Model, SpecBase, check_data_fields, find_spec, reparametrize_for
-from multipde.networks.weight_decay import WeightDecay
+from multipde.networks.regularization import WeightDecay
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation by which torchvision's classifiers normalise their images."""
@@ -60,6 +54,9 @@ class ExternalModel(SpecBase):
     std: tuple[float, ...] = ()
     standardize: bool = False
     factory: Callable[..., nn.Module] | None = field(default=None, repr=False)
+    block_steps = ()
+    size_multiple = 1  # which sizes the network can take is known only when it is run
+    has_step_bounds = has_energy = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,29 +75,8 @@ class ExternalModel(SpecBase):
     def label(self) -> str:
         return self.arch.rpartition(":")[2]
 
-    @property
-    def block_steps(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def size_multiple(self) -> int:
-        """Which sizes the network can take is known only when it is run."""
-        return 1
-
-    @property
-    def has_step_bounds(self) -> bool:
-        return False
-
-    @property
-    def has_energy(self) -> bool:
-        return False
-
     def build(self) -> nn.Module:
-        """A module that was given in Python is copied with its weights.
-
-        Raises:
-            ValueError: the library does not know the network, or it must be given again.
-        """
+        """A module that was given in Python is copied with its weights."""
         net = self._made()
         self.put_on_mesh(net)
         net.multipde_spec = self  # pyright: ignore[reportArgumentType]
@@ -152,14 +128,14 @@ class ExternalModel(SpecBase):
         kind, _, name = self.arch.partition(":")
         arguments = dict(self.arguments)
         if self.factory is not None:
-            accepted = parameters_of(self.factory)
+            accepted = architectures.parameters_of(self.factory)
             offered = {"num_classes": self.classes, "in_channels": self.in_channels, "in_chans": self.in_channels}
             arguments = {k: v for k, v in offered.items() if k in accepted} | arguments
             make = self.factory
         elif kind == "torchvision":
-            make, arguments = torchvision_factory(name), {"num_classes": self.classes} | arguments
+            make, arguments = architectures.torchvision_factory(name), {"num_classes": self.classes} | arguments
         elif kind == "timm":
-            make = timm_factory(name)
+            make = architectures.timm_factory(name)
             arguments = {"num_classes": self.classes, "in_chans": self.in_channels} | arguments
         else:
             how = "pass model= in Python" if kind == PYTHON else f"type --arch {self.arch}, or pass model= in Python"
@@ -189,14 +165,14 @@ def external_model(arch: str, **described: Any) -> ExternalModel:
     found = re.fullmatch(r"\s*([\w.\-:]+)\s*(\(.*\))?\s*", arch, re.DOTALL)
     if not found:
         raise ValueError(f"arch must be NAME, timm:NAME or package.module:function, got {arch!r}")
-    name, arguments = found[1], parsed_arguments(found[2] or "()", arch)
+    name, arguments = found[1], architectures.parsed_arguments(found[2] or "()", arch)
     if ":" not in name:
         name = f"torchvision:{name}"
     kind, _, rest = name.partition(":")
     if kind in LIBRARIES:
-        (torchvision_factory if kind == "torchvision" else timm_factory)(rest)
+        (architectures.torchvision_factory if kind == "torchvision" else architectures.timm_factory)(rest)
         return ExternalModel(name, arguments, **described)
-    return ExternalModel(name, arguments, factory=imported_factory(name), **described)
+    return ExternalModel(name, arguments, factory=architectures.imported_factory(name), **described)
 
 
 def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **described: Any) -> Model:
@@ -214,13 +190,9 @@ def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **descr
 
 
 def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -> ExternalModel:
-    """The description of a module, or of a function that makes one, given in Python.
-
-    The module is not changed: every call of `ExternalModel.build` returns a copy of it with its weights.
-    """
+    """The description of a module, of which `ExternalModel.build` returns copies, or of a function that makes one."""
     if isinstance(model, nn.Module):
         found = [p for layer in stencil_layers(model).values() if (p := stencil_parametrization(layer))]
         described = {"dim": len(found[0].width)} | described if found else described
         return ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=lambda: copy.deepcopy(model), **described)
-    name = getattr(model, "__name__", type(model).__name__)
-    return ExternalModel(f"{PYTHON}:{name}", factory=model, **described)
+    return ExternalModel(f"{PYTHON}:{getattr(model, '__name__', type(model).__name__)}", factory=model, **described)

@@ -12,11 +12,7 @@ from multipde.networks.kernels.tv_norm import tv_norm
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-CONVOLVE_TRANSPOSED = {
-    1: functional.conv_transpose1d,
-    2: functional.conv_transpose2d,
-    3: functional.conv_transpose3d,
-}
+CONVOLVE_TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 POOL = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "identity": lambda x: x}
 NORMS = ("tv", "none")
@@ -60,7 +56,9 @@ class ControlledLayer(nn.Module):
     compiled = False
     watch: Callable[[nn.Module, Tensor], None] | None = None
 
-    def __init__(self, channels: int, width: int, dim: int, norm: str, activation: str, eps: float):
+    def __init__(
+        self, channels: int, width: int = 3, dim: int = 2, norm: str = "tv", activation: str = "relu", eps: float = 1e-3
+    ):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
@@ -112,11 +110,6 @@ class SymmetricLayer(ControlledLayer):
 
     Reference: Ruthotto & Haber (2018), eq. (7).
     """
-
-    def __init__(
-        self, channels: int, width: int = 3, dim: int = 2, norm: str = "tv", activation: str = "relu", eps: float = 1e-3
-    ):
-        super().__init__(channels, width, dim, norm, activation, eps)
 
     def force(self, y: Tensor, controls: tuple[Tensor, ...], factor: float = 1.0) -> Tensor:
         return CONVOLVE_TRANSPOSED[self.dim](self.hidden(y, controls), -factor * controls[0], padding=self.padding)

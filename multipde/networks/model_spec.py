@@ -44,13 +44,7 @@ class ModelSpec(Protocol):
         sizes: image size per axis.
         references: size per axis to whose mesh the stored stencils belong.
         size_multiple: number of pixels of which every size must be a multiple.
-        dim: number of axes of the images.
-        in_channels: number of channels of the images.
-        classes: number of classes.
-        class_names: one name per class, or empty.
-        mean: mean of each input channel on [0, 1], or empty.
-        std: standard deviation of each input channel, or empty.
-        standardize: whether every image is normalised by its own mean and standard deviation.
+        dim, in_channels, classes, class_names, mean, std, standardize: as in `NetworkConfig`.
         label: name of the network in tables and directories.
         block_steps: time steps of each block; empty for a network without time steps.
         has_step_bounds: whether `stability_report` has bounds on dt for it.
@@ -162,11 +156,7 @@ def find_spec(model: nn.Module) -> ModelSpec | None:
 
 
 def spec_of(model: nn.Module) -> ModelSpec:
-    """The description that a module carries.
-
-    Raises:
-        ValueError: it carries none.
-    """
+    """The description that a module carries."""
     found = find_spec(model)
     if found is None:
         raise ValueError(

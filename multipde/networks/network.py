@@ -38,25 +38,12 @@ class PDENet(nn.Module):
         super().__init__()
         self.config = config
         self.opening = Opening(config.in_channels, config.channels[0], config.width, config.dim)
-        self.blocks = nn.ModuleList()
-        self.connectors = nn.ModuleList()
+        self.blocks, self.connectors = nn.ModuleList(), nn.ModuleList()
+        names = ("width", "dim", "norm", "activation", "eps", "interpolation", "memory")
+        shared = {name: getattr(config, name) for name in names}
         for k, channels in enumerate(config.channels):
-            self.blocks.append(
-                Block(
-                    config.dynamics,
-                    channels,
-                    config.block_steps[k],
-                    config.block_dt[k],
-                    config.block_controls[k],
-                    width=config.width,
-                    dim=config.dim,
-                    norm=config.norm,
-                    activation=config.activation,
-                    eps=config.eps,
-                    interpolation=config.interpolation,
-                    memory=config.memory,
-                )
-            )
+            times = (config.block_steps[k], config.block_dt[k], config.block_controls[k])
+            self.blocks.append(Block(config.dynamics, channels, *times, **shared))
             following = (*config.channels[1:], config.out_channels)[k]
             self.connectors.append(Connector(channels, following, config.dim))
         self.classifier = nn.Linear(config.out_channels, config.classes)
@@ -87,9 +74,6 @@ class PDENet(nn.Module):
         Shape:
             - x: (N, in_channels, *size)
             - result: (N, out_channels)
-
-        Raises:
-            ValueError: the input has another shape, or a size that cannot be halved between the blocks.
         """
         if x.dim() != self.config.dim + 2 or x.shape[1] != self.config.in_channels:
             expected = f"(N, {self.config.in_channels}{', size' * self.config.dim})"

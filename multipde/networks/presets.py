@@ -37,17 +37,11 @@ def preset(name: str) -> NetworkConfig:
 
 
 def default_network(data: str, dynamics: str | None = None, size: int = 32, name: str | None = None) -> NetworkConfig:
-    """The default network for a data set: its preset if it has one.
-
-    Other images get the preset of CIFAR-10, or that of STL-10 if they have at least 64 pixels per side.
-
+    """The preset of a data set; other images get that of CIFAR-10, or of STL-10 from 64 pixels per side on.
 
     Args:
         dynamics: None for the dynamics of the named preset, or hamiltonian if no preset is named.
         name: a preset to return instead.
-
-    Raises:
-        ValueError: the named preset has another dynamics.
     """
     if name is not None:
         config = preset(name)

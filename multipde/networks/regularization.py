@@ -1,4 +1,4 @@
-"""The regulariser (13) as quadratures in time, its gradient in closed form, and the box constraint."""
+"""The regulariser (13) as quadratures in time, its gradient in closed form, the box constraint, and weight decay."""
 
 import math
 from collections.abc import Iterable
@@ -27,9 +27,6 @@ class Regularizer:
         alpha1: weight of the total variation in time.
         alpha2: weight of the sum of squares.
         tau: smoothing of the absolute value.
-
-    Raises:
-        ValueError: a weight is negative, or tau is not positive.
 
     Reference: Ruthotto & Haber (2018), eq. (13).
     """
@@ -124,8 +121,8 @@ class Box:
     """
 
     def __init__(self, net: PDENet, bound: float = 1.0):
-        layers = [layer.conv for layer in net.modules() if isinstance(layer, SymmetricLayer)]
-        found = [_Stored(stored_parameter(conv), stencil_parametrization(conv)) for conv in layers]
+        convs = [layer.conv for layer in net.modules() if isinstance(layer, SymmetricLayer)]
+        found = [_Stored(stored_parameter(conv), stencil_parametrization(conv)) for conv in convs]
         self.bound = bound
         self.stencils = [s.parameter for s in found if s.is_itself]
         self._others = [(s.parameter, s.parametrization) for s in found if not s.is_itself]
@@ -139,6 +136,28 @@ class Box:
             assert parametrization is not None
             stencil = parametrization.reference_stencil(p).clamp_(-self.bound, self.bound)
             p.copy_(parametrization.reference_parameter(stencil))
+
+
+class WeightDecay:
+    """The penalty of an external model: weight decay on its stencils and matrices.
+
+    R = α2/2 Σ |W|² over the parameters with more than one axis, which excludes biases and normalisation layers.
+    """
+
+    def __init__(self, alpha2: float, net: nn.Module):
+        if not alpha2 >= 0:
+            raise ValueError(f"alpha2 must not be negative, got {alpha2}")
+        self.alpha2 = alpha2
+        self.parameters = [p for p in net.parameters() if p.dim() > 1 and p.requires_grad]
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Add α2 W to the gradients; a missing gradient counts as zero."""
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if self.parameters and self.alpha2:
+            torch._foreach_add_([p.grad for p in self.parameters], self.parameters, alpha=self.alpha2)  # pyright: ignore
 
 
 @dataclass(frozen=True, eq=False)

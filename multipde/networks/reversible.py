@@ -31,10 +31,7 @@ class StepForce:
 class StepVJP:
     """F at a state together with its vector-Jacobian product: one evaluation of F serves both.
 
-    Args:
-        layer: F.
-        controls: θ, which may belong to another graph.
-        grads: factor · (∂F/∂θ)ᵀ g of the last call.
+    The controls θ may belong to another graph; ``grads`` is factor · (∂F/∂θ)ᵀ g of the last call.
     """
 
     layer: SymmetricLayer | ResidualLayer
@@ -87,14 +84,11 @@ def propagate_reversibly(
     step: Callable[[State, tuple[Callable[[Tensor, float], Tensor], ...], float], State],
     reverse: Reverse,
 ) -> State:
-    """Apply all steps to a state, storing only the last state for the backward pass.
+    """Apply all steps to a state, tensors of one shape, storing only the last state for the backward pass.
 
     The gradients equal those of storing every state, up to rounding. The backward pass recomputes the states; it
     evaluates each F once, for both the state and the gradient, so that a training step takes 4/3 of the work. States
     are in float32 or float64, even where autocast computes F in lower precision. There are no second derivatives.
-
-    Shape:
-        - state: tensors of one shape (N, C, *size)
     """
     state = tuple(y if y.dtype in (torch.float32, torch.float64) else y.float() for y in state)
     layers = [tuple(f.layer for f in fs) for fs in forces]
@@ -118,10 +112,8 @@ class _Plan:
 
     def controls(self, flat: Sequence[Tensor]) -> list[list[Controls]]:
         """The controls by step and layer, from one flat sequence."""
-        rest, result = iter(flat), []
-        for lengths in self.lengths:
-            result.append([tuple(next(rest) for _ in range(n)) for n in lengths])
-        return result
+        rest = iter(flat)
+        return [[tuple(next(rest) for _ in range(n)) for n in lengths] for lengths in self.lengths]
 
 
 def _present_autocast(device: str) -> Callable[[], AbstractContextManager]:
@@ -149,8 +141,7 @@ class _Propagation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan: _Plan = ctx.plan
-        saved = ctx.saved_tensors
+        plan, saved = ctx.plan, ctx.saved_tensors
         state, controls = list(saved[: plan.num_parts]), plan.controls(saved[plan.num_parts :])
         gradients, collected = list(grads), []
         del saved, grads

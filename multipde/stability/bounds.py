@@ -87,17 +87,11 @@ def stability_report(
     """
     dynamics = spec_of(model).label
     _bound(dynamics, [1.0, 1.0])
-    return [
-        StepStability(
-            s.block,
-            s.step,
-            s.dt,
-            s.norms,
-            step_bound(dynamics, s.norms),
-            min(_bound(dynamics, per_image) for per_image in zip(*s.jacobians, strict=True)),
-        )
-        for s in step_norms(model, batch, num_iterations=num_iterations, seed=seed)
-    ]
+    found = []
+    for s in step_norms(model, batch, num_iterations=num_iterations, seed=seed):
+        measured = min(_bound(dynamics, per_image) for per_image in zip(*s.jacobians, strict=True))
+        found.append(StepStability(s.block, s.step, s.dt, s.norms, step_bound(dynamics, s.norms), measured))
+    return found
 
 
 def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | None = None) -> tuple[int, ...]:
@@ -117,5 +111,4 @@ def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | Non
 
 def step_ratios(report: Sequence[StepStability]) -> tuple[float, ...]:
     """The largest dt/(measured bound) in each block."""
-    blocks = sorted({s.block for s in report})
-    return tuple(max(s.dt / s.measured for s in report if s.block == k) for k in blocks)
+    return tuple(max(s.dt / s.measured for s in report if s.block == k) for k in sorted({s.block for s in report}))

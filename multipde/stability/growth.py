@@ -102,15 +102,10 @@ def growth_report(model: nn.Module, batch: Tensor, *, num_iterations: int = 30, 
             mine = [s for s in steps if s.block == k]
             proved = [[norm**2 for norm in s.norms] for s in mine]
             per_image = [[[rho[i] for rho in s.jacobians] for s in mine] for i in range(len(y))]
-            found.append(
-                BlockGrowth(
-                    k,
-                    tuple(jacobian_norm(flow, y, 1, seed)),
-                    tuple(jacobian_norm(flow, y, num_iterations, seed)),
-                    growth_bound(config.dynamics, proved, block.dt, dissipative=config.dynamics != "resnet"),
-                    tuple(growth_bound(config.dynamics, r, block.dt, dissipative=dissipative) for r in per_image),
-                )
-            )
+            random, worst = (tuple(jacobian_norm(flow, y, num, seed)) for num in (1, num_iterations))
+            bound = growth_bound(config.dynamics, proved, block.dt, dissipative=config.dynamics != "resnet")
+            measured = tuple(growth_bound(config.dynamics, r, block.dt, dissipative=dissipative) for r in per_image)
+            found.append(BlockGrowth(k, random, worst, bound, measured))
     return found
 
 

@@ -55,8 +55,6 @@ class StepNorms:
     """Norms of the layers F of one time step: of their operators, and of their Jacobians along data.
 
     Args:
-        block: number of the block.
-        step: number of the step in it.
         norms: |K| of the step's layers, zero padding included; sqrt(|K1| |K2|) for resnet, so that its square is a
             bound on |∂F/∂y| for N = identity throughout.
         jacobians: for each layer |∂F/∂y| at its input for every image, N and σ included, estimated from below.
@@ -70,11 +68,7 @@ class StepNorms:
 
 
 def step_norms(model: nn.Module, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepNorms]:
-    """|K| and |∂F/∂y| of every time step of a network, the latter by power iteration on JᵀJ along a batch.
-
-    Args:
-        batch: some ten images as the model takes them, at its size.
-    """
+    """|K| and |∂F/∂y| of every time step of a network, the latter by power iteration on JᵀJ along some ten images."""
     steps: list[StepNorms] = []
     with eval_mode(model):
         for k, block, features in block_inputs(model, batch):
@@ -111,8 +105,7 @@ def block_inputs(model: nn.Module, batch: Tensor) -> list[tuple[int, Block, Tens
     finally:
         for handle in handles:
             handle.remove()
-    blocks: list[Block] = list(model.blocks)  # pyright: ignore
-    return [(k, block, x) for k, (block, x) in enumerate(zip(blocks, found, strict=True))]
+    return [(k, block, x) for k, (block, x) in enumerate(zip(model.blocks, found, strict=True))]  # pyright: ignore
 
 
 def _recording(force: Force, inputs: list[Tensor]) -> Force:
@@ -126,12 +119,8 @@ def _recording(force: Force, inputs: list[Tensor]) -> Force:
 
 
 def jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: int, seed: int) -> list[float]:
-    """|∂F/∂y| of each image, estimated from below by power iteration on JᵀJ.
-
-    One iteration gives |J v|/|v| for a random v.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(y.shape, generator=generator).to(y)
+    """|∂F/∂y| of each image from below by power iteration on JᵀJ; one iteration gives |J v|/|v| for a random v."""
+    v = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y)
     norms = torch.ones(len(y), dtype=y.dtype, device=y.device)
     y = y.detach().requires_grad_()
     with torch.enable_grad():

@@ -37,11 +37,7 @@ def is_fused(norm: _BatchNorm, x: Tensor, side: int = 2) -> bool:
 
 @torch.no_grad()
 def update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, num: int) -> None:
-    """Update the running statistics as torch does, with the unbiased variance.
-
-    Args:
-        num: number of pixels in all images, of which mean and variance are given.
-    """
+    """Update the running statistics as torch does, with the unbiased variance, from statistics of ``num`` pixels."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None

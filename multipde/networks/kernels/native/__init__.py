@@ -31,11 +31,7 @@ class NoCompilerError(RuntimeError):
 
 
 def library() -> ctypes.CDLL:
-    """The compiled kernels.
-
-    Raises:
-        NoCompilerError: says in one line what is missing.
-    """
+    """The compiled kernels."""
     built, reason = _built()
     if built is None:
         raise NoCompilerError(reason)
@@ -90,8 +86,7 @@ def tv_backward(
     a, b = _for_channels(num, scale, bias)
     dy, sums = torch.empty_like(y), _per_channel(y, num)
     _call("tv_backward", y, num, g, y, r, a, b, relu, dy, sums, r.numel())
-    da, db = sums
-    return dy, da, db
+    return dy, sums[0], sums[1]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,19 +98,16 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def pooled_affine_relu(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     rows, side, width, _, num = x.shape
-    known = _for_channels(num, mean, scale, bias)
     out = x.new_empty(rows, width, num)
-    _call("pooled_forward", x, num, x, *known, out, rows, width, side)
+    _call("pooled_forward", x, num, x, *_for_channels(num, mean, scale, bias), out, rows, width, side)
     return out
 
 
 def gradient_sums(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     rows, side, width, _, num = x.shape
-    known = _for_channels(num, mean, scale, bias)
     sums = _per_channel(x, num)
-    _call("pooled_sums", x, num, g, x, *known, sums, rows, width, side)
-    first, second = sums
-    return first, second
+    _call("pooled_sums", x, num, g, x, *_for_channels(num, mean, scale, bias), sums, rows, width, side)
+    return sums[0], sums[1]
 
 
 def pooled_affine_relu_backward(
