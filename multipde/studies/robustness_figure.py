@@ -16,9 +16,7 @@ def robustness_figure(rows: Sequence[Row], file: Path, by: str = "checkpoint") -
 
     A line stands for a network, or for a dynamics: the mean over its networks, with the range where there are several.
     """
-    plt = pyplot()
-    groups = grouped(rows, by)
-    kinds = list(rows[0]["accuracy"])
+    plt, groups, kinds = pyplot(), grouped(rows, by), list(rows[0]["accuracy"])
     figure, axes = plt.subplots(2, (len(kinds) + 3) // 2, figsize=(15, 7))
     styles = {name: style(i) for i, name in enumerate(groups)}
     for axis, kind in zip(axes.flat, kinds, strict=False):
@@ -45,9 +43,8 @@ def _accuracy_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, A
         for s in ratios:
             each = [mean_ratio([row], kind, s) for row in own]
             axis.plot([s, s], [min(each), max(each)], color=styles[name]["color"], linewidth=1)
-    axis.set_xlabel("ε in 1/255 of the pixel range" if corruption is None else f"{kind}, {corruption.unit}")
-    axis.set_title(kind)
-    axis.set_ylim(0, 1.05)
+    label = "ε in 1/255 of the pixel range" if corruption is None else f"{kind}, {corruption.unit}"
+    axis.set(xlabel=label, title=kind, ylim=(0, 1.05))
     if none == 1:
         axis.invert_xaxis()
 
@@ -65,22 +62,18 @@ def _growth_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, Any
         axis.plot(at, bound, ms=6, markerfacecolor="none", **look)
         axis.set_xticks(range(num))
     axis.axhline(1, color="grey", linewidth=0.8)
-    axis.set_yscale("log")
-    axis.set_xlabel("block")
-    axis.set_ylabel("largest |δY(T)| / |δY(0)|")
-    axis.set_title("growth (hollow: bound on data)")
+    title, label = "growth (hollow: bound on data)", "largest |δY(T)| / |δY(0)|"
+    axis.set(yscale="log", xlabel="block", ylabel=label, title=title)
 
 
 def _energy_panel(axis: Any, groups: Mapping[str, Any], styles: Mapping[str, Any]) -> None:
     hyperbolic = {name: own for name, own in groups.items() if own[0]["energy"]}
     axis.set_title("energy (12)" if hyperbolic else "energy (12): no hyperbolic network")
     for name, own in hyperbolic.items():
-        start, places = 0, []
+        start = 0
         for k in range(len(own[0]["growth"])):
             ratios = energy_ratios(own, k)
             axis.plot(range(start, start + len(ratios)), ratios, ms=5, **styles[name])
-            places.append(start)
             start += len(ratios)
     axis.axhline(1, color="grey", linewidth=0.8)
-    axis.set_xlabel("time steps through the blocks")
-    axis.set_ylabel("energy / that at the start of the block")
+    axis.set(xlabel="time steps through the blocks", ylabel="energy / that at the start of the block")

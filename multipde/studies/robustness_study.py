@@ -42,12 +42,6 @@ def compare_robustness(
         by: one column per ``"checkpoint"``, or per ``"dynamics"`` with mean and spread over its checkpoints.
         out: file of rows; a network that it has, with as many images, is not measured again.
         plot: file for a figure.
-
-    Returns:
-        A row per checkpoint.
-
-    Raises:
-        ValueError: no checkpoint, no data, checkpoints of different sizes, or what `load` and `robustness` raise.
     """
     if by not in GROUPINGS:
         raise ValueError(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
@@ -71,14 +65,8 @@ def compare_robustness(
     with study.log.progress(len(left) * num) as advance:
         for (sha256,) in left:
             path = next(path for path in nets if sums[path] == sha256)
-            found = robustness(
-                nets[path],
-                images,
-                num_images=num_images,
-                device=device,
-                seed=seed,
-                advance=lambda n, name=path.name: advance(n, name),
-            )
+            shared: dict[str, Any] = {"num_images": num_images, "device": device, "seed": seed}
+            found = robustness(nets[path], images, **shared, advance=lambda n, name=path.name: advance(n, name))
             network = {"dynamics": spec_of(nets[path]).label, "weights": num_weights(nets[path])}
             study.add(sha256, checkpoint=str(path), **network, **found.record())
     measured = {row["sha256"]: row for row in study.rows}

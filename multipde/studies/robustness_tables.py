@@ -45,13 +45,10 @@ def tables(rows: Sequence[Row], by: str = "checkpoint") -> dict[str, Table]:
             accuracy = mean_and_spread([100 * a for a in accuracies(own, kind, strength)])
             line[name] = f"{accuracy} ({mean_ratio(own, kind, strength):.2f})"
         table.append(line)
-    result = {
-        f"Accuracy in % (ratio to clean) on {rows[0]['num_images']:,} test images of {rows[0]['data']}": table,
-    }
+    result = {f"Accuracy in % (ratio to clean) on {rows[0]['num_images']:,} test images of {rows[0]['data']}": table}
     if growth := _growth_table(groups):
         result["Growth of perturbations through the blocks, at features of test images"] = growth
-    energies = {g: own for g, own in groups.items() if own[0]["energy"]}
-    if energies:
+    if energies := {g: own for g, own in groups.items() if own[0]["energy"]}:
         result["Energy (12) along time over that at the start of the block"] = _energy_table(energies)
     return result
 
@@ -67,17 +64,12 @@ def _growth_table(groups: Mapping[str, Sequence[Row]]) -> Table:
     for name, own in groups.items():
         for k in range(len(own[0]["growth"])):
             blocks = [row["growth"][k] for row in own]
-            table.append(
-                {
-                    "name": name,
-                    "block": str(k),
-                    "random": f"{statistics.mean(v for b in blocks for v in b['random']):.2f}",
-                    "worst, median": f"{statistics.median(v for b in blocks for v in b['worst']):.3g}",
-                    "worst": f"{max(v for b in blocks for v in b['worst']):.3g}",
-                    "bound on data": f"{max(v for b in blocks for v in b['measured_bound']):.3g}",
-                    "bound (N = 1)": f"{max(b['bound'] for b in blocks):.3g}",
-                }
-            )
+            line = {"name": name, "block": str(k)}
+            line["random"] = f"{statistics.mean(v for b in blocks for v in b['random']):.2f}"
+            line["worst, median"] = f"{statistics.median(v for b in blocks for v in b['worst']):.3g}"
+            line["worst"] = f"{max(v for b in blocks for v in b['worst']):.3g}"
+            line["bound on data"] = f"{max(v for b in blocks for v in b['measured_bound']):.3g}"
+            table.append(line | {"bound (N = 1)": f"{max(b['bound'] for b in blocks):.3g}"})
     return table
 
 

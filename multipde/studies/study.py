@@ -26,9 +26,6 @@ class Study:
         keys: names of the values that tell one row from another.
         anew: rows that the file has already do not count.
         replaces: the file is written as a whole when the study is closed, instead of being appended to.
-
-    Raises:
-        OSError: the file cannot be written.
     """
 
     def __init__(
@@ -49,12 +46,7 @@ class Study:
         self.rows = [row for row in matching(earlier, **shared) if row.keys() >= set(keys)]
 
     def left(self, tasks: Iterable[Task], noun: str) -> list[Task]:
-        """The tasks without a row, each once; says how many there are.
-
-        Args:
-            tasks: the values of the keys, in the order in which they are to be measured.
-            noun: what a task is called, in the plural.
-        """
+        """The tasks without a row, each once; says how many there are, with their noun in the plural."""
         wanted = list(dict.fromkeys(tasks))
         done = {tuple(row[key] for key in self.keys) for row in self.rows}
         left = [task for task in wanted if task not in done]
@@ -78,8 +70,7 @@ class Study:
         """Show the tables by their titles, draw the figure, say where everything is, and return the rows.
 
         Args:
-            figure: draws into a file.
-            plot: that file; None for the one beside the rows.
+            plot: file of the figure; None for the one beside the rows.
         """
         for title, table in tables.items():
             self.log.table(table, title)

@@ -33,11 +33,6 @@ def trained(
     Args:
         data: as for `train`, with its options.
         num_train: number of images, held back ones included, on which a run that is there must have been trained.
-
-    Raises:
-        ValueError: the directory holds another training.
-        DivergedError: the training is given up.
-        Interrupted: a signal asked to stop; everything is saved.
     """
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)  # as `train` records it
     try:
@@ -49,9 +44,8 @@ def trained(
             plan, recorded, _ = recorded_plan(record, file)
             is_same = (plan.levels, recorded) == (tuple(levels), settings)
             if not is_same or num_train not in (None, record.get("num_train")):
-                raise ValueError(
-                    f"run_dir must hold this study, got another training in {directory}; type --run-dir DIR"
-                )
+                found = f"got another training in {directory}"
+                raise ValueError(f"run_dir must hold this study, {found}; type --run-dir DIR")
         return resume(directory, None if isinstance(data, str) else data, quiet=quiet)
     except Interrupted as error:
         where = str(error).partition(";")[0]

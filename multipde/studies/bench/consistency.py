@@ -23,9 +23,6 @@ def consistency(frequency: int, depth: int, size: int = 32, num_seeds: int = 3) 
         frequency: highest number of waves across the image.
         depth: number of layers.
         num_seeds: networks and fields, over which the results are averaged.
-
-    Returns:
-        The mean ``exponent`` of the layers, and the ``error`` by every method.
     """
     found = [_errors(size, frequency, depth, seed) for seed in range(num_seeds)]
     return {
@@ -37,13 +34,11 @@ def consistency(frequency: int, depth: int, size: int = 32, num_seeds: int = 3) 
 @torch.no_grad()
 def _errors(size: int, frequency: int, depth: int, seed: int) -> tuple[float, dict[str, float]]:
     x = band_limited(40, 2, size, frequency, seed)
-    layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for k in range(depth):
-            conv = nn.Conv2d(2 if k == 0 else 8, 8, 3, padding=1, padding_mode="replicate", bias=False)
-            layers += [conv, nn.Tanh()]
-    net = nn.Sequential(*layers).double()
+        sizes: dict[str, Any] = {"kernel_size": 3, "padding": 1, "padding_mode": "replicate", "bias": False}
+        layers = [(nn.Conv2d(2 if k == 0 else 8, 8, **sizes), nn.Tanh()) for k in range(depth)]
+    net = nn.Sequential(*(module for pair in layers for module in pair)).double()
     coarse = net(restrict_images(x, size // 2))
     exponents = calibrate(net, 2.0, x).exponents().values()
     errors = {}
@@ -54,11 +49,7 @@ def _errors(size: int, frequency: int, depth: int, seed: int) -> tuple[float, di
 
 
 def band_limited(num: int, channels: int, size: int, frequency: int, seed: int = 0) -> Tensor:
-    """Cell averages of random trigonometric polynomials on the unit square with up to that many waves, rms one.
-
-    Shape:
-        - result: (num, channels, size, size), float64
-    """
+    """Cell averages of random trigonometric polynomials on the unit square with up to that many waves, rms one."""
     edges = torch.arange(size + 1, dtype=torch.float64) / size
     waves = [torch.ones(size, dtype=torch.float64)]
     for k in range(1, frequency + 1):

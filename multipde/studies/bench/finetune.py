@@ -53,12 +53,6 @@ def finetune_study(
         checkpoint: a run, or a network that `save` wrote.
         data: source and options for `load_data`.
         out: file of rows; what it has is not done again. The figure lies beside it.
-
-    Returns:
-        The rows of the file that belong to this checkpoint, these data and this size.
-
-    Raises:
-        ValueError: no data, a size that the network cannot have.
     """
     net = load(checkpoint)
     net.config.on_mesh(size)
@@ -87,12 +81,10 @@ def finetune_study(
 def _accuracy(
     net: PDENet, data: ImageData, size: int, name: str, method: str, amount: float, settings: TrainSettings
 ) -> float:
-    """Test accuracy of one row."""
     if name != "recalibrated":
         is_new = name == "from scratch"
-        level = Level(
-            size, amount, learning_rate=0.1 if is_new else 0.02, policy="one_cycle" if is_new else "cool_down"
-        )
+        rate, policy = (0.1, "one_cycle") if is_new else (0.02, "cool_down")
+        level = Level(size, amount, learning_rate=rate, policy=policy)
         chosen = replace(settings, transfer="copy" if is_new else method)
         with tempfile.TemporaryDirectory() as place:
             init = None if is_new else save(net, Path(place) / "net")

@@ -39,20 +39,13 @@ def input_study(
     """Speed of augmented and normalised training batches, of streamed JPEG files and of images in memory; a table.
 
     The rival takes every image at its full size and averages it to the level: it decodes the whole file, or averages
-    each batch anew. Both are timed in turn in this one process; times are medians.
+    each batch anew. Both are timed in turn; times are medians. ``rms`` is how far they differ, in grey values.
 
     Args:
         side: of the images, in pixels; the finest level.
         coarsest: side of the first level; each further level doubles it, up to ``side``.
         num_batches: batches in an epoch; one epoch is timed at a time.
         out: file to which the rows are appended; None for none.
-
-    Returns:
-        A row per source of images and size; ``rms`` is the distance of its images from those of the rival, in grey
-        values.
-
-    Raises:
-        ValueError: a number that is not positive.
     """
     for name, value in (("side", side), ("coarsest", coarsest), ("batch", batch), ("num_batches", num_batches)):
         if value < 1:
@@ -64,11 +57,9 @@ def input_study(
     images = torch.cat([part.round().to(torch.uint8) for part in enlarged])
     with tempfile.TemporaryDirectory() as directory:
         paths = _write_jpegs(images, Path(directory))
+        decoded = _FullSize(labels, lambda index: torch.stack([decode_image(paths[i]) for i in index.tolist()]))
         rivals = {
-            "streamed": (
-                StreamedImages(paths, labels, num_workers=0),
-                _FullSize(labels, lambda index: torch.stack([decode_image(paths[i]) for i in index.tolist()])),
-            ),
+            "streamed": (StreamedImages(paths, labels, num_workers=0), decoded),
             "memory": (TensorImages(images, labels), _FullSize(labels, lambda index: images[index])),
         }
         for source, (own, full) in rivals.items():

@@ -40,9 +40,6 @@ def memory_study(
 
     Args:
         out: file to which the rows are appended; None for none.
-
-    Returns:
-        A row per dynamics, number of steps and way.
     """
     compute = Compute.of(device, amp)
     study = Study(out, {"study": "memory"}, ("dynamics", "steps", "memory"), anew=True, log=log)
@@ -66,8 +63,8 @@ def memory_study(
                 tensors, ratio = peak[way] / (y.numel() * y.element_size()), seconds[way] / seconds["store"]
                 found = {"tensors": round(tensors, 2), "seconds": seconds[way], "time_ratio": round(ratio, 3)}
                 study.add(name, steps, way, **shape, **found, drift=drift if way == "reversible" else None)
-    features = f"{batch} x {channels} x {size} x {size}"
-    title = f"peak of tensors alive, in units of the features ({features}), and time of a step"
+    features = f"({batch} x {channels} x {size} x {size})"
+    title = f"peak of tensors alive, in units of the features {features}, and time of a step"
     drifts = ["" if row["drift"] is None else f"{row['drift']:.0e}" for row in study.rows]
     rows = [row | {"ms": 1e3 * row["seconds"], "far": far} for row, far in zip(study.rows, drifts, strict=True)]
     return study.close({title: table_of(rows, COLUMNS)})

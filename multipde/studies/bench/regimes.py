@@ -30,7 +30,6 @@ from multipde.training.settings import TrainSettings
 NETS = {"relu": {}, "tanh": {"activation": "tanh", "norm": "none"}}
 """The network of the shapes preset as it is, and with smooth functions only: tanh and no pixelwise norm."""
 
-
 CASES = tuple((blur, net) for net in NETS for blur in (0.0, 1.0, 2.0, 4.0))
 """Standard deviation of the Gaussian in pixels of the full size, and the network."""
 
@@ -57,12 +56,6 @@ def regimes_study(
         out: file of rows; a case that it has is not measured again. The figure lies beside it.
         epochs: at half the size.
         num_images: test images.
-
-    Returns:
-        The rows of the file that belong to this size.
-
-    Raises:
-        ValueError: a number of epochs that is not positive, images that are not kept in memory.
     """
     label = data_label(data[0], data[1].get("root"))
     study = Study(out, {"size": size}, ("data", "blur", "net", "epochs"), log=log)
@@ -76,10 +69,9 @@ def regimes_study(
         _, blur, net, _ = task
         found = _measure(NETS[net], blurred(images, blur), size, epochs, num_images, device, amp)
         study.add(*task, **found)
-        study.log.say(
-            f"{label}, blur {blur:g}, {net}: exponent {found['exponent']:.2f} (opening {found['opening']:.2f}), "
-            f"best {max(AUTO_METHODS, key=lambda m: found['accuracy'][m])}"
-        )
+        exponents = f"exponent {found['exponent']:.2f} (opening {found['opening']:.2f})"
+        best = max(AUTO_METHODS, key=found["accuracy"].__getitem__)
+        study.log.say(f"{label}, blur {blur:g}, {net}: {exponents}, best {best}")
     rows = waves.rows + study.rows
     columns = "name: {frequency} waves, {depth} layers | exponent: {exponent:.2f}"
     errors = table_of(waves.rows, columns + "".join(f" | {m}: {{error[{m}]:.3f}}" for m in AUTO_METHODS))
@@ -93,9 +85,6 @@ def blurred(data: ImageData, sigma: float) -> ImageData:
     """The same data with all images blurred by a Gaussian of that many pixels, as float32.
 
     Images that are rounded to whole grey values are not smooth: high derivatives would see the rounding alone.
-
-    Raises:
-        ValueError: streamed images.
     """
     if sigma == 0:
         return data
@@ -127,9 +116,8 @@ def _measure(
     net: Mapping[str, Any], data: ImageData, size: int, epochs: int, num_images: int, device: str, amp: str
 ) -> dict[str, Any]:
     config = replace(preset("shapes-hamiltonian"), **net).on_mesh(size // 2)
-    settings = TrainSettings(device=device, amp=amp)
+    settings, plan = TrainSettings(device=device, amp=amp), Schedule([Level(size // 2, epochs, policy="one_cycle")])
     with tempfile.TemporaryDirectory() as place:
-        plan = Schedule([Level(size // 2, epochs, policy="one_cycle")])
         run = train(config, plan, data, Path(place) / "run", settings=settings, quiet=True)
     evaluator = Evaluator.of(data, Compute.of(device, amp), num_images=num_images)
     _, report = convert_reported(run.model, evaluator, old_size=size // 2, new_size=size)

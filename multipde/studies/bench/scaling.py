@@ -46,16 +46,9 @@ def scaling_study(
     cores. In every round torchrun starts each number of processes in turn; times are medians of the rounds' medians.
 
     Args:
-        processes: numbers of processes, of which the first is the one that the others are compared with; None for
-            1, 2, 4, ... up to the number of devices, or of cores.
+        processes: their numbers, compared with the first; None for 1, 2, 4, ... up to that of devices, or of cores.
         repeats: steps that are timed in every round.
         out: file to which the rows are appended; None for none.
-
-    Returns:
-        A row per number of processes, dynamics and size.
-
-    Raises:
-        ValueError: more processes than devices, a batch that they cannot share, or processes that fail.
     """
     compute = Compute.of(device, amp)
     most = torch.cuda.device_count() if compute.device.type == "cuda" else os.cpu_count() or 1

@@ -53,12 +53,6 @@ def step_study(
         batch: images in a step; ``"auto"`` takes `BATCH` at the largest size and as many pixels at the others.
         compile: norms compiled, see `compile_layers`.
         out: file to which the rows are appended; None for none.
-
-    Returns:
-        A row per dynamics and size.
-
-    Raises:
-        ValueError: a batch that is not positive, or too large.
     """
     batches = {size: round(BATCH * (max(sizes) / size) ** 2) if isinstance(batch, str) else batch for size in sizes}
     Level(max(sizes), 1, batch=batches[max(sizes)])  # raises the errors of a batch
@@ -76,17 +70,14 @@ def step_study(
             row |= {f"{a}_over_{b}": round(seconds[a] / seconds[b], 3) for a, b in ratios}
             study.add(name, size, batch=num, amp=compute.amp, compiled=compile, **row)
     finest = {row["dynamics"]: row["images_per_second"] for row in matching(study.rows, size=max(sizes))}
-    rows = [
-        row | {"faster": row["images_per_second"] / finest[row["dynamics"]], "share": 1 / row["step_over_floor"]}
-        for row in study.rows
-    ]
+    faster = [row["images_per_second"] / finest[row["dynamics"]] for row in study.rows]
+    rows = [r | {"faster": f, "share": 1 / r["step_over_floor"]} for r, f in zip(study.rows, faster, strict=True)]
     title = f"training step of the CIFAR-10 networks, amp {compute.amp}{', compiled' if compile else ''}"
     return study.close({title: table_of(rows, COLUMNS + COMPILED * compile)})
 
 
 def _calls(name: str, size: int, batch: int, compute: Compute, compile: bool) -> dict[str, Callable[[], Any]]:
-    config = preset(f"cifar10-{name}").on_mesh(size)
-    x = random_images(batch, 3, size, compute.device)
+    config, x = preset(f"cifar10-{name}").on_mesh(size), random_images(batch, 3, size, compute.device)
     ways = ("step", "baked", "moved", *(("plain",) if compile else ()))
     nets = {way: compute.place(PDENet(config)).train() for way in ways}
     floor = bare_convolutions(nets["step"], x, compute)
@@ -102,10 +93,8 @@ def bare_convolutions(net: PDENet, x: Tensor, compute: Compute) -> Callable[[], 
     prepared = []
     for shape, dtype, weight, rest, needs_grad in seen.found:
         y = torch.randn(shape, device=x.device).to(dtype)
-        if y.dim() == 4:
-            y = y.contiguous(memory_format=torch.channels_last)
-        w = weight.detach().clone().requires_grad_()
-        prepared.append((y.requires_grad_(needs_grad), w, rest))
+        y = y.contiguous(memory_format=torch.channels_last) if y.dim() == 4 else y
+        prepared.append((y.requires_grad_(needs_grad), weight.detach().clone().requires_grad_(), rest))
     with torch.no_grad():
         results = [torch.convolution(y, w, None, *rest) for y, w, rest in prepared]
 

@@ -22,14 +22,11 @@ Name = TypeVar("Name", bound=Hashable)
 def alternated(
     calls: Mapping[Name, Callable[[], Any]], repeats: int, device: torch.device, turn_seconds: float = 0.0
 ) -> dict[Name, float]:
-    """Median seconds of each call; they are called in turn, so that a slow moment of the machine affects them all.
-
-    Every call is made twice before, to warm up.
+    """Median seconds of each call, warmed up; they are called in turn, so that a slow moment affects them all.
 
     Args:
         repeats: turns of every call.
-        turn_seconds: shortest duration of a turn. Of a turn with several calls the first does not count, because the
-            processor's caches hold the data of another call then.
+        turn_seconds: shortest duration of a turn. The first of several calls in it does not count: the caches are cold.
     """
     for _ in range(2):
         for call in calls.values():
@@ -83,8 +80,7 @@ class PeakMemory(TorchDispatchMode):
 
     def __init__(self, without: Collection[Tensor] = (), least_bytes: int = 0):
         super().__init__()
-        self.peak = 0
-        self.least_bytes = least_bytes
+        self.peak, self.least_bytes = 0, least_bytes
         self._known = {t.untyped_storage().data_ptr() for t in without}
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
 

@@ -57,13 +57,8 @@ IDEAS = {
 
 
 def arm_of(name: str) -> Arm:
-    """The arm of that name, one of `ARMS` or `IDEAS`.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    known = ARMS | IDEAS
-    if name not in known:
+    """The arm of that name, one of `ARMS` or `IDEAS`."""
+    if name not in (known := ARMS | IDEAS):
         raise ValueError(f"arms must be among {', '.join(known)}, got {name!r}")
     return known[name]
 

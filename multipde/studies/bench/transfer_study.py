@@ -56,12 +56,6 @@ def transfer_study(
         budget: work of every training in epochs at the full size; half of it for other dynamics than hamiltonian.
         run_dir: where the trainings are recorded; one that was interrupted is continued.
         workers: trainings at a time, each with its share of the processor's cores.
-
-    Returns:
-        The rows of the file that belong to these data and this size. An arm that diverges counts as chance.
-
-    Raises:
-        ValueError: an unknown arm or dynamics, a budget or number of workers that is not positive.
     """
     for name in dynamics:
         if name not in DYNAMICS:
@@ -94,15 +88,13 @@ def _add_trainings(study: Study, tasks: Sequence[Task], train: Callable[[Task], 
     for number, (task, result) in enumerate(_results(left, train, workers), start=1):
         row = study.add(*task, **result)
         outcome = "diverged" if "diverged" in row else f"test accuracy {row['test_accuracy']:.2%}"
-        work = f"{task.budget:g} epochs of work, seed {task.seed}"
-        minutes = f"{row['seconds'] / 60:.1f} min"
-        study.log.say(f"{number}/{len(left)}  {task.dynamics}, {task.arm}, {work}: {outcome}, {minutes}")
+        name = f"{task.dynamics}, {task.arm}, {task.budget:g} epochs of work, seed {task.seed}"
+        study.log.say(f"{number}/{len(left)}  {name}: {outcome}, {row['seconds'] / 60:.1f} min")
 
 
 def _results(
     tasks: Sequence[Task], train: Callable[[Task], dict[str, Any]], workers: int
 ) -> Iterator[tuple[Task, dict[str, Any]]]:
-    """Tasks with what they gave, as they are finished."""
     if workers == 1 or not tasks:
         yield from ((task, train(task)) for task in tasks)
         return
@@ -120,8 +112,7 @@ def _train(
     """What one training gives; one that diverges is worth chance, for the work of the epochs that it finished."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    directory = run_dir / task.name
-    network = default_network(data[0], task.dynamics, size).on_mesh(size)
+    directory, network = run_dir / task.name, default_network(data[0], task.dynamics, size).on_mesh(size)
     levels = task.levels(network)
     settings = replace(settings, seed=task.seed, **arm_of(task.arm).settings)
     try:

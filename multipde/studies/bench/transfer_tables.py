@@ -27,8 +27,7 @@ def tables(rows: Sequence[Row]) -> dict[str, Table]:
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, str, float]]:
     """Dynamics, arm and budget of the rows, each once: first by dynamics, then by budget, then by arm."""
-    order = [*DYNAMICS], [*ARMS, *IDEAS]
-    found = {(r["dynamics"], r["arm"], r["budget"]) for r in rows}
+    order, found = ([*DYNAMICS], [*ARMS, *IDEAS]), {(r["dynamics"], r["arm"], r["budget"]) for r in rows}
     return sorted(found, key=lambda g: (order[0].index(g[0]), g[2], order[1].index(g[1])))
 
 
@@ -41,17 +40,12 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
         gains = [100 * (r["test_accuracy"] - copied[r["seed"]]) for r in own if r["seed"] in copied]
         diverged = sum("diverged" in r for r in own)
         note = f" ({diverged} of {len(own)} diverged)" if diverged else ""
-        table.append(
-            {
-                "arm": arm,
-                "seeds": str(len(own)),
-                "accuracy %": mean_and_spread([100 * r["test_accuracy"] for r in own]) + note,
-                "gain over copy": "-" if arm == "copy" or not gains else mean_and_spread(gains, sign=True),
-                "cross entropy": f"{_mean(own, 'test_loss'):.3f}",
-                "TFLOPs": f"{_mean(own, 'flops') / 1e12:.1f}",
-                "minutes": f"{_mean(own, 'seconds') / 60:.1f}",
-            }
-        )
+        line = {"arm": arm, "seeds": str(len(own))}
+        line["accuracy %"] = mean_and_spread([100 * r["test_accuracy"] for r in own]) + note
+        line["gain over copy"] = "-" if arm == "copy" or not gains else mean_and_spread(gains, sign=True)
+        line["cross entropy"] = f"{_mean(own, 'test_loss'):.3f}"
+        line |= {"TFLOPs": f"{_mean(own, 'flops') / 1e12:.1f}", "minutes": f"{_mean(own, 'seconds') / 60:.1f}"}
+        table.append(line)
     return table
 
 
@@ -91,20 +85,15 @@ def _reach_table(rows: Sequence[Row]) -> dict[str, Table]:
 def work_to_reach(rows: Sequence[Row], accuracy: float, dynamics: str = "hamiltonian") -> dict[str, float | None]:
     """Work in FLOPs by which each arm reaches a test accuracy, linear in its logarithm between two trainings.
 
-    Args:
-        rows: with several budgets of each arm.
-
-    Returns:
-        None where even the largest budget falls short; the smallest budget's work where that already suffices.
+    It is None where even the largest budget falls short, and the smallest budget's work where that already suffices.
     """
     result: dict[str, float | None] = {}
     for arm in ARMS:
         own = matching(rows, arm=arm, dynamics=dynamics)
         groups = [matching(own, budget=budget) for budget in sorted({row["budget"] for row in own})]
         points = [(_mean(group, "flops"), _mean(group, "test_accuracy")) for group in groups]
-        if not points:
-            continue
-        result[arm] = points[0][0] if points[0][1] >= accuracy else None
+        if points:
+            result[arm] = points[0][0] if points[0][1] >= accuracy else None
         for (w0, a0), (w1, a1) in itertools.pairwise(points):
             if a0 < accuracy <= a1:
                 t = (accuracy - a0) / (a1 - a0)

@@ -62,9 +62,9 @@ class PaperData:
 
     def part(self, training: Training, seed: int) -> Any:
         """The data of one training: all, or so many random images; a larger share contains a smaller one."""
-        num = len(self.images.train)
         if training.share is None:
             return self.source
+        num = len(self.images.train)
         order = torch.randperm(num, generator=stream(seed, "share"))[: training.num_images(num)]
         return replace(self.images, train=self.images.train.take(order))
 
@@ -156,24 +156,16 @@ def reproduce(
             row["confusion"] = tested.confusion.tolist()
         study.add(training.data, training.dynamics, training.share, **row)
     shown = {f"{experiment}, budget {where.name}, seed {seed}": table(study.rows)}
-    draw = FIGURES.get(experiment)
-    sets_shown = {name: sets[name].images for name in names}
+    draw, sets_shown = FIGURES.get(experiment), {name: sets[name].images for name in names}
     return study.close(shown, draw and (lambda file: draw(study.rows, sets_shown, file)))
 
 
 def paper_data(name: str, root: Path, download: bool, budget: str, experiment: str = "table1") -> PaperData:
-    """A data set in any of the directories where it may lie, cut to the budget.
-
-    Raises:
-        ValueError: it is not there; the message names the command that fetches it.
-    """
+    """A data set in any of the directories where it may lie, cut to the budget."""
     places = [path for path in (root / name, root) if (path / "train").is_dir()]
     size = Training(name, "parabolic").network.sizes[0]
-    options: dict[str, Any]
-    if places:
-        source, options = "folder", {"root": places[0]}
-    else:
-        source, options = name, {"root": root, "download": download}
+    source = "folder" if places else name
+    options: dict[str, Any] = {"root": places[0]} if places else {"root": root, "download": download}
     try:
         images = load_data(source, size=size, **options)
     except ValueError as error:
@@ -184,11 +176,9 @@ def paper_data(name: str, root: Path, download: bool, budget: str, experiment: s
     limits = BUDGETS[budget]
     if limits.num_train is None and limits.num_test is None:
         return PaperData(images, source, options)
-    cut = {}
-    for part, num in (("train", limits.num_train), ("test", limits.num_test)):
-        whole = getattr(images, part)
-        cut[part] = whole.take(drawn_indices(len(whole), num, (0, "budget", part)))
-    images = replace(images, **cut)
+    train = images.train.take(drawn_indices(len(images.train), limits.num_train, (0, "budget", "train")))
+    test = images.test.take(drawn_indices(len(images.test), limits.num_test, (0, "budget", "test")))
+    images = replace(images, train=train, test=test)
     return PaperData(images, images, {})
 
 

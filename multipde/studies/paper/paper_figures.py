@@ -17,13 +17,10 @@ Sets = Mapping[str, ImageData]
 
 def predictions(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 1: test images, each with the probabilities of its classes by every network; the true one is hatched."""
-    plt = pyplot()
-    names = list(sets)
     nets = list(dict.fromkeys(row["dynamics"] for row in rows))
-    lines = [(name, k) for name in names for k in range(len(rows[0]["shown"]))]
-    figure, axes = plt.subplots(
-        len(lines), 1 + len(nets), figsize=(2.0 + 2.1 * len(nets), 1.9 * len(lines)), squeeze=False
-    )
+    lines = [(name, k) for name in sets for k in range(len(rows[0]["shown"]))]
+    inches = (2.0 + 2.1 * len(nets), 1.9 * len(lines))
+    figure, axes = pyplot().subplots(len(lines), 1 + len(nets), figsize=inches, squeeze=False)
     for axes_of_line, (name, k) in zip(axes, lines, strict=True):
         own = {row["dynamics"]: row for row in rows if row["data"] == name}
         images, first = sets[name], own[nets[0]]
@@ -52,16 +49,14 @@ def predictions(rows: Rows, sets: Sets, file: Path) -> None:
 
 def partial_data(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 2: test accuracy against the number of training images; validation accuracy at every epoch with 80 %."""
-    plt = pyplot()
-    figure, axes = plt.subplots(len(sets), 2, figsize=(10.5, 4.0 * len(sets)), squeeze=False)
+    figure, axes = pyplot().subplots(len(sets), 2, figsize=(10.5, 4.0 * len(sets)), squeeze=False)
     for (left, right), name in zip(axes, sets, strict=True):
         own = [row for row in rows if row["data"] == name]
         for i, net in enumerate(dict.fromkeys(row["dynamics"] for row in own)):
             points = [(r["num_train"], 100 * r["test_accuracy"]) for r in own if r["dynamics"] == net and r["share"]]
             left.plot(*zip(*sorted(points), strict=True), **style(i, label=net, ms=5, linewidth=1.3))
         _curves(right, [row for row in own if row["share"] is None])
-        left.set_xlabel("training images, without augmentation")
-        left.set_ylabel("test accuracy (%)")
+        left.set(xlabel="training images, without augmentation", ylabel="test accuracy (%)")
         left.set_title(f"{name}: part of the data", fontsize=10)
         right.set_title(f"{name}: 80 % of the data, augmented", fontsize=10)
         left.grid(alpha=0.3)
@@ -71,17 +66,14 @@ def partial_data(rows: Rows, sets: Sets, file: Path) -> None:
 
 def confusion(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 3: confusion matrices, a row per network and a column per number of training images."""
-    plt = pyplot()
     columns = sorted({row["num_train"] for row in rows})
     lines = list(dict.fromkeys((row["data"], row["dynamics"]) for row in rows))
-    figure, axes = plt.subplots(
-        len(lines), len(columns), figsize=(1.45 * len(columns) + 1.6, 1.6 * len(lines) + 0.6), squeeze=False
-    )
+    inches = (1.45 * len(columns) + 1.6, 1.6 * len(lines) + 0.6)
+    figure, axes = pyplot().subplots(len(lines), len(columns), figsize=inches, squeeze=False)
     for axes_of_line, (name, net) in zip(axes, lines, strict=True):
         for axis, num in zip(axes_of_line, columns, strict=True):
             found = [r for r in rows if (r["data"], r["dynamics"], r["num_train"]) == (name, net, num)]
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             if not found:
                 axis.axis("off")
                 continue
@@ -103,20 +95,15 @@ def confusion(rows: Rows, sets: Sets, file: Path) -> None:
 
 def convergence(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 4: validation accuracy at every epoch, a panel per data set."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(sets), figsize=(5.2 * len(sets), 4.0), squeeze=False)
+    figure, axes = pyplot().subplots(1, len(sets), figsize=(5.2 * len(sets), 4.0), squeeze=False)
     for axis, name in zip(axes[0], sets, strict=True):
         _curves(axis, [row for row in rows if row["data"] == name])
         axis.set_title(name, fontsize=10)
     _finish(figure, rows, file)
 
 
-FIGURES: dict[str, Callable[[Rows, Sets, Path], None]] = {
-    "fig1": predictions,
-    "fig2": partial_data,
-    "fig3": confusion,
-    "fig4": convergence,
-}
+Draw = Callable[[Rows, Sets, Path], None]
+FIGURES: dict[str, Draw] = {"fig1": predictions, "fig2": partial_data, "fig3": confusion, "fig4": convergence}
 
 
 def caption(rows: Rows) -> str:
@@ -124,12 +111,9 @@ def caption(rows: Rows) -> str:
     parts = []
     for name in dict.fromkeys(row["data"] for row in rows):
         own = [row for row in rows if row["data"] == name]
-        epochs = sorted({row["epochs"] for row in own})
-        images = sorted({row["num_train"] for row in own})
-        parts.append(
-            f"{name}: {_range(epochs)} of {RECIPES[name].epochs} epochs, {_range(images)} training and "
-            f"{own[0]['num_test']:,} test images"
-        )
+        epochs, images = (_range(sorted({row[key] for row in own})) for key in ("epochs", "num_train"))
+        tested = f"{own[0]['num_test']:,} test images"
+        parts.append(f"{name}: {epochs} of {RECIPES[name].epochs} epochs, {images} training and {tested}")
     return f"budget {rows[0]['budget']}; " + "; ".join(parts)
 
 
@@ -149,8 +133,7 @@ def _curves(axis: Any, rows: Rows) -> None:
         marker = MARKERS[i] if len(row["curve"]) <= 20 else None
         look = style(i, marker=marker, label=row["dynamics"], ms=4, linewidth=1.3)
         axis.plot(epochs, [100 * a for a in row["curve"]], **look)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("validation accuracy (%)")
+    axis.set(xlabel="epoch", ylabel="validation accuracy (%)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)

@@ -115,17 +115,9 @@ class Training:
 
     def settings(self, num: int, seed: int, device: str, amp: str, compile: bool = False) -> TrainSettings:
         """Settings for a data set of ``num`` training images, of which a fifth is held back in any case."""
-        recipe = RECIPES[self.data]
-        return TrainSettings(
-            seed=seed,
-            alpha1=recipe.alpha1,
-            alpha2=recipe.alpha2,
-            augment=self.share is None,
-            validation=num_held_back(num) / self.num_images(num),
-            device=device,
-            amp=amp,
-            compile=compile,
-        )
+        settings = TrainSettings(seed=seed, device=device, amp=amp, compile=compile, augment=self.share is None)
+        alpha1, alpha2 = RECIPES[self.data].alpha1, RECIPES[self.data].alpha2
+        return replace(settings, alpha1=alpha1, alpha2=alpha2, validation=num_held_back(num) / self.num_images(num))
 
     def level(self, epochs: int) -> Level:
         """The only level: the whole training is at the full size."""
