@@ -36,8 +36,8 @@ class Conversion:
         method: ``"copy"``, ``"rediscretize"``, ``"galerkin"``, or the method of the calibration.
         steps: new numbers of time steps of a `PDENet`; None keeps them.
         calibration: the measured maps of a calibrated method.
-        keep_reference: keep the stored parameters and their reference mesh and change only the mesh size, which
-            rediscretises the stencils and leaves the optimizer's state valid; the method is then ignored.
+        keep_reference: change only the mesh size, not the stored parameters. This rediscretises the stencils, ignores
+            the method, and leaves the optimizer's state valid.
         block_scales: numbers by which the stencils of each block of a `PDENet` are multiplied in addition.
     """
 
@@ -136,8 +136,8 @@ def convert(
 
     The method maps every stencil; strides, padding, 1x1 and transposed convolutions stay. The running statistics of
     BatchNorm are copied; `recalibrate` measures them at the new size. Without calibration images the default method is
-    ``copy``. For a `PDENet`, and for any network whose stencils stay, that is the identity of the weights: only the
-    mesh sizes and the description change. With them the default is the calibrated map, which changes the stencils.
+    ``copy``, which leaves all weights as they are: only the mesh sizes and the description change. With calibration
+    images the default is the calibrated map, which changes the stencils.
 
     Args:
         model: any module, reparametrised or plain.
@@ -167,7 +167,7 @@ def conversion(
     steps: int | Sequence[int] | None = None,
     calibration: Tensor | None = None,
 ) -> Conversion:
-    """The map that `convert` applies, which `carry_optimizer_state` needs too. Arguments and errors are the same."""
+    """The `Conversion` that `convert` applies; `carry_optimizer_state` needs it. Arguments and errors are the same."""
     if size is not None and factor is not None:
         raise ValueError(f"factor must be left out where size is given, got size={size} and factor={factor}")
     if size is None and factor is None and steps is None:

@@ -15,13 +15,14 @@ Scores = Callable[[Tensor], Tensor]
 
 
 def fgsm(scores: Scores, x: Tensor, labels: Tensor, eps: float, *, direction: Tensor | None = None) -> Tensor:
-    """The fast gradient sign method, one step to the border of the ball.
+    """The fast gradient sign method, one step of size ε in every pixel.
 
         x' = x + ε sign(∂L/∂x),   L the cross entropy, clamped to [0, 1]
 
     For a linear classifier of two classes it is the exact worst case.
 
     Args:
+        scores: from pixels in [0, 1] to the scores of the classes before the softmax.
         eps: ε, in units of the pixel range.
         direction: `ascent` at x, where it is known already.
 
@@ -61,6 +62,7 @@ def pgd(
         x' <- P(x' + α sign(∂L/∂x'))
 
     Args:
+        scores: from pixels in [0, 1] to the scores of the classes before the softmax.
         eps: ε, in units of the pixel range.
         step_size: α; 2.5 ε / num_steps if left out.
         start: where to begin, (x' - x)/ε in [-1, 1], see `random_start`; at x itself if left out.

@@ -67,8 +67,8 @@ def robustness(
     """Accuracy on corrupted and attacked test images, in float32, with growth and energy inside the network.
 
     Everything happens to pixels in [0, 1]; the network's mean and standard deviation, constants of the training data,
-    are applied inside, so that gradients go through them. An image has fallen to PGD at ε if the network is wrong on
-    it, or PGD makes it so at ε or at a smaller ε of the list; the accuracy is the share that stands.
+    are applied inside, so that gradients go through them. Accuracy under PGD at ε is the share of images that are
+    classified correctly when clean and under PGD at every ε of the list up to this one.
 
     Args:
         num_images: only so many test images, drawn at random but always the same.

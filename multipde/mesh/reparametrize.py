@@ -52,8 +52,8 @@ def reparametrize(
     """Give every stencil of a module a mesh size, in place; the function that the module computes does not change.
 
     The parameter objects are kept (their names end in ``.parametrizations.weight.original``), so that an existing
-    optimizer can be used further; its momentum remains valid where the values do, in stencil coordinates at the
-    reference mesh. Convolutions that are 1x1, transposed or of even width do not change, see `skipped_layers`.
+    optimizer can be used further; its momentum stays valid only in "stencil" coordinates at the reference mesh.
+    Convolutions that are 1x1, transposed or of even width do not change, see `skipped_layers`.
 
     Stencils are exact in ordinary and grouped convolutions, and in dilated ones, whose taps are d·h apart. They are not
     in a strided convolution, which samples its output at every s-th pixel centre and not at the centres of the coarser
@@ -131,7 +131,7 @@ def mesh_size(module: nn.Module) -> float | tuple[float, ...]:
     """Mesh size of a reparametrised module's input: one number, or one per axis where they differ.
 
     Raises:
-        ValueError: a plain module.
+        ValueError: a module that is not reparametrised.
     """
     h = next(iter(_parametrizations(module).values())).mesh_size
     return h[0] if len(set(h)) == 1 else h
@@ -144,7 +144,7 @@ def coefficients(module: nn.Module) -> dict[str, Tensor]:
         - values: (out channels, in channels / groups, *width), float64 on the CPU; the last axes are the orders
 
     Raises:
-        ValueError: a plain module.
+        ValueError: a module that is not reparametrised.
     """
     return {
         name: p.basis().to_beta(module.get_submodule(name).weight.detach().to("cpu", torch.float64))  # pyright: ignore
@@ -156,7 +156,7 @@ def bake(module: nn.Module) -> nn.Module:
     """Replace the parametrizations by plain convolutions with the stencils of the present mesh, in place.
 
     Raises:
-        ValueError: a plain module.
+        ValueError: a module that is not reparametrised.
     """
     for name in _parametrizations(module):
         layer = module.get_submodule(name)

@@ -22,7 +22,7 @@ class StencilBasis:
                                                      [1/2,    0   ,  2/h²],
                                                      [1/4,  1/(2h), -1/h²]]
 
-    Column k stands for (-1)^(k//2) dᵏ/dxᵏ: reaction, convection, diffusion, and for wider stencils their products
+    Column k approximates (-1)^(k//2) dᵏ/dxᵏ: reaction, convection, diffusion, and for wider stencils their products
 
         diffusion^(k//2) · convection^(k%2) · reaction^(m - k//2 - k%2),    width 2m+1, k = 0..2m.
 

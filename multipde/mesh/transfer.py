@@ -73,8 +73,8 @@ def transfer_stencil(
 ) -> Tensor:
     """Move a stencil to another mesh.
 
-    ``copy``: θ' = θ. ``rediscretize``: θ' = A(H) A(h)⁻¹ θ, which keeps β. ``galerkin``: the same with the reaction
-    [1 4 1]/6; for width 3 and H = 2h it is θ' = G θ along every axis,
+    ``copy``: θ' = θ. ``rediscretize``: θ' = A(H) A(h)⁻¹ θ, which keeps β. ``galerkin``: ``rediscretize`` with the
+    reaction [1 4 1]/6; for width 3 and H = 2h it is θ' = G θ along every axis,
 
         G = [[1/2, 1/8,  0 ],
              [1/2, 3/4, 1/2],

@@ -13,8 +13,8 @@ def compile_layers(net: nn.Module, on: bool = True) -> None:
 
     The kernels do what a layer does between two convolutions, forward and backward, with one pass over memory for each
     reduction: the TV norm with its ReLU and, on images with the channels innermost in memory, BatchNorm by the batch of
-    one process with its ReLU, which then has no second derivatives. The convolutions do not change. On the CPU, for
-    such images in float32 or bfloat16, the kernels are in C++, and this call compiles them for all shapes. Elsewhere
+    one process with its ReLU, which then cannot be differentiated twice. The convolutions do not change. On the CPU,
+    for such images in float32 or bfloat16, the kernels are in C++, and this call compiles them for all shapes. Else
     torch.compile generates them in the first step of a level, for every new shape; layers of one shape share them.
     Only training uses the kernels: measurements and evaluations, which have other shapes, run without.
 

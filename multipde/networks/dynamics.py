@@ -107,7 +107,7 @@ class Block(nn.Module):
     Args:
         dynamics: a key of `DYNAMICS`.
         channels: number of channels C; even for hamiltonian.
-        steps: number of time steps N.
+        steps: number of time steps.
         dt: time step.
         controls: nodes of the control grid; None for one per step.
         interpolation: of the controls in time, ``"linear"`` or ``"constant"``.

@@ -146,7 +146,7 @@ class Opening(nn.Sequential):
 
     Shape:
         - input: (N, in_channels, *size)
-        - result: (N, channels, *size), or half that size with ``pool``, the mean over cells of two pixels per axis
+        - result: (N, channels, *size), halved by ``forward(x, pool=True)``, the mean over cells of two pixels per axis
     """
 
     compiled = False
@@ -170,7 +170,7 @@ class Connector(Opening):
 
     Shape:
         - input: (N, channels_from, *size)
-        - result: (N, channels_to, *size), or half that size with ``pool``
+        - result: (N, channels_to, *size), halved by ``forward(x, pool=True)``
     """
 
     def __init__(self, channels_from: int, channels_to: int, dim: int = 2):

@@ -52,7 +52,7 @@ class StepStability:
         step: number of the step in it.
         norms: |K| of the step's layers, zero padding included.
         bound: largest stable dt for N = identity, see `step_bound`.
-        measured: the bound for ρ = |∂F/∂y| measured along the data, N and σ included; the smallest over the images.
+        measured: largest stable dt for the measured ρ = |∂F/∂y|, N and σ included; the smallest over the images.
     """
 
     block: int
@@ -75,7 +75,7 @@ def stability_report(
 ) -> list[StepStability]:
     """Step bounds of every time step of a network: for N = identity from |K|, and measured along a batch.
 
-    |K| comes from power iteration on the operator with its boundary. With the TV norm it gives no bound. Therefore the
+    |K| comes from power iteration on the operator with its boundary. With the TV norm |K| gives no bound. Therefore the
     norm of the Jacobian J of each layer F is estimated from below at the layer's input, by power iteration on JᵀJ for
     every image, and ρ = |J| replaces |K|² in the bound. This is a measurement and no proof.
 
@@ -95,7 +95,7 @@ def stability_report(
 
 
 def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | None = None) -> tuple[int, ...]:
-    """The smallest number of time steps of each block for which dt is within the measured bound, T being fixed.
+    """The time steps that each block needs, at least its present number, to keep dt within the measured bound, T fixed.
 
     Args:
         allowed: for each block the largest dt/bound to be accepted; 1 if left out or smaller.

@@ -16,7 +16,7 @@ from multipde.stability.norms import block_inputs
 def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor, controls: tuple[Tensor, ...] | None = None) -> Tensor:
     """The energy (12) of the second-order dynamics, one value per image.
 
-        E = 1/2 (|v|² + (K y)ᵀ σ(K y))
+        E = 1/2 (|v|² + (K y)ᵀ σ(N(K y)))
 
     Its drift along a leapfrog path is O(dt²) for constant θ, N = identity, and σ the identity or ReLU, for which
     the second term is the potential of F.

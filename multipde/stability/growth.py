@@ -25,8 +25,8 @@ class BlockGrowth:
         block: its number.
         random: growth of a random perturbation, for every image.
         worst: largest growth |∂Y(T)/∂Y(0)| for every image, estimated from below by power iteration.
-        bound: on the largest growth for N = identity, from |K|, see `growth_bound`. It is a theorem for networks with
-            norm ``"none"``; with the TV norm it is only a scale.
+        bound: bound on the largest growth for N = identity, from |K|, see `growth_bound`. It is a theorem for networks
+            with norm ``"none"``; with the TV norm it is only a scale.
         measured_bound: the bound from |∂F/∂y| measured at every step, N and σ included, for every image. It holds at
             that image for every norm, except that |∂F/∂y| is estimated from below.
     """

@@ -48,7 +48,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
 def load(directory: str | Path, model: Given = None) -> Any:
     """Read a network that `save` wrote, or the best weights at the last level of a run directory.
 
-    Its stencils are on the mesh of its size, also where a baked network was saved. Untrusted files are safe to read:
+    Its mesh is that of its image size, even if it was baked before it was saved. Untrusted files are safe to read:
     nothing in them is executed or imported, and shapes are checked before memory is allocated.
 
     Args:

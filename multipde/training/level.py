@@ -46,8 +46,8 @@ class Level:
 
     Args:
         size: image side in pixels, at least 1.
-        epochs: passes over the training images, positive, the last one in part where it is no integer; None to end the
-            level by its gain per unit of work within the budget of the settings.
+        epochs: passes over the training images, positive, the last one in part where it is no integer; None to end
+            the level when more work gains too little, within `TrainSettings.budget`.
         steps: time steps, one number or one per block; None keeps those of the previous level, or of the network.
         batch: images per optimizer step, of all processes together.
         learning_rate: peak of the learning rate, positive.

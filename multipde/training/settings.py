@@ -29,7 +29,7 @@ class TrainSettings:
         auto_steps: use more time steps on a level where the converted network would be less stable.
         budget: budget of a schedule whose levels have no number of epochs, e.g. ``"10min"`` or ``"40TFLOPs"``.
         min_epochs, max_epochs: bounds on the epochs of each level of such a schedule; the last has no upper bound.
-        augment: flip, pad by 1/16 and crop the training images; None does so unless the data transform themselves.
+        augment: flip, pad by 1/16 and crop the training images; None means yes, unless `ImageData.transforms_itself`.
         validation: share of the training images that is held back for validation, in (0, 1).
         calibration_images: number of training images, at least 2, on which BatchNorm is recalibrated after a move, and
             of which the first 256 calibrate the derivative terms.
