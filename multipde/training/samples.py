@@ -20,7 +20,7 @@ class Samples:
         self.data, self.settings, normalize = data, settings, Normalize(spec.mean, spec.std, spec.standardize)
         self.train, self.test = Feed(data.train, normalize, compute), Feed(data.test, normalize, compute)
         self.indices, self.held_back = split_indices(len(data.train), settings.seed, settings.validation)
-        self.augment = not getattr(data, "transforms_itself", False) if settings.augment is None else settings.augment
+        self.augment = not data.transforms_itself if settings.augment is None else settings.augment
 
     def num_in_epoch(self, level: Level, share: float = 1.0) -> int:
         """Number of images in an epoch of a level, or in a share of one."""
