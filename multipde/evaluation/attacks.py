@@ -15,23 +15,25 @@ Scores = Callable[[Tensor], Tensor]
 
 
 def fgsm(scores: Scores, x: Tensor, labels: Tensor, eps: float, *, direction: Tensor | None = None) -> Tensor:
-    """The fast gradient sign method, one step of size ε in every pixel.
+    """Attack images with the fast gradient sign method: one step of size ε in every pixel, which increases the loss.
 
-        x' = x + ε sign(∂L/∂x),   L the cross entropy, clamped to [0, 1]
+        x' = x + ε sign(∂L/∂x),   clamped to [0, 1]; L is the cross entropy
 
-    For a linear classifier of two classes it is the exact worst case.
+    For a linear classifier of two classes no other change of at most ε per pixel increases the loss more.
 
     Args:
-        scores: from pixels in [0, 1] to the scores of the classes before the softmax.
-        eps: ε, in units of the pixel range.
-        direction: `ascent` at x, where it is known already.
+        scores: function from pixels (N, C, height, width) in [0, 1] to scores before the softmax (N, classes), such as
+            a network behind its normalisation of the images.
+        x: pixels in [0, 1].
+        eps: ε, in units of the pixel range: 1/255 is one step of an 8-bit image.
+        direction: sign(∂L/∂x) at x, if it is known already; it is computed if left out.
 
     Shape:
         - x, direction, result: (N, C, height, width)
         - labels: (N,)
 
     Raises:
-        ValueError: a negative ε, images outside [0, 1].
+        ValueError: ε is negative, or x is outside [0, 1].
 
     Reference: Goodfellow, Shlens & Szegedy (2015).
     """
@@ -40,7 +42,7 @@ def fgsm(scores: Scores, x: Tensor, labels: Tensor, eps: float, *, direction: Te
 
 
 def ascent(scores: Scores, x: Tensor, labels: Tensor) -> Tensor:
-    """Where the cross entropy L grows: sign(∂L/∂x)."""
+    """The sign of the gradient of the cross entropy with respect to the pixels, sign(∂L/∂x)."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         loss = functional.cross_entropy(scores(x), labels, reduction="sum")
@@ -57,22 +59,22 @@ def pgd(
     step_size: float | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Projected gradient ascent of the cross entropy L in the ball |x' - x|∞ <= ε and in [0, 1].
+    """Attack images by projected gradient ascent of the cross entropy L, in steps along the sign of the gradient.
 
-        x' <- P(x' + α sign(∂L/∂x'))
+        x' <- P(x' + α sign(∂L/∂x')),   P the projection onto |x' - x|∞ <= ε and [0, 1]
 
     Args:
-        scores: from pixels in [0, 1] to the scores of the classes before the softmax.
-        eps: ε, in units of the pixel range.
-        step_size: α; 2.5 ε / num_steps if left out.
-        start: where to begin, (x' - x)/ε in [-1, 1], see `random_start`; at x itself if left out.
+        scores, x, eps: as in `fgsm`.
+        num_steps: number of steps, at least 1.
+        step_size: α, in units of the pixel range; 2.5 ε / num_steps if left out.
+        start: first change of the pixels as (x' - x)/ε in [-1, 1], see `random_start`; none if left out.
 
     Shape:
         - x, start, result: (N, C, height, width)
         - labels: (N,)
 
     Raises:
-        ValueError: a negative ε, no steps, images outside [0, 1].
+        ValueError: ε is negative, num_steps is below 1, or x is outside [0, 1].
 
     Reference: Madry, Makelov, Schmidt, Tsipras & Vladu (2018).
     """
@@ -87,10 +89,10 @@ def pgd(
 
 
 def random_start(x: Tensor, indices: Tensor | None = None, seed: int = 0) -> Tensor:
-    """Uniform in [-1, 1] for every pixel, named by the seed and the index of the image.
+    """A uniform random number in [-1, 1] for every pixel, which depends only on the seed and the index of the image.
 
     Args:
-        indices: numbers of the images in their set; 0, 1, ... if left out.
+        indices: indices of the images in their data set; 0, 1, ... if left out.
     """
     numbers = range(len(x)) if indices is None else indices.tolist()
     drawn = [2 * torch.rand(x.shape[1:], generator=stream(seed, "attack", i)) - 1 for i in numbers]
@@ -98,7 +100,7 @@ def random_start(x: Tensor, indices: Tensor | None = None, seed: int = 0) -> Ten
 
 
 def _ball(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Smallest and largest pixels within ε of x and in [0, 1]."""
+    """The smallest and the largest value that every pixel may have within ε of x and within [0, 1]."""
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must not be negative, got {eps}")
     check_pixels(x)

@@ -30,7 +30,7 @@ class Converted:
     """A converted and recalibrated network.
 
     Args:
-        measured: the network as the conversion gives it, and recalibrated where it has BatchNorm.
+        measured: measurements of the converted network, and after recalibration if it has BatchNorm.
     """
 
     net: nn.Module
@@ -49,7 +49,7 @@ class Evaluator:
         drawable: the training images that are not held back.
         held_back: the training images on which candidates are validated; none where that is not needed.
         tested: the test images on which candidates are tested.
-        key: of the random order in which images are drawn.
+        key: key of the random order in which images are drawn.
 
     Shape:
         - drawable, held_back, tested: (num,), indices
@@ -76,9 +76,9 @@ class Evaluator:
         """An evaluator on the images of a data set.
 
         Args:
-            normalize: of the images; by mean and standard deviation of the data if left out.
+            normalize: normalisation of the images; by mean and standard deviation of the data if left out.
             split: seed and share by which training images are held back; those of the training, where they are known.
-            num_images: only so many test images, drawn at random but always the same, and as many held back ones.
+            num_images: use only this many test images, a fixed random subset, and at most as many held-back images.
         """
         drawable, held_back = split_indices(len(data.train), *split)
         tested = drawn_indices(len(data.test), num_images, (0, "test"))
@@ -86,7 +86,7 @@ class Evaluator:
         return cls(data, normalize or Normalize.of(data), compute, drawable, held_back[:num_images], tested, key)
 
     def draw(self, num: int, size: int) -> Iterator[Tensor]:
-        """Batches of at most ``num`` training images as a network takes them, the same ones at every size."""
+        """Batches with at most ``num`` normalised training images in all, the same images at every size."""
         return self._feed(self.data.train).drawn(self.drawable, num, size, self.key)
 
     def images(self, num: int, size: int) -> Tensor:
@@ -106,7 +106,7 @@ class Evaluator:
 
         Args:
             steps: new numbers of time steps; ``"auto"`` for as many as keep the network stable, see `stabilized`.
-            num_images: for the calibration, at most.
+            num_images: largest number of images for the calibration.
         """
         images, method = None, method if size != old_size or method not in CALIBRATED else "copy"
         if method in CALIBRATED:
@@ -132,7 +132,7 @@ class Evaluator:
         return Converted(new, move, num, measured)
 
     def recalibrate(self, net: nn.Module, size: int, num_images: int = RECALIBRATION_IMAGES) -> int:
-        """Measure the statistics of BatchNorm anew on training images, in place; the number of its layers."""
+        """Measure the running statistics of BatchNorm anew, in place; return the number of BatchNorm layers."""
         return recalibrate(net, self.draw(num_images, size))
 
     def step_bounds(self, net: nn.Module, size: int) -> list[StepStability]:
@@ -143,10 +143,11 @@ class Evaluator:
         return stability_report(net, self.images(STABILITY_IMAGES, size))
 
     def candidate(self, name: str, net: nn.Module, size: int, inside: int | None = None) -> Candidate:
-        """What a network is good for on images of a size.
+        """Measure a network on the held-back and the test images.
 
         Args:
-            inside: the size to which the images are brought before they go through the network.
+            size: the size at which images are read.
+            inside: the size to which they are then resized for the network; ``size`` if left out.
         """
         side, validation = inside or size, math.nan
         if len(self.held_back):
@@ -156,7 +157,7 @@ class Evaluator:
         return Candidate(name, side, False, validation, found.accuracy, found.loss, flops, found.images_per_second)
 
     def test(self, net: nn.Module, size: int, inside: int | None = None) -> Metrics:
-        """Accuracy, loss and speed on the test images, after one batch to warm up."""
+        """Measure accuracy, loss and speed on the test images, after one batch that is not timed."""
         self._evaluate(net, self.data.test, self.tested[:250], size, inside or size)
         return self._evaluate(net, self.data.test, self.tested, size, inside or size)
 

@@ -9,14 +9,15 @@ from multipde.stability.bounds import StepStability
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What happened to one stencil layer.
+    """The change of one stencil layer by a conversion.
 
     Args:
-        norm_before: Frobenius norm of all its stencils.
-        consistency: |R y_fine - y_coarse| / |y_old| of what the layer gives in the old and the new network on the same
-            images, the finer one restricted by cell averages; None without images.
-        exponent: of the features in front of it, 1 for smooth, 0 for scale invariant, see `Calibration`; None without
-            images.
+        layer: name of the layer.
+        norm_before, norm_after: Frobenius norm of all its stencils.
+        consistency: |R y_fine - y_coarse| / |y_old|, where y are the outputs of the layer in the old and in the new
+            network on the same images and R restricts the finer one by cell averages; None without images.
+        exponent: how smooth the input of the layer is: 1 for smooth features, 0 for scale-invariant ones, see
+            `Calibration`; None without images.
     """
 
     layer: str
@@ -28,15 +29,15 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network for images of the new size, and what it is good for.
+    """The measurements of one network for images of the new size.
 
     Args:
-        name: the method, or the rival.
-        size: of the images that go through the network.
-        recalibrated: whether BatchNorm was measured anew.
+        name: the method of conversion, or the name of the baseline.
+        size: size of the images that go through the network.
+        recalibrated: whether the running statistics of BatchNorm were measured anew.
         validation: accuracy on training images held back from the calibration, by which ``auto`` chooses.
-        accuracy: on test images.
-        flops: per image, forwards.
+        accuracy, loss: accuracy in [0, 1] and mean cross entropy on test images.
+        flops: floating point operations of the forward pass for one image.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """All that `convert_reported` measured; ``rows`` of its parts for tables, ``record`` for JSON."""
+    """Everything that `convert_reported` measured; its methods give rows for tables and a record for JSON."""
 
     old_size: int
     new_size: int
@@ -65,7 +66,7 @@ class ConversionReport:
     stability_after: list[StepStability] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """Plain data, nan as None."""
+        """The report as plain data for JSON, with None in place of nan."""
         return _plain(asdict(self))
 
     def layer_rows(self) -> list[dict[str, str]]:
@@ -82,7 +83,7 @@ class ConversionReport:
         ]
 
     def candidate_rows(self) -> list[dict[str, str]]:
-        """A row per candidate and rival."""
+        """A row per candidate and baseline."""
         return [
             {
                 "name": c.name,

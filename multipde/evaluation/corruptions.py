@@ -1,4 +1,4 @@
-"""What can happen to a picture on its way: noise, blur, loss of contrast, a shift. Pixels lie in [0, 1] throughout."""
+"""Corruptions of pictures: noise, blur, loss of contrast, a shift. Pixels lie in [0, 1] throughout."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,11 @@ class Corruption:
     """One kind of corruption.
 
     Args:
-        unit: of the strength.
-        strengths: at which it is measured, from weak to strong.
-        none: strength at which nothing happens.
-        apply: (pixels, strength) to pixels in [0, 1].
-        drawn: ``apply`` takes a standard normal field of the pixels' shape besides.
+        unit: unit of the strength.
+        strengths: the strengths at which accuracy is measured, from weak to strong.
+        none: the strength at which images do not change.
+        apply: function of (pixels, strength) to the corrupted pixels in [0, 1].
+        drawn: whether ``apply`` takes standard normal random numbers of the pixels' shape as a third argument.
     """
 
     unit: str
@@ -53,7 +53,7 @@ def contrast(x: Tensor, factor: float) -> Tensor:
 
 
 def shift(x: Tensor, pixels: float) -> Tensor:
-    """Moved down and right by that many pixels each, fractions by linear interpolation; the border is reflected.
+    """Images moved down and right by a number of pixels, with linear interpolation; the border is reflected.
 
     x'[i] = (1 - f) x[i - k] + f x[i - k - 1],   pixels = k + f
     """
@@ -76,22 +76,27 @@ CORRUPTIONS = {
 
 
 def corrupt(x: Tensor, name: str, strength: float, *, indices: Tensor | None = None, seed: int = 0) -> Tensor:
-    """Images with a corruption. What is drawn depends on the seed and each image's index only, so that every network
-    sees the same pictures, whatever its batches.
+    """Corrupt images in one of four ways.
+
+        "noise"     x + s n, n standard normal, clamped to [0, 1]; s in units of the pixel range
+        "blur"      convolution with a Gaussian of standard deviation s pixels
+        "contrast"  m + s (x - m), m the mean of the image; s = 1 changes nothing, s = 0 gives a uniform image
+        "shift"     moved down and right by s pixels, with a reflected border
+
+    The noise depends on the seed and the index of each image only, so that it is the same for all batch sizes.
 
     Args:
         x: pixels in [0, 1], before any normalisation.
-        name: a key of `CORRUPTIONS`.
-        strength: σ of the noise in units of the pixel range, σ of the blur in pixels, factor of the contrast, or pixels
-            of the shift; not negative.
-        indices: numbers of the images in their set; 0, 1, ... if left out.
+        name: ``"noise"``, ``"blur"``, ``"contrast"`` or ``"shift"``.
+        strength: s, not negative.
+        indices: indices of the images in their data set; 0, 1, ... if left out.
 
     Shape:
         - x, result: (N, C, height, width)
         - indices: (N,)
 
     Raises:
-        ValueError: an unknown name, a negative strength, images that are no pictures or outside [0, 1].
+        ValueError: the name is unknown, the strength negative, or x has another shape or values outside [0, 1].
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"name must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
@@ -104,14 +109,14 @@ def corrupt(x: Tensor, name: str, strength: float, *, indices: Tensor | None = N
 
 
 def standard_normal(x: Tensor, indices: Tensor | None = None, seed: int = 0) -> Tensor:
-    """A standard normal field for every image, named by the seed and its index."""
+    """Standard normal random numbers in the shape of x, which depend only on the seed and the index of each image."""
     numbers = range(len(x)) if indices is None else indices.tolist()
     drawn = [torch.randn(x.shape[1:], generator=stream(seed, "noise", i)) for i in numbers]
     return torch.stack(drawn).to(x)
 
 
 def check_pixels(x: Tensor) -> None:
-    """Raise ValueError unless these are pictures with pixels in [0, 1]."""
+    """Raise ValueError unless x has the shape (N, C, height, width) and values in [0, 1]."""
     if x.dim() != 4:
         raise ValueError(f"images must have shape (N, C, height, width), got {tuple(x.shape)}")
     if not bool(((x >= 0) & (x <= 1)).all()):
@@ -119,7 +124,7 @@ def check_pixels(x: Tensor) -> None:
 
 
 def _reflected(at: Tensor, size: int) -> Tensor:
-    """Places on the whole line folded back into 0..size-1, mirrored at the centres of the first and the last pixel."""
+    """Integer positions folded back into 0..size-1 by reflection at the centres of the first and the last pixel."""
     if size == 1:
         return torch.zeros_like(at)
     at = at.remainder(2 * (size - 1))

@@ -1,4 +1,4 @@
-"""A trained network before the test images: what it takes for what, and where it is most wrong."""
+"""The errors of a trained network on test images: its confusion matrix and its worst mistakes."""
 
 import io
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ ENERGY_IMAGES = 64
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that the network takes for something else.
+    """A test image that the network classifies wrongly.
 
     Args:
-        true: number of its class.
-        taken: number of the class that the network sees.
-        probability: that the network gives to what it sees.
-        picture: PNG, at the size of the network.
+        true: index of its true class.
+        taken: index of the class that the network predicts.
+        probability: probability that the network gives to the predicted class.
+        picture: the image at the size of the network, as a PNG file.
     """
 
     true: int
@@ -37,12 +37,12 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Examination:
-    """What test images tell about a network.
+    """The errors of a network on test images.
 
     Args:
-        confusion: see `Metrics`.
-        mistakes: those with the largest cross entropy, the worst first.
-        energies: along some images, see `state_energies`.
+        confusion: the confusion matrix, see `Metrics`.
+        mistakes: the wrongly classified images with the largest cross entropy, the largest first.
+        energies: energy of the features along time, see `state_energies`, for a few of the images.
     """
 
     confusion: Tensor
@@ -51,23 +51,23 @@ class Examination:
 
     @property
     def num_images(self) -> int:
-        """How many were seen."""
+        """Number of test images."""
         return int(self.confusion.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of them whose class has the highest score."""
+        """Share of the test images that are classified correctly, in [0, 1]."""
         return self.confusion.trace().item() / self.num_images
 
 
 def examine(
     net: nn.Module, images: ImageData, compute: Compute, *, num_images: int | None = None, num_mistakes: int = 24
 ) -> Examination:
-    """Show a network the test images.
+    """Measure the errors of a network on the test images of a data set.
 
     Args:
-        num_images: only so many, drawn at random but always the same; None for all.
-        num_mistakes: at most so many are kept.
+        num_images: use only this many test images, a fixed random subset; None for all.
+        num_mistakes: largest number of mistakes to keep.
     """
     spec = spec_of(net)
     check_classes(spec, images)
@@ -94,7 +94,7 @@ def examine(
 
 
 def _pictures(images: ImageSet, indices: Tensor, size: int) -> list[bytes]:
-    """Images as PNG files; of other than one or three channels, their mean."""
+    """Images as PNG files; the mean over channels unless there are one or three of them."""
     from PIL import Image
 
     found = []

@@ -1,4 +1,4 @@
-"""Conversion with a report: what was done to every layer, and what it was good for beside the trivial rivals."""
+"""Conversion with a report: the change of every layer, and the accuracy in comparison with simple baselines."""
 
 import math
 from dataclasses import replace
@@ -31,16 +31,16 @@ def convert_reported(
     method: str = "auto",
     steps: int | str | None = None,
 ) -> tuple[nn.Module, ConversionReport]:
-    """Convert any classifier to images of another size, recalibrate its BatchNorm, and say what came of it.
+    """Convert any classifier to images of another size, recalibrate its BatchNorm, and report the measurements.
 
-    Candidates are the converted networks of all methods tried, and the rivals: the old network at the old size (a bound
-    on what to hope for) and the old network on images of the new size that are brought to the old one. All are tested
-    on the same test images.
+    Candidates are the converted networks of all methods that are tried, and two baselines: the old network at the old
+    size, and the old network on images of the new size that are resized to the old one. All are tested on the same
+    test images.
 
     Args:
         evaluator: with images at least as fine as the finer size; None for a conversion without measurements.
-        method: one of the methods, or ``"auto"`` for the one with the best accuracy on held back training images (copy
-            where there are none).
+        method: a method of `convert`, or ``"auto"`` for the one with the best accuracy on held-back training images
+            (``copy`` without images).
         steps: new number of time steps of a `PDENet`, or ``"auto"``, see `stabilized`.
     """
     factor = new_size / old_size
@@ -100,7 +100,7 @@ def _layers(
 
 
 def _consistency(old: nn.Module, new: nn.Module, old_images: Tensor, new_images: Tensor) -> dict[str, float]:
-    """Relative difference of what every layer gives at its first use, on the coarser of the two meshes."""
+    """Relative difference of the outputs of every layer at its first use, on the coarser of the two meshes."""
     outputs: list[dict[str, Tensor]] = []
     for model, images in ((old, old_images), (new, new_images)):
         given: dict[str, Tensor] = {}

@@ -25,16 +25,16 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Metrics:
-    """What an evaluation gives.
+    """The result of an evaluation on labelled images.
 
     Args:
-        accuracy: share of the images whose class has the highest score.
-        loss: mean cross entropy.
-        num_images: how many were seen.
-        seconds: wall time.
-        flops: per image, forwards; None where they are not counted.
-        confusion: how often images of class i were taken for class j.
-        metric: mean of the metric of the user; None where there is none.
+        accuracy: share of the images whose true class has the highest score, in [0, 1].
+        loss: mean loss per image, the cross entropy unless another loss was given.
+        num_images: number of images.
+        seconds: wall time of the evaluation.
+        flops: floating point operations of the forward pass for one image; None where they are not counted.
+        confusion: number of images of class i that were classified as class j.
+        metric: mean of the metric that the user gave; None where none was given.
 
     Shape:
         - confusion: (classes, classes), int64
@@ -50,12 +50,12 @@ class Metrics:
 
     @property
     def score(self) -> float:
-        """By what the network is judged: the metric of the user, else the accuracy."""
+        """The number by which networks are compared: the user's metric if there is one, else the accuracy."""
         return self.accuracy if self.metric is None else self.metric
 
     @property
     def images_per_second(self) -> float:
-        """Throughput, input included."""
+        """Images per second of wall time, in which loading the images is included."""
         return self.num_images / self.seconds
 
 
@@ -71,20 +71,24 @@ def evaluate(
     num_images: int | None = None,
     data_options: Mapping[str, Any] | None = None,
 ) -> Metrics:
-    """Accuracy and cross entropy of a model on images averaged to a size; the model is taken as it is.
+    """Measure accuracy and cross entropy of a classifier on the images of a data set, without converting the model.
 
     Args:
-        model: a network that carries its description, which says how to normalise, or any classifier for images
-            normalised with the mean and standard deviation of the data.
-        data: what `load_data` takes.
-        size: image side in pixels; that of the network, or of the data for another model, if left out.
+        model: a network that carries its description, by which images are normalised, or any other classifier, whose
+            images are normalised with the mean and standard deviation of the data.
+        data: the name of a data set, or the data themselves, as in `load_data`.
+        size: image side in pixels, to which the images are averaged; if left out, that of the model's description, or
+            that of the data for a model without one.
         part: ``"test"`` or ``"train"``.
-        device: where to compute; the model is moved there.
-        num_images: only so many, drawn at random but always the same.
-        data_options: for `load_data`, where data is a name.
+        batch: number of images per forward pass.
+        device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device; the model is moved there.
+        amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, ``"auto"`` for bf16 where
+            the device has instructions for it.
+        num_images: use only this many images, a fixed random subset; None for all.
+        data_options: keyword arguments of `load_data`, where data is a name.
 
     Raises:
-        ValueError: data that do not suit the model.
+        ValueError: the classes or channels of the data are not those of the model, or an argument is invalid.
     """
     config = find_spec(model)
     target = config.sizes[0] if config and size is None else size
@@ -111,13 +115,13 @@ def evaluate_batches(
     loss: Score | None = None,
     metric: Score | None = None,
 ) -> Metrics:
-    """Accuracy and cross entropy over batches that are ready for the model; training flags stay.
+    """Measure accuracy and loss of a model over normalised batches; its training flags are restored afterwards.
 
-    Where several processes compute, each has its slices of the batches, and all get the result of the whole.
+    Where several processes compute, each evaluates its slice of every batch, and all return the result over all images.
 
     Args:
-        loss: (scores, labels) to the mean of a batch; cross entropy if left out.
-        metric: likewise, beside the accuracy.
+        loss: function of (scores, labels) to the mean loss of a batch; cross entropy if left out.
+        metric: function of (scores, labels) to the mean of a metric, which is measured besides the accuracy.
     """
     start, device, num = time.perf_counter(), compute.device, 0
     confusion: Tensor | int = 0
@@ -145,7 +149,7 @@ def evaluate_batches(
 
 @torch.no_grad()
 def scored_batches(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Iterator[Batch]:
-    """Scores in float32 and labels of batches that are ready for the model."""
+    """Yield the scores in float32 and the labels of every normalised batch."""
     with eval_mode(model):
         for x, labels in batches:
             if not len(labels):
@@ -156,7 +160,7 @@ def scored_batches(model: nn.Module, batches: Iterable[Batch], compute: Compute)
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """How often images of class i were taken for class j.
+    """The matrix whose entry (i, j) is the number of images of class i that were classified as class j.
 
     >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
     tensor([[1, 1],

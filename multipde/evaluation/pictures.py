@@ -1,4 +1,4 @@
-"""Pictures that a training shows while it goes on: stencils of the opening, confusions of the classes."""
+"""Figures that a training writes while it runs: the stencils of the opening, the confusion matrix."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MANY_NUMBERS, MANY_NAMES = 20, 40
 
 
 def stencil_mosaic(stencils: Tensor) -> Tensor:
-    """Stencils side by side: input channels below each other, output channels in columns, NaN in between.
+    """All stencils in one picture: input channels below each other, output channels side by side, NaN in the gaps.
 
     Shape:
         - stencils: (out channels, in channels, w, w)
@@ -35,14 +35,7 @@ def stencil_mosaic(stencils: Tensor) -> Tensor:
 
 
 def stencil_figure(stencils: Tensor) -> Any:
-    """The stencils of the opening as pictures: black negative, white positive, grey zero.
-
-    Returns:
-        A matplotlib figure.
-
-    Shape:
-        - stencils: (channels, in_channels, w, w)
-    """
+    """A matplotlib figure of stencils (out channels, in channels, w, w): black negative, grey zero, white positive."""
     from matplotlib.figure import Figure
 
     num_out, num_in, height, width = stencils.shape
@@ -68,14 +61,9 @@ def stencil_figure(stencils: Tensor) -> Any:
 
 
 def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Any:
-    """What images of each class are taken for, in per cent of the images of that class; the shade is the root of it.
+    """A matplotlib figure of a confusion matrix with the names of its classes, in per cent of the images of each class.
 
-    Args:
-        confusion: see `Metrics`.
-        names: of the classes.
-
-    Returns:
-        A matplotlib figure.
+    The grey value is the square root of the share.
     """
     from matplotlib.figure import Figure
 
@@ -108,6 +96,6 @@ def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Any:
 
 
 def plain(name: str, longest: int = 24) -> str:
-    """A stranger's name as matplotlib shows it: no mathematics, not too long."""
+    """A name from a file as matplotlib can show it: without characters of mathematical text, and shortened."""
     short = name if len(name) <= longest else name[: longest - 1] + "…"
     return short.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""``multipde predict``: what a checkpoint says about image files."""
+"""``multipde predict``: a trained network classifies image files."""
 
 import json
 from collections.abc import Sequence
@@ -24,12 +24,13 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image with the probabilities of its classes.
+    """The classification of one image file.
 
     Args:
+        file: the image.
         size: image side in pixels at which the network saw it.
-        probabilities: of all classes, in the order of the network.
-        true: class, where the name of the file's folder is one of the classes.
+        probabilities: probability of every class by its name, in the order of the network's scores.
+        true: name of the true class, if the folder of the file is named like one of the classes; None otherwise.
     """
 
     file: Path
@@ -39,11 +40,11 @@ class Prediction:
 
     @property
     def ranking(self) -> list[tuple[str, float]]:
-        """Classes and probabilities, the likeliest first."""
+        """Pairs of class name and probability, the most probable class first."""
         return sorted(self.probabilities.items(), key=lambda pair: -pair[1])
 
     def record(self) -> dict[str, object]:
-        """As plain data."""
+        """The prediction as plain data for JSON."""
         name, probability = self.ranking[0]
         own = {"file": str(self.file), "class": name, "probability": probability, "true": self.true}
         return own | {"size": self.size, "probabilities": self.probabilities}
@@ -58,22 +59,23 @@ def predict(
     device: str = "auto",
     amp: str = "off",
 ) -> list[Prediction]:
-    """Classes of image files by a trained network.
+    """Classify image files with a trained network.
 
     Args:
-        checkpoint: what `load` takes.
+        checkpoint: a directory with a network, as in `load`.
         images: files, or folders with image files at any depth.
-        model: a network that has to be given again, see `load`.
+        model: for a network that was given in Python or by an import path, the same again, as in `load`.
         fit: how images of another size are handled: ``"image"`` averages them to the size of the network; ``"net"``
             converts the network, by copying its stencils, to the largest size that it can have within the image, and
-            averages the image to that. BatchNorm keeps the statistics of the old size then. Either way images that are
-            not square become so.
+            averages the image to that size; BatchNorm then keeps its running statistics of the old size. In both cases
+            images that are not square are resized to squares.
+        device, amp: device and precision, as in `evaluate`.
 
     Returns:
-        One `Prediction` per image, in order.
+        One `Prediction` per image, in their order.
 
     Raises:
-        ValueError: no image, one that cannot be read, an unknown way to fit, what `load` raises.
+        ValueError: there is no image, an image cannot be read, fit is unknown, or `load` fails.
     """
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
@@ -101,7 +103,7 @@ def predict(
 
 
 def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool = False) -> None:
-    """A table of the two likeliest classes, or a line of JSON per image."""
+    """Print a table with the two most probable classes of every image, or one line of JSON per image."""
     if as_json:
         for p in predictions:
             log.say(json.dumps(p.record()))
@@ -126,7 +128,7 @@ def _files(images: Sequence[str | Path]) -> list[Path]:
 
 
 def _picture(path: Path, net: nn.Module, fit: str) -> Tensor:
-    """A square uint8 image of a size that the network has, or can have."""
+    """The image as a square uint8 tensor: of the network's size, or with "net" of a size that the network can have."""
     size = spec_of(net).sizes[0]
     if fit == "image":
         return decode_image(path, size)
@@ -142,11 +144,7 @@ def _picture(path: Path, net: nn.Module, fit: str) -> Tensor:
 
 @torch.no_grad()
 def _scores(net: nn.Module, pictures: Sequence[Tensor], normalize: Normalize, compute: Compute) -> Tensor:
-    """Probabilities.
-
-    Shape:
-        - result: (len(pictures), classes)
-    """
+    """Probabilities of all classes, (len(pictures), classes)."""
     x = normalize(torch.stack(list(pictures)).to(compute.device).float())
     with compute.autocast():
         return net(x.contiguous(memory_format=torch.channels_last)).float().softmax(1)

@@ -1,4 +1,4 @@
-"""How well a network bears what was not in its training: corruptions, attacks, and growth inside its blocks."""
+"""Robustness of a network: accuracy under corruptions and attacks, and growth of perturbations in its blocks."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,14 +34,14 @@ Accuracies = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Robustness:
-    """What `robustness` finds for one network.
+    """The result of `robustness` for one network.
 
     Args:
-        num_images: test images.
-        clean: accuracy on them as they are.
-        accuracy: at every strength of every kind in `CORRUPTIONS` and `ATTACKS`.
-        growth: of perturbations through every block.
-        energy: along time, for the hyperbolic dynamics.
+        num_images: number of test images.
+        clean: accuracy on the unchanged images, in [0, 1].
+        accuracy: for every corruption and attack by name, the pairs (strength, accuracy at this strength).
+        growth: growth of perturbations through every block, see `growth_report`; empty for other networks than PDENet.
+        energy: energy along time, see `state_energies`; empty unless the dynamics is hyperbolic.
     """
 
     num_images: int
@@ -51,7 +51,7 @@ class Robustness:
     energy: list[StateEnergy]
 
     def record(self) -> dict[str, Any]:
-        """As plain data."""
+        """The result as plain data for JSON."""
         return asdict(self)
 
 
@@ -64,20 +64,23 @@ def robustness(
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> Robustness:
-    """Accuracy on corrupted and attacked test images, in float32, with growth and energy inside the network.
+    """Measure accuracy on corrupted and attacked test images, and growth and energy inside the network, in float32.
 
-    Everything happens to pixels in [0, 1]; the network's mean and standard deviation, constants of the training data,
-    are applied inside, so that gradients go through them. Accuracy under PGD at ε is the share of images that are
-    classified correctly when clean and under PGD at every ε of the list up to this one.
+    Corruptions and attacks change pixels in [0, 1]. The images are normalised behind them, as a part of the network, so
+    that gradients go through the normalisation. Accuracy under PGD at ε is the share of the images that are classified
+    correctly when clean, under PGD at ε, and under PGD at every smaller ε of the list.
 
     Args:
-        num_images: only so many test images, drawn at random but always the same.
-        device: where to compute; the network is moved there.
-        seed: of the noise, the starts of PGD and the random perturbations; equal for all networks to be compared.
-        advance: told the number of images after each batch.
+        net: a network that carries its description.
+        images: data set whose test images are used.
+        num_images: use only this many test images, a fixed random subset; None for all.
+        device: device, as in `evaluate`; the network is moved there.
+        seed: seed of the noise, the starts of PGD and the random perturbations; the same seed for networks that are to
+            be compared.
+        advance: function that is called with the number of images after each batch, for a progress bar.
 
     Raises:
-        ValueError: data that do not suit the network, or are no pictures.
+        ValueError: classes, channels or size of the images do not suit the network, or they are no pictures.
 
     Reference: Hendrycks & Dietterich (2019), for accuracy under corruptions.
     """
@@ -119,7 +122,7 @@ KINDS: dict[str, tuple[float, ...]] = {name: c.strengths for name, c in CORRUPTI
 
 
 def pixel_scores(net: nn.Module) -> Scores:
-    """The network as a function of pixels in [0, 1]: normalised inside."""
+    """The network as a function of pixels in [0, 1], which normalises them itself."""
     normalize = Normalize.of(spec_of(net))
     return lambda x: net(normalize(255 * x))
 
@@ -132,7 +135,7 @@ def _right(scores: Scores, x: Tensor, labels: Tensor) -> Tensor:
 def _corrupted(
     scores: Scores, x: Tensor, labels: Tensor, indices: Tensor, seed: int
 ) -> dict[tuple[str, float], Tensor]:
-    """Which images are classified right after each corruption."""
+    """For every corruption and strength, which images are classified correctly."""
     return {
         (name, strength): _right(scores, corrupt(x, name, strength, indices=indices, seed=seed), labels)
         for name, corruption in CORRUPTIONS.items()
@@ -143,7 +146,7 @@ def _corrupted(
 def _attacked(
     scores: Scores, x: Tensor, labels: Tensor, right: Tensor, indices: Tensor, seed: int
 ) -> dict[tuple[str, float], Tensor]:
-    """Which images are classified right after each attack."""
+    """For every attack and strength, which images are classified correctly."""
     uphill = ascent(scores, x, labels)
     found = {
         (FGSM, eps): _right(scores, fgsm(scores, x, labels, eps / 255, direction=uphill), labels)

@@ -1,4 +1,4 @@
-"""Checkpoints at other sizes: converted, recalibrated, tested beside each other."""
+"""Comparison of image sizes: a checkpoint is converted to each size, recalibrated and tested."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,16 +31,17 @@ def evaluate_sizes(
     amp: str = "off",
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """A checkpoint converted to each size by each method, as it comes and recalibrated; prints a table.
+    """Convert a checkpoint to each size by each method, test it before and after recalibration, and print a table.
 
     Args:
-        data: source and options for `load_data`.
-        model: a network that has to be given again, see `load`.
-        split: seed and share by which training images are held back, on which nothing is calibrated.
-        num_images: only so many test images, drawn at random but always the same.
+        data: source and options of the data set for `load_data`.
+        model: for a network that was given in Python or by an import path, the same again, as in `load`.
+        split: seed and share of the training images that are held back for validation and not used for calibration.
+        num_images: use only this many test images, a fixed random subset; None for all.
 
     Returns:
-        A record per row: size, method, accuracy, loss, and the same after recalibration, FLOPs, images per second.
+        For every row of the table a record of size, method, accuracy and loss before and after recalibration, FLOPs per
+        image and images per second.
     """
     net, compute = load(checkpoint, model), Compute.of(device, amp)
     spec = spec_of(net)
@@ -50,7 +51,7 @@ def evaluate_sizes(
     chosen = tuple(sizes or (own,))
     wanted = {(size, "-" if size == own else method): None for size in chosen for method in methods}
     for size in chosen:
-        count_flops(spec.on_mesh(size))  # a size that it cannot have is told before images are read
+        count_flops(spec.on_mesh(size))  # raises for a size that the network cannot have, before images are read
     images = load_data(data[0], size=max(*chosen, own), **data[1])
     check_classes(spec, images)
     evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
