@@ -1,4 +1,4 @@
-"""The stencil as a function of its parameter and of the mesh: the β basis as a parametrization of a weight."""
+"""A stencil computed from a stored parameter and the mesh size, as a torch parametrization of a weight."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,22 +12,25 @@ COORDINATES = ("stencil", "beta")
 
 
 class StencilParametrization(nn.Module):
-    """The stencil as a function of a parameter p on a reference mesh and of the present mesh.
+    """A torch parametrization that computes the stencil W on the present mesh from a parameter p on a reference mesh.
 
         W(h) = A(h/h_ref) S p,    S = A(1)⁻¹ for coordinates "stencil",  S = I for coordinates "beta"
 
-    With "stencil", p is the stencil on the reference mesh, and W = p without any computation at h = h_ref; with "beta",
-    p holds dimensionless coefficients. Both are well conditioned near the reference. Coefficients in physical units are
-    not (the condition number of A⊗A is 5e10 at h = 1/224), so they are computed on demand, see `coefficients`.
+    A is the matrix of `StencilBasis`. With "stencil", p is the stencil on the reference mesh, and W = p without any
+    computation at h = h_ref; with "beta", p holds dimensionless coefficients of the derivative terms. Both are well
+    conditioned near the reference mesh. Coefficients in physical units are not (the condition number of A⊗A is 5e10 at
+    h = 1/224), so they are computed on demand, see `coefficients`.
 
-    Both mesh sizes refer to the network's input; the layer's own are ``stride`` times as large. The state dict holds
-    them as a float64 tensor. Loading one that was saved on another mesh moves the layer to that mesh, with a warning.
+    Both mesh sizes are those of the network's input; those of the layer are ``stride`` times as large. The state dict
+    holds them as a float64 tensor. A state dict from another mesh moves the layer to that mesh, with a warning.
 
     Args:
-        width: taps per axis.
-        mesh_size: of the network's input, per axis.
-        reference: mesh size of the network's input to which p belongs, per axis.
-        stride: distance of this layer's taps in units of the input's mesh, per axis.
+        width: number of taps, per axis.
+        mesh_size: present mesh size h of the network's input, per axis.
+        reference: mesh size h_ref of the network's input to which p belongs, per axis.
+        stride: distance of this layer's taps in units of the input's mesh size, per axis.
+        coordinates: what p holds: ``"stencil"`` (taps on the reference mesh) or ``"beta"`` (coefficients).
+        reaction: averaging taps of the term of order zero, see `StencilBasis`.
 
     Shape:
         - p, W: (out channels, in channels / groups, *width)
@@ -64,7 +67,7 @@ class StencilParametrization(nn.Module):
         self._compute_matrix()
 
     def tap_matrix(self) -> Tensor:
-        """G = A(h/h_ref) S for n taps, (n, n) in float64, the stencils being W = G p."""
+        """The matrix G = A(h/h_ref) S of W = G p, of shape (n, n) for n taps, in float64."""
         ratio = [h / ref for h, ref in zip(self.mesh_size, self.reference, strict=True)]
         matrix = StencilBasis(self.width, len(self.width), ratio, self.reaction).matrix
         return matrix @ torch.linalg.inv(self.unit_basis.matrix) if self.coordinates == "stencil" else matrix
@@ -98,7 +101,7 @@ class StencilParametrization(nn.Module):
         return p if self.coordinates == "stencil" else self._multiply(self.unit_basis.matrix.to(p), p)
 
     def reference_gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient with respect to p from that with respect to `reference_stencil(p)`: its transpose."""
+        """The gradient with respect to p, from the gradient with respect to `reference_stencil(p)`."""
         matrix = self.unit_basis.matrix.to(gradient)
         return gradient if self.coordinates == "stencil" else self._multiply(matrix.T, gradient)
 

@@ -10,7 +10,7 @@ from multipde.mesh.separable import apply_along_axes, per_axis
 
 
 def cell_average_matrix(num_from: int, num_to: int) -> Tensor:
-    """The matrix (num_to, num_from) that averages a function, constant on each of num_from cells, over each of num_to.
+    """The matrix (num_to, num_from) that maps values on num_from equal cells of an interval to averages over num_to.
 
         M[i, j] = |cell_i ∩ cell_j| / |cell_i|
 
@@ -32,10 +32,10 @@ def cell_average_matrix(num_from: int, num_to: int) -> Tensor:
 
 
 def restrict_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
-    """Images on a coarser mesh, by exact averages over its cells; any ratio, the 2x2 mean at ratio 2.
+    """Bring images to a coarser mesh by exact averages over its cells, at any ratio; at ratio 2 it is the 2x2 mean.
 
     Args:
-        size: pixels of the result, one number or one per axis, none above that of the images.
+        size: number of pixels of the result, one or one per axis, at most that of the images.
 
     Shape:
         - images: (N, C, *size), floating point
@@ -56,20 +56,20 @@ def restrict_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
 
 
 def prolong_images(images: Tensor, size: int | Sequence[int], order: int = 0) -> Tensor:
-    """Images on a finer mesh.
-
-    order 0: cell averages of the piecewise constant image, at integer ratios the nearest neighbour (the adjoint of the
-    restriction, up to the ratio of cell sizes). order 1: cell-centred linear interpolation, [1 3 3 1]/4 at ratio 2.
+    """Bring images to a finer mesh by interpolation.
 
     Args:
-        size: pixels of the result, one number or one per axis, none below that of the images.
+        size: number of pixels of the result, one or one per axis, at least that of the images.
+        order: 0 takes cell averages of the piecewise constant image, which at integer ratios repeats every pixel and is
+            the adjoint of `restrict_images` up to the ratio of the cell sizes. 1 interpolates linearly between the
+            centres of the pixels and repeats the border; at ratio 2 the weights are 3/4 and 1/4.
 
     Shape:
         - images: (N, C, *size), floating point
         - result: (N, C, *new size)
 
     Raises:
-        ValueError: an axis would shrink, or the order is neither 0 nor 1.
+        ValueError: an axis would shrink, or order is neither 0 nor 1.
     """
     old, new = _sizes(images, size)
     if any(n < o for o, n in zip(old, new, strict=True)):
@@ -85,7 +85,10 @@ def prolong_images(images: Tensor, size: int | Sequence[int], order: int = 0) ->
 
 
 def resize_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
-    """Images as cell averages on a mesh of any size, coarser or finer along each axis.
+    """Bring images to a mesh of any size by cell averages; each axis may become coarser or finer.
+
+    Args:
+        size: number of pixels of the result, one or one per axis.
 
     Shape:
         - images: (N, C, *size), floating point
@@ -98,11 +101,14 @@ def resize_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
 
 
 def image_pyramid(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """The same images at several sizes, finest (level 0) first.
+    """The same images at several sizes by `restrict_images`, as a list in which the largest size comes first.
+
+    Args:
+        sizes: image sides in pixels in any order, each the same for all axes and at most that of the images.
 
     Shape:
-        - images: (N, C, *size), at least as fine as the largest size
-        - result: one tensor (N, C, *size) for each of the sizes, largest first
+        - images: (N, C, *size)
+        - result: one tensor (N, C, s, s) in two dimensions for each s of the sizes
     """
     return [restrict_images(images, size) for size in sorted(sizes, reverse=True)]
 

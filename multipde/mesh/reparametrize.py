@@ -1,4 +1,4 @@
-"""Reparametrisation of any module: its convolutions get mesh sizes, change them, and become plain again."""
+"""Reparametrisation of any module, so that its convolutions know their mesh size, and the way back."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,12 +14,12 @@ from multipde.mesh.stencil import check_mesh_size
 
 
 def stencil_layers(module: nn.Module) -> dict[str, _ConvNd]:
-    """The convolutions that carry derivative stencils: Conv1d/2d/3d, all widths odd, not all one."""
+    """The convolutions of a module that are derivative stencils, by name: Conv1d/2d/3d of odd width, not 1x1."""
     return {name: layer for name, layer in _convolutions(module).items() if not _reason_to_skip(layer)}
 
 
 def skipped_layers(module: nn.Module) -> dict[str, str]:
-    """The convolutions without a derivative stencil, with the reason: 1x1, even width, transposed, ..."""
+    """The other convolutions of a module by name, with the reason: 1x1, even width, transposed, ..."""
     reasons = {name: _reason_to_skip(layer) for name, layer in _convolutions(module).items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -51,25 +51,28 @@ def reparametrize(
 ) -> nn.Module:
     """Give every stencil of a module a mesh size, in place; the function that the module computes does not change.
 
-    The parameter objects are kept (their names end in ``.parametrizations.weight.original``), so that an existing
-    optimizer can be used further; its momentum stays valid only in "stencil" coordinates at the reference mesh.
-    Convolutions that are 1x1, transposed or of even width do not change, see `skipped_layers`.
+    Afterwards `set_mesh_size` moves the module to another mesh. The parameter objects are kept (their names then end in
+    ``.parametrizations.weight.original``), so that an existing optimizer can be used further; its momentum stays valid
+    only in "stencil" coordinates with the present mesh as reference. `skipped_layers` lists the convolutions that do
+    not change: 1x1, transposed or of even width.
 
-    Stencils are exact in ordinary and grouped convolutions, and in dilated ones, whose taps are d·h apart. They are not
-    in a strided convolution, which samples its output at every s-th pixel centre and not at the centres of the coarser
-    cells (an offset of (s-1)h/2), nor at zero padding, a frame of width p·h. Both are errors of order h.
+    A change of the mesh keeps the differential operator of ordinary, grouped and dilated convolutions. Two errors of
+    order h remain. A convolution of stride s puts its outputs at every s-th pixel centre, which is (s-1)h/2 away from
+    the centres of the coarser cells, so its output is shifted by another distance on another mesh; and zero padding
+    acts on a border of p pixels, whose width is proportional to h.
 
     Args:
-        mesh_size: of the module's input (1/size for images on the unit square); one number or one per axis.
-        reference: mesh size to which the stored parameter belongs; the present one if left out.
-        coordinates: ``"stencil"`` or ``"beta"``, see `StencilParametrization`.
-        stride: mesh of the module's first layer in units of ``mesh_size``, for parts of a larger network.
-        example: a batch for the module. It is run once to see how far pooling and strides coarsen the mesh in front of
-            each layer; without it all layers are taken to be on the mesh of the input.
+        mesh_size: mesh size of the module's input (1/size for images on the unit square), one number or one per axis.
+        reference: mesh size to which the stored parameters belong; the present one if left out.
+        coordinates: what is stored, ``"stencil"`` or ``"beta"``, see `StencilParametrization`.
+        reaction: averaging taps of the term of order zero, ``"121"`` or ``"141"``, see `StencilBasis`.
+        stride: mesh size in front of the module's first layer in units of ``mesh_size``, for part of a larger network.
+        example: a batch for the module, which is run once to measure how far pooling and strides coarsen the mesh in
+            front of each layer; without it all layers are taken to be on the mesh of the input.
 
     Raises:
-        ValueError: nothing to reparametrise, a module that is reparametrised already, two layers that share a weight, a
-            mesh size that is not positive.
+        ValueError: the module has no stencil or is reparametrised already, two layers share a weight, or a mesh size is
+            not positive.
 
     Reference: Ruthotto & Haber (2018), section 2.2.
     """
@@ -98,10 +101,11 @@ def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None
     """Move a reparametrised module to another mesh, in place: its stencils change, its parameters do not.
 
     Args:
-        mesh_size: of the module's input; one number or one per axis. Deeper layers keep their ratio to it.
+        mesh_size: new mesh size of the module's input, one number or one per axis; the mesh sizes of deeper layers
+            change by the same factor.
 
     Raises:
-        ValueError: a plain module, a mesh size that is not positive.
+        ValueError: the module is not reparametrised, or a mesh size is not positive.
     """
     found = _parametrizations(module)
     targets = [tuple(float(h) for h in per_axis(mesh_size, len(p.width), "mesh_size")) for p in found.values()]
@@ -118,7 +122,7 @@ def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None
         reference: mesh size of the module's input to which the parameters belong from now on.
 
     Raises:
-        ValueError: a plain module, a mesh size that is not positive.
+        ValueError: the module is not reparametrised, or a mesh size is not positive.
     """
     for name, p in _parametrizations(module).items():
         layer = module.get_submodule(name)
@@ -128,23 +132,24 @@ def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None
 
 
 def mesh_size(module: nn.Module) -> float | tuple[float, ...]:
-    """Mesh size of a reparametrised module's input: one number, or one per axis where they differ.
+    """The mesh size of a reparametrised module's input: one number, or a tuple with one per axis where they differ.
 
     Raises:
-        ValueError: a module that is not reparametrised.
+        ValueError: the module is not reparametrised.
     """
     h = next(iter(_parametrizations(module).values())).mesh_size
     return h[0] if len(set(h)) == 1 else h
 
 
 def coefficients(module: nn.Module) -> dict[str, Tensor]:
-    """The coefficients β of every stencil in physical units: β = A(h)⁻¹ W on each layer's own mesh.
+    """The coefficients β = A(h)⁻¹ W of every stencil W, by name of the layer, in physical units on the layer's mesh.
 
     Shape:
-        - values: (out channels, in channels / groups, *width), float64 on the CPU; the last axes are the orders
+        - values: (out channels, in channels / groups, *width), float64 on the CPU; index (i, j) of the last axes is the
+          order of the derivative, see `StencilBasis`
 
     Raises:
-        ValueError: a module that is not reparametrised.
+        ValueError: the module is not reparametrised.
     """
     return {
         name: p.basis().to_beta(module.get_submodule(name).weight.detach().to("cpu", torch.float64))  # pyright: ignore
@@ -156,7 +161,7 @@ def bake(module: nn.Module) -> nn.Module:
     """Replace the parametrizations by plain convolutions with the stencils of the present mesh, in place.
 
     Raises:
-        ValueError: a module that is not reparametrised.
+        ValueError: the module is not reparametrised.
     """
     for name in _parametrizations(module):
         layer = module.get_submodule(name)
@@ -199,7 +204,7 @@ def check_unshared(layers: Mapping[str, _ConvNd]) -> None:
 
 
 def _trace_strides(module: nn.Module, layers: Mapping[str, _ConvNd], example: Tensor) -> dict[str, tuple[float, ...]]:
-    """Ratio of each layer's mesh to that of the example, from the size of the layer's first input."""
+    """The ratio of each layer's mesh size to that of the example, from the size of the layer's first input."""
     sizes: dict[str, tuple[int, ...]] = {}
 
     def record(name: str):

@@ -10,8 +10,8 @@ from multipde.mesh.reparametrize import coefficients, stencil_layers, stencil_pa
 def order_rms(module: nn.Module, physical: bool = False) -> dict[str, list[float]]:
     """Root mean square of the coefficients β of every layer, for each total order 0, 1, ... of the derivative.
 
-    Physical coefficients belong to the unit square; else they are β_k/h^k with the layer's own h, the weight of
-    hᵏ dᵏ/dxᵏ.
+    With ``physical`` these are coefficients of dᵏ/dxᵏ on the unit square; otherwise β_k/hᵏ, the coefficients of
+    hᵏ dᵏ/dxᵏ, where h is the mesh size of the layer.
     """
     result = {}
     layers = stencil_layers(module)

@@ -16,7 +16,7 @@ REACTIONS = {"121": (1 / 4, 2 / 4, 1 / 4), "141": (1 / 6, 4 / 6, 1 / 6)}
 
 
 class StencilBasis:
-    """Coordinates for stencils: coefficients β of derivative terms on a mesh of size h.
+    """The change of variables between a stencil θ and the coefficients β of derivative terms on a mesh of size h.
 
         θ = A(h) β,    width 3, one axis:    A(h) = [[1/4, -1/(2h), -1/h²],
                                                      [1/2,    0   ,  2/h²],
@@ -28,7 +28,7 @@ class StencilBasis:
 
     In d dimensions A is the Kronecker product of the axes' matrices, so β has the shape of the stencil and β[i, j]
     belongs to d_yⁱ d_xʲ. The term of order k is exact on polynomials of degree up to k+1; the reaction of width 3
-    smooths x² by h²/2 (``"121"``) or h²/3 (``"141"``).
+    adds h²/2 (``"121"``) or h²/3 (``"141"``) to x².
 
     >>> basis = StencilBasis(width=3, dim=1, mesh_size=0.5)
     >>> basis.matrix
@@ -40,16 +40,17 @@ class StencilBasis:
     orders (y, x): (0, 0) (0, 1) (0, 2) (1, 0) (1, 1) (1, 2) (2, 0) (2, 1) (2, 2)
 
     Args:
-        width: taps per axis, odd; one number or one per axis.
+        width: number of taps, odd; one number or one per axis.
         dim: number of axes, 1 to 3.
         mesh_size: distance h between pixel centres, the domain side being 1; one number or one per axis.
-        reaction: averaging taps of the zeroth order term, ``"121"`` (the paper) or ``"141"``.
+        reaction: averaging taps of the term of order zero, ``"121"`` for [1 2 1]/4 (the paper) or ``"141"`` for
+            [1 4 1]/6.
 
     Convention: stencils are applied as torch applies them (correlation), so that order 1 is +d/dx; order 2 is -d²/dx²,
         the paper's sign, under which a positive coefficient diffuses.
 
     Raises:
-        ValueError: an even width, a mesh size that is not positive, an unknown reaction, a dimension outside 1..3.
+        ValueError: width is even, mesh_size is not positive, reaction is unknown, or dim is outside 1..3.
 
     Reference: Ruthotto & Haber (2018), section 2.2.
     """

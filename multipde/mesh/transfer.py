@@ -1,4 +1,4 @@
-"""Maps of stencils between meshes: each is a matrix on the taps, and each fixed method a row of a table."""
+"""Maps of stencils between meshes: each is a matrix on the taps, and the fixed methods are rows of a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ class Method:
     """A row of the table: the term of order k is multiplied by factor^(exponent · k), factor = new size / old size.
 
     Args:
-        exponent: 1 keeps β (smooth features), 0 keeps the stencil (features rough on the scale of the mesh).
-        reaction: taps of the basis in which the terms are scaled; None takes those of the layer.
+        exponent: 1 keeps β, which suits smooth features; 0 keeps the stencil, which suits features that vary from
+            pixel to pixel.
+        reaction: averaging taps of the basis in which the terms are scaled; None for those of the layer.
     """
 
     exponent: float
@@ -44,7 +45,7 @@ def order_scales(method: str, width: Sequence[int], factor: Sequence[float]) -> 
 
 
 def scaling_matrix(scales: Tensor, reaction: str = "121") -> Tensor:
-    """A diag(s) A⁻¹ in pixel units, (n, n) in float64: the map of n taps that scales every derivative term."""
+    """The map A diag(s) A⁻¹ of n taps that scales every derivative term, for h = 1; (n, n) in float64."""
     basis = StencilBasis(tuple(scales.shape), scales.dim(), 1.0, reaction).matrix
     return torch.linalg.solve(basis.T, (basis * scales.flatten().to(basis)).T).T
 
@@ -71,28 +72,30 @@ def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], 
 def transfer_stencil(
     stencil: Tensor, method: str, factor: float | Sequence[float], dim: int = 2, reaction: str = "121"
 ) -> Tensor:
-    """Move a stencil to another mesh.
+    """Move a stencil θ from a mesh of size h to a mesh of size H; A is the matrix of `StencilBasis`.
 
     ``copy``: θ' = θ. ``rediscretize``: θ' = A(H) A(h)⁻¹ θ, which keeps β. ``galerkin``: ``rediscretize`` with the
     reaction [1 4 1]/6; for width 3 and H = 2h it is θ' = G θ along every axis,
 
         G = [[1/2, 1/8,  0 ],
              [1/2, 3/4, 1/2],
-             [ 0 , 1/8, 1/2]],
+             [ 0 , 1/8, 1/2]].
 
-    that is R K P away from the boundary, with R the 2x2 mean and P cell-centred linear interpolation. At other ratios
-    and widths it is no longer a product R K P.
+    Away from the boundary this is the Galerkin product R K P, where K is the convolution with θ, R the 2x2 mean and P
+    cell-centred linear interpolation. At other ratios and widths it is no longer such a product.
 
     Args:
-        factor: new size / old size, one number or one per axis.
-        dim: number of trailing axes that are the stencil.
-        reaction: reaction taps of the layer's basis.
+        stencil: one stencil, or any number of them with leading axes.
+        method: ``"copy"``, ``"rediscretize"`` or ``"galerkin"``.
+        factor: new size / old size = h/H, one number or one per axis; 2 is finer, 0.5 coarser.
+        dim: number of trailing axes that are the taps.
+        reaction: averaging taps of the term of order zero in the layer's basis, ``"121"`` or ``"141"``.
 
     Shape:
         - stencil, result: (*, *width)
 
     Raises:
-        ValueError: an unknown method, or one that needs images; a factor that is not positive.
+        ValueError: the method is unknown or needs images, or the factor is not positive.
 
     Reference: Ruthotto & Haber (2018), section 2.2; Haber, Ruthotto & Holtham (2017), section 3.
     """
