@@ -1,4 +1,4 @@
-"""The scale of every derivative term, measured on images."""
+"""Calibration: the factor by which a conversion multiplies every derivative term, measured on images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ SHARED_SWEEPS = 8
 
 @dataclass(frozen=True)
 class Calibration:
-    """The map of every stencil for one conversion, measured on images.
+    """The maps of all stencils for one conversion, measured on images; `calibrate` makes it, `Conversion` applies it.
 
     Args:
         factor: new size / old size per axis.
-        scales: by layer, s_k = rms of term k on the old mesh / rms on the new mesh, one for each tap of the width; nan
-            where the term vanishes.
-        matrices: by layer, the map M of the n taps, θ' = M θ, of shape (n, n) in float64.
+        scales: for every layer by name, s_k = (root mean square of derivative term k on the old mesh) / (the same on
+            the new mesh), in the shape of the stencil; nan where the term vanishes.
+        matrices: for every layer by name, the map M of the n taps, θ' = M θ, of shape (n, n) in float64.
     """
 
     factor: tuple[float, ...]
@@ -36,7 +36,8 @@ class Calibration:
     def exponents(self) -> dict[str, float]:
         """How smooth the input of each layer is: 1 where the converted stencil keeps β, 0 where it keeps its taps.
 
-        This is the slope e of the least squares fit log s_k = c + e Σ_a k_a log(factor_a), nan if no s_k is finite.
+        The exponent is the slope e of the least-squares fit log s_k = c + e Σ_a k_a log(factor_a) over the orders k; it
+        is nan if no s_k is finite.
         """
         return {name: _exponent(scales, self.factor) for name, scales in self.scales.items()}
 
@@ -49,20 +50,24 @@ def calibrate(
 
         s_k = rms_old(term k) / rms_new(term k),    θ' = A diag(s) A⁻¹ θ
 
-    The terms are computed in units of the mesh at interior pixels, and their squares are averaged over images,
-    channels and pixels. Both networks get the same images, each on its own mesh; the new one is converted up to the
-    layer that is measured, and BatchNorm uses batch statistics in both. On smooth features s_k = factor^|k|, which is
-    ``rediscretize``; on features with the same statistics on both meshes s_k is constant, which is ``copy`` up to a
-    constant. Layers are visited in the order of execution. Controls that several steps share are measured over all
-    these steps; since the input of a step depends on the steps before it, they are found by a fixed-point iteration,
-    accurate to a few per cent. Terms that vanish, and features smaller than the stencil, get s = 1.
+    rms is the root mean square over images, channels and interior pixels of derivative term k (with h = 1) applied to
+    the input of the layer, and A is the matrix of `StencilBasis`. Both networks get the same images, each on its own
+    mesh; layers are visited in the order of execution, so that the new network is already converted in front of the
+    layer that is measured. BatchNorm uses batch statistics in both. On smooth features s_k = factor^|k|, which is
+    ``rediscretize``; on features with the same statistics on both meshes all s_k are equal, which is ``copy`` up to a
+    constant. A term that vanishes, or does not fit into the features, gets s_k = 1.
+
+    A block with fewer controls than steps uses one stencil in several steps. The measurement then averages over these
+    steps. As the input of a later step depends on the converted stencil itself, the scales are found by a fixed-point
+    iteration, which is accurate to a few per cent.
 
     ``calibrated_full`` preserves the covariance C of all terms, not only its diagonal: with C = L Lᵀ (Cholesky, terms
     sorted by total order) M = A L_new⁻ᵀ L_oldᵀ A⁻¹, so that the response to every combination of terms keeps its size.
 
     Args:
+        model: the network to be converted; it is not changed.
         factor: new size / old size, one number or one per axis.
-        images: a few hundred, normalised, on the finer of the two meshes; cell averages give those on the coarser one.
+        images: a few hundred normalised images on the finer of the two meshes; cell averages give the coarser ones.
         method: ``"calibrated"`` or ``"calibrated_full"``.
 
     Raises:
@@ -95,20 +100,16 @@ def calibrate(
             layer, reaction = new.layers[member], new.reactions[member]
             if name in measured:
                 matrices[member], scales[member] = _match(covariances[name], measured[name], layer, reaction, method)
-            else:  # not reached by the images
+            else:  # the images do not reach this layer
                 scales[member] = torch.full(layer.kernel_size, torch.nan, dtype=torch.float64)
                 matrices[member] = torch.eye(scales[member].numel(), dtype=torch.float64)
     return Calibration(factors, scales, matrices)
 
 
 def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """Mean of x(p + a) x(p + b) over images, channels and interior pixels p, for all pairs of taps a, b.
+    """The means C (n, n) of x(p + a) x(p + b) over images, channels and interior pixels p, for all taps a and b.
 
-    The response of a stencil θ then has the mean square θᵀ C θ. All entries are nan if no pixel is interior.
-
-    Shape:
-        - x: (N, C, *size)
-        - result: (n, n), float64, on the CPU
+    The response of a stencil θ to x (N, C, *size) has the mean square θᵀ C θ. C is nan if no pixel is interior.
     """
     dim, num = len(width), math.prod(width)
     reach = [(w - 1) * d for w, d in zip(width, dilation, strict=True)]
@@ -129,7 +130,7 @@ def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> 
 def _covariances(
     copy_: WatchedCopy, images: Tensor, seen: Callable[[str, Tensor], None] | None = None
 ) -> dict[str, Tensor]:
-    """Covariance of the taps by group, averaged over its uses; ``seen`` is called at the first use."""
+    """The covariance of the taps of every group of layers, averaged over its uses; ``seen`` is called at the first."""
     sums: dict[str, list[Tensor]] = {}
 
     def watch(name: str, layer: _ConvNd, x: Tensor) -> None:

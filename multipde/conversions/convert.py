@@ -26,10 +26,10 @@ from multipde.networks.model_spec import Model, ModelSpec, check_mesh, find_spec
 
 @dataclass(frozen=True)
 class Conversion:
-    """A linear map of the parameters of a network; calling it gives the converted network, a new module.
+    """A conversion as plain data; calling it with a network gives the converted network, a new module.
 
-    Because the map is linear, momentum is mapped by it too, so that a momentum step and the conversion commute: see
-    `carry_optimizer_state`.
+    A conversion maps the parameters linearly, p' = P p. Momentum can therefore be mapped by P too, so that a momentum
+    step and the conversion commute: see `carry_optimizer_state`.
 
     Args:
         factor: new size / old size, one number or one per axis.
@@ -38,7 +38,7 @@ class Conversion:
         calibration: the measured maps of a calibrated method.
         keep_reference: change only the mesh size, not the stored parameters. This rediscretises the stencils, ignores
             the method, and leaves the optimizer's state valid.
-        block_scales: numbers by which the stencils of each block of a `PDENet` are multiplied in addition.
+        block_scales: for each block of a `PDENet`, a number by which its stencils are multiplied after the conversion.
     """
 
     factor: float | tuple[float, ...] = 1.0
@@ -132,7 +132,7 @@ def convert(
     steps: int | Sequence[int] | None = None,
     calibration: Tensor | None = None,
 ) -> Model:
-    """A trained network for images of another size, as a new module; the given module is not changed.
+    """Convert a trained network to images of another size; the result is a new module, the given one does not change.
 
     The method maps every stencil; strides, padding, 1x1 and transposed convolutions stay. The running statistics of
     BatchNorm are copied; `recalibrate` measures them at the new size. Without calibration images the default method is
@@ -141,13 +141,14 @@ def convert(
 
     Args:
         model: any module, reparametrised or plain.
-        size: new image size, one number or one per axis; the model must carry a description or be reparametrised.
+        size: new image side in pixels, one number or one per axis; the model must carry a description or be
+            reparametrised.
         factor: new size / old size, instead of the size: 2 makes the mesh finer, 0.5 coarser.
         method: ``"copy"``, ``"rediscretize"`` or ``"galerkin"``, see `transfer_stencil`; ``"calibrated"`` or
             ``"calibrated_full"``, see `calibrate`.
         steps: number of time steps of a `PDENet`, one number or one per block; the final time T is kept and the
             controls are interpolated.
-        calibration: a few hundred normalised images on the finer of the two meshes.
+        calibration: a few hundred normalised images on the finer of the two meshes, see `calibrate`.
 
     Raises:
         ValueError: size and factor are both given, or none of size, factor and steps; the size is given but the mesh of
@@ -167,7 +168,10 @@ def conversion(
     steps: int | Sequence[int] | None = None,
     calibration: Tensor | None = None,
 ) -> Conversion:
-    """The `Conversion` that `convert` applies; `carry_optimizer_state` needs it. Arguments and errors are the same."""
+    """The `Conversion` that `convert` would apply to a model; `carry_optimizer_state` needs it. It converts nothing.
+
+    ``convert(model, size=64)`` equals ``conversion(model, size=64)(model)``; arguments and errors are the same.
+    """
     if size is not None and factor is not None:
         raise ValueError(f"factor must be left out where size is given, got size={size} and factor={factor}")
     if size is None and factor is None and steps is None:
@@ -203,7 +207,7 @@ def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]
 
 
 def _settle_mesh(model: nn.Module, spec: ModelSpec) -> None:
-    """Set the mesh sizes to exactly those of the description, since repeated division rounds."""
+    """Set the mesh sizes to exactly those of the description, because repeated divisions accumulate rounding errors."""
     h, reference = [1 / s for s in spec.sizes], [1 / s for s in spec.references]
     for layer in stencil_layers(model).values():
         if p := stencil_parametrization(layer):

@@ -22,9 +22,9 @@ class WatchedCopy:
     Attributes:
         layers: the stencil layers of the copy by name.
         weights: their stencils before any change.
-        reactions: taps of the terms of order zero in their bases.
-        groups: layers that are reported under one name, by the name of the first layer. A layer is a group by itself;
-            the corresponding layers of all controls of a block with fewer nodes than steps form one group.
+        reactions: averaging taps of the terms of order zero in their bases, see `StencilBasis`.
+        groups: layers that are reported under one name, by the name of the first layer. Usually every layer is a group
+            by itself; in a block with fewer controls than steps, corresponding layers of all controls form a group.
     """
 
     def __init__(self, model: nn.Module):

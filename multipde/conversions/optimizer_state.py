@@ -19,15 +19,18 @@ def carry_optimizer_state(
     new_optimizer: torch.optim.Optimizer,
     rule: str = "map",
 ) -> None:
-    """Map the state of an optimizer to that of the converted network, by parameter name.
+    """Give the optimizer of a converted network the state of the old optimizer, mapped like the parameters.
 
-    Momentum is mapped like the parameters, v' = P v, so that (p - lr v)' = p' - lr v'. The alternatives are v' = P⁻ᵀ v,
-    the map of gradients, and no state at all. An optimizer with more state than momentum (second moments, which do not
-    transform linearly) keeps it for the parameters that the conversion does not change; the others start without state.
+    The conversion maps the parameters p linearly, p' = P p. Momentum v becomes v' = P v, so that a step and the
+    conversion commute: (p - lr v)' = p' - lr v'. The alternatives are v' = P⁻ᵀ v, the map of gradients, and no state at
+    all. Second moments (as in Adam) do not transform linearly: the state of an optimizer that has them is kept for the
+    parameters that the conversion does not change, and the others start without state.
 
     Args:
+        conversion: the conversion that was applied, see `multipde.conversion`.
+        old_model, old_optimizer: the network before the conversion, and its optimizer; neither is changed.
         new_model: the result of ``conversion(old_model)``.
-        new_optimizer: a fresh optimizer of the same kind over the parameters of the new model.
+        new_optimizer: a new optimizer of the same kind over the parameters of the new model; its state is set.
         rule: ``"map"`` for P, ``"dual"`` for P⁻ᵀ (the number of steps must not change), ``"reset"`` for no state.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The running statistics of BatchNorm: measured again at another size, or kept unchanged for a while."""
+"""The running statistics of BatchNorm: measured again at another size, or kept unchanged within a context."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -13,15 +13,16 @@ from multipde.mesh.modes import eval_mode
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Measure the running statistics of every BatchNorm layer again, as cumulative means over the batches.
+    """Measure the running statistics of every BatchNorm layer again, as means over the batches, in place.
 
-    Only these statistics change; the weights and the training mode stay.
+    Only these statistics change; the weights and the training flags stay.
 
     Args:
-        batches: batches of normalised images, a few hundred images in all.
+        model: the network, usually after `convert`.
+        batches: batches of normalised images of the network's size, a few hundred images in all.
 
     Returns:
-        The number of layers that were measured.
+        The number of BatchNorm layers that were measured.
 
     Raises:
         ValueError: there is no batch.

@@ -1,4 +1,4 @@
-"""Numbers of training images for measurements, in a file without torch because the command line shows them."""
+"""Numbers of training images for measurements; this file does not import torch, so that help texts appear at once."""
 
 CALIBRATION_IMAGES = 256
 """Number of images for the calibration of derivative terms, in one batch."""

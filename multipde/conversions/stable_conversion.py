@@ -17,18 +17,20 @@ GROWTH = 2
 """Largest factor by which one conversion multiplies the number of steps; beyond it, stencils are scaled down."""
 
 TOLERANCE = 0.01
-"""By what share of it a bound may be broken worse, so that few measurements suffice."""
+"""Relative increase of dt/bound that is tolerated, so that few measurements suffice."""
 
 ROUNDS = 10
-"""Measurements after which the scales are taken as they are."""
+"""Largest number of measurements while the scales are adapted."""
 
 
 def stabilized(move: Conversion, net: nn.Module, before: Sequence[float], new_images: Tensor) -> Conversion:
-    """The conversion with more time steps, and with smaller stencils if needed, so that no bound is exceeded by more.
+    """The conversion with more time steps, and smaller stencils if needed, so that dt/bound does not grow in any block.
 
     Args:
-        before: dt / bound of each block of the network, see `step_ratios`.
-        new_images: normalised images of the new size.
+        move: the conversion that was planned.
+        net: the network before the conversion.
+        before: dt/bound of each block of this network, see `step_ratios`; values below 1 count as 1.
+        new_images: normalised images of the new size, along which the bounds are measured.
     """
     moved = move(net)
     present = spec_of(moved).block_steps
@@ -39,7 +41,7 @@ def stabilized(move: Conversion, net: nn.Module, before: Sequence[float], new_im
     if config.dynamics == "second_order":
         power *= 2
     allowed, scales = [max(1.0, b) for b in before], [1.0] * len(before)
-    for _ in range(ROUNDS):  # a block sees other features when those before it are scaled
+    for _ in range(ROUNDS):  # repeated, because scaling a block changes the input of the blocks behind it
         ratios = step_ratios(stability_report(move(net), new_images))
         if all(r <= (1 + TOLERANCE) * a for r, a in zip(ratios, allowed, strict=True)):
             break

@@ -12,7 +12,7 @@ from multipde.networks.external import external_model
 
 
 def network_with_weights(arch: str, weights: Path | None, **described: Any) -> nn.Module:
-    """A network by name, see `external_model`, with the weights of a file, and as many classes as they have.
+    """The network of a name, see `external_model`, with the weights of a file, which determine the number of classes.
 
     Args:
         weights: see `read_state_dict`; None for random weights from a fixed seed.
@@ -36,15 +36,15 @@ def network_with_weights(arch: str, weights: Path | None, **described: Any) -> n
 
 
 def classifier_name(model: nn.Module) -> str | None:
-    """Name of the last weight matrix or convolution: in torchvision, the classifier, with one row per class."""
+    """Name of the last linear or convolutional layer, which in torchvision's networks has one output per class."""
     names = [name for name, p in model.named_parameters() if p.dim() >= 2]
     return names[-1] if names else None
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors or a .pt/.pth file; no pickled code is run.
+    """Read the tensors of a .safetensors, .pt or .pth file by name; no pickled code is run.
 
-    A dict under "state_dict" or "model" is read in place of the whole; a prefix "module." of all names is removed.
+    If the file has a dict under "state_dict" or "model", this is read; a prefix "module." of all names is removed.
     """
     if not file.is_file():
         raise ValueError(f"weights must be a file, got {file}")
@@ -71,10 +71,10 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 def convert_state_dict(
     state: dict[str, Tensor], factor: float, method: str = "copy"
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Convert a state dict without its network: every tensor of 3 to 5 axes with odd widths, not all of them one.
+    """Convert a state dict without its network: every tensor that has the shape of stencils of odd width above 1x1.
 
     Without the network, transposed convolutions cannot be recognised and nothing can be measured, so the method must
-    need no calibration. The other tensors are not changed. The names of the converted tensors are returned too.
+    need no calibration. Returns the state dict and the names of the tensors that were converted.
     """
     moved = {}
     for name, tensor in state.items():

@@ -160,15 +160,11 @@ def scored_batches(model: nn.Module, batches: Iterable[Batch], compute: Compute)
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """The matrix whose entry (i, j) is the number of images of class i that were classified as class j.
+    """The int64 matrix whose entry (i, j) is the number of images of class i that were classified as class j.
 
     >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
     tensor([[1, 1],
             [0, 1]])
-
-    Shape:
-        - labels, predicted: (num,)
-        - result: (classes, classes), int64
     """
     flat = labels.new_zeros(classes**2).index_add_(0, labels * classes + predicted, torch.ones_like(labels))
     return flat.view(classes, classes)

@@ -51,12 +51,7 @@ def scaling_matrix(scales: Tensor, reaction: str = "121") -> Tensor:
 
 
 def map_stencil(matrix: Tensor, stencil: Tensor) -> Tensor:
-    """θ' = M θ on the taps of every (out, in) pair, in float64, returned with the dtype and device of the stencil.
-
-    Shape:
-        - matrix: (n, n)
-        - stencil, result: (out channels, in channels, *width), n = product of the widths
-    """
+    """θ' = M θ for every stencil of (out, in, *width) and a matrix (n, n), computed in float64 for n taps."""
     flat = stencil.to("cpu", torch.float64).reshape(-1, len(matrix))
     return (flat @ matrix.T).view(stencil.shape).to(stencil)
 

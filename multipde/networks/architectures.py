@@ -22,7 +22,7 @@ def parameters_of(function: Callable[..., Any]) -> set[str]:
 
 
 def parsed_arguments(text: str, arch: str) -> tuple[tuple[str, Any], ...]:
-    """Keyword arguments, all constants, from text in parentheses."""
+    """Pairs of name and value of keyword arguments that are written as constants in parentheses."""
     try:
         call = ast.parse(f"f{text}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):

@@ -1,4 +1,4 @@
-"""Kernels for the norms, compiled before a network is trained with them."""
+"""Compiled kernels for the normalisation layers of a network, which make its training faster."""
 
 import torch
 from torch import nn
@@ -9,14 +9,18 @@ from multipde.networks.layers import ControlledLayer, Opening
 
 
 def compile_layers(net: nn.Module, on: bool = True) -> None:
-    """Switch compiled kernels on or off for the norms of a network, with the activations and 2x2 means after them.
+    """Use compiled kernels for the normalisation layers of a network, with the activations and 2x2 means after them.
 
-    The kernels do what a layer does between two convolutions, forward and backward, with one pass over memory for each
-    reduction: the TV norm with its ReLU and, on images with the channels innermost in memory, BatchNorm by the batch of
-    one process with its ReLU, which then cannot be differentiated twice. The convolutions do not change. On the CPU,
-    for such images in float32 or bfloat16, the kernels are in C++, and this call compiles them for all shapes. Else
-    torch.compile generates them in the first step of a level, for every new shape; layers of one shape share them.
-    Only training uses the kernels: measurements and evaluations, which have other shapes, run without.
+    A kernel does what a layer does between two convolutions, forward and backward, with one pass over memory for each
+    reduction. There is one for the TV norm with its ReLU, and one for BatchNorm with its ReLU; the latter is used for
+    images in channels_last layout and batches of one process, and it has no second derivatives. The convolutions do not
+    change. On the CPU, for channels_last images in float32 or bfloat16, the kernels are in C++, and this call compiles
+    them for all shapes. Otherwise torch.compile generates them in the first step of a level, once for every shape.
+    Only training uses the kernels; measurements and evaluations, which have other shapes, run without them.
+
+    Args:
+        net: the network, which is changed in place. Layers other than those of `PDENet` are left as they are.
+        on: False switches the kernels off.
 
     Raises:
         ValueError: nothing can be compiled for the device that the network is on.

@@ -7,7 +7,7 @@ INTERPOLATIONS = ("linear", "constant")
 
 
 def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linear") -> Tensor:
-    """Values at the nodes of one time grid from those of another: θ' = M θ.
+    """The matrix M (num_to, num_from) in float64 of the interpolation between two time grids: θ' = M θ.
 
     A grid with n nodes on [0, T] has them at t_i = i T/n. Between nodes θ is linear (or constant, equal to the node
     on the left); after the last node it is constant.
@@ -17,9 +17,6 @@ def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linea
             [0.5000, 0.5000],
             [0.0000, 1.0000],
             [0.0000, 1.0000]], dtype=torch.float64)
-
-    Shape:
-        - result: (num_to, num_from), float64, rows sum to one
     """
     if num_from < 1 or num_to < 1:
         raise ValueError(f"num_from and num_to must be positive, got {num_from} and {num_to}")
@@ -36,7 +33,7 @@ def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linea
 
 
 def combine(rows: list[tuple[Tensor, ...]], weights: Tensor) -> tuple[Tensor, ...]:
-    """Σ_i weights[i] rows[i] over tuples of tensors, without zero weights; a single row of weight one is not copied."""
+    """Σ_i weights[i] rows[i] for tuples of tensors, without zero weights; a single row of weight one is not copied."""
     used = [(w, row) for w, row in zip(weights.tolist(), rows, strict=True) if w]
     if len(used) == 1 and used[0][0] == 1:
         return used[0][1]

@@ -11,7 +11,7 @@ from multipde.networks.model_spec import ModelSpec
 
 
 def num_weights(module: nn.Module) -> int:
-    """Number of trainable weights."""
+    """Number of trainable weights of a module."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
@@ -26,12 +26,14 @@ def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
 
 @lru_cache(maxsize=1024)
 def count_flops(config: ModelSpec, training: bool = False) -> int:
-    """Floating point operations per image, as torch counts them (convolutions and products, multiply and add as two).
+    """Number of floating point operations of a network for one image of its size.
 
-    The network is run once on the meta device, which computes only shapes, or on the CPU if that fails.
+    Torch counts convolutions and matrix products, where a multiplication and an addition are two operations. For this,
+    the network is run once on the meta device, which computes only shapes, or on the CPU if that fails.
 
     Args:
-        training: count the backward pass too.
+        config: description of the network, see `ModelSpec`.
+        training: count forward and backward pass together; otherwise the forward pass alone.
 
     Raises:
         ValueError: the network cannot take images of its size, or does not return one score per class.

@@ -27,9 +27,10 @@ Force = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Dynamics:
-    """One time integrator. ``forces`` are the layers F of the present step, ``num_layers`` of them.
+    """One time integrator.
 
     Args:
+        layer, num_layers: type and number of the layers F of a step, which the functions below get as ``forces``.
         start: maps features to the state.
         step: maps (state, forces, dt) to the next state.
         inverse: maps (state, forces, dt) to the previous state; None where the dynamics is not reversible.
@@ -81,7 +82,7 @@ def _leapfrog_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
 
 
 def _leapfrog_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
-    """The same step with the roles of y_next and y_prev exchanged."""
+    """The inverse of a leapfrog step, which is the same step with the roles of y_next and y_prev exchanged."""
     (y_next, y), (f,) = state, forces
     return y, torch.add(f(y, dt**2) - y_next, y, alpha=2)
 
@@ -100,26 +101,32 @@ DYNAMICS = {
 
 
 class Block(nn.Module):
-    """Time steps of one dynamics on one mesh.
+    """Several time steps of one dynamics on one mesh; F is a `SymmetricLayer`, for resnet a `ResidualLayer`.
 
-    The controls θ live on a time grid with at most as many nodes as steps; each step takes θ interpolated at its time.
+        parabolic, resnet  y' = y + dt F(y)
+        hamiltonian        y' = y + dt F1(z),  z' = z - dt F2(y'),  where y and z are halves of the channels
+        second_order       y_next = 2y - y_prev + dt² F(y)
+
+    The weights θ of F (stencils, scale and bias), called controls, are stored at the nodes of a time grid with at most
+    as many nodes as steps; each step uses θ interpolated at its time.
 
     Args:
-        dynamics: a key of `DYNAMICS`.
+        dynamics: ``"parabolic"``, ``"hamiltonian"``, ``"second_order"`` or ``"resnet"``.
         channels: number of channels C; even for hamiltonian.
         steps: number of time steps.
-        dt: time step.
-        controls: nodes of the control grid; None for one per step.
-        interpolation: of the controls in time, ``"linear"`` or ``"constant"``.
+        dt: length of a time step.
+        controls: number of nodes of the time grid of θ; None for one node per step.
+        width, dim, norm, activation, eps: of the layers F, see `SymmetricLayer`.
+        interpolation: how θ varies between the nodes, ``"linear"`` or ``"constant"``.
         memory: what is stored for the backward pass: ``"store"`` everything; ``"reversible"`` only the last state, for
             hamiltonian and second_order; ``"checkpoint"`` the state of every step.
 
     Shape:
-        - y, result: (N, C, *size)
+        - y, result: (batch, C, *size)
 
     Raises:
-        ValueError: an unknown dynamics, odd channels for hamiltonian, more controls than steps, a dynamics that is not
-            reversible.
+        ValueError: the dynamics is unknown or not reversible, channels are odd for hamiltonian, or there are more
+            controls than steps.
     """
 
     def __init__(
@@ -156,11 +163,11 @@ class Block(nn.Module):
 
     @property
     def scheme(self) -> Dynamics:
-        """The row of the table."""
+        """The time integrator."""
         return DYNAMICS[self.dynamics]
 
     def forces(self) -> list[tuple[StepForce, ...]]:
-        """The layers F of every step, with the controls at its time; stencils are computed once."""
+        """The layers F of every step with the controls at its time, for which every stencil is computed once."""
         nodes = [[layer.controls() for layer in node] for node in self.controls]  # pyright: ignore
         own = len(self.controls) == self.steps
         layers = [list(self.controls[j if own else 0]) for j in range(self.steps)]  # pyright: ignore

@@ -32,14 +32,17 @@ class ExternalModel(SpecBase):
     Args:
         arch: ``"torchvision:NAME"``, ``"timm:NAME"``, ``"package.module:function"``, or ``"python:CLASS"`` for a module
             given in Python.
-        arguments: arguments of the function that makes the network, as pairs of name and value.
+        arguments: keyword arguments of the function that makes the network, as pairs of name and value.
+        classes: number of classes, the length of the output for one image.
+        in_channels: number of channels of the images.
         size: image side in pixels, one number or one per axis.
-        reference: size to whose mesh the stored stencils belong; None for plain convolutions.
+        dim: number of axes of the images, 1 to 3.
+        reference: image side to whose mesh the stored stencils belong; None for plain convolutions.
         class_names, mean, std, standardize: as in `NetworkConfig`.
         factory: function that makes the network; not in the record, because reading a record never imports anything.
 
     Raises:
-        ValueError: any value outside its range, with the name of the argument.
+        ValueError: a value is outside its range.
     """
 
     arch: str
@@ -76,14 +79,14 @@ class ExternalModel(SpecBase):
         return self.arch.rpartition(":")[2]
 
     def build(self) -> nn.Module:
-        """A module that was given in Python is copied with its weights."""
+        """Make the network; a module that was given in Python is copied with its weights."""
         net = self._made()
         self.put_on_mesh(net)
         net.multipde_spec = self  # pyright: ignore[reportArgumentType]
         return net
 
     def put_on_mesh(self, net: nn.Module) -> None:
-        """Networks without a reference keep plain convolutions."""
+        """Give the stencils their mesh sizes; without a reference the convolutions stay plain."""
         if self.reference is not None:
             reparametrize_for(net, self, self.references)
 
@@ -91,7 +94,7 @@ class ExternalModel(SpecBase):
         return True
 
     def with_steps(self, steps: int | tuple[int, ...]) -> Self:
-        """Raise ValueError for any number of steps."""
+        """Raise ValueError for any number of steps, since the network has no time steps."""
         if steps == ():
             return self
         raise ValueError(f"steps must be left out for {self.label}, which has no time steps, got {steps}")
@@ -176,11 +179,12 @@ def external_model(arch: str, **described: Any) -> ExternalModel:
 
 
 def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **described: Any) -> Model:
-    """A copy of a module that carries its description, so that it can be saved, converted and evaluated like any other.
+    """Copy a classifier and attach its description, an `ExternalModel`, so that `save` and `convert` can be used on it.
 
     Args:
         model: any classifier; if it carries a description already, the copy keeps that one.
-        size: image side in pixels for which the classifier is meant.
+        size: image side in pixels for which the classifier was trained, one number or one per axis.
+        classes: number of classes.
         described: other fields of `ExternalModel`: in_channels, class_names, mean, std, ...
     """
     net = copy.deepcopy(model)

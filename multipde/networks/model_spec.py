@@ -34,21 +34,22 @@ class Box(Protocol):
 
 
 class ModelSpec(Protocol):
-    """A network as a frozen dataclass of plain data: what it is, how it is built, and what it can do.
+    """A protocol, not built directly: the description of a network as a frozen dataclass of plain data.
 
-    `NetworkConfig` describes a `PDENet`, `ExternalModel` any other module. Training, conversion, storage, evaluation
-    and reports use this protocol alone. A module carries its description as ``model.multipde_spec``.
+    Two classes implement it: `NetworkConfig` describes a `PDENet`, `ExternalModel` any other module. Training,
+    conversion, storage, evaluation and reports ask a network only through this protocol. A module carries its
+    description as ``model.multipde_spec``.
 
     Attributes:
-        size: image size in pixels, one number or one per axis.
-        sizes: image size per axis.
-        references: size per axis to whose mesh the stored stencils belong.
-        size_multiple: number of pixels of which every size must be a multiple.
+        size: image side in pixels, one number or one per axis.
+        sizes: image side per axis.
+        references: image side per axis to whose mesh the stored stencils belong.
+        size_multiple: every size must be a multiple of this number of pixels.
         dim, in_channels, classes, class_names, mean, std, standardize: as in `NetworkConfig`.
         label: name of the network in tables and directories.
-        block_steps: time steps of each block; empty for a network without time steps.
-        has_step_bounds: whether `stability_report` has bounds on dt for it.
-        has_energy: whether `state_energies` and `growth_report` can follow its blocks.
+        block_steps: number of time steps of each block; empty for a network without time steps.
+        has_step_bounds: whether `stability_report` gives bounds on dt for this network.
+        has_energy: whether `state_energies` and `growth_report` can be computed for its blocks.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -109,14 +110,14 @@ class ModelSpec(Protocol):
         """Its parts by name, in the order of execution."""
 
     def summary(self, net: nn.Module) -> str:
-        """The network described in one line or as a table."""
+        """A text of one line, or a table, that describes the network."""
 
     def record(self) -> dict[str, Any]:
         """Plain data from which the same description can be made again."""
 
 
 class SpecBase:
-    """What both descriptions share: sizes per axis, the change of the image size, and the checks of their fields."""
+    """The common part of both descriptions: sizes per axis, the change of the image size, the checks of the fields."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     size: int | tuple[int, ...]
@@ -124,7 +125,7 @@ class SpecBase:
     reference: int | tuple[int, ...] | None
 
     def __post_init__(self):
-        for entry in fields(self):  # lists come from JSON and from users
+        for entry in fields(self):  # JSON and users give lists
             object.__setattr__(self, entry.name, as_tuple(getattr(self, entry.name)))
 
     @property
@@ -156,7 +157,7 @@ def find_spec(model: nn.Module) -> ModelSpec | None:
 
 
 def spec_of(model: nn.Module) -> ModelSpec:
-    """The description that a module carries."""
+    """The description that a module carries; ValueError where it carries none."""
     found = find_spec(model)
     if found is None:
         raise ValueError(

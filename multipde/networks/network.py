@@ -19,13 +19,16 @@ class PDENet(nn.Module):
 
         opening → block → connector → 2x2 mean → block → ... → connector → mean over pixels → linear
 
-    Block k works at mesh size h 2ᵏ, h = 1/size. ``print(net)`` shows the blocks as a table.
+    Block k = 0, 1, ... has the mesh size 2ᵏ h, where h = 1/size. ``print(net)`` shows the blocks as a table.
 
     >>> import torch
     >>> from multipde import NetworkConfig
     >>> net = PDENet(NetworkConfig("hamiltonian", channels=(8, 16), out_channels=16, size=16))
     >>> net(torch.zeros(5, 3, 16, 16)).shape
     torch.Size([5, 10])
+
+    Args:
+        config: everything that determines the network except its weights, which are random.
 
     Shape:
         - input: (N, in_channels, *size), images normalised by the mean and std of the config
@@ -51,7 +54,7 @@ class PDENet(nn.Module):
 
     @property
     def multipde_spec(self) -> "NetworkConfig":
-        """The config under the name that every network uses, see `ModelSpec`."""
+        """The config, under the name of the attribute that every network has, see `ModelSpec`."""
         return self.config
 
     @multipde_spec.setter

@@ -12,18 +12,18 @@ _DATA = {
 
 
 def preset_names() -> list[str]:
-    """All names that `preset` knows."""
+    """The names of the networks that `preset` returns."""
     return [f"{data}-{dynamics}" for data in _DATA for dynamics in DYNAMICS]
 
 
 def preset(name: str) -> NetworkConfig:
-    """The network of the paper for a data set and a dynamics; for the rendered shapes, a smaller one.
+    """The network of the paper for a data set and a dynamics, or a smaller network for the rendered shapes.
 
     >>> preset("cifar10-hamiltonian").channels
     (32, 64, 112)
 
     Args:
-        name: ``"<data>-<dynamics>"``, where data is stl10, cifar10, cifar100 or shapes.
+        name: ``"<data>-<dynamics>"``, where data is stl10, cifar10, cifar100 or shapes, see `preset_names`.
 
     Raises:
         ValueError: the name is unknown.
@@ -37,7 +37,7 @@ def preset(name: str) -> NetworkConfig:
 
 
 def default_network(data: str, dynamics: str | None = None, size: int = 32, name: str | None = None) -> NetworkConfig:
-    """The preset of a data set; other images get that of CIFAR-10, or of STL-10 from 64 pixels per side on.
+    """The preset of a data set; for other data that of CIFAR-10, or that of STL-10 if images have 64 pixels or more.
 
     Args:
         dynamics: None for the dynamics of the named preset, or hamiltonian if no preset is named.

@@ -1,4 +1,4 @@
-"""The regulariser (13) as quadratures in time, its gradient in closed form, the box constraint, and weight decay."""
+"""The regulariser (13) with sums in time as quadratures, its gradient, the box constraint, and weight decay."""
 
 import math
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ from multipde.networks.network import PDENet
 class Regularizer:
     """R = α1 Σ_j dt Σ_i φ((θ_{j+1,i} - θ_{j,i})/dt) + α2/2 (Σ_j dt |θ_j|² + |W|² + |μ|²), eq. (13).
 
-    θ_j are the controls of a block at the nodes of their grid, dt is the distance between nodes, and φ(x) =
-    sqrt(x² + τ) - sqrt(τ). The sums are quadratures, so that they approximate the same integrals on every time grid:
-    the first is invariant under linear refinement of the controls, the second under constant refinement. Stencils are
-    taken on the reference mesh. Opening, connectors and classifier enter only the second term, without dt.
+    θ_j are the controls of a block at the nodes of their time grid, dt is the distance between nodes, and φ(x) =
+    sqrt(x² + τ) - sqrt(τ). W and μ stand for all parameters of opening, connectors and classifier. The sums over j are
+    quadratures, which approximate the same integrals on every time grid: linear refinement of the controls does not
+    change the first, piecewise constant refinement not the second. Stencils are taken on the reference mesh.
 
     Args:
         alpha1: weight of the total variation in time.
@@ -48,7 +48,7 @@ class Regularizer:
         return result + self.alpha2 / 2 * _row(_outside_blocks(net)).square().sum()
 
     def block(self, block: Block) -> Tensor:
-        """The contribution of one block."""
+        """The part of the regulariser that belongs to one block."""
         theta = torch.stack([_row(_stored(node)) for node in block.controls])
         dt = block.dt * block.steps / len(theta)
         squares = self.alpha2 / 2 * dt * theta.square().sum()
@@ -65,10 +65,10 @@ class RegularizerGradient:
         ∂R/∂θ_j = α1 (ψ((θ_j - θ_{j-1})/dt) - ψ((θ_{j+1} - θ_j)/dt)) + α2 dt θ_j,    ψ(x) = x/sqrt(x² + τ)
 
     Differences beyond the ends of the grid are zero. A parameter p with θ = S p gets the gradient Sᵀ ∂R/∂θ. The small
-    tensors of a block are concatenated, which is faster than differentiating `Regularizer` tensor by tensor.
+    tensors of a block are concatenated, which is faster than autograd, which takes them one by one.
 
     Args:
-        net: network whose parameters are collected here; their values are read when the gradient is added.
+        net: the network, whose parameters are collected once and read again whenever the gradient is added.
     """
 
     def __init__(self, regularizer: Regularizer, net: PDENet):
@@ -99,7 +99,7 @@ class RegularizerGradient:
 
 
 def _add(stored: "list[_Stored]", grads: Tensor) -> None:
-    """Add the entries of one vector, which holds all parameters in their order, to their gradients."""
+    """Add a vector, in which the gradients of all parameters follow each other, to these gradients."""
     old, new = [], []
     for s, grad in zip(stored, grads.split([s.parameter.numel() for s in stored]), strict=True):
         if s.parameter.requires_grad and s.parameter.grad is None:
@@ -112,7 +112,7 @@ def _add(stored: "list[_Stored]", grads: Tensor) -> None:
 
 
 class Box:
-    """The box constraint: the stencils of the symmetric layers stay in [-bound, bound] on their reference mesh.
+    """The box constraint: all taps of the symmetric layers stay in [-bound, bound] on the reference mesh.
 
     Attributes:
         stencils: the stored parameters that are stencils themselves, not β coordinates of stencils.

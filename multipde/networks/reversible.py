@@ -84,7 +84,7 @@ def propagate_reversibly(
     step: Callable[[State, tuple[Callable[[Tensor, float], Tensor], ...], float], State],
     reverse: Reverse,
 ) -> State:
-    """Apply all steps to a state, tensors of one shape, storing only the last state for the backward pass.
+    """Apply all steps to a state (tensors of one shape) and store only the last state for the backward pass.
 
     The gradients equal those of storing every state, up to rounding. The backward pass recomputes the states; it
     evaluates each F once, for both the state and the gradient, so that a training step takes 4/3 of the work. States

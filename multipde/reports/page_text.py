@@ -104,10 +104,9 @@ def _levels(run: RunRecord) -> list[dict[str, Any]]:
 
 def _move(move: Mapping[str, Any], has_step_bounds: bool) -> dict[str, str]:
     ratios = move.get("step_ratios")
-    return {
-        "switch": f"{move['from']} → {move['to']} pixels",
-        "map of the stencils": str(move.get("method", "-")),
-    } | ({"largest dt over its bound": f"{max(ratios):.1f}" if ratios else "-"} if has_step_bounds else {})
+    return {"switch": f"{move['from']} → {move['to']} pixels", "map of the stencils": str(move.get("method", "-"))} | (
+        {"largest dt over its bound": f"{max(ratios):.1f}" if ratios else "-"} if has_step_bounds else {}
+    )
 
 
 def _mistake(mistake: Mistake, names: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Bounds on the time step dt: for N = identity from |K|, and measured along data."""
+"""Bounds on the time step dt: from |K| for layers without norm, and measured along data."""
 
 import math
 from collections.abc import Sequence
@@ -11,19 +11,20 @@ from multipde.stability.norms import step_norms
 
 
 def step_bound(dynamics: str, norms: Sequence[float]) -> float:
-    """Largest stable dt for N = identity, from the norms |K| of one step's layers.
+    """The largest stable time step dt of layers F(y) = -Kᵀ σ(K y) without norm, from the operator norms |K|.
 
         parabolic     dt |K|² <= 2,     for any nondecreasing σ with Lipschitz constant 1
         second_order  dt |K| < 2,       for linear σ and θ constant in time
         hamiltonian   dt |K1| |K2| < 2, for linear σ and θ constant in time
 
-    With the TV norm (9) these are no bounds, only a scale.
+    For layers with the TV norm (9) these are no bounds; they only give the order of magnitude.
 
     Args:
-        norms: |K|, or |K1| and |K2| for hamiltonian.
+        dynamics: ``"parabolic"``, ``"second_order"`` or ``"hamiltonian"``.
+        norms: the norms of the layers of one step, (|K|,) or (|K1|, |K2|) for hamiltonian, see `operator_norm`.
 
     Raises:
-        ValueError: a dynamics without a bound.
+        ValueError: the dynamics has no bound.
 
     Reference: Ruthotto & Haber (2018), section 3; Ascher (2010).
     """
@@ -31,7 +32,7 @@ def step_bound(dynamics: str, norms: Sequence[float]) -> float:
 
 
 def _bound(dynamics: str, rho: Sequence[float]) -> float:
-    """Largest stable dt from ρ = |K|², or from ρ = |∂F/∂y| where N is not the identity."""
+    """The largest stable dt from ρ = |K|² for layers without norm, or from a measured ρ = |∂F/∂y|."""
     if dynamics == "hamiltonian":
         product = math.sqrt(rho[0] * rho[1])
     elif dynamics == "parabolic":
@@ -45,14 +46,16 @@ def _bound(dynamics: str, rho: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class StepStability:
-    """One time step of a network on its mesh.
+    """The bounds on dt for one time step of a network.
 
     Args:
-        block: number of the block.
-        step: number of the step in it.
-        norms: |K| of the step's layers, zero padding included.
-        bound: largest stable dt for N = identity, see `step_bound`.
-        measured: largest stable dt for the measured ρ = |∂F/∂y|, N and σ included; the smallest over the images.
+        block: index of the block, from 0.
+        step: index of the step in the block, from 0.
+        dt: the time step that the network has.
+        norms: operator norms |K| of the step's layers on their mesh, with zero padding.
+        bound: largest stable dt from |K|, see `step_bound`; a bound only for layers without norm.
+        measured: largest stable dt from ρ = |∂F/∂y| measured along the images, with norm and activation; the smallest
+            over the images.
     """
 
     block: int
@@ -64,7 +67,7 @@ class StepStability:
 
     @property
     def verdict(self) -> str:
-        """Whether dt is within both bounds, the measured one only, or none."""
+        """A word that says whether dt is within both bounds, within the measured one only, or within none."""
         if self.dt > self.measured:
             return "above the bound"
         return "stable" if self.dt <= self.bound else "stable on data"
@@ -73,17 +76,20 @@ class StepStability:
 def stability_report(
     model: nn.Module, batch: Tensor, *, num_iterations: int = 15, seed: int = 0
 ) -> list[StepStability]:
-    """Step bounds of every time step of a network: for N = identity from |K|, and measured along a batch.
+    """Compute two bounds on dt for every time step of a network: from the operator norm |K|, and measured on a batch.
 
-    |K| comes from power iteration on the operator with its boundary. With the TV norm |K| gives no bound. Therefore the
-    norm of the Jacobian J of each layer F is estimated from below at the layer's input, by power iteration on JᵀJ for
-    every image, and ρ = |J| replaces |K|² in the bound. This is a measurement and no proof.
+    |K| comes from power iteration on the convolution with its zero padding. With the TV norm |K| gives no bound.
+    Therefore the norm of the Jacobian J = ∂F/∂y of each layer F is estimated from below at the layer's input, by power
+    iteration on JᵀJ for every image, and ρ = |J| replaces |K|² in the bound. This is a measurement and no proof.
 
     Args:
-        batch: some ten images as the model takes them, at its size.
+        model: a `PDENet`.
+        batch: about ten normalised images at the model's size.
+        num_iterations: number of power iterations for |J|.
+        seed: seed of the random vectors with which the power iterations start.
 
     Raises:
-        ValueError: a dynamics without a bound (resnet).
+        ValueError: the dynamics has no bound (resnet).
     """
     dynamics = spec_of(model).label
     _bound(dynamics, [1.0, 1.0])
@@ -95,10 +101,13 @@ def stability_report(
 
 
 def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | None = None) -> tuple[int, ...]:
-    """The time steps that each block needs, at least its present number, to keep dt within the measured bound, T fixed.
+    """The number of time steps that each block needs to keep dt = T/steps within the measured bound.
+
+    The number is at least the present one; the final time T of each block is fixed.
 
     Args:
-        allowed: for each block the largest dt/bound to be accepted; 1 if left out or smaller.
+        report: the result of `stability_report`.
+        allowed: for each block the largest accepted dt/bound; values below 1 count as 1, as does leaving it out.
     """
     result = []
     for k in sorted({s.block for s in report}):

@@ -14,19 +14,22 @@ from multipde.stability.norms import block_inputs
 
 @torch.no_grad()
 def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor, controls: tuple[Tensor, ...] | None = None) -> Tensor:
-    """The energy (12) of the second-order dynamics, one value per image.
+    """The energy (12) of the second-order dynamics y'' = F(y), one value per image.
 
         E = 1/2 (|v|² + (K y)ᵀ σ(N(K y)))
 
-    Its drift along a leapfrog path is O(dt²) for constant θ, N = identity, and σ the identity or ReLU, for which
-    the second term is the potential of F.
+    Leapfrog steps conserve it up to O(dt²) if the controls θ are constant in time, the layer has no norm (N = identity)
+    and σ is the identity or ReLU, for which the second term is the potential of F.
 
     Args:
-        controls: θ at another time, see `Block.forces`; the layer's own if left out.
+        layer: F(y) = -Kᵀ σ(N(K y)).
+        y: features.
+        velocity: v, the time derivative of y.
+        controls: θ to be used in place of the layer's own, see `Block.forces`.
 
     Shape:
-        - y, velocity: (N, C, *size)
-        - result: (N,)
+        - y, velocity: (batch, C, *size)
+        - result: (batch,)
 
     Reference: Ruthotto & Haber (2018), eq. (12).
     """
@@ -37,13 +40,13 @@ def energy(layer: SymmetricLayer, y: Tensor, velocity: Tensor, controls: tuple[T
 
 @dataclass(frozen=True)
 class StateEnergy:
-    """The state of a block at one time, per pixel and mean over images.
+    """Size and energy of the features of a block at one time, per pixel, as a mean over images.
 
     Args:
-        block: number of the block.
-        time: since the beginning of the block.
-        features: 1/2 |y|².
-        energy: of the dynamics, see `state_energies`; None where the dynamics has none.
+        block: index of the block, from 0.
+        time: time since the beginning of the block.
+        features: size of the features, 1/2 |y|².
+        energy: energy of the dynamics, see `state_energies`; None for resnet, which has none.
     """
 
     block: int
@@ -54,19 +57,20 @@ class StateEnergy:
 
 @torch.no_grad()
 def state_energies(model: nn.Module, batch: Tensor) -> list[StateEnergy]:
-    """Size and energy of the features before every time step and after the last one of each block.
+    """Compute size and energy of the features before every time step and after the last one, block by block.
 
         parabolic     E = 1/2 (K y)ᵀ σ(N(K y)),                         which the dynamics decreases
         second_order  E = 1/2 |v|² + 1/2 (K y)ᵀ σ(N(K y)),              eq. (12)
         hamiltonian   E = 1/2 (K1 z)ᵀ σ(N(K1 z)) + 1/2 (K2 y)ᵀ σ(N(K2 y))
 
-    v is the central difference in time; in hamiltonian, whose parts are half a step apart, y is the mean of two steps.
-    θ is that of the step, and after the end that of the last step. For N = identity, θ constant in time and σ the
-    identity or ReLU the first does not grow within the step bound, and the others are conserved to O(dt²); elsewhere
-    this is a measurement. resnet has no energy.
+    v is the central difference in time. For hamiltonian, whose parts y and z are half a step apart, y is the mean over
+    two steps. The controls θ are those of the step, after the last step still those of the last step. If N is the
+    identity, θ constant in time and σ the identity or ReLU, the parabolic energy does not grow for dt within
+    `step_bound`, and the others are conserved up to O(dt²); otherwise this is a measurement. resnet has no energy.
 
     Args:
-        batch: images as the model takes them, at its size.
+        model: a `PDENet`.
+        batch: normalised images at the model's size.
 
     Reference: Ruthotto & Haber (2018), eq. (12).
     """
@@ -83,7 +87,7 @@ def state_energies(model: nn.Module, batch: Tensor) -> list[StateEnergy]:
 
 
 def _energy(block: Block, state: State, following: State, forces: tuple[StepForce, ...]) -> float | None:
-    """Energy per pixel, the mean over images."""
+    """The energy per pixel as a mean over images; None where the dynamics has none."""
     if block.dynamics == "resnet":
         return None
     reached, velocity = (state[0],), torch.zeros_like(state[0])

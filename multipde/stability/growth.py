@@ -19,16 +19,16 @@ HYPERBOLIC = ("hamiltonian", "second_order")
 
 @dataclass(frozen=True)
 class BlockGrowth:
-    """Growth |δY(T)|/|δY(0)| of infinitesimal perturbations of the features through one block.
+    """Growth |δY(T)|/|δY(0)| of infinitesimal perturbations of the features Y through one block.
 
     Args:
-        block: its number.
+        block: index of the block, from 0.
         random: growth of a random perturbation, for every image.
         worst: largest growth |∂Y(T)/∂Y(0)| for every image, estimated from below by power iteration.
-        bound: bound on the largest growth for N = identity, from |K|, see `growth_bound`. It is a theorem for networks
-            with norm ``"none"``; with the TV norm it is only a scale.
-        measured_bound: the bound from |∂F/∂y| measured at every step, N and σ included, for every image. It holds at
-            that image for every norm, except that |∂F/∂y| is estimated from below.
+        bound: bound on the largest growth from the operator norms |K|, see `growth_bound`. It is proved for networks
+            with norm ``"none"``; with the TV norm it only gives the order of magnitude.
+        measured_bound: for every image, the bound from |∂F/∂y| measured at every step, with norm and activation. It
+            holds at that image for every norm, except that |∂F/∂y| is estimated from below.
     """
 
     block: int
@@ -39,24 +39,27 @@ class BlockGrowth:
 
 
 def growth_bound(dynamics: str, rho: Sequence[Sequence[float]], dt: float, *, dissipative: bool) -> float:
-    """Bound on |δY(T)|/|δY(0)| from bounds ρ on |∂F/∂y| of every step.
+    """Bound the growth |δY(T)|/|δY(0)| of perturbations through a block, given bounds ρ on |∂F/∂y| for every step.
 
-    Each step bounds the parts of the perturbed state by a small nonnegative matrix; their product gives the bound.
+    For each step a small nonnegative matrix bounds the parts of the perturbation; their product gives the bound.
 
         parabolic, resnet  |δy'| <= s |δy|
         hamiltonian        |δy'| <= |δy| + dt ρ1 |δz|,  |δz'| <= |δz| + dt ρ2 |δy'|
         second_order       |δy'| <= s |δy| + |δd|,  |δd'| <= |δd| + dt² ρ |δy|,  d = y - y_prev, δd(0) = 0
 
-    With τ = dt, or dt² for second_order: s = max(1, τ ρ - 1) where ∂F/∂y is symmetric and negative semidefinite, else
-    1 + τ ρ. So a parabolic block is non-expansive if dt ρ <= 2. The other bounds grow with T: that hyperbolic blocks
-    stay bounded within `step_bound` is proved for linear σ and constant θ only.
+    With τ = dt, or τ = dt² for second_order, s = max(1, τ ρ - 1) if ∂F/∂y is symmetric and negative semidefinite, and
+    s = 1 + τ ρ otherwise. So a parabolic block does not amplify perturbations if dt ρ <= 2. The other bounds grow with
+    T: only for linear σ and constant θ it is proved that hyperbolic blocks stay bounded within `step_bound`.
 
     Args:
-        rho: for every step one number per layer; |K|² (|K1| |K2| for resnet) where N = identity.
-        dissipative: ∂F/∂y is symmetric and negative semidefinite: N = identity, σ nondecreasing, not resnet.
+        dynamics: ``"parabolic"``, ``"hamiltonian"``, ``"second_order"`` or ``"resnet"``.
+        rho: for every step one ρ per layer; without norm ρ = |K|², or |K1| |K2| for resnet.
+        dt: length of a time step of the block.
+        dissipative: whether ∂F/∂y is symmetric and negative semidefinite, as it is for a `SymmetricLayer` without norm
+            and with nondecreasing σ.
 
     Raises:
-        ValueError: an unknown dynamics; resnet said to be dissipative.
+        ValueError: the dynamics is unknown, or resnet is said to be dissipative.
 
     Reference: Ruthotto & Haber (2018), section 3.
     """
@@ -82,12 +85,13 @@ def growth_bound(dynamics: str, rho: Sequence[Sequence[float]], dt: float, *, di
 
 
 def growth_report(model: nn.Module, batch: Tensor, *, num_iterations: int = 30, seed: int = 0) -> list[BlockGrowth]:
-    """Growth of perturbations through every block, at the features of a batch, and bounds on it.
+    """Measure the growth of small perturbations through every block at the features of a batch, and compute its bounds.
 
     Args:
-        batch: some ten images as the model takes them, at its size.
+        model: a `PDENet`.
+        batch: about ten normalised images at the model's size.
         num_iterations: number of steps of every power iteration.
-        seed: of the random perturbations.
+        seed: seed of the random perturbations.
     """
     config: Any = spec_of(model)
     dissipative = config.norm == "none" and config.dynamics != "resnet"
@@ -110,7 +114,7 @@ def growth_report(model: nn.Module, batch: Tensor, *, num_iterations: int = 30, 
 
 
 def _path(block: Block, y: Tensor) -> list[State]:
-    """All states of a block, with their graph for derivatives whatever the block's memory is."""
+    """All states of a block, with the graph for derivatives, whatever ``memory`` the block has."""
     states = [block.scheme.start(y)]
     for forces in block.forces():
         states.append(block.scheme.step(states[-1], forces, block.dt))

@@ -17,21 +17,20 @@ from multipde.networks.reversible import StepForce
 def operator_norm(
     stencils: Tensor, size: int | Sequence[int], *, tolerance: float = 1e-6, num_iterations: int = 1000, seed: int = 0
 ) -> float:
-    """|K| of a convolution with zero padding on a mesh of the given size, by power iteration on KᵀK.
-
-    The iteration is in float64, on the operator with its boundary.
+    """Compute the norm |K| of a convolution with zero padding on a mesh of the given size, by power iteration on KᵀK.
 
     Args:
-        stencils: all stencils of the layer.
-        size: pixels of the mesh, one number or one per axis.
-        tolerance: relative change of the norm at which to stop.
+        stencils: the weight of the convolution.
+        size: number of pixels of the mesh, one or one per axis.
+        tolerance: relative change of the norm at which the iteration stops.
         num_iterations: largest number of iterations.
+        seed: seed of the random vector with which the iteration starts.
 
     Shape:
         - stencils: (out channels, in channels, *width), odd widths
 
     Returns:
-        The largest singular value, approximated from below.
+        The largest singular value of K, computed in float64 and approximated from below.
     """
     dim = stencils.dim() - 2
     weight = stencils.detach().to("cpu", torch.float64)
@@ -52,12 +51,12 @@ def operator_norm(
 
 @dataclass(frozen=True)
 class StepNorms:
-    """Norms of the layers F of one time step: of their operators, and of their Jacobians along data.
+    """The norms of the layers F of one time step: of their operators K, and of their Jacobians ∂F/∂y along data.
 
     Args:
-        norms: |K| of the step's layers, zero padding included; sqrt(|K1| |K2|) for resnet, so that its square is a
-            bound on |∂F/∂y| for N = identity throughout.
-        jacobians: for each layer |∂F/∂y| at its input for every image, N and σ included, estimated from below.
+        norms: |K| of the step's layers with zero padding; sqrt(|K1| |K2|) for resnet, so that for every dynamics the
+            square is a bound on |∂F/∂y| for layers without norm.
+        jacobians: for each layer |∂F/∂y| at its input for every image, with norm and activation, estimated from below.
     """
 
     block: int
@@ -68,7 +67,7 @@ class StepNorms:
 
 
 def step_norms(model: nn.Module, batch: Tensor, *, num_iterations: int = 15, seed: int = 0) -> list[StepNorms]:
-    """|K| and |∂F/∂y| of every time step of a network, the latter by power iteration on JᵀJ along some ten images."""
+    """|K| and |∂F/∂y| of every time step of a network, the latter by power iteration on JᵀJ for about ten images."""
     steps: list[StepNorms] = []
     with eval_mode(model):
         for k, block, features in block_inputs(model, batch):
@@ -119,7 +118,7 @@ def _recording(force: Force, inputs: list[Tensor]) -> Force:
 
 
 def jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: int, seed: int) -> list[float]:
-    """|∂F/∂y| of each image from below by power iteration on JᵀJ; one iteration gives |J v|/|v| for a random v."""
+    """|∂F/∂y| for each image, from below, by power iteration on JᵀJ; one iteration gives |J v|/|v| for a random v."""
     v = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y)
     norms = torch.ones(len(y), dtype=y.dtype, device=y.device)
     y = y.detach().requires_grad_()

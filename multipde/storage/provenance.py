@@ -23,12 +23,7 @@ PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
 
 def provenance(images: ImageData) -> dict[str, Any]:
     """Command, versions, machine and data of a new run. No program such as git is called in untrusted folders."""
-    return {
-        "command": shlex.join(sys.argv),
-        "versions": versions(),
-        "machine": machine(),
-        "data": data_record(images),
-    }
+    return {"command": shlex.join(sys.argv), "versions": versions(), "machine": machine(), "data": data_record(images)}
 
 
 def data_record(images: ImageData) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""BatchNorm, its ReLU and the 2x2 mean that may follow, in two passes over the features forward and two backward."""
+"""BatchNorm with its ReLU and an optional 2x2 mean, in two passes over the features forward and two backward."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Norms with their activations in one pass over memory for each reduction.
+"""Kernels that compute a norm with its activation, with one pass over memory for each reduction.
 
 These kernels are only fast when torch.compile has fused their loops; `kernels.native` has the same ones in C++. They
 take features in the layout of `by_channel`, (lines, pixels, C) with the channels innermost or (N, C, pixels), and the
@@ -20,7 +20,7 @@ VARIANTS = 256
 """For how many shapes and precisions a process may compile a kernel; torch's own limit of 8 suffices for one level."""
 
 RECOMPUTE_SHARED: dict[str, Any] = {"realize_reads_threshold": 64, "realize_opcount_threshold": 256}
-"""Compute a value twice where two sums need it: otherwise torch.compile writes it to memory, which takes longer."""
+"""torch.compile computes a value that two sums need twice; otherwise it would write it to memory, which is slower."""
 
 
 @cache
