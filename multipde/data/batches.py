@@ -1,4 +1,4 @@
-"""What is done to images before a network sees them, and how many of them, and which."""
+"""Normalisation and augmentation of images, and which of them an epoch or a process uses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from multipde.data.images import stream, stream_seed
 
 
 class Normalize:
-    """(x/255 - mean) / std for images (N, C, *size) on 0..255, with the statistics of the data for every channel.
+    """The normalisation (x/255 - mean) / std of images x (N, C, *size) on 0..255, with one mean and std per channel.
 
-    With ``per_image`` each image is standardised by its own mean and standard deviation, and the others are left out.
-    A standard deviation of an image below one grey value counts as one, so that an even image becomes zero.
+    With ``per_image`` each image is standardised by its own mean and standard deviation instead. A standard deviation
+    below one grey value then counts as one grey value, so that a uniform image becomes zero.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], per_image: bool = False):
@@ -23,7 +23,7 @@ class Normalize:
 
     @classmethod
     def of(cls, spec: Any) -> "Normalize":
-        """That of anything with ``mean`` and ``std``, and perhaps ``standardize``: a network's config, or data."""
+        """The normalisation of a network's description or of a data set, from its mean, std and standardize."""
         return cls(spec.mean, spec.std, getattr(spec, "standardize", False))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -37,10 +37,10 @@ class Normalize:
 
 
 class Augment:
-    """Horizontal flip, zero padding by 1/16 and a random crop back to the size, drawn for every image alone.
+    """Flip images horizontally at random, pad them with zeros, and crop them at random to their size, each by itself.
 
-    The draw depends only on the key, so a repeated run and a resumed one see the same pictures.
-    The padding is max(1, round(size/16)) pixels.
+    The padding is max(1, round(size/16)) pixels. The random numbers depend only on the key, so that a repeated and a
+    resumed run see the same pictures.
 
     Reference: Ruthotto & Haber (2018), section 5.
     """
@@ -53,7 +53,7 @@ class Augment:
         self.crop = augmentation.RandomCrop((size, size), padding=self.padding, cropping_mode="slice")
 
     def __call__(self, x: Tensor, *key: int | str, shard: tuple[int, int] = (0, 1)) -> Tensor:
-        """Augmented images; as a shard (k, n), the k-th of n slices of a batch, they become what they would there."""
+        """Augment images; the k-th of n slices of a batch, shard (k, n), becomes what it becomes in the whole batch."""
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(stream_seed(*key))
@@ -66,7 +66,7 @@ class Augment:
 
 
 def images_per_epoch(num: int, batch: int, share: float = 1.0) -> int:
-    """How many of the images an epoch of training sees: whole batches only, unless there is but one.
+    """The number of images that an epoch, or a share of one, uses: whole batches only, or all if they fill no batch.
 
     The share of the epoch is rounded to whole batches, at least one.
     """
@@ -74,13 +74,13 @@ def images_per_epoch(num: int, batch: int, share: float = 1.0) -> int:
 
 
 def drawn_indices(num: int, num_drawn: int | None, key: tuple[int | str, ...]) -> Tensor:
-    """At most ``num_drawn`` of the indices below ``num`` in random order, all for None."""
+    """At most ``num_drawn`` random indices below ``num`` in random order; all of them for None."""
     if num_drawn is not None and num_drawn < 1:
         raise ValueError(f"num_images must be positive, got {num_drawn}")
     return torch.randperm(num, generator=stream(*key))[:num_drawn]
 
 
 def shard_of(values: Tensor, shard: tuple[int, int]) -> Tensor:
-    """The k-th of n slices along the first axis, as equal as can be."""
+    """The k-th of n slices along the first axis, whose lengths differ by at most one."""
     k, n = shard
     return values[len(values) * k // n : len(values) * (k + 1) // n]

@@ -16,7 +16,7 @@ QUICK_BYTES = 2**28
 
 
 def data_checksum(images: ImageData) -> str:
-    """SHA-256 of all images (random transforms: of the fixed draw; streamed files: of names, lengths) and labels."""
+    """SHA-256 of all images and labels; of streamed files names and lengths, of random transforms one fixed draw."""
     digest = hashlib.sha256()
     _add(digest, images.train)
     _add(digest, images.test)
@@ -24,10 +24,10 @@ def data_checksum(images: ImageData) -> str:
 
 
 class FileChecksum:
-    """SHA-256 of the contents of all streamed files of a data set, computed by a thread while the training goes on.
+    """SHA-256 of the contents of all streamed files of a data set, computed by a thread while the training runs.
 
-    Files of at most ``quick_bytes`` in all are read before the constructor returns. Only the files themselves are
-    opened, and no program is run. Images that are not streamed have no checksum here, but in `data_checksum`.
+    If the files have at most ``quick_bytes`` in all, they are read before the constructor returns. Only the files
+    themselves are opened, and no program is run. For images that are not streamed, `data_checksum` suffices.
     """
 
     def __init__(self, images: ImageData, quick_bytes: int = QUICK_BYTES):
@@ -41,7 +41,7 @@ class FileChecksum:
                 self._thread.join()
 
     def result(self, wait: bool = False) -> str | None:
-        """The checksum; None as long as it is not known, and if no files are streamed."""
+        """The checksum; None while it is not yet known, and if no files are streamed."""
         while wait and self._thread.is_alive():
             self._thread.join(0.5)  # in between, Python can handle signals
         if self._error is not None:

@@ -1,4 +1,4 @@
-"""Every source of labelled images as `ImageData`: a name, a folder, or what the user gives in Python."""
+"""Labelled images from every source as `ImageData`: a data set by name, a folder, or data given in Python."""
 
 from pathlib import Path
 from typing import Any
@@ -26,24 +26,24 @@ def load_data(
     num_test: int = 2000,
     seed: int = 0,
 ) -> ImageData:
-    """Images by name, or a user's own.
+    """Load training and test images with their labels, from a data set by name or from the user's own data.
 
     A data set that transforms its training images at random is read anew in every epoch.
 
     Args:
-        source: ``"shapes"`` (embedded), ``"cifar10"``, ``"cifar100"``, ``"stl10"`` (as torchvision stores them),
-            ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``); or a pair (train, test), each a
-            torchvision-style data set or (images, labels) tensors, images uint8 or on [0, 1]; or an `ImageData`.
-        root: directory of the data set.
+        source: ``"shapes"`` (rendered by this library), ``"cifar10"``, ``"cifar100"``, ``"stl10"`` (as torchvision
+            stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``); or a pair (train, test), each
+            a torchvision-style data set or (images, labels) tensors, images uint8 or on [0, 1]; or an `ImageData`.
+        root: directory of the data set; not needed for the shapes and for data given in Python.
         size: largest image side in pixels that is needed. Shapes are rendered at this size. Images of a folder are
             resized to it, unless all are squares of one smaller size. Other data keep their own size.
-        download: fetch a torchvision data set that is not there.
+        download: download a torchvision data set that is not in root.
         stream_files: decode the images of a folder batch by batch; None decides by their number and size.
-        num_train, num_test: numbers of shapes.
-        seed: of the shapes.
+        num_train, num_test: number of training and of test images of the shapes.
+        seed: seed of the shapes.
 
     Raises:
-        ValueError: an unknown name, a missing root or class folder, a broken or missing image.
+        ValueError: the name is unknown, root or a class folder is missing, or an image is broken or missing.
     """
     if isinstance(source, ImageData):
         return source
@@ -64,7 +64,7 @@ def load_data(
 
 
 def data_label(data: str, root: str | Path | None) -> str:
-    """What tables call a data set: a folder goes by its own name, as in `ImageData`."""
+    """The name of a data set in tables, as in `ImageData.name`: for ``"folder"`` the name of the root directory."""
     return Path(root).resolve().name if data == "folder" and root is not None else data
 
 
@@ -104,7 +104,7 @@ def _load_torchvision(name: str, root: str, download: bool) -> ImageData:
 
 
 def _stored(part: Any) -> TensorImages:
-    """The images that a torchvision set holds decoded: (N, H, W, C) in CIFAR, (N, C, H, W) in STL-10."""
+    """The decoded images of a torchvision data set, which are (N, H, W, C) in CIFAR and (N, C, H, W) in STL-10."""
     images = torch.from_numpy(part.data)
     labels = torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels)
     return TensorImages(images if images.shape[1] == 3 else images.permute(0, 3, 1, 2).contiguous(), labels.long())

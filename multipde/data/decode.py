@@ -1,4 +1,4 @@
-"""Image files as square tensors, and a cache of the decoded images for the next start."""
+"""Decoding of image files to square tensors, and a cache of the decoded images for the next start."""
 
 import hashlib
 import json
@@ -28,14 +28,14 @@ MANY_PIXELS = 64 * 10**6
 SCALES = (8, 4, 2)
 """A JPEG can be decoded at its size divided by one of these."""
 DECODING = 2
-"""Version of the decoding; whoever changes the decoded pixels raises it, so that older cached images are not used."""
+"""Version of the decoding: a change of the code that changes pixels must raise it, so that old caches are ignored."""
 
 
 def decode_image(path: Path, size: int | None = None) -> Tensor:
-    """One image file as RGB (3, height, width) in uint8, averaged to a square of side ``size`` unless that is None.
+    """Decode an image file to RGB (3, height, width) in uint8; with a ``size`` it is averaged to a square of this side.
 
     Grey is repeated in all channels, and transparency is dropped. A JPEG of at least twice the wanted size is decoded
-    at 1/2, 1/4 or 1/8 of its own, as means of 2x2, 4x4 or 8x8 pixels, which are then averaged to the wanted size.
+    at 1/2, 1/4 or 1/8 of its own size, as means of 2x2, 4x4 or 8x8 pixels, which are then averaged to the wanted size.
     """
     import numpy as np
 
@@ -54,7 +54,7 @@ def decode_image(path: Path, size: int | None = None) -> Tensor:
 
 
 def _reduce(file: "Image.Image", size: int) -> int:
-    """Make the decoder return means of scale x scale pixels, and return the scale; it is 1 if the format has no other.
+    """Make the decoder return means of scale x scale pixels, and return the scale, which is 1 for most formats.
 
     The scale is the largest at which the cells of the result consist of whole reduced pixels or are at least two of
     them wide. On photographs of quality 90 the result differs by 0.4 to 2.7 grey values (root mean square) from that of
@@ -71,14 +71,14 @@ def _reduce(file: "Image.Image", size: int) -> int:
 def _matrix_from_reduced(num: int, scale: int, size: int) -> Tensor:
     """The matrix (size, ceil(num / scale)) that averages reduced pixels over the cells of a mesh, in float32.
 
-    A reduced pixel covers ``scale`` of the num pixels; of the last one only the part inside of the image counts.
+    A reduced pixel covers ``scale`` of the num pixels; only the part of the last one that is in the image counts.
     """
     matrix = torch.nn.functional.pad(cell_average_matrix(num, size), (0, -num % scale))
     return matrix.unflatten(1, (-1, scale)).sum(2).float()
 
 
 def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
-    """How many files there are of every (height, width), by their headers; one that is no image is a ValueError."""
+    """The number of files of every (height, width), from their headers; ValueError for a file that is no image."""
 
     def read(path: Path) -> tuple[int, int]:
         with _opened(path) as file:
@@ -90,7 +90,7 @@ def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
 
 @contextmanager
 def _opened(path: Path) -> "Iterator[Image.Image]":
-    """A file that is open as an image of one of the `FORMATS`; every error of a decoder becomes one ValueError.
+    """Open an image file of one of the `FORMATS` within a context; errors of the decoder become a ValueError.
 
     The size in the header is checked before memory is allocated.
     """
@@ -108,7 +108,7 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
 
 
 def decode_images(paths: Sequence[Path], size: int) -> Tensor:
-    """All files as one tensor (num, 3, size, size), uint8; the first broken file is a ValueError with its path."""
+    """Decode files to one uint8 tensor (num, 3, size, size); ValueError with the path of the first broken file."""
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(lambda i: images[i].copy_(decode_image(paths[i], size)), range(len(paths))):
@@ -117,7 +117,7 @@ def decode_images(paths: Sequence[Path], size: int) -> Tensor:
 
 
 class DecodedCache:
-    """A file of decoded images, valid while every path, length and time of change and the wanted size are the same."""
+    """A file of decoded images, which is valid for the same size, paths, lengths and modification times of files."""
 
     def __init__(self, paths: Sequence[Path], size: int | None):
         self.num = len(paths)

@@ -1,4 +1,4 @@
-"""Images on their way to the network: drawn, normalised and augmented on the device."""
+"""Batches for a network: images are drawn in random order, augmented and normalised on the device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from multipde.runtime.device import Compute
 
 @dataclass(frozen=True)
 class Feed:
-    """Batches of an image set as a network takes them, on the device and in the shard of ``compute``."""
+    """Makes normalised batches of an image set, on the device of ``compute`` and for its shard of every batch."""
 
     images: ImageSet
     normalize: Normalize
@@ -30,16 +30,16 @@ class Feed:
         share: float = 1.0,
         start: int = 0,
     ) -> Iterator[Batch]:
-        """One epoch in random order; a last batch that is not full is dropped, unless it is the only one.
+        """The batches of one epoch in random order, without a last batch that is not full, unless it is the only one.
 
         Args:
-            indices: the images to train on.
-            sizes: image sides, each with its share of the batches; which batch has which is drawn at random.
-            batch: images of all processes together.
+            indices: indices of the training images.
+            sizes: pairs of an image side and its share of the batches; the side of every batch is drawn at random.
+            batch: images per batch, of all processes together.
             key: name of the random stream of this epoch.
-            augment: flip, pad and crop.
-            share: of the epoch.
-            start: number of the first batch that is wanted; the ones before are not read.
+            augment: whether to flip, pad and crop the images.
+            share: share of the epoch, in (0, 1].
+            start: index of the first batch; the batches before it are not read.
 
         Shape:
             - each: images (batch / num_processes, C, size, size), labels (batch / num_processes,)
@@ -58,7 +58,7 @@ class Feed:
             yield _laid_out(x), labels
 
     def evaluation(self, indices: Tensor | None, size: int, batch: int = 250) -> Iterator[Batch]:
-        """All images, or those of the indices, in order; the slice of a small batch may be empty.
+        """The batches of all images, or of those of the indices, in order; a process's slice of one may be empty.
 
         Shape:
             - each: images (at most batch, C, size, size), labels
@@ -66,7 +66,7 @@ class Feed:
         return self._ordered(indices, size, batch, self.compute.shard)
 
     def drawn(self, indices: Tensor | None, num: int, size: int, key: Key) -> Iterator[Tensor]:
-        """Batches (at most 250, C, size, size) of at most ``num`` images drawn by the key, all in every process."""
+        """Batches (at most 250, C, size, size) of at most ``num`` random images, the same in all processes."""
         chosen = drawn_indices(len(self.images) if indices is None else len(indices), num, key)
         chosen = chosen if indices is None else indices[chosen]
         return (x for x, _ in self._ordered(chosen, size, 250, (0, 1)))
@@ -79,7 +79,7 @@ class Feed:
 
 
 def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: Key) -> list[int]:
-    """A size for each of the batches: as many as the shares say, in random order."""
+    """A size for every batch, in random order and in proportion to the shares."""
     if len(sizes) == 1:
         return [sizes[0][0]] * num
     edges = [round(num * sum(share for _, share in sizes[: i + 1])) for i in range(len(sizes))]

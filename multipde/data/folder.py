@@ -1,4 +1,4 @@
-"""Folders of images: a class for every folder, its files kept decoded in memory or streamed."""
+"""Image folders, one per class, whose files are decoded once into memory or streamed batch by batch."""
 
 import os
 from pathlib import Path
@@ -65,7 +65,7 @@ def _list_classes(directory: Path) -> tuple[list[str], list[Path], Tensor]:
 
 
 def _common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:
-    """The side of the squares to which all images are brought, and a note if that changes the shape of any image."""
+    """The side of the squares to which all images are resized, and a note if that changes the shape of any image."""
     shortest = sorted(min(shape) for shape, num in counts.items() for _ in range(num))
     if len(counts) == 1 and len(set(next(iter(counts)))) == 1:
         return min(size or shortest[0], shortest[0]), []

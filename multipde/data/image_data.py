@@ -1,4 +1,4 @@
-"""What a data set is for training and evaluation: its images, its classes and its statistics."""
+"""A data set for training and evaluation: its images, its classes and its statistics."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,21 @@ from multipde.data.images import ImageSet
 from multipde.data.streamed import StreamedImages
 
 MEMORY_BYTES = 4 * 2**30
-"""Folders whose decoded images would take more are streamed, and more shapes than fit into it are refused."""
+"""Folders whose decoded images would take more bytes are streamed; more shapes than fit into it are refused."""
 
 
 @dataclass
 class ImageData:
-    """Training and test images, the names of their classes, and the statistics that normalise them.
+    """A labelled data set: training and test images, names of the classes, and statistics for the normalisation.
 
     Args:
+        name: name of the data set in tables and records.
+        train, test: the images with their labels; any size can be read from them.
+        class_names: one name per class, in the order of the labels 0, 1, ...
         size: image side in pixels at which the images are kept.
-        mean, std: per channel on [0, 1], of the training images.
-        notes: what was done to the images that the user should know, a line each.
-        transforms_itself: the data set transforms its training images at random, anew in every epoch.
+        mean, std: mean and standard deviation of each channel of the training images, with pixels on [0, 1].
+        notes: lines for the user on what was done to the images, such as a change of their shape.
+        transforms_itself: whether the data set transforms its training images at random, anew in every epoch.
     """
 
     name: str
@@ -34,7 +37,7 @@ class ImageData:
 
 
 def channel_statistics(images: ImageSet, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel on [0, 1]; where files are streamed, of at most 2,000 of the images."""
+    """Mean and standard deviation per channel on [0, 1]; for streamed files they are taken of at most 2,000 images."""
     num = len(images)
     order = torch.arange(num)
     if isinstance(images, StreamedImages) and num > 2000:

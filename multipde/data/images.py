@@ -1,4 +1,4 @@
-"""What every set of labelled images offers, and the set whose images lie in memory as one tensor."""
+"""The protocol of a set of labelled images, and the set whose images are one tensor in memory."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,20 @@ from multipde.mesh.pyramid import resize_images
 
 Batch = tuple[Tensor, Tensor]
 Part = tuple[int, Tensor]
-"""What a batch is to hold: the image side, and the indices of its images."""
+"""The specification of a batch: its image side, and the indices of its images."""
 Key = tuple[int | str, ...]
 """Name of a random stream, e.g. ``(seed, "train", level, epoch)``."""
 NUM_LEVELS = 4
-"""A set keeps its images at so many sizes on the device; the size that was averaged first is dropped first."""
+"""Number of sizes at which a set keeps its images on the device; the size that was averaged first is dropped first."""
 
 
 def stream_seed(*key: int | str) -> int:
-    """The seed of the stream of this name, e.g. ``stream_seed(seed, "augment", level, epoch, batch)``."""
+    """The seed of the random stream with this name, e.g. ``stream_seed(seed, "augment", level, epoch, batch)``."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
 
 
 def stream(*key: int | str) -> torch.Generator:
-    """A generator on the CPU for the stream of this name."""
+    """A torch generator on the CPU for the random stream with this name."""
     return torch.Generator().manual_seed(stream_seed(*key))
 
 
@@ -35,9 +35,9 @@ class ImageSet(Protocol):
     labels: Tensor
 
     def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
-        """For every part images (batch, C, size, size) on 0..255 as float32 and labels (batch,), on the device.
+        """For every part, yield images (batch, C, size, size) on 0..255 as float32 and labels (batch,), on the device.
 
-        The key names the draw of random transforms; None is the fixed draw, for all but training.
+        The key determines random transforms; None stands for one fixed draw, which everything but training uses.
         """
         ...
 
@@ -50,7 +50,7 @@ class ImageSet(Protocol):
 
 @dataclass
 class TensorImages:
-    """Images as one uint8 tensor; they are averaged once to every size in use, and kept at these on the device.
+    """Images as one uint8 tensor; they are averaged to a size once and then kept at this size on the device.
 
     Shape:
         - images: (num, C, *size), uint8

@@ -17,10 +17,10 @@ TRANSFORMS_ITSELF = (
 
 
 def load_pair(pair: Sequence[Any]) -> ImageData:
-    """A user's training and test images.
+    """The `ImageData` of a pair (train, test) that the user gives.
 
-    Training images that their data set transforms at random may have any shape, and are brought to that of the test
-    images. All others, and all test images, are read once.
+    Training images that their data set transforms at random may have any shape, and are resized to that of the test
+    images. Other training images, and all test images, are read once and kept.
     """
     test = _in_memory(pair[1], "test")
     is_random = not _is_tensors(pair[0]) and transforms_at_random(_checked(pair[0], "train"), "train")
@@ -51,7 +51,7 @@ def _checked(part: Any, which: str) -> Any:
 
 
 def _in_memory(part: Any, which: str) -> TensorImages:
-    """Images and labels, read once."""
+    """Read all images and labels of a data set into memory."""
     if _is_tensors(part):
         images, labels = part
     else:

@@ -1,4 +1,4 @@
-"""The embedded data set: ten shapes, defined on the unit square and rendered by cell averages on any mesh."""
+"""The built-in data set: ten shapes, defined on the unit square and rendered by cell averages on any mesh."""
 
 import math
 
@@ -14,11 +14,11 @@ FINE_SIZE = 64
 
 
 def render_shapes(num: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pictures of ten classes and their labels: the same pictures at every size.
+    """Render random pictures of ten classes of shapes with their labels; a seed gives the same pictures at every size.
 
-    Each picture shows one shape of random place, size, rotation and colour. The background is a ramp of two colours
-    with a faint patch, and noise lies over all of it. Classes differ in details (a hole, a corner, a stripe) that a
-    coarse mesh blurs.
+    Each picture shows one shape of random place, size, rotation and colour. The background is a gradient between two
+    colours with a faint patch, and noise is added everywhere. Classes differ in details (a hole, a corner, a stripe)
+    that a coarse mesh blurs.
 
     >>> fine, labels = render_shapes(4, 32, seed=1)
     >>> coarse, _ = render_shapes(4, 16, seed=1)
@@ -29,13 +29,13 @@ def render_shapes(num: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     Args:
         num: number of pictures.
         size: image side in pixels; above `FINE_SIZE` the pictures show no more detail.
-        seed: decides labels and pictures.
+        seed: seed of labels and pictures.
 
     Shape:
         - result: images (num, 3, size, size) uint8, labels (num,) int64
 
     Raises:
-        ValueError: a number or a size that is not positive.
+        ValueError: num or size is not positive.
     """
     if num < 1:
         raise ValueError(f"num must be positive, got {num}")

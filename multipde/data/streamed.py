@@ -20,10 +20,10 @@ from multipde.data.images import Batch, Key, Part
 
 @dataclass
 class StreamedImages:
-    """Images that worker processes decode from files at the size of the level; the workers live as long as the set.
+    """Images that worker processes decode from files batch by batch, at the size that is asked for.
 
-    Only paths and labels (int64) are kept in memory, in one array each, so that large sets need little in every
-    process. If a worker dies, the error names its file. With ``num_workers=0`` the caller's process decodes.
+    Only paths and labels (int64) are kept in memory, in one array each, so that large sets need little memory in every
+    process. If a worker dies, the error names its file. With ``num_workers=0`` the calling process decodes.
     """
 
     paths: Sequence[Path]
@@ -87,7 +87,7 @@ class _Paths(Sequence):
 
 
 class _Order:
-    """A batch sampler over the parts that are to be read next; they are set before every pass of the loader."""
+    """A batch sampler over the parts to be read next, which are set before every pass of the data loader."""
 
     def __init__(self):
         self.parts: Sequence[Part] = ()
@@ -158,7 +158,7 @@ def _close_all() -> None:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ignore signals in a worker: one to the whole process group must not end it before the training step is done."""
+    """Ignore signals in a worker, so that a signal to the process group does not end it before the step is finished."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         with contextlib.suppress(AttributeError, ValueError):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

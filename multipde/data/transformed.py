@@ -1,4 +1,4 @@
-"""Torchvision-style data sets: read item by item, once or, where they transform their images at random, every epoch."""
+"""Torchvision-style data sets, which are read once, or in every epoch if they transform their images at random."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from multipde.data.images import Batch, Key, Part, TensorImages, stream_seed
 from multipde.mesh.pyramid import resize_images
 
 NUM_READS = 32
-"""The first item is read so often before its transforms count as deterministic: some change an image only rarely."""
+"""How often the first item is read to detect random transforms, some of which change an image only rarely."""
 
 
 @dataclass
 class TransformedImages:
-    """Training images that are read from their data set anew for every key, i.e. in every epoch.
+    """Training images that are read from their data set again in every epoch, because it transforms them at random.
 
     The pixels of an image depend only on the key and on its index in the data set, not on the order of access, so a
     resumed training sees the same images. Without a key they are those of one fixed draw, which is kept in memory.
-    ``data_set[i]`` is an image, perhaps of another shape every time, with its label.
+    ``data_set[i]`` is a pair of an image, whose shape may vary, and its label.
     """
 
     data_set: Any
@@ -35,7 +35,7 @@ class TransformedImages:
 
     @classmethod
     def read(cls, data_set: Any, shape: Sequence[int]) -> "TransformedImages":
-        """All images of a data set, whose fixed draw gets the shape (C, *size)."""
+        """Read the fixed draw of a data set, with all images resized to the shape (C, *size)."""
         items = read_items(data_set, "train", range(len(data_set)))
         images = [_resized(image, shape, i).round().to(torch.uint8) for i, (image, _) in enumerate(items)]
         fixed = TensorImages(torch.stack(images), torch.tensor([label for _, label in items]))
@@ -63,13 +63,13 @@ class TransformedImages:
 
 
 def read_items(data_set: Any, which: str, indices: Sequence[int], key: Key | None = None) -> list[tuple[Tensor, int]]:
-    """Images as uint8 and labels; random transforms depend on the key (None for the fixed draw) and the index alone."""
+    """Read items as pairs of a uint8 image and a label; random transforms depend on the key and the index alone."""
     with _random_states_restored():
         return [_read(data_set, which, i, stream_seed(*(key or ("fixed draw",)), "transform", i)) for i in indices]
 
 
 def transforms_at_random(data_set: Any, which: str) -> bool:
-    """Whether the first item differs between seeds; if it differs under one seed, it cannot be repeated: ValueError."""
+    """Whether the first item depends on the random seed; ValueError if one seed gives different images."""
     with _random_states_restored():
         first, _ = _read(data_set, which, 0, 0)
         if all(torch.equal(first, _read(data_set, which, 0, seed)[0]) for seed in range(1, NUM_READS)):
@@ -83,7 +83,7 @@ def transforms_at_random(data_set: Any, which: str) -> bool:
 
 
 def to_uint8(images: Tensor, name: str) -> Tensor:
-    """Images that are uint8 or lie on [0, 1], as uint8; any others are a ValueError with the name."""
+    """Convert images that are uint8 or lie on [0, 1] to uint8; ValueError with the name for any others."""
     if images.dtype == torch.uint8:
         return images
     if images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all()):

@@ -1,4 +1,4 @@
-"""How the C library handles the memory of large tensors on a processor."""
+"""A setting of the C library for the memory of large tensors on a CPU."""
 
 import ctypes
 
@@ -8,12 +8,11 @@ LARGEST_THRESHOLD = 2**25
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep the memory that its tensors free, for the tensors of the next step.
+    """Make the C library keep the memory of freed tensors for the next step; return whether it is a glibc that can.
 
     Otherwise glibc returns much of it to the system at the end of every step and gets it back page by page, filled with
-    zeros, which takes some 6 per cent of a training step of the Hamiltonian CIFAR-10 network in float32. The process
-    then holds its peak memory until it ends. This is meant for programs such as the command line, not for libraries.
-    The result is whether the C library is a glibc that supports this.
+    zeros, which takes about 6 per cent of a training step of the Hamiltonian CIFAR-10 network in float32. The process
+    then keeps its peak memory until it ends. This is meant for programs such as the command line, not for libraries.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -11,7 +11,7 @@ Advance = Callable[[float, str], None]
 
 
 class Log:
-    """Output for the user: a progress bar with the time left in a terminal, plain lines elsewhere."""
+    """Output for the user: a progress bar with the remaining time in a terminal, plain lines elsewhere."""
 
     def __init__(self, quiet: bool = False, console: Console | None = None):
         self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
@@ -39,7 +39,7 @@ class Log:
 
     @contextmanager
     def progress(self, total: float, done: float = 0.0) -> Iterator[Advance]:
-        """A progress bar for the whole work, advanced by parts of it; nothing is shown without a terminal."""
+        """A progress bar for the total work, which the returned function advances; it is shown in a terminal only."""
         if not self.console.is_terminal or self.console.quiet:
             yield lambda amount, text: None
             return

@@ -1,4 +1,4 @@
-"""Where is computed, in which precision, whether with the same bits again, and which slice of every batch."""
+"""The device and precision of a computation, this process's slice of every batch, and deterministic algorithms."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Compute:
-    """Device, precision (``"bf16"``: bfloat16 convolutions and products) and this process's shard of every batch."""
+    """Device, precision (``"off"``: float32, ``"bf16"``: bfloat16 convolutions and matrix products) and shard."""
 
     device: torch.device
     amp: str = "off"
@@ -26,17 +26,17 @@ class Compute:
 
     @classmethod
     def of(cls, device: str | torch.device = "auto", amp: str = "off") -> "Compute":
-        """All batches whole, on the device and in the precision of these names."""
+        """The computation of whole batches on the device and in the precision of these names."""
         chosen = choose_device(device)
         return cls(chosen, choose_amp(chosen, amp))
 
     def distributed(self) -> "Compute":
-        """The same for this process of those that torchrun has started: its own device, its slice of every batch."""
+        """The same for this process under torchrun: with its own device, and its slice of every batch."""
         return replace(self, device=own_device(self.device), rank=rank(), num_processes=num_processes())
 
     @property
     def shard(self) -> tuple[int, int]:
-        """(k, n) for the k-th of n equal slices of every batch."""
+        """The pair (k, n): this process takes the k-th of n equal slices of every batch."""
         return self.rank, self.num_processes
 
     def autocast(self) -> torch.autocast:
@@ -44,7 +44,7 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16")
 
     def place(self, net: N) -> N:
-        """The network moved to the device, in the memory layout that is fastest there: channels last in two axes."""
+        """Move the network to the device, in channels_last layout unless it is three-dimensional, and return it."""
         net.to(self.device)
         if all(tensor.dim() != 5 for tensor in (*net.parameters(), *net.buffers())):
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -52,7 +52,7 @@ class Compute:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device of that name; ``"auto"`` takes CUDA, then MPS, then the CPU."""
+    """The device of this name; ``"auto"`` takes CUDA if it is available, else MPS, else the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -66,9 +66,9 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_amp(device: torch.device, amp: str) -> str:
-    """``"off"`` or ``"bf16"``; ``"auto"`` is bf16 where the device has instructions for it.
+    """The precision ``"off"`` or ``"bf16"``; ``"auto"`` becomes bf16 where the device has instructions for it.
 
-    A processor always computes with bf16; without the instructions it is slow.
+    Every CPU can compute with bf16, but without such instructions it is slow.
     """
     if amp not in AMP:
         raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
@@ -81,7 +81,7 @@ def choose_amp(device: torch.device, amp: str) -> str:
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Algorithms that give the same bits on the same machine, and the setting of before afterwards."""
+    """Within the context, if wanted, use only algorithms that give the same bits again on the same machine."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed

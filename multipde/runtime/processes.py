@@ -1,6 +1,6 @@
-"""The processes that torchrun has started for one training: their ranks, their exchange, what rank zero does alone.
+"""The processes that torchrun has started for one training: ranks, communication, and work that rank zero does alone.
 
-A single process has rank zero, and nothing is exchanged.
+A single process has rank zero, and nothing is communicated.
 """
 
 import gc
@@ -21,14 +21,14 @@ from multipde.runtime.launch import num_launched
 T = TypeVar("T")
 
 REPORT_TIMEOUT = timedelta(seconds=10)
-"""How long a process that fails waits for the answer whether another one has reported an error."""
+"""Time that a failing process waits to learn whether another one has already reported an error."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the group of the processes within the context, if there are several: gloo on CPUs, NCCL on GPUs.
+    """Within the context, join torch's process group if there are several processes: gloo on CPUs, NCCL on GPUs.
 
-    After an error the group is kept until the process ends: otherwise the others would fail before it is reported.
+    After an error the group is kept until the process ends; otherwise the others would fail before it is reported.
     """
     if num_launched() == 1 or dist.is_initialized():
         yield
@@ -58,7 +58,7 @@ def is_rank_zero() -> bool:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process; each of several processes has a GPU of its own."""
+    """The device of this process: the GPU of its local rank if there are several processes."""
     if num_processes() == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:
@@ -78,7 +78,7 @@ def check_devices(device: torch.device, num: int) -> None:
 
 
 def check_batch(batch: int, num: int) -> None:
-    """Raise ValueError for a batch that so many processes cannot share evenly."""
+    """Raise ValueError for a batch that cannot be divided evenly among this number of processes."""
     if num < 1:
         raise ValueError(f"processes must be positive, got {num}")
     if batch % num:
@@ -90,7 +90,7 @@ def check_batch(batch: int, num: int) -> None:
 
 
 def data_parallel(net: nn.Module) -> nn.Module:
-    """The network as a module whose gradients are means over the processes; all get the weights of rank zero."""
+    """Wrap a network so that its gradients are means over the processes, and give all the weights of rank zero."""
     if num_processes() == 1:
         return net
     # 1x1 stencils have two equal memory layouts, and kernels differ in which one their gradients have
@@ -146,12 +146,12 @@ def on_rank_zero(call: Callable[[], T]) -> T:
 
 
 def from_rank_zero(value: T) -> T:
-    """The value of rank zero in all processes: for clocks, and for files that may change."""
+    """Broadcast a value from rank zero, such as the time or the contents of a file that may change."""
     return on_rank_zero(lambda: value)
 
 
 def rank_zero_first(call: Callable[[], T]) -> T:
-    """Call a function on rank zero first and then on the others, which find the files it has downloaded or cached."""
+    """Call a function on rank zero first and then on the others, which find the files that rank zero has cached."""
     results: list[T] = []
     on_rank_zero(lambda: results.append(call()))
     return results[0] if results else call()

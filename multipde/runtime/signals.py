@@ -1,4 +1,4 @@
-"""Signals as requests: stop after this step, or save and continue."""
+"""Signals that request a training to stop after the present step, or to save a checkpoint and continue."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ SAVE = ("SIGUSR1",)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that a signal has stopped, with everything saved; the message says how to resume it."""
+    """Raised when a signal has stopped a training after saving a checkpoint; the message says how to resume it."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -21,7 +21,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class PendingSignals:
-    """What signals have asked for so far: to stop (the signal's number, 0 for none), to save a checkpoint."""
+    """Requests received so far: ``stop`` is the number of the signal to stop, 0 for none; ``save`` a checkpoint."""
 
     stop: int = 0
     save: bool = False
@@ -46,7 +46,7 @@ def pending_signals(names: tuple[str, ...] = (*STOP, *SAVE)) -> Iterator[Pending
 
 @contextmanager
 def raising_on_signals(names: tuple[str, ...] = STOP[1:]) -> Iterator[None]:
-    """Signals raise an exception within the context, as SIGINT does, so that the code there can clean up."""
+    """Within the context signals raise an exception, as SIGINT does, so that the code inside can clean up."""
 
     def interrupt(signum: int, frame: object = None) -> None:
         raise Interrupted("", signum)

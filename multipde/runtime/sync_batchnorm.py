@@ -16,10 +16,10 @@ from multipde.runtime.processes import mean_over_processes, num_processes
 
 @contextmanager
 def synchronized(module: nn.Module) -> Iterator[None]:
-    """BatchNorm layers in training mode normalise by the images of all processes within the context.
+    """Within the context BatchNorm layers in training mode use the statistics of the batch of all processes together.
 
-    The slices of the batch must be equally large. torch's own SyncBatchNorm works on GPUs only and replaces the layers;
-    this does not change the network.
+    The slices of the batch must be equally large. Unlike torch's SyncBatchNorm, which works on GPUs only and replaces
+    the layers, this works on any device and does not change the network.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if num_processes() > 1 else []
     for m in norms:
@@ -32,7 +32,7 @@ def synchronized(module: nn.Module) -> Iterator[None]:
 
 
 def _forward(m: _BatchNorm, x: Tensor) -> Tensor:
-    """Mean and variance of the batch from those of its slices, in float64 against cancellation.
+    """BatchNorm with mean and variance of the batch computed from those of its slices, in float64 against cancellation.
 
     μ = mean of μ_r,    σ² = mean of (σ_r² + μ_r²) - μ²
     """

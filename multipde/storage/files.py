@@ -1,4 +1,4 @@
-"""Files and directories that are written whole or not at all, with SHA-256 checksums."""
+"""Atomic writing of files and directories, with SHA-256 checksums: an error leaves no partial file."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into an existing directory, each with `write_file`, and their checksums last."""
+    """Write files into an existing directory, each with `write_file`, and finally their checksums."""
     for name, data in {**files, SUMS: checksums(files)}.items():
         write_file(directory / name, data)
 
@@ -63,7 +63,7 @@ def checksums(files: Mapping[str, bytes]) -> bytes:
 
 
 def check_sums(directory: Path, *names: str) -> None:
-    """Raise ValueError for a file that differs from its checksum; without a file of checksums nothing is checked."""
+    """Raise ValueError for a file that differs from its checksum; nothing is checked if there is no SHA256SUMS."""
     if not (directory / SUMS).exists():
         return
     text = read_file(directory / SUMS).decode(errors="replace")

@@ -12,8 +12,8 @@ from multipde.storage.files import LOCK, writing
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory within the context; ValueError if another process holds it.
 
-    The operating system releases the lock when the process ends in any way, and child processes do not inherit it. On a
-    file system without locks nothing is locked.
+    The operating system releases the lock whenever the process ends, and child processes do not inherit it. On a file
+    system without locks nothing is locked.
     """
     try:
         import fcntl

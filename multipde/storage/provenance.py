@@ -22,7 +22,7 @@ PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
 
 
 def provenance(images: ImageData) -> dict[str, Any]:
-    """Command, versions, machine and data of a new run. No program such as git is called in untrusted folders."""
+    """Command, versions, machine and data of a new run. No program is called, since the folder may be untrusted."""
     return {"command": shlex.join(sys.argv), "versions": versions(), "machine": machine(), "data": data_record(images)}
 
 
@@ -57,7 +57,7 @@ def machine() -> dict[str, Any]:
 
 
 def differences(recorded: Mapping[str, Any]) -> list[str]:
-    """Versions and properties of the machine that differ from those recorded and may change rounding, a line each."""
+    """A line for every version or property of the machine that differs from the record and may change rounding."""
     found, present = [], {"versions": versions(), "machine": machine()}
     for part, names in (
         ("versions", (*PACKAGES, "python")),
@@ -71,7 +71,7 @@ def differences(recorded: Mapping[str, Any]) -> list[str]:
 
 
 class ChecksumWriter:
-    """Rank zero writes the checksum of a run's streamed files into its record ``file`` as soon as it is known."""
+    """Writes, on rank zero, the checksum of a run's streamed files into the record ``file`` as soon as it is known."""
 
     def __init__(self, images: ImageData, file: Path):
         self.file, self.checksum = file, FileChecksum(images) if is_rank_zero() else None
@@ -103,7 +103,7 @@ def check_data(record: Mapping[str, Any], images: ImageData, count_only: bool) -
     """Raise ValueError for images that are not those of the recorded run.
 
     Args:
-        count_only: compare the number of training images alone, since images of another size have another checksum.
+        count_only: compare only the number of training images, because images of another size have another checksum.
     """
     num = record.get("num_train")
     if len(images.train) != num:

@@ -1,4 +1,4 @@
-"""JSON records from untrusted files: read, checked for type and range, and made into dataclasses."""
+"""Reading JSON records from untrusted files into dataclasses, with checks of types and ranges."""
 
 import json
 import stat
@@ -18,7 +18,7 @@ Kind = TypeVar("Kind")
 
 
 def regular(file: Path) -> Path:
-    """The path itself; ValueError unless it is a regular file, and no directory, device or pipe."""
+    """Return the path, or raise ValueError if it is not a regular file but a directory, device or pipe."""
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -54,7 +54,7 @@ def read_json(file: Path, newest: int) -> dict[str, Any]:
 
 
 def from_record(kind: type[Kind], record: Any, file: Path, what: str) -> Kind:
-    """A dataclass from untrusted plain data; ValueError for unknown or missing entries and for invalid values.
+    """Make a dataclass from untrusted plain data; ValueError for unknown or missing entries and for invalid values.
 
     Args:
         what: a name for the record in error messages.

@@ -1,4 +1,4 @@
-"""Files of rows: one JSON record per line, appended to, and read up to the first incomplete line."""
+"""Files with one JSON record per line (rows), to which rows are appended; reading stops at an incomplete line."""
 
 import json
 import os

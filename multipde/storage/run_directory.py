@@ -27,7 +27,7 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def part_of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The entry of a record that is itself a record; an empty one where it is missing or of another type."""
+    """The entry of a record that is itself a record; empty if it is missing or of another type."""
     part = record.get(key)
     return part if isinstance(part, dict) else {}
 
@@ -60,7 +60,7 @@ def take_directory(run_dir: Path, held: ExitStack, record: Mapping[str, Any] | N
     """Lock a run directory until the stack is closed, and remove what an interrupted write has left there.
 
     Args:
-        record: the record of a new run, for which the directory is made and into which the record is written.
+        record: for a new run, its record; the directory is made and the record is written into it.
     """
     if record is not None:
         with writing(run_dir):

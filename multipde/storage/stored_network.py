@@ -1,4 +1,4 @@
-"""Networks on disk: model.safetensors and config.json in a directory, with checksums."""
+"""Networks on disk: a directory with model.safetensors, config.json and checksums."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ from multipde.storage.run_directory import check_new, newest_checkpoint
 from multipde.storage.tensors import BEST, CONFIG, MODEL, read_tensors, stored_shapes, tensor_bytes
 
 Given = nn.Module | Callable[..., nn.Module] | str | ModelSpec | None
-"""A network that has to be given again, because its record imports nothing: a module, a function that makes one, what
+"""A network that must be given again, because its record imports nothing: a module, a function that makes one, what
 was typed after ``--arch``, or its description."""
 
 
@@ -29,6 +29,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
 
     Args:
         model: a `PDENet`, or any network with a description, see `describe`.
+        directory: a directory that does not exist or is empty.
 
     Returns:
         The absolute path of the directory.
@@ -46,14 +47,15 @@ def save(model: nn.Module, directory: str | Path) -> Path:
 
 
 def load(directory: str | Path, model: Given = None) -> Any:
-    """Read a network that `save` wrote, or the best weights at the last level of a run directory.
+    """Read a network that `save` wrote, or the network of a run directory with its best weights on the last level.
 
-    Its mesh is that of its image size, even if it was baked before it was saved. Untrusted files are safe to read:
-    nothing in them is executed or imported, and shapes are checked before memory is allocated.
+    Its stencils get the mesh size of its image size, even if it was baked before it was saved. Untrusted files are safe
+    to read: nothing in them is executed or imported, and shapes are checked before memory is allocated.
 
     Args:
         directory: a directory that `save` wrote, or of a run, a checkpoint or a converted network.
-        model: for a network that was given in Python or by an import path: the same module, function or path.
+        model: only for a network that was given in Python or by an import path, because files cannot name code to be
+            run: the same module, function or import path again.
 
     Returns:
         A `PDENet`, or the external network, in evaluation mode.

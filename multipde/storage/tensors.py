@@ -10,7 +10,7 @@ from torch import Tensor
 from multipde.storage.records import brief, regular
 
 MODEL, CONFIG, BEST = "model.safetensors", "config.json", "best.safetensors"
-"""Files of a network: its weights and its description; in a checkpoint also the best weights so far."""
+"""Names of the files of a network: its weights and its description; in a checkpoint also the best weights so far."""
 
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
@@ -37,7 +37,7 @@ def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) 
     """The tensors of a file; ValueError unless they have these names and shapes and all values are finite.
 
     Args:
-        may_lack: accept a file without some of the names.
+        may_lack: accept a file in which some of the names are missing.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
