@@ -1,4 +1,4 @@
-"""``multipde convert``: any network from disk to another size, written with its report."""
+"""``multipde convert``: converts a network from disk to another size, and writes it with its report."""
 
 import io
 from collections.abc import Mapping
@@ -50,20 +50,24 @@ def convert_to_directory(
     amp: str = "off",
     log: Log | None = None,
 ) -> ConversionReport | None:
-    """A checkpoint, a network by name or a bare state dict converted and written to a new directory.
+    """Convert a checkpoint, a network by name or a state dict, and write it to a new directory with a report.
 
-    Beside the weights lie report.json and report.svg.
+    The directory also contains the measurements, as report.json and report.svg.
 
     Args:
         source: a checkpoint, or a state dict file; None for a network by name.
-        arch: a network by name, see `external_model`; with a checkpoint, the network that has to be given again.
-        from_size: image side for which ``arch`` or the state dict was trained; a checkpoint knows its own.
-        normalize: ``"imagenet"`` or ``"data"`` for ``arch``; ImageNet's where left out.
-        data: source and options for `load_data`; None for none.
-        need_data: refuse data that cannot be read; otherwise say so and go on without.
+        out: the new directory; None to print the measurements only.
+        size, method, steps: see `convert_reported`; size None keeps the size.
+        arch: a network by name, see `external_model`; with a checkpoint of such a network, the same again.
+        weights: state dict file for ``arch``.
+        from_size: image side for which ``arch`` or the state dict was trained; a checkpoint has its own.
+        normalize: mean and std for ``arch``, those of ``"imagenet"`` or of the ``"data"``; of ImageNet if None.
+        data: source and options for `load_data`; None for a conversion without measurements.
+        need_data: whether data that cannot be read are an error; otherwise a line is printed and they are left out.
+        num_images: number of test images, and of images held back to choose the method.
 
     Returns:
-        What was measured; None for a bare state dict.
+        The measurements; None for a state dict without its network.
     """
     log = log or Log(quiet=True)
     check_conversion_method(method)
@@ -91,7 +95,7 @@ def convert_to_directory(
     if min(old, new) < 1:
         raise ValueError(f"size must be positive, got {min(old, new)}")
     for each in (old, new):
-        count_flops(spec.on_mesh(each))  # a size that it cannot have is told before images are read
+        count_flops(spec.on_mesh(each))  # raises for a size that the network cannot have, before images are read
     if steps == "auto" and (data is None or not spec.has_step_bounds):
         raise ValueError(f"steps must be a number without images, and for {spec.label} if it has no bound, got auto")
     if isinstance(steps, int):
@@ -164,7 +168,7 @@ def _images(data: DataSource | None, size: int, need_data: bool, log: Log) -> Im
 
 
 def _external(arch: str, weights: Path | None, size: int, normalize: str | None) -> nn.Module:
-    """A network by name; its images are normalised as for ImageNet, unless by those that it will see."""
+    """A network by name, with the normalisation of ImageNet unless that of the data is wanted."""
     mean, std = ((), ()) if normalize == "data" else IMAGENET
     return network_with_weights(arch, weights, size=size, mean=mean, std=std)
 

@@ -1,4 +1,4 @@
-"""``multipde inspect``: what a network is, and its stencils as derivatives."""
+"""``multipde inspect``: the description of a network, and the coefficients of its stencils."""
 
 from torch import nn
 
@@ -10,10 +10,10 @@ from multipde.runtime.console import Log
 
 
 def inspect_network(net: nn.Module, physical: bool, log: Log) -> None:
-    """Print what a network is, what it costs, and the size of its coefficients β by order of the derivative.
+    """Print the description of a network, its cost, and the size of its coefficients β by order of the derivative.
 
     Args:
-        physical: coefficients on the unit square instead of in units of each layer's mesh.
+        physical: give coefficients on the unit square instead of in units of each layer's mesh size.
     """
     spec = spec_of(net)
     log.say(spec.summary(net))

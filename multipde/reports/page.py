@@ -1,4 +1,4 @@
-"""``multipde report``: a finished run as one page that needs nothing else."""
+"""``multipde report``: the report of a finished run as one HTML file."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -34,27 +34,29 @@ def report(
     num_images: int | None = 10_000,
     device: str = "auto",
 ) -> Path:
-    """Write the report of a finished run: one HTML file with all pictures in it.
+    """Write the report of a finished run as one HTML file that contains all figures, and return its path.
 
-    The confusion matrix, the worst mistakes and the energy need the test images. Where the run does not name its data,
-    or they cannot be read, the report says so and leaves these out.
+    The confusion matrix, the worst mistakes and the energy need the test images. If the run does not name its data, or
+    they cannot be read, the report says so and leaves these out.
 
     Args:
-        out: the file; report.html in the run if left out. One that is there is replaced.
-        data: what `load_data` takes; None for the data that the run names.
-        model: a network that has to be given again, see `load`.
-        data_options: for `load_data`, where data is a name.
-        num_images: only so many test images, drawn at random but always the same; None for all.
+        run_dir: the run directory.
+        out: the file, which is replaced if it exists; report.html in the run directory if left out.
+        data: the data of the run, as in `load_data`; None for the data that the run names.
+        model: for a network that was given in Python or by an import path, the same again, as in `load`.
+        data_options: keyword arguments of `load_data`, where data is a name.
+        num_images: use only this many test images, a fixed random subset; None for all.
+        device: device for the test images, as in `evaluate`.
 
     Raises:
-        ValueError: no run, one that is not finished or is damaged; data given here that do not suit it; no images.
+        ValueError: there is no finished run in run_dir, or it is damaged; the data do not suit the network.
         OSError: the file cannot be written.
     """
     run = read_run(run_dir, model)
     out = Path(out) if out is not None else run.directory / PAGE
     if out.is_dir():
         raise ValueError(f"out must be a file, got the directory {out}")
-    Compute.of(device)  # a device that is not there is told before images are read
+    Compute.of(device)  # raises for a missing device before images are read
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be positive, got {num_images}")
     seen, missing = _examined(run, data, dict(data_options or {}), num_images, device)
@@ -63,9 +65,9 @@ def report(
 
 
 def report_at_end(run_dir: Path, log: Log, model: Given = None) -> None:
-    """The report of a run that has just been finished, and a line about it; an error becomes a warning.
+    """Write the report of a run that has just finished, unless there is one, and print a line about it.
 
-    A report that exists is kept. Of several processes, rank zero writes.
+    An error becomes a warning. Of several processes, only rank zero writes.
     """
     if (run_dir / PAGE).exists() or not is_rank_zero_launched():
         return
@@ -78,7 +80,7 @@ def report_at_end(run_dir: Path, log: Log, model: Given = None) -> None:
 def _examined(
     run: RunRecord, data: Any, options: dict[str, Any], num_images: int | None, device: str
 ) -> tuple[Examination | None, str]:
-    """What the test images tell, or why there are none."""
+    """The errors of the network on the test images, or None and the reason why they cannot be measured."""
     source = (data, options) if data is not None else recorded_data(run.directory)
     if source is None:
         return None, "the run was trained on data without a name; multipde.report(run, data=...) takes them"

@@ -15,11 +15,11 @@ from multipde.training.snapshot import opening_stencils
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with what is to be seen on it.
+    """A figure of the report with its title.
 
     Args:
-        svg: an element of the page.
-        is_wide: takes the whole width.
+        svg: the figure as an HTML element.
+        is_wide: whether it takes the whole width of the page.
     """
 
     title: str
@@ -28,11 +28,11 @@ class Figure:
 
 
 def page_figures(run: RunRecord, seen: Examination | None, names: Sequence[str]) -> dict[str, list[Figure]]:
-    """The figures of every section; a section without figures is an empty list.
+    """The figures of every section by its name; a section without figures has an empty list.
 
     Args:
-        seen: what the test images tell, where there are any.
-        names: of the classes.
+        seen: the errors on the test images; None if there are no images.
+        names: names of the classes.
     """
     return {
         "curves": _curves(run),
@@ -69,7 +69,7 @@ def _confusion(seen: Examination, names: Sequence[str]) -> Figure:
 
 
 def _stencils(run: RunRecord) -> list[Figure]:
-    """Of every level that is kept; of a run of an older version those that it has ended with."""
+    """The stencils after every level whose snapshot is kept; for runs of an older version only the last stencils."""
     kept = {index: snapshot.stencils for index, snapshot in run.snapshots.items()}
     kept.setdefault(len(run.plan.levels) - 1, opening_stencils(run.net, run.net.state_dict()))
     return [

@@ -1,4 +1,4 @@
-"""The words and numbers of a report: plain data for its page."""
+"""The text and numbers of a report as plain data for the template of its page."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ TIME_SETTINGS = ("alpha1", "box", "auto_steps")
 
 
 def page_text(run: RunRecord, seen: Examination | None, names: Sequence[str]) -> dict[str, Any]:
-    """What the page says besides its figures, by the names of its template.
+    """Everything on the page but its figures, under the names that the template uses.
 
     Args:
-        seen: the result on the test images, where there are any.
-        names: of the classes.
+        seen: the errors on the test images; None if there are no images.
+        names: names of the classes.
     """
     return {
         "title": run.directory.resolve().name,
@@ -81,7 +81,7 @@ def _duration(seconds: float) -> str:
 
 
 def _levels(run: RunRecord) -> list[dict[str, Any]]:
-    """The plan with what each level took and reached."""
+    """The levels of the schedule, with the time that each took and the accuracy that it reached."""
     found, flops, seconds, last = [], 0.0, 0.0, run.levels[-1][-1]
     for planned, rows in zip(run.plan.rows(), run.levels, strict=True):
         end, kept = rows[-1], ("level", "size", "h", "batch", "learning rate", "MFLOPs/image")
@@ -120,7 +120,7 @@ def _mistake(mistake: Mistake, names: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Configuration, data, versions and machine, as the run has recorded them."""
+    """Configuration, data, versions and machine, as recorded with the run."""
     record = run.record
     origin = record.get("provenance") or {"versions": record.get("versions")}
     data = {"data": record.get("data"), **(record.get("data_options") or {})}

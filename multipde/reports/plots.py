@@ -1,4 +1,4 @@
-"""Figures: one function each, rows in, file out; readable in grey and without red and green."""
+"""Figures, one function each, from rows to a file; they can be read in grey and by the colour-blind."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 1)
 
 
 def style(i: int, **other: Any) -> dict[str, Any]:
-    """Colour, marker and dashes of line i, and other properties that may replace them."""
+    """Colour, marker and dashes of line i as keyword arguments, which other properties may override."""
     k = i % len(COLOURS)
     return {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k]} | other
 
 
 def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Validation accuracy along each training against the work done, the test accuracy at the end as a marker.
+    """Draw validation accuracy against work during each training, with a marker for the test accuracy at the end.
 
-    A panel per dynamics; one line per arm, of its first seed and smallest budget. The accuracy on a coarse level is
-    that on images of its size. Where an arm has several budgets, a heavier line joins the means at their ends.
+    There is a panel per dynamics, and a line per arm, for its first seed and smallest budget. The accuracy on a coarse
+    level is that on images of its size. If an arm has several budgets, a heavier line joins the means at their ends.
     """
     plt = pyplot()
     names = list(dict.fromkeys(row["dynamics"] for row in rows))
@@ -60,7 +60,7 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
 
 
 def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Test accuracy of a converted network, and of a new one, against the images it is trained on at the new size."""
+    """Draw test accuracy against the number of images of the new size, for a converted network and a new one."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.2))
     lines = list(dict.fromkeys((r["name"], r["method"]) for r in rows))
@@ -77,11 +77,10 @@ def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> No
 
 
 def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Each method compared with copying, against the mean exponent of the layers.
+    """Draw the gain of each method over copying against the mean exponent of the layers, see `Calibration`.
 
-    Left: error of random networks on waves over that of copying; filled for one layer, hollow for more. Right:
-    percentage points of accuracy gained by trained networks; filled for the first data set in the rows, hollow for
-    others.
+    Left: error of random networks on waves, divided by the error of copying; filled for one layer, hollow for more.
+    Right: gain in accuracy of trained networks in percentage points; filled for the first data set, hollow for others.
     """
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
@@ -112,10 +111,7 @@ def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None
 
 
 def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: int = 5) -> None:
-    """Images with bars of their likeliest classes; the true class, where it is known, is hatched and named.
-
-    At most 24 images are shown.
-    """
+    """Draw at most 24 images with bars for their most probable classes; the true class, if known, is hatched."""
     plt = pyplot()
     shown = predictions[:24]
     columns = min(4, len(shown))
@@ -149,7 +145,7 @@ def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: i
 
 
 def pyplot():
-    """matplotlib.pyplot, drawing into files without a window."""
+    """The module matplotlib.pyplot, set up to draw into files without a window."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -160,14 +156,14 @@ def pyplot():
 
 
 def check_figure_file(file: Path) -> None:
-    """Raise ValueError for a file name whose ending is not that of a figure."""
+    """Raise ValueError for a file name that does not end in .png, .svg or .pdf."""
     known = ("png", "svg", "pdf")
     if file.suffix.removeprefix(".").lower() not in known:
         raise ValueError(f"plot must end in one of .{', .'.join(known)}, got {file}")
 
 
 def save(figure: Any, file: Path | BinaryIO) -> None:
-    """Write a figure and close it; equal figures give equal bytes. A stream receives SVG."""
+    """Write a figure to a file, or as SVG to a stream, and close it; equal figures give equal bytes."""
     if isinstance(file, Path):
         file.parent.mkdir(parents=True, exist_ok=True)
     kind = file.suffix.removeprefix(".") if isinstance(file, Path) else "svg"
@@ -177,9 +173,9 @@ def save(figure: Any, file: Path | BinaryIO) -> None:
 
 
 def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
-    """Exponent, consistency error and growth of the norm of every layer; accuracy against FLOPs of all candidates.
+    """Draw exponent, consistency error and change of the norm of every layer, and accuracy against FLOPs of candidates.
 
-    Without images the figure shows the growth of the norm alone.
+    Without images the figure shows only the change of the norm.
     """
     plt = pyplot()
     measured = bool(report.candidates)

@@ -1,4 +1,4 @@
-"""The figures of a report: plain data in, SVG for a page with light and dark colours out."""
+"""The figures of a report as SVG, for a page with light and dark colours, from plain data."""
 
 import io
 import math
@@ -39,12 +39,12 @@ ORDERS = ("reaction", "convection", "diffusion")
 
 
 def svg(make: Callable[[], Any], name: str, alt: str) -> str:
-    """A figure as an element of a page: its colours are those of the page, its names do not clash with others.
+    """A figure as an HTML element that uses the colours of the page, and identifiers that no other figure has.
 
     Args:
-        make: draws it.
-        name: on the page, letters and digits.
-        alt: what a reader hears who does not see it.
+        make: function that draws the figure.
+        name: identifier on the page, of letters and digits.
+        alt: text for screen readers.
     """
     import matplotlib
 
@@ -67,7 +67,7 @@ def svg(make: Callable[[], Any], name: str, alt: str) -> str:
 
 
 def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against: str) -> Any:
-    """Accuracy or loss on training and validation images, the switches of level marked.
+    """Draw accuracy or loss on training and validation images, with marks where the level changes.
 
     Args:
         levels: rows of each level.
@@ -104,7 +104,7 @@ def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against:
 
 
 def switches(moves: Sequence[Mapping[str, Any]]) -> Any:
-    """Validation accuracy before and after every switch of level."""
+    """Draw the validation accuracy before and after every change of level."""
     figure, axis = _panel()
     names = ("before", "after the move", "BatchNorm recalibrated")
     keys = ("accuracy_before", "accuracy_moved", "accuracy_recalibrated")
@@ -125,7 +125,7 @@ def switches(moves: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def spectrum(net: nn.Module) -> Any:
-    """Root mean square of β of every layer, by order of the derivative."""
+    """Draw the root mean square of the coefficients β of every layer, by order of the derivative."""
     figure, axis = _panel()
     layers = order_rms(net)
     num_orders = max(len(rms) for rms in layers.values())
@@ -142,7 +142,7 @@ def spectrum(net: nn.Module) -> Any:
 
 
 def controls_in_time(net: nn.Module) -> Any:
-    """Root mean square of the stencils θ(t) along the time of each block, one line per symmetric layer of a step."""
+    """Draw the root mean square of the stencils θ(t) against time in each block, a line for every layer of a step."""
     figure, axis = _panel()
     start, edges = 0.0, [0.0]
     blocks: list[Block] = list(net.blocks)  # pyright: ignore
@@ -166,7 +166,7 @@ def controls_in_time(net: nn.Module) -> Any:
 
 
 def energy_along(points: Sequence[StateEnergy]) -> Any:
-    """Size and energy of the features along the time steps of all blocks."""
+    """Draw size and energy of the features against time through all blocks."""
     figure, axis = _panel()
     start, edges, named = 0.0, [0.0], False
     for k in sorted({p.block for p in points}):
@@ -195,12 +195,12 @@ def _panel() -> tuple[Any, Any]:
 
 
 def _legend(figure: Any) -> None:
-    """Below the axes, where it hides nothing."""
+    """Place the legend below the axes, where it hides nothing."""
     figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=2.2)
 
 
 def _mark_times(axis: Any, edges: Sequence[float]) -> None:
-    """The blocks by name below, the end of each by a line."""
+    """Write the names of the blocks below the axis, and mark the end of each by a line."""
     for edge in edges[1:-1]:
         axis.axvline(edge, color=INK, linewidth=0.8, linestyle=":")
     _name_blocks(axis, [f"block {k}" for k in range(len(edges) - 1)], edges)

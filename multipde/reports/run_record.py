@@ -1,4 +1,4 @@
-"""A finished run as it lies on the disk: its plan, what every epoch gave, and its network."""
+"""A finished run as read from its directory: schedule, metrics of every epoch, and network."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -29,14 +29,14 @@ TOTALS = ("test_accuracy", "test_loss", "seconds", "flops")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a finished run has written.
+    """The contents of the directory of a finished run.
 
     Args:
-        record: run.json.
-        result: result.json.
-        levels: for each level of the schedule its rows of metrics.jsonl.
-        snapshots: by place in the schedule; a run of an older version has none.
-        net: the best weights of the last level.
+        record: contents of run.json.
+        result: contents of result.json.
+        levels: for each level of the schedule, its rows of metrics.jsonl.
+        snapshots: the stencils after each level, by index of the level; empty for a run of an older version.
+        net: the network with the best weights of the last level.
     """
 
     directory: Path
@@ -50,16 +50,12 @@ class RunRecord:
 
     @property
     def rows(self) -> list[Row]:
-        """Of all levels."""
+        """The rows of all levels."""
         return [row for level in self.levels for row in level]
 
 
 def read_run(directory: str | Path, model: Given = None) -> RunRecord:
-    """Read a finished run.
-
-    Args:
-        model: a network that has to be given again, see `load`.
-    """
+    """Read a finished run; ``model`` is needed as in `load`, ValueError if the run is not finished or damaged."""
     directory = Path(directory)
     if not (directory / RECORD).exists():
         raise ValueError(f"run must be a directory with a {RECORD}, got {directory}")
@@ -81,7 +77,7 @@ def read_run(directory: str | Path, model: Given = None) -> RunRecord:
 
 
 def _by_level(rows: Iterable[Any], num_levels: int, file: Path) -> tuple[tuple[Row, ...], ...]:
-    """Rows of each level; epochs are counted anew on every level."""
+    """The rows of each level, in which epochs are counted from 1 again."""
     levels: list[list[Row]] = []
     for row in rows:
         _check_numbers(row, ROW, file)

@@ -12,9 +12,9 @@ from multipde.studies.study import Row
 
 
 def robustness_figure(rows: Sequence[Row], file: Path, by: str = "checkpoint") -> None:
-    """Accuracy over clean accuracy against the strength of every perturbation; growth through the blocks; energy.
+    """Draw accuracy / clean accuracy against the strength of every perturbation, growth through the blocks, and energy.
 
-    A line stands for a network, or for a dynamics: the mean over its networks, with the range where there are several.
+    A line stands for a network, or with ``by="dynamics"`` for the mean over its networks, with their range.
     """
     plt, groups, kinds = pyplot(), grouped(rows, by), list(rows[0]["accuracy"])
     figure, axes = plt.subplots(2, (len(kinds) + 3) // 2, figsize=(15, 7))

@@ -34,13 +34,14 @@ def compare_robustness(
     seed: int = 0,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure checkpoints of one image size on the same test images with the same draws; prints tables.
+    """Measure the robustness of checkpoints of one image size on the same test images and noise, and print tables.
 
     Args:
         data: source and options for `load_data`.
-        model: a network that has to be given again, see `load`.
+        model: for a network that was given in Python or by an import path, the same again, as in `load`.
+        num_images, seed: as in `robustness`.
         by: one column per ``"checkpoint"``, or per ``"dynamics"`` with mean and spread over its checkpoints.
-        out: file of rows; a network that it has, with as many images, is not measured again.
+        out: file to which rows are appended; a network with a row for as many images is not measured again.
         plot: file for a figure.
     """
     if by not in GROUPINGS:

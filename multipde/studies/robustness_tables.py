@@ -15,7 +15,7 @@ def strengths(row: Row) -> dict[str, tuple[float, ...]]:
 
 
 def grouped(rows: Sequence[Row], by: str) -> dict[str, list[Row]]:
-    """Rows by their name: the dynamics, or the end of the checkpoint's path, all of it where that is ambiguous."""
+    """Rows grouped by dynamics, or by the last part of the checkpoint's path (all of it where that is ambiguous)."""
     lasts = [Path(row["checkpoint"]).name for row in rows]
     groups: dict[str, list[Row]] = {}
     for row, last in zip(rows, lasts, strict=True):
@@ -30,13 +30,13 @@ def accuracies(group: Sequence[Row], kind: str, strength: float) -> list[float]:
 
 
 def mean_ratio(group: Sequence[Row], kind: str, strength: float) -> float:
-    """Accuracy of each network over its own clean accuracy, the mean over the group."""
+    """The mean over a group of the ratio accuracy / clean accuracy of each network."""
     values = accuracies(group, kind, strength)
     return statistics.mean(a / max(row["clean"], 1e-9) for a, row in zip(values, group, strict=True))
 
 
 def tables(rows: Sequence[Row], by: str = "checkpoint") -> dict[str, Table]:
-    """Accuracy by kind and strength with its ratio to the clean one; growth through the blocks; energy along time."""
+    """The tables of accuracy by perturbation (with its ratio to the clean accuracy), of growth, and of energy."""
     groups = grouped(rows, by)
     table = [{"name": "clean"} | {g: mean_and_spread([100 * r["clean"] for r in own]) for g, own in groups.items()}]
     for kind, strength in [(kind, strength) for kind, found in strengths(rows[0]).items() for strength in found]:
@@ -59,7 +59,7 @@ def strength_name(kind: str, strength: float) -> str:
 
 
 def _growth_table(groups: Mapping[str, Sequence[Row]]) -> Table:
-    """A row per block: the mean of the random growth over the networks of a group, and the largest of all else."""
+    """A row per block: the mean of the random growth over the networks of a group, the maximum of the other values."""
     table = []
     for name, own in groups.items():
         for k in range(len(own[0]["growth"])):
@@ -85,6 +85,6 @@ def _energy_table(groups: Mapping[str, Sequence[Row]]) -> Table:
 
 
 def energy_ratios(group: Sequence[Row], block: int) -> list[float]:
-    """Energy at every time in a block over that at its start, the mean over the networks of a group."""
+    """The energy at every time in a block divided by that at its start, as a mean over the networks of a group."""
     paths = [[e["energy"] for e in row["energy"] if e["block"] == block] for row in group]
     return [statistics.mean(path[j] / path[0] for path in paths) for j in range(len(paths[0]))]

@@ -1,4 +1,4 @@
-"""What all studies share: rows that are kept as they are measured, what is left to do, and the tables at the end."""
+"""The common part of all studies: rows that are saved when they are measured, remaining tasks, and final tables."""
 
 import json
 import statistics
@@ -18,14 +18,14 @@ Task = TypeVar("Task", bound=tuple[Any, ...])
 
 
 class Study:
-    """The rows of a study, appended to a file as they are measured, and what is shown of them at the end.
+    """The rows of a study, which are appended to a file when they are measured, and shown at the end.
 
     Args:
-        file: of JSON lines; None keeps the rows in memory only.
+        file: file of JSON lines; None keeps the rows in memory only.
         shared: values that all rows of this study have; other rows of the file do not belong to it.
-        keys: names of the values that tell one row from another.
-        anew: rows that the file has already do not count.
-        replaces: the file is written as a whole when the study is closed, instead of being appended to.
+        keys: names of the values that identify a row; a task is a tuple of these values.
+        anew: ignore the rows that the file already has.
+        replaces: write the whole file when the study is closed, instead of appending to it.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Study:
         self.rows = [row for row in matching(earlier, **shared) if row.keys() >= set(keys)]
 
     def left(self, tasks: Iterable[Task], noun: str) -> list[Task]:
-        """The tasks without a row, each once; says how many there are, with their noun in the plural."""
+        """The tasks that have no row yet, each once; prints how many there are, with ``noun`` in the plural."""
         wanted = list(dict.fromkeys(tasks))
         done = {tuple(row[key] for key in self.keys) for row in self.rows}
         left = [task for task in wanted if task not in done]
@@ -55,7 +55,7 @@ class Study:
         return left
 
     def add(self, *task: Any, **values: Any) -> dict[str, Any]:
-        """Keep a row: the values of the keys, what was measured, and the machine and the versions that gave it."""
+        """Save a row with the values of the keys, the measured values, the machine and the versions; return it."""
         row = {**self.shared, **dict(zip(self.keys, task, strict=True)), **values}
         row = json.loads(json.dumps(row | {"machine": machine(), "versions": versions()}))  # as it will be read
         self.rows.append(row)
@@ -67,10 +67,10 @@ class Study:
     def close(
         self, tables: Mapping[str, Table], figure: Callable[[Path], None] | None = None, plot: Path | None = None
     ) -> list[dict[str, Any]]:
-        """Show the tables by their titles, draw the figure, say where everything is, and return the rows.
+        """Print the tables with their titles and the paths of the files, draw the figure, and return the rows.
 
         Args:
-            plot: file of the figure; None for the one beside the rows.
+            plot: file of the figure; None for a file in the directory of the rows.
         """
         for title, table in tables.items():
             self.log.table(table, title)
@@ -93,12 +93,12 @@ def matching(rows: Iterable[RowType], **values: Any) -> list[RowType]:
 
 
 def table_of(rows: Iterable[Row], columns: str) -> Table:
-    """A line per row. The columns are ``name: {value} | other name: {other_value:.1f}``, with the values of a row."""
+    """A table with a line per row, for columns such as ``name: {value} | other name: {other_value:.1f}``."""
     parts = [column.strip().split(": ", 1) for column in columns.split("|")]
     return [{name: text.format(**row) for name, text in parts} for row in rows]
 
 
 def mean_and_spread(values: Sequence[float], sign: bool = False) -> str:
-    """Mean ± standard deviation; the mean alone of a single value."""
+    """The text "mean ± standard deviation", or only the mean for a single value."""
     mean = f"{statistics.mean(values):{'+' if sign else ''}.2f}"
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

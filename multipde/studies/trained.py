@@ -1,4 +1,4 @@
-"""A training that is part of a study: it is done once, and continued where it was interrupted."""
+"""A training that is part of a study: it is done once, and continued if it was interrupted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,11 +28,11 @@ def trained(
     num_train: int | None = None,
     quiet: bool = True,
 ) -> Run:
-    """The run in a directory: it is started, continued, or returned as it is where it is finished.
+    """The run in a directory, which is started if it does not exist, continued if it is not finished, and returned.
 
     Args:
-        data: as for `train`, with its options.
-        num_train: number of images, held back ones included, on which a run that is there must have been trained.
+        data, options: data and data_options as in `train`.
+        num_train: number of training images, including those held back, that an existing run must have.
     """
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)  # as `train` records it
     try:

@@ -1,4 +1,4 @@
-"""How far a converted network is from the original on smooth fields, before any training."""
+"""The difference between a converted network and the original on smooth fields, for random weights."""
 
 import math
 import statistics
@@ -15,14 +15,15 @@ from multipde.mesh.transfer import CALIBRATED
 
 
 def consistency(frequency: int, depth: int, size: int = 32, num_seeds: int = 3) -> dict[str, Any]:
-    """Networks of random stencils and tanh, moved from half the size to the size, on band-limited fields.
+    """Convert networks of random stencils and tanh to twice the size, and measure the error on band-limited fields.
 
         error = |R f_fine(x) - f_coarse(R x)| / |f_coarse(R x)|,    R the 2x2 mean
 
     Args:
         frequency: highest number of waves across the image.
         depth: number of layers.
-        num_seeds: networks and fields, over which the results are averaged.
+        size: image side in pixels after the conversion.
+        num_seeds: number of random networks and fields, over which the results are averaged.
     """
     found = [_errors(size, frequency, depth, seed) for seed in range(num_seeds)]
     return {
@@ -49,7 +50,7 @@ def _errors(size: int, frequency: int, depth: int, seed: int) -> tuple[float, di
 
 
 def band_limited(num: int, channels: int, size: int, frequency: int, seed: int = 0) -> Tensor:
-    """Cell averages of random trigonometric polynomials on the unit square with up to that many waves, rms one."""
+    """Cell averages of random trigonometric polynomials of at most this frequency, with root mean square one."""
     edges = torch.arange(size + 1, dtype=torch.float64) / size
     waves = [torch.ones(size, dtype=torch.float64)]
     for k in range(1, frequency + 1):

@@ -1,4 +1,4 @@
-"""``multipde bench finetune``: accuracy of a converted network against the images that it is trained on again."""
+"""``multipde bench finetune``: accuracy of a converted network against the number of images of its fine-tuning."""
 
 import tempfile
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ EPOCHS = (0.05, 0.1, 0.25, 0.5, 1.0)
 """Epochs of fine-tuning; the learning rate falls from a fifth of its usual peak."""
 
 SCRATCH = (1.0, 3.0)
-"""Epochs of the rival, which is trained at the new size from random weights."""
+"""Epochs of the baseline, which is trained at the new size from random weights."""
 
 
 def finetune_study(
@@ -52,7 +52,11 @@ def finetune_study(
     Args:
         checkpoint: a run, or a network that `save` wrote.
         data: source and options for `load_data`.
-        out: file of rows; what it has is not done again. The figure lies beside it.
+        out: file of rows; a measurement with a row is not repeated. The figure is written to the same directory.
+        size: the new size in pixels.
+        recalibration: numbers of images on which only BatchNorm is recalibrated.
+        epochs: numbers of epochs of fine-tuning.
+        scratch: numbers of epochs of the network that is trained from random weights.
     """
     net = load(checkpoint)
     net.config.on_mesh(size)

@@ -1,4 +1,4 @@
-"""``multipde bench input``: images per second of the input on every level, against averaging at the full size."""
+"""``multipde bench input``: images per second that the input gives on every level, and by reading at full size."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -36,15 +36,15 @@ def input_study(
     device: str = "auto",
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Speed of augmented and normalised training batches, of streamed JPEG files and of images in memory; a table.
+    """Time augmented and normalised training batches, from streamed JPEG files and from images in memory.
 
-    The rival takes every image at its full size and averages it to the level: it decodes the whole file, or averages
-    each batch anew. Both are timed in turn; times are medians. ``rms`` is how far they differ, in grey values.
+    The baseline decodes every file at its full size, or averages each batch in memory from the full size to the size of
+    the level. Both are timed alternately; times are medians. ``rms`` is the difference of their images in grey values.
 
     Args:
-        side: of the images, in pixels; the finest level.
+        side: side of the images in pixels, which is also the finest level.
         coarsest: side of the first level; each further level doubles it, up to ``side``.
-        num_batches: batches in an epoch; one epoch is timed at a time.
+        num_batches: number of batches in an epoch; one epoch is timed at a time.
         out: file to which the rows are appended; None for none.
     """
     for name, value in (("side", side), ("coarsest", coarsest), ("batch", batch), ("num_batches", num_batches)):
@@ -78,7 +78,7 @@ def input_study(
 
 @dataclass
 class _FullSize:
-    """A set of images that reads them at their full size for every batch, and averages them then."""
+    """The baseline: an image set that reads images at their full size for every batch, and then averages them."""
 
     labels: Tensor
     fetch: Callable[[Tensor], Tensor]

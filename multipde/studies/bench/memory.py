@@ -1,4 +1,4 @@
-"""``multipde bench memory``: peak memory and time of a training step, for more and more time steps."""
+"""``multipde bench memory``: peak memory and time of a training step against the number of time steps."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,12 +31,12 @@ def memory_study(
     amp: str = "off",
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Peak memory and time of one block, forwards and backwards, for every way to keep states; prints a table.
+    """Measure peak memory and time of one block, forward and backward, for every value of `Block.memory`.
 
     Memory is that of tensors alive at the same time, without weights, their gradients and stencils, in units of one
-    tensor of features. The ways are timed in turn; the time is the median. The hamiltonian block of memcnn is one more
-    way, where it is installed. For ``reversible`` the drift is measured too: the relative distance of the first state,
-    recomputed from the last one, from the state with which the block started.
+    tensor of features. The values of ``memory`` are timed alternately; times are medians. If memcnn is installed, its
+    hamiltonian block is measured too. For ``reversible`` the drift is the relative distance between the first state and
+    the same state recomputed from the last one.
 
     Args:
         out: file to which the rows are appended; None for none.
@@ -83,7 +83,7 @@ def _training_step(block: nn.Module, y: Tensor, compute: Compute) -> Callable[[]
 
 @torch.no_grad()
 def _drift(block: Block, y: Tensor, compute: Compute) -> float:
-    """Largest relative distance between the parts of the first state and of what is recomputed of it."""
+    """The relative distance between the first state and the recomputed one, as the maximum over their parts."""
     with compute.autocast():
         state = block.scheme.start(y)
         found = block.inverse(block.propagate(state))
@@ -91,7 +91,7 @@ def _drift(block: Block, y: Tensor, compute: Compute) -> float:
 
 
 def _peak(block: nn.Module, y: Tensor, call: Callable[[], None]) -> int:
-    """Bytes that the step holds at its peak, without tensors that are as small as a stencil."""
+    """Peak memory of a step in bytes, without tensors that are as small as a stencil."""
     stencil = max(p.numel() * p.element_size() for p in block.parameters())
     with PeakMemory([y, *block.parameters()], least_bytes=stencil + 1) as seen:
         call()

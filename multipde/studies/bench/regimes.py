@@ -1,4 +1,4 @@
-"""``multipde bench regimes``: the gain of each method over copying, against the measured smoothness of the features."""
+"""``multipde bench regimes``: gain of each method over copying, against the measured smoothness of the features."""
 
 import math
 import statistics
@@ -53,9 +53,10 @@ def regimes_study(
 
     Args:
         data: name for `load_data`, and its options.
-        out: file of rows; a case that it has is not measured again. The figure lies beside it.
-        epochs: at half the size.
-        num_images: test images.
+        out: file of rows; a case with a row is not measured again. The figure is written to the same directory.
+        epochs: number of epochs at half the size.
+        num_images: number of test images.
+        cases: pairs of the standard deviation of the blur and the kind of network, see `CASES`.
     """
     label = data_label(data[0], data[1].get("root"))
     study = Study(out, {"size": size}, ("data", "blur", "net", "epochs"), log=log)
@@ -82,9 +83,9 @@ def regimes_study(
 
 
 def blurred(data: ImageData, sigma: float) -> ImageData:
-    """The same data with all images blurred by a Gaussian of that many pixels, as float32.
+    """The same data with all images blurred by a Gaussian of standard deviation ``sigma`` in pixels, as float32.
 
-    Images that are rounded to whole grey values are not smooth: high derivatives would see the rounding alone.
+    Images that are rounded to whole grey values are not smooth: their high derivatives are those of the rounding.
     """
     if sigma == 0:
         return data

@@ -1,4 +1,4 @@
-"""The same block by another library, where it is installed."""
+"""The hamiltonian block of another library, memcnn, if it is installed."""
 
 import warnings
 from importlib.util import find_spec
@@ -10,14 +10,14 @@ from multipde.networks.dynamics import Block
 
 
 class _Copy(nn.Module):
-    """The coupling behind it empties what it is given."""
+    """A copy of its input, because memcnn's coupling frees the memory of its own input."""
 
     def forward(self, y: Tensor) -> Tensor:
         return y.clone()
 
 
 class _Scaled(nn.Module):
-    """dt F(y)"""
+    """The layer dt F(y)."""
 
     def __init__(self, layer: nn.Module, dt: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""``multipde bench scaling``: a training step shared by one, two, ... processes."""
+"""``multipde bench scaling``: the speed of a training step that is shared by one, two, ... processes."""
 
 import json
 import os
@@ -40,14 +40,15 @@ def scaling_study(
     amp: str = "off",
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Images per second of a training step of the CIFAR-10 networks shared by several processes; prints a table.
+    """Measure the images per second of a training step of the CIFAR-10 networks that several processes share.
 
     The batch is that of all processes together, and so is the result of the step. On a CPU the processes share the
-    cores. In every round torchrun starts each number of processes in turn; times are medians of the rounds' medians.
+    cores. In every round torchrun starts each number of processes once; times are medians of the rounds' medians.
 
     Args:
-        processes: their numbers, compared with the first; None for 1, 2, 4, ... up to that of devices, or of cores.
-        repeats: steps that are timed in every round.
+        processes: numbers of processes; speeds are compared with that of the first number. None for 1, 2, 4, ... up to
+            the number of GPUs, or of cores.
+        repeats: number of steps that are timed in every round.
         out: file to which the rows are appended; None for none.
     """
     compute = Compute.of(device, amp)
@@ -76,7 +77,7 @@ def scaling_study(
 
 
 def _launched(num: int, threads: int, task: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of this number of processes: ``dynamics``, ``size`` and ``seconds``."""
+    """Start a number of processes and return their rows of ``dynamics``, ``size`` and ``seconds``."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "rows.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]

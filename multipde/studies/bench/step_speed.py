@@ -1,4 +1,4 @@
-"""``multipde bench step``: a training step against the bare convolutions of the same network."""
+"""``multipde bench step``: the speed of a training step and of the bare convolutions of the same network."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from multipde.studies.study import Study, matching, table_of
 from multipde.training.level import Level
 
 TURN_SECONDS = 0.3
-"""Steps of one kind follow each other for this long, as they do in a training."""
+"""Seconds for which steps of one kind follow each other, as they do in a training."""
 
 BATCH = 125
 """Images in a step, unless said otherwise."""
@@ -42,16 +42,16 @@ def step_study(
     amp: str = "off",
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Images per second of a training step of the CIFAR-10 networks, beside the floor; prints a table.
+    """Measure the images per second of a training step of the CIFAR-10 networks, and of several variants of it.
 
-    The floor is the convolutions of the same network alone, each forwards and backwards on tensors of its shapes, in
-    the same precision and layout. ``baked`` is the step with plain weights, ``moved`` the step off the reference mesh,
-    where every stencil is computed from its parameter, and with compiled norms ``plain`` is the step without them.
-    All of them, at all sizes, are timed in turn; times are medians.
+    The lower bound, ``floor``, consists of the convolutions of the same network alone, each forward and backward on
+    tensors of its shapes, in the same precision and layout. ``baked`` is the step with plain weights, ``moved`` that
+    off the reference mesh, where every stencil is computed from its parameter, and ``plain``, measured with
+    ``compile``, that without compiled kernels. All of them are timed alternately at all sizes; times are medians.
 
     Args:
-        batch: images in a step; ``"auto"`` takes `BATCH` at the largest size and as many pixels at the others.
-        compile: norms compiled, see `compile_layers`.
+        batch: images per step; ``"auto"`` for `BATCH` at the largest size, and as many pixels at the others.
+        compile: use compiled kernels, see `compile_layers`.
         out: file to which the rows are appended; None for none.
     """
     batches = {size: round(BATCH * (max(sizes) / size) ** 2) if isinstance(batch, str) else batch for size in sizes}
@@ -107,7 +107,7 @@ def bare_convolutions(net: PDENet, x: Tensor, compute: Compute) -> Callable[[], 
 
 
 class _Recorder(TorchDispatchMode):
-    """Records the convolutions that are computed inside the context; the first needs no gradient of its input."""
+    """Records the convolutions that are computed within the context; the first needs no gradient of its input."""
 
     def __init__(self):
         super().__init__()

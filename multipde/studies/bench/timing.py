@@ -1,4 +1,4 @@
-"""Computations timed side by side, and the memory that a computation holds at its peak."""
+"""Measurement of time, alternately for several computations, and of peak memory."""
 
 import statistics
 import time
@@ -22,11 +22,11 @@ Name = TypeVar("Name", bound=Hashable)
 def alternated(
     calls: Mapping[Name, Callable[[], Any]], repeats: int, device: torch.device, turn_seconds: float = 0.0
 ) -> dict[Name, float]:
-    """Median seconds of each call, warmed up; they are called in turn, so that a slow moment affects them all.
+    """The median time of each call in seconds; they are called alternately, so that a slow moment affects them all.
 
     Args:
-        repeats: turns of every call.
-        turn_seconds: shortest duration of a turn. The first of several calls in it does not count: the caches are cold.
+        repeats: number of turns of every call, after one to warm up.
+        turn_seconds: shortest duration of a turn; of several calls in it the first, with cold caches, does not count.
     """
     for _ in range(2):
         for call in calls.values():
@@ -56,7 +56,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def random_images(num: int, channels: int, size: int, device: torch.device) -> Tensor:
-    """Images, or features, of the seed 0 in the memory layout of a training; what is drawn next has this seed too."""
+    """Random images or features in the memory layout of a training; this sets torch's seed to 0."""
     torch.manual_seed(0)
     return torch.randn(num, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
@@ -86,7 +86,7 @@ class PeakMemory(TorchDispatchMode):
 
     @property
     def present(self) -> int:
-        """Bytes alive now; a storage may have been emptied since it was made."""
+        """The bytes that are alive now, without storages that have been emptied since they were made."""
         return sum(storage.nbytes() for storage in self._alive)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""The ways from coarse to fine that ``multipde bench transfer`` compares, and the levels of each for the same work."""
+"""The arms of ``multipde bench transfer``: ways to train from coarse to fine, and their levels for equal work."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from multipde.training.level import Level, level_flops
 
 @dataclass(frozen=True)
 class Arm:
-    """One way from coarse to fine.
+    """One way to train from coarse to fine.
 
     Args:
-        sizes: each as a part of the full size, with the share of the work that is done at it.
-        settings: the settings of the training that this arm changes.
-        mixed: batches of all sizes come in random order, instead of one size after the other.
-        policy: of the learning rate.
+        sizes: pairs of a size, as a fraction of the full size, and its share of the work.
+        settings: the fields of `TrainSettings` that this arm changes.
+        mixed: use batches of all sizes in random order, instead of one size after the other.
+        policy: policy of the learning rate, see `Level`.
         steps: number of time steps at each size; None for that of the network.
     """
 
@@ -57,14 +57,14 @@ IDEAS = {
 
 
 def arm_of(name: str) -> Arm:
-    """The arm of that name, one of `ARMS` or `IDEAS`."""
+    """The arm of this name in `ARMS` or `IDEAS`."""
     if name not in (known := ARMS | IDEAS):
         raise ValueError(f"arms must be among {', '.join(known)}, got {name!r}")
     return known[name]
 
 
 EPOCH_UNIT = 0.05
-"""Epochs are multiples of this."""
+"""Numbers of epochs are multiples of this number."""
 
 
 class Task(NamedTuple):
@@ -77,11 +77,11 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its run directory."""
+        """The name of its run directory."""
         return f"{self.arm}-{self.dynamics}-{self.budget:g}-{self.seed}".replace(" ", "-")
 
     def levels(self, network: NetworkConfig) -> list[Level]:
-        """Levels with the work of the budget for a network at the full size."""
+        """The levels, whose work equals the budget, for a network that is given at the full size."""
         arm, size = arm_of(self.arm), network.sizes[0]
         parts, steps = [], arm.steps or (None,) * len(arm.sizes)
         for (part, share), n in zip(arm.sizes, steps, strict=True):
@@ -96,13 +96,13 @@ class Task(NamedTuple):
 
 
 def tasks_of(arms: Sequence[str], dynamics: Sequence[str], budget: float, seeds: Sequence[int]) -> list[Task]:
-    """All combinations; networks other than the Hamiltonian one have half the budget."""
+    """The tasks of all combinations; dynamics other than hamiltonian have half the budget."""
     own = {name: budget if name == "hamiltonian" else budget / 2 for name in dynamics}
     return [Task(arm, name, own[name], seed) for seed in seeds for name in dynamics for arm in arms]
 
 
 def finalists(rows: Sequence[Row], budget: float = 2.0, seed: int = 0, num: int = 2) -> list[str]:
-    """Fine only, copy, and the most accurate others on the Hamiltonian network with this budget and seed."""
+    """The arms fine only, copy, and the ``num`` most accurate others on the Hamiltonian network."""
     found = matching(rows, dynamics="hamiltonian", budget=budget, seed=seed)
     others = [row for row in found if row["arm"] not in ("fine only", "copy")]
     return ["fine only", "copy", *(r["arm"] for r in sorted(others, key=lambda r: -r["test_accuracy"])[:num])]

@@ -1,4 +1,4 @@
-"""``multipde bench transfer``: which way from coarse to fine gives the most accuracy for the same work."""
+"""``multipde bench transfer``: the accuracy of different ways to train from coarse to fine, for the same work."""
 
 import math
 import os
@@ -50,12 +50,12 @@ def transfer_study(
 
     Args:
         data: name for `load_data`, and its options.
-        out: file of rows; a training that it has is not repeated. The figure lies beside it.
-        small: a quarter of the work, two seeds.
-        arms: only these, with the dynamics and seeds given.
+        out: file of rows; a training with a row is not repeated. The figure is written to the same directory.
+        small: use a quarter of the work, and two seeds.
+        arms: train only these arms, with the given dynamics and seeds; None as described above.
         budget: work of every training in epochs at the full size; half of it for other dynamics than hamiltonian.
-        run_dir: where the trainings are recorded; one that was interrupted is continued.
-        workers: trainings at a time, each with its share of the processor's cores.
+        run_dir: directory of the trainings; one that was interrupted is continued.
+        workers: number of simultaneous trainings, each with its share of the CPU cores.
     """
     for name in dynamics:
         if name not in DYNAMICS:
@@ -109,7 +109,7 @@ def _results(
 def _train(
     task: Task, data: DataSource, size: int, run_dir: Path, settings: TrainSettings, threads: int
 ) -> dict[str, Any]:
-    """What one training gives; one that diverges is worth chance, for the work of the epochs that it finished."""
+    """The result of one training; one that diverges counts as random guessing, with the work of its finished epochs."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     directory, network = run_dir / task.name, default_network(data[0], task.dynamics, size).on_mesh(size)

@@ -14,7 +14,7 @@ MOMENTS = ("before", "moved", "recalibrated")
 
 
 def tables(rows: Sequence[Row]) -> dict[str, Table]:
-    """Accuracy at equal work, work at equal accuracy, and what the last switch costs, each under its title."""
+    """The tables of accuracy at equal work, of work at equal accuracy, and of the loss at the last change of level."""
     result: dict[str, Table] = {}
     groups = list(dict.fromkeys((dynamics, budget) for dynamics, _, budget in _groups(rows)))
     for dynamics, budget in groups:
@@ -26,13 +26,13 @@ def tables(rows: Sequence[Row]) -> dict[str, Table]:
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, str, float]]:
-    """Dynamics, arm and budget of the rows, each once: first by dynamics, then by budget, then by arm."""
+    """The distinct triples of dynamics, arm and budget, sorted by dynamics, then by budget, then by arm."""
     order, found = ([*DYNAMICS], [*ARMS, *IDEAS]), {(r["dynamics"], r["arm"], r["budget"]) for r in rows}
     return sorted(found, key=lambda g: (order[0].index(g[0]), g[2], order[1].index(g[1])))
 
 
 def _accuracy_table(rows: Sequence[Row]) -> Table:
-    """Mean and spread over the seeds, and the gain over copy with the same seed, of one dynamics and budget."""
+    """For one dynamics and budget, mean and spread over the seeds, and the gain over copy with the same seed."""
     copied = {row["seed"]: row["test_accuracy"] for row in matching(rows, arm="copy")}
     table = []
     for _, arm, _ in _groups(rows):
@@ -50,7 +50,7 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
 
 
 def _switch_table(rows: Sequence[Row]) -> dict[str, Table]:
-    """What the last switch costs, and how much of that recalibrated BatchNorm gives back: means over the seeds."""
+    """The loss of accuracy at the last change of level, and the part that recalibration regains: means over seeds."""
     table = []
     moved = [row for row in rows if row["moves"]]
     order = {name: i for i, name in enumerate((*ARMS, *IDEAS))}
@@ -63,7 +63,7 @@ def _switch_table(rows: Sequence[Row]) -> dict[str, Table]:
 
 
 def _reach_table(rows: Sequence[Row]) -> dict[str, Table]:
-    """Work, by arm, to reach what fine only has after its largest budget, where it has had several; of one dynamics."""
+    """The work that each arm needs to reach the accuracy of fine only with its largest budget, if it has several."""
     fine = matching(rows, arm="fine only")
     budgets = {row["budget"] for row in fine}
     if len(budgets) < 2:
@@ -83,9 +83,9 @@ def _reach_table(rows: Sequence[Row]) -> dict[str, Table]:
 
 
 def work_to_reach(rows: Sequence[Row], accuracy: float, dynamics: str = "hamiltonian") -> dict[str, float | None]:
-    """Work in FLOPs by which each arm reaches a test accuracy, linear in its logarithm between two trainings.
+    """The work in FLOPs with which each arm reaches a test accuracy, interpolated in its logarithm between trainings.
 
-    It is None where even the largest budget falls short, and the smallest budget's work where that already suffices.
+    It is None where even the largest budget does not suffice, and the work of the smallest budget where that suffices.
     """
     result: dict[str, float | None] = {}
     for arm in ARMS:

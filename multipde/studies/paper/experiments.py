@@ -50,10 +50,11 @@ COLUMNS = """name: {data}, {dynamics} | weights: {weights:,} | train: {num_train
 
 @dataclass(frozen=True)
 class PaperData:
-    """A data set of the paper, perhaps cut to a budget.
+    """A data set of the paper, which may be reduced to a budget.
 
     Args:
-        source: what `train` is given: a name where the data set is whole, so that the run can find its data again.
+        source: data for `train`: a name if the data set is complete, so that the run can find its data again.
+        options: options of `load_data` for this name.
     """
 
     images: ImageData
@@ -61,7 +62,7 @@ class PaperData:
     options: Mapping[str, Any]
 
     def part(self, training: Training, seed: int) -> Any:
-        """The data of one training: all, or so many random images; a larger share contains a smaller one."""
+        """The data of one training: all images, or a random share of them; a larger share contains a smaller one."""
         if training.share is None:
             return self.source
         num = len(self.images.train)
@@ -85,25 +86,30 @@ def reproduce(
     compile: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Repeat an experiment of the paper: do the trainings that are missing, show a table, write rows and a figure.
+    """Repeat an experiment of the paper: train the networks that are missing, print a table, write rows and a figure.
 
     Args:
-        experiment: a key of `EXPERIMENTS`.
-        data: among stl10, cifar10, cifar100; None for those of the paper.
-        root: has a data set as ``root/NAME/{train,test}/CLASS/*``, as ``root/{train,test}/CLASS/*``, or as torchvision
-            stores it.
-        budget: a key of `BUDGETS`.
-        epochs: most epochs of a training; None for those of the budget.
-        run_dir: where the trainings are recorded, by budget; one that was interrupted is continued.
-        compile: norms compiled, see `compile_layers`.
-        out: directory of rows and figure; None for the run directory of the budget.
+        experiment: ``"table1"``, ``"fig1"``, ``"fig2"``, ``"fig3"`` or ``"fig4"``.
+        data: some of ``"stl10"``, ``"cifar10"``, ``"cifar100"``; None for those of the paper.
+        root: directory with a data set as ``root/NAME/{train,test}/CLASS/*``, as ``root/{train,test}/CLASS/*``, or as
+            torchvision stores it.
+        download: download data sets that are missing.
+        budget: ``"full"`` for the paper's epochs and images, ``"hour"`` for about an hour per data set on two cores
+            with bf16, ``"smoke"`` for a minute or two.
+        epochs: largest number of epochs of a training; None for that of the budget.
+        run_dir: directory of the trainings, in a folder per budget; one that was interrupted is continued.
+        out: directory of rows and figure; None for the folder of the budget in run_dir.
+        seed: seed of weights, validation split, augmentation and of the images that are shown.
+        device, amp: device and precision, as in `evaluate`.
+        compile: use compiled kernels while training, see `compile_layers`.
+        log: where progress and tables are printed; None prints nothing.
 
     Returns:
-        A row per training: accuracy and loss on the test images, epochs, curve of the validation accuracy; for fig3
-        also the confusion matrix, for fig1 the probabilities of the images shown.
+        A row per training with accuracy and loss on the test images, number of epochs, and validation accuracy of every
+        epoch; for fig3 also the confusion matrix, for fig1 the probabilities for the images that are shown.
 
     Raises:
-        ValueError: an unknown experiment, budget or data set, epochs that are not positive, data that are not there.
+        ValueError: experiment, budget or data set is unknown, epochs is not positive, or data are missing.
 
     Reference: Ruthotto & Haber (2018), section 5.
     """
@@ -161,7 +167,7 @@ def reproduce(
 
 
 def paper_data(name: str, root: Path, download: bool, budget: str, experiment: str = "table1") -> PaperData:
-    """A data set in any of the directories where it may lie, cut to the budget."""
+    """Load a data set from one of the directories in which it may be, reduced to the budget."""
     places = [path for path in (root / name, root) if (path / "train").is_dir()]
     size = Training(name, "parabolic").network.sizes[0]
     source = "folder" if places else name
@@ -183,7 +189,7 @@ def paper_data(name: str, root: Path, download: bool, budget: str, experiment: s
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Test accuracy and cross entropy, beside those of Table 1 where the paper has them."""
+    """The table of test accuracy and cross entropy, with the values of Table 1 where the paper has them."""
     shown = []
     for row in rows:
         reported = REPORTED[row["data"], row["dynamics"]] if row["share"] is None else None
@@ -194,13 +200,13 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def _shown(run: Run, images: ImageData, seed: int, compute: Compute) -> dict[str, Any]:
-    """A few test images, drawn by the seed: their numbers, their classes, and the probabilities of all classes."""
+    """A few random test images: their indices, their classes, and the probabilities of all classes."""
     chosen = drawn_indices(len(images.test), NUM_SHOWN, (seed, "shown"))
     ((scores, labels),) = scored_batches(run.model, _batches(run, images, chosen, compute), compute)
     return {"shown": chosen.tolist(), "classes": labels.tolist(), "probabilities": scores.softmax(1).tolist()}
 
 
 def _batches(run: Run, images: ImageData, indices: Tensor | None, compute: Compute) -> Iterator[Batch]:
-    """Test images ready for the network of a run, which is moved to the device."""
+    """Normalised batches of test images for the network of a run, which is moved to the device."""
     config = compute.place(run.model).config
     return Feed(images.test, Normalize.of(config), compute).evaluation(indices, config.sizes[0])

@@ -122,7 +122,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _likeliest(probabilities: Sequence[Sequence[float]], true: int, num: int = 5) -> list[int]:
-    """The classes to which any of the networks gives the highest probabilities, the true one among them."""
+    """The classes with the highest probabilities by any of the networks, and the true one."""
     order = sorted(range(len(probabilities[0])), key=lambda c: -max(p[c] for p in probabilities))[:num]
     return order if true in order else [*order[:-1], true]
 

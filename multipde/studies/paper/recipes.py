@@ -64,13 +64,13 @@ REPORTED = {
 
 @dataclass(frozen=True)
 class PaperBudget:
-    """What an experiment may cost; None is as much as in the paper.
+    """Upper bounds on the cost of an experiment; None stands for the values of the paper.
 
     Args:
-        flops: work of all trainings on one data set, and once more of all on parts of it; the number of epochs follows.
-        epochs: most epochs of a training.
-        num_train: most training images, held back ones included.
-        num_test: most test images.
+        flops: work of all trainings on one data set, and again of all on parts of it, from which the epochs follow.
+        epochs: largest number of epochs of a training.
+        num_train: largest number of training images, including those held back.
+        num_test: largest number of test images.
     """
 
     flops: float | None = None
@@ -92,7 +92,7 @@ class Training:
     """One training of an experiment.
 
     Args:
-        share: of the training images, without augmentation; None for 80 per cent of them with augmentation.
+        share: share of the training images, without augmentation; None for 80 per cent of them with augmentation.
     """
 
     data: str
@@ -101,7 +101,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Of its run directory."""
+        """The name of its run directory."""
         return f"{self.data}-{self.dynamics}" + ("" if self.share is None else f"-{self.share:.0%}".replace("%", ""))
 
     @property
@@ -110,7 +110,7 @@ class Training:
         return replace(preset(f"{self.data}-{self.dynamics}"), standardize=True)
 
     def num_images(self, num: int) -> int:
-        """Training images that it needs of ``num``, held back ones included."""
+        """The number of images that it needs of ``num`` training images, including those held back."""
         return num if self.share is None else round(self.share * num) + num_held_back(num)
 
     def settings(self, num: int, seed: int, device: str, amp: str, compile: bool = False) -> TrainSettings:
@@ -126,24 +126,24 @@ class Training:
 
 
 def num_held_back(num: int) -> int:
-    """Validation images of a set of ``num`` training images, whatever part of it is trained on."""
+    """The number of validation images among ``num`` training images, whatever share of them is trained on."""
     return round(VALIDATION * num)
 
 
 def full_trainings(data: Sequence[str]) -> list[Training]:
-    """Table 1, Figures 1 and 4, and the lower half of Figure 2."""
+    """The trainings of Table 1, Figures 1 and 4, and the lower half of Figure 2."""
     return [Training(name, dynamics) for name in data for dynamics in DYNAMICS]
 
 
 def partial_trainings(data: Sequence[str]) -> list[Training]:
-    """The upper half of Figure 2, and Figure 3."""
+    """The trainings of the upper half of Figure 2, and of Figure 3."""
     return [Training(name, dynamics, share) for name in data for dynamics in DYNAMICS for share in SHARES]
 
 
 def epochs_within(training: Training, budget: PaperBudget, num: int) -> int:
-    """Epochs of a training, and of all others of its kind on the same ``num`` training images.
+    """The number of epochs of a training, and of all others of its kind on the same ``num`` training images.
 
-    The largest number with   epochs Σ images · FLOPs per image <= budget,   at least 1 and at most the paper's.
+    It is the largest number with   epochs Σ images · FLOPs per image <= budget,   at least 1, at most the paper's.
     """
     longest = min(epochs for epochs in (RECIPES[training.data].epochs, budget.epochs) if epochs is not None)
     if budget.flops is None:
