@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName
 from multipde.training.level import Level
 from multipde.training.settings import TrainSettings
@@ -86,8 +88,13 @@ class Train(DataOptions):
     """Weight of the squares of the controls, eq. (13)."""
     box: float = SETTINGS.box
     """Bound on the stencils of the symmetric layers; 0 for none."""
-    augment: bool = True
-    """Flip, pad and crop the training images."""
+    label_smoothing: float = SETTINGS.label_smoothing
+    """Share of every label that is spread evenly over the classes, in the training loss."""
+    augment: str | None = None
+    """What is done at random to the training images: off, or names out of flip, crop, cutout, mixup, cutmix and
+    randaugment, joined by commas. Left out: flip,crop."""
+    no_augment: tyro.conf.FlagCreatePairsOff[bool] = False
+    """The same as --augment off."""
     standardize: bool = False
     """Normalise every image by its own mean and standard deviation, not by those of the data set."""
     validation: float = SETTINGS.validation
@@ -146,7 +153,9 @@ class Train(DataOptions):
         )
         shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)}
         given: dict[str, Any] = {name: getattr(self, name) for name in shared}
-        given["augment"] = None if self.augment else False
+        if self.no_augment and self.augment is not None:
+            raise ValueError(f"augment must be left out with --no-augment, got {self.augment!r}")
+        given["augment"] = False if self.no_augment else self.augment
         settings = TrainSettings(**given, auto_steps=self.steps == "auto")
         run = self.run or next_run_directory(self.data, config.label)
         done = train(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.images import stream, stream_seed
+from multipde.data.images import stream
 
 
 class Normalize:
@@ -34,35 +34,6 @@ class Normalize:
             return x / 255
         shape = (-1, *(1,) * (x.dim() - 2))
         return x * x.new_tensor(self.scale).view(shape) + x.new_tensor(self.shift).view(shape)
-
-
-class Augment:
-    """Flip images horizontally at random, pad them with zeros, and crop them at random to their size, each by itself.
-
-    The padding is max(1, round(size/16)) pixels. The random numbers depend only on the key, so that a repeated and a
-    resumed run see the same pictures.
-
-    Reference: Ruthotto & Haber (2018), section 5.
-    """
-
-    def __init__(self, size: int):
-        from kornia import augmentation
-
-        self.padding = max(1, round(size / 16))
-        self.flip = augmentation.RandomHorizontalFlip(p=0.5)
-        self.crop = augmentation.RandomCrop((size, size), padding=self.padding, cropping_mode="slice")
-
-    def __call__(self, x: Tensor, *key: int | str, shard: tuple[int, int] = (0, 1)) -> Tensor:
-        """Augment images; the k-th of n slices of a batch, shard (k, n), becomes what it becomes in the whole batch."""
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(stream_seed(*key))
-            if shard == (0, 1):
-                return self.crop(self.flip(x))
-            for transform in (self.flip, self.crop):
-                drawn = transform.forward_parameters(torch.Size((len(x) * shard[1], *x.shape[1:])))
-                x = transform(x, {k: v if k == "forward_input_shape" else shard_of(v, shard) for k, v in drawn.items()})
-            return x
 
 
 def images_per_epoch(num: int, batch: int, share: float = 1.0) -> int:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Augment, Normalize, drawn_indices, images_per_epoch, shard_of
+from multipde.data.augmentation import Augment, Augmentation
+from multipde.data.batches import Normalize, drawn_indices, images_per_epoch, shard_of
 from multipde.data.images import Batch, ImageSet, Key, stream
 from multipde.runtime.device import Compute
 
@@ -26,7 +27,7 @@ class Feed:
         batch: int,
         *,
         key: Key,
-        augment: bool = False,
+        augment: Augmentation | None = None,
         share: float = 1.0,
         start: int = 0,
     ) -> Iterator[Batch]:
@@ -37,24 +38,27 @@ class Feed:
             sizes: pairs of an image side and its share of the batches; the side of every batch is drawn at random.
             batch: images per batch, of all processes together.
             key: name of the random stream of this epoch.
-            augment: whether to flip, pad and crop the images.
+            augment: what is done to the images at random; None for nothing.
             share: share of the epoch, in (0, 1].
             start: index of the first batch; the batches before it are not read.
 
         Shape:
-            - each: images (batch / num_processes, C, size, size), labels (batch / num_processes,)
+            - each: images (batch / num_processes, C, size, size), labels (batch / num_processes,), or the shares of
+              the classes (batch / num_processes, classes) where the augmentation mixes them
         """
         shard = self.compute.shard
         order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
         order = order[: images_per_epoch(len(order), batch, share)]
         drawn = _drawn_sizes(sizes, -(-len(order) // batch), key)
-        slices = [shard_of(part, shard) for part in order.split(batch)]
-        parts = list(zip(drawn, slices, strict=True))[start:]
-        transforms = {size: Augment(size) for size in set(drawn)} if augment else {}
+        wholes = order.split(batch)
+        needed = [shard_of(w, shard) if augment is None else w[augment.rows(len(w), shard)] for w in wholes]
+        parts = list(zip(drawn, needed, strict=True))[start:]
+        transforms = {size: Augment(size, augment) for size in set(drawn)} if augment else {}
         for i, (x, labels) in enumerate(self.images.batches(parts, self.compute.device, key), start):
-            x, size = self.normalize(x), drawn[i]
-            if augment:
-                x = transforms[size](x, *key, i, shard=shard)
+            if augment is None:
+                x = self.normalize(x)
+            else:
+                x, labels = transforms[drawn[i]](x, labels, self.normalize, (*key, i), len(wholes[i]), shard)
             yield _laid_out(x), labels
 
     def evaluation(self, indices: Tensor | None, size: int, batch: int = 250) -> Iterator[Batch]:

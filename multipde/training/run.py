@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from multipde.data.augmentation import ImageFunction
 from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.evaluation.metrics import Score, check_classes
 from multipde.networks.model_spec import spec_of
@@ -115,7 +116,9 @@ def train(
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
     on_rank_zero(lambda: check_new(run_dir, "; type --resume to go on with a run"))
-    options, objective = dict(data_options or {}), Objective(loss, metric, optimizer)
+    function = settings.augment if callable(settings.augment) else None
+    settings = settings if function is None else replace(settings, augment=None)
+    options, objective = dict(data_options or {}), Objective(loss, metric, optimizer, function)
     given: Any = model if isinstance(model, str) or callable(model) else None
     spec, start = network_for(model, schedule, read_start(init, given))
     images = rank_zero_first(lambda: load_data(data, size=max(level.size for level in schedule.levels), **options))
@@ -156,6 +159,7 @@ def resume(
     loss: Score | None = None,
     metric: Score | None = None,
     optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
+    augment: ImageFunction | None = None,
     quiet: bool = False,
 ) -> Run:
     """Continue a run from its last checkpoint; the result is the same as without the interruption.
@@ -167,11 +171,11 @@ def resume(
         model: needed where `train` was given a module, a function or an import path: the same one.
         extend: (size, epochs) of levels to train after the end of a finished run, each with its own learning-rate
             cycle; batch and peak learning rate are those of the last level.
-        loss: the loss that `train` was given, if any; likewise metric and optimizer.
+        loss: the loss that `train` was given, if any; likewise metric, optimizer, and a function to augment images.
         quiet: print nothing.
 
     Raises:
-        ValueError: a directory that is no run or in use by another process; data, model, loss, metric or optimizer that
+        ValueError: a directory that is no run or in use by another process; data, model or functions that
             are missing or differ from those of the run; an extension of a run that is not finished.
         Interrupted: as in `train`.
     """
@@ -190,7 +194,7 @@ def resume(
     plan = extended(began, extend)
     size = max(level.size for level in plan.levels)
     is_larger = size > max(level.size for level in began.levels)  # its checksum is then unknown
-    objective = Objective(loss, metric, optimizer)
+    objective = Objective(loss, metric, optimizer, augment)
     objective.check_same(record.get("objective"))
     log = _listeners(run_dir, quiet, plan, settings)
     recorded = recorded_data(run_dir)

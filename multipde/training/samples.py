@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from multipde.data.augmentation import Augmentation, ImageFunction
 from multipde.data.batches import Normalize, images_per_epoch
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.feed import Feed
@@ -16,11 +17,19 @@ from multipde.training.settings import TrainSettings
 class Samples:
     """Draws images by (seed, purpose, level, epoch, batch), normalised as the network's description says."""
 
-    def __init__(self, data: ImageData, settings: TrainSettings, spec: ModelSpec, compute: Compute):
+    def __init__(
+        self,
+        data: ImageData,
+        settings: TrainSettings,
+        spec: ModelSpec,
+        compute: Compute,
+        function: ImageFunction | None = None,
+    ):
         self.data, self.settings, normalize = data, settings, Normalize(spec.mean, spec.std, spec.standardize)
         self.train, self.test = Feed(data.train, normalize, compute), Feed(data.test, normalize, compute)
         self.indices, self.held_back = split_indices(len(data.train), settings.seed, settings.validation)
-        self.augment = not data.transforms_itself if settings.augment is None else settings.augment
+        asked = function or settings.augment
+        self.augment = Augmentation.of(False if asked is None and data.transforms_itself else asked, spec.classes)
 
     def num_in_epoch(self, level: Level, share: float = 1.0) -> int:
         """Number of images in an epoch of a level, or in a share of one."""

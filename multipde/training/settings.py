@@ -1,7 +1,9 @@
 """The settings of a training apart from network and schedule: plain data, recorded with the run."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.training.budget import parse_budget
@@ -29,7 +31,11 @@ class TrainSettings:
         auto_steps: use more time steps on a level where the converted network would be less stable.
         budget: budget of a schedule whose levels have no number of epochs, e.g. ``"10min"`` or ``"40TFLOPs"``.
         min_epochs, max_epochs: bounds on the epochs of each level of such a schedule; the last has no upper bound.
-        augment: flip, pad by 1/16 and crop the training images; None means yes, unless `ImageData.transforms_itself`.
+        label_smoothing: share s in [0, 1) of every label that is spread evenly over the classes, in the training loss.
+        augment: what is done at random to the training images, see `Augmentation`: names joined by commas such as
+            ``"flip,crop,cutout"``, or ``"off"``; True for flip and crop, False for nothing; None means True, unless
+            `ImageData.transforms_itself`. In Python also a function of a batch of images on [0, 1] to such a batch,
+            which is recorded by its name and has to be given again to `resume`.
         validation: share of the training images that is held back for validation, in (0, 1).
         calibration_images: number of training images, at least 2, on which BatchNorm is recalibrated after a move, and
             of which the first 256 calibrate the derivative terms.
@@ -59,7 +65,8 @@ class TrainSettings:
     budget: str | None = None
     min_epochs: int = 1
     max_epochs: int = 100
-    augment: bool | None = None
+    label_smoothing: float = 0.0
+    augment: str | bool | Callable[[Any], Any] | None = None
     validation: float = 0.2
     calibration_images: int = RECALIBRATION_IMAGES
     checkpoint_every: float = 10.0
@@ -72,7 +79,8 @@ class TrainSettings:
 
     def __post_init__(self):
         from multipde.conversions.optimizer_state import check_rule  # here, for the command line shows the defaults
-        from multipde.mesh.transfer import check_method  # without torch
+        from multipde.data.augmentation import augmentation_names  # without torch
+        from multipde.mesh.transfer import check_method
 
         check_method(self.transfer, "transfer")
         check_rule(self.momentum_rule, "momentum_rule")
@@ -90,6 +98,10 @@ class TrainSettings:
             raise ValueError(
                 f"min_epochs must lie between 1 and max_epochs, got {self.min_epochs} and {self.max_epochs}"
             )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if isinstance(self.augment, str):
+            augmentation_names(self.augment)
         if not 0 < self.validation < 1:
             raise ValueError(f"validation must lie in (0, 1), got {self.validation}")
         if self.calibration_images < 2:

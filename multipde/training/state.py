@@ -62,7 +62,11 @@ class TrainState:
         self._correct = torch.tensor(self.num_correct, device=device)
 
     def count(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """Add a finished batch: its loss, and scores and labels of this process's slice."""
+        """Add a finished batch: its loss, and scores and labels of this process's slice.
+
+        Where labels are shares of the classes, a score counts as correct for the class with the largest share.
+        """
+        labels = labels if labels.dim() == 1 else labels.argmax(1)
         num = num_processes() * len(labels)
         self._loss += loss * num
         self._correct += sum_over_processes((scores.argmax(1) == labels).sum())

@@ -62,7 +62,7 @@ class TrainStep:
             synchronized(self.net),
         ):
             scores = self.model(x)
-        loss = self.objective.mean_loss(wide(scores), labels)
+        loss = self.objective.training_loss(wide(scores), labels, self.settings.label_smoothing)
         whole = mean_over_processes(loss.detach())
         try:
             self.monitor.look(whole)

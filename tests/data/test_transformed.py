@@ -21,6 +21,7 @@ from multipde import (
     resume,
     train,
 )
+from multipde.data.augmentation import Augmentation
 from multipde.data.batches import Normalize
 from multipde.data.checksum import data_checksum
 from multipde.data.feed import Feed
@@ -119,8 +120,8 @@ def test_the_test_images_are_read_once():
 def test_an_epoch_that_is_taken_up_in_its_middle_goes_on_with_the_same_batches():
     feed = Feed(load(flipped).train, Normalize((), ()), Compute.of("cpu"))
     arguments = torch.arange(16), [(16, 0.5), (8, 0.5)], 4
-    whole = list(feed.training(*arguments, key=EPOCH, augment=True))
-    rest = list(feed.training(*arguments, key=EPOCH, augment=True, start=2))
+    whole = list(feed.training(*arguments, key=EPOCH, augment=Augmentation()))
+    rest = list(feed.training(*arguments, key=EPOCH, augment=Augmentation(), start=2))
     assert all(torch.equal(x, y) for a, b in zip(whole[2:], rest, strict=True) for x, y in zip(a, b, strict=True))
     before = torch.cat([x for x, _ in feed.evaluation(None, 8)])
     assert torch.equal(before, torch.cat([x for x, _ in feed.evaluation(None, 8)]))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.data.augmentation import Augmentation
 from multipde.data.batches import Normalize
 from multipde.data.decode import decode_image
 from multipde.data.feed import Feed
@@ -104,7 +105,9 @@ def _epoch(images: ImageSet, size: int, batch: int, device: torch.device) -> Cal
     feed = Feed(images, Normalize((0.5,) * 3, (0.25,) * 3), Compute(device))
 
     def call() -> None:
-        for _ in feed.training(torch.arange(len(images)), [(size, 1.0)], batch, key=(0, "input"), augment=True):
+        for _ in feed.training(
+            torch.arange(len(images)), [(size, 1.0)], batch, key=(0, "input"), augment=Augmentation()
+        ):
             pass
 
     return call
