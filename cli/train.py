@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tyro
 
-from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName
+from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName
 from multipde.training.level import Level
 from multipde.training.settings import TrainSettings
 
@@ -78,8 +78,21 @@ class Train(DataOptions):
     learning rate of its own."""
     seed: int = SETTINGS.seed
     """Seed of the weights, the split, the order of the images and their augmentation."""
+    optimizer: OptimizerName = SETTINGS.optimizer
+    """sgd; muon: orthogonalised momentum for the stencils of convolutions and SGD for the rest; or adamw, at 0.04 times
+    the learning rate."""
     momentum: float = SETTINGS.momentum
     """Momentum of the stochastic gradient descent."""
+    nesterov: bool | None = SETTINGS.nesterov
+    """Look one step of the momentum ahead. Left out: with muon."""
+    stencil_rate: float = SETTINGS.stencil_rate
+    """With muon: learning rate of the stencils as a multiple of the other one."""
+    stencil_momentum: float = SETTINGS.stencil_momentum
+    """With muon: momentum of the stencils."""
+    weight_decay: float | None = SETTINGS.weight_decay
+    """Decay of the stencils, times their learning rate. Left out: 0, and 0.02 with adamw."""
+    bias_rate: float = SETTINGS.bias_rate
+    """Factor of the learning rate of the biases of norms."""
     momentum_rule: Literal["map", "dual", "reset"] = SETTINGS.momentum_rule
     """How momentum moves with the stencils: as they do, as gradients do, or not at all."""
     alpha1: float = SETTINGS.alpha1

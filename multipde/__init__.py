@@ -78,6 +78,8 @@ if TYPE_CHECKING:
     from multipde.storage.stored_network import save as save
     from multipde.studies.paper.experiments import reproduce as reproduce
     from multipde.training.level import Level as Level
+    from multipde.training.muon import Muon as Muon
+    from multipde.training.optimizers import make_optimizer as make_optimizer
     from multipde.training.run import Run as Run
     from multipde.training.run import resume as resume
     from multipde.training.run import train as train

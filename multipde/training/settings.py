@@ -23,7 +23,13 @@ class TrainSettings:
             ``"finest"``, the finest mesh throughout, so that all levels discretise the same problem, and penalty and
             box belong to that mesh.
         conditioning: with ``"finest"``, the power q in [0, 1] of the preconditioner (GᵀG)⁻q, see `Preconditioner`.
-        momentum: momentum of the stochastic gradient descent, in [0, 1).
+        optimizer: ``"sgd"``, ``"muon"`` or ``"adamw"``, see `make_optimizer`.
+        momentum: momentum of the stochastic gradient descent, in [0, 1); with ``"adamw"`` β₁.
+        nesterov: look one step of the momentum ahead; None for yes with ``"muon"`` and no with ``"sgd"``.
+        stencil_rate: with ``"muon"``, learning rate of the stencils as a multiple of that of the schedule, positive.
+        stencil_momentum: with ``"muon"``, momentum of the stencils, in [0, 1).
+        weight_decay: of the stencils, times their learning rate; None for 0, and 0.02 with ``"adamw"``.
+        bias_rate: factor of the learning rate of the biases of norms, positive.
         momentum_rule: how momentum moves to the next level: ``"map"``, ``"dual"`` or ``"reset"``, see
             `carry_optimizer_state`.
         alpha1, alpha2: weights of the total variation in time and of the squares, eq. (13).
@@ -56,7 +62,13 @@ class TrainSettings:
     transfer: str = "calibrated"
     coordinates: str = "level"
     conditioning: float = 1.0
+    optimizer: str = "sgd"
     momentum: float = 0.9
+    nesterov: bool | None = None
+    stencil_rate: float = 0.5
+    stencil_momentum: float = 0.6
+    weight_decay: float | None = None
+    bias_rate: float = 1.0
     momentum_rule: str = "map"
     alpha1: float = 2e-4
     alpha2: float = 2e-4
@@ -81,6 +93,7 @@ class TrainSettings:
         from multipde.conversions.optimizer_state import check_rule  # here, for the command line shows the defaults
         from multipde.data.augmentation import augmentation_names  # without torch
         from multipde.mesh.transfer import check_method
+        from multipde.training.optimizers import check_optimizer
 
         check_method(self.transfer, "transfer")
         check_rule(self.momentum_rule, "momentum_rule")
@@ -88,8 +101,17 @@ class TrainSettings:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {self.coordinates!r}")
         if not 0 <= self.conditioning <= 1:
             raise ValueError(f"conditioning must lie in [0, 1], got {self.conditioning}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        check_optimizer(self.optimizer)
+        for name in ("momentum", "stencil_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.nesterov and not self.momentum:
+            raise ValueError(f"momentum must be positive with nesterov, got {self.momentum}")
+        for name in ("stencil_rate", "bias_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         if not (math.isfinite(self.box) and self.box >= 0):
             raise ValueError(f"box must not be negative, got {self.box}")
         if self.budget is not None:

@@ -12,8 +12,10 @@ from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import data_parallel, mean_over_processes
 from multipde.runtime.sync_batchnorm import synchronized
+from multipde.training.level import Level, level_flops
 from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
 from multipde.training.objective import Objective
+from multipde.training.optimizers import make_optimizer, optimizer_flops
 from multipde.training.preconditioner import Preconditioner
 from multipde.training.settings import TrainSettings
 
@@ -21,7 +23,7 @@ MOMENTUM_KEY = "momentum_buffer"
 
 
 class TrainStep:
-    """A step of stochastic gradient descent with momentum, or of the optimizer of the objective.
+    """A step of the optimizer that the settings name, or of that of the objective.
 
     Each process computes its slice of the batch. BatchNorm uses the statistics of the whole batch, and loss and
     gradients are means over the slices, so that all processes take the same step.
@@ -39,8 +41,9 @@ class TrainStep:
         if self.objective.optimizer is not None:
             self.optimizer: torch.optim.Optimizer = self.objective.optimizer(net.parameters())
         else:
-            fused = compute.device.type in ("cpu", "cuda")
-            self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=settings.momentum, fused=fused)
+            own = ("momentum", "nesterov", "stencil_rate", "stencil_momentum", "weight_decay", "bias_rate")
+            options = {name: getattr(settings, name) for name in own}
+            self.optimizer = make_optimizer(net, settings.optimizer, **options)
         self.box = spec.box(net, settings.box) if settings.box else None
         self.monitor = Monitor(net, self.box)
 
@@ -79,6 +82,10 @@ class TrainStep:
         if self.box is not None:
             self.box.project()
         return whole, scores.detach()
+
+    def image_flops(self, level: Level) -> float:
+        """Floating point operations per training image of a level: forward and backward pass, and the optimizer."""
+        return level_flops(level, spec_of(self.net)) + optimizer_flops(self.optimizer) / level.batch
 
     def state(self) -> dict[str, Tensor]:
         """The optimizer's state: momentum by name of the parameter, other entries as ``NAME:KEY``; tensors only."""

@@ -20,10 +20,11 @@ from multipde.runtime.signals import Interrupted, PendingSignals
 from multipde.storage.run_directory import newest_checkpoint
 from multipde.training.checkpoint import read_checkpoint, write_checkpoint
 from multipde.training.divergence import rollback_record
-from multipde.training.level import Level, level_flops
+from multipde.training.level import Level
 from multipde.training.listeners import Listeners
 from multipde.training.monitor import DivergenceError, check_finite
 from multipde.training.objective import Objective
+from multipde.training.optimizers import optimizer_flops
 from multipde.training.samples import Samples
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -105,7 +106,7 @@ class Trainer:
                     if self.state.epoch == self.state.batch == 0:
                         self._begin_level()
                     while not self._is_done():
-                        self._epoch(self.level, level_flops(self.level, spec_of(self.net)), advance)
+                        self._epoch(self.level, self.step.image_flops(self.level), advance)
                     if self.state.index + 1 < len(self.schedule.levels):
                         self._next_level()
                 except DivergenceError as error:
@@ -131,12 +132,12 @@ class Trainer:
         """Floating point operations of the whole schedule; for a budget in time, those of one epoch per level."""
         if self.stopping is not None and self.stopping.budget.unit == "flops":
             return self.stopping.budget.amount
-        pairs = zip(self.schedule.levels, self.schedule.flops(), strict=True)
-        return sum(f * self.samples.num_in_level(level, 1) for level, f in pairs)
+        pairs, own = zip(self.schedule.levels, self.schedule.flops(), strict=True), optimizer_flops(self.step.optimizer)
+        return sum((f + own / level.batch) * self.samples.num_in_level(level, 1) for level, f in pairs)
 
     def _epoch_flops(self, index: int) -> float:
         level = self.schedule.levels[index]
-        return level_flops(level, spec_of(self.net)) * self.samples.num_in_epoch(level)
+        return self.step.image_flops(level) * self.samples.num_in_epoch(level)
 
     def _begin_level(self) -> None:
         """Where epochs are not given: fix what this level may cost, and how many epochs the last level has."""

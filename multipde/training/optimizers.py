@@ -1,0 +1,132 @@
+"""Optimizers for any module: which of its parameters are stencils, norm biases, and others."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from multipde.mesh.reparametrize import stencil_parametrization, stored_parameter
+from multipde.networks.layers import TVNorm
+from multipde.training.muon import Muon
+
+OPTIMIZERS = ("sgd", "muon", "adamw")
+ADAMW_RATE = 0.04
+"""Learning rate of AdamW as a multiple of that of the schedule, whose peak of 0.1 is one for SGD."""
+ADAMW_DECAY = 0.02
+
+
+def make_optimizer(
+    module: nn.Module,
+    name: str = "muon",
+    learning_rate: float = 0.1,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool | None = None,
+    stencil_rate: float = 0.5,
+    stencil_momentum: float = 0.6,
+    weight_decay: float | None = None,
+    bias_rate: float = 1.0,
+) -> torch.optim.Optimizer:
+    """An optimizer of all parameters of a module, in groups by the kind of their layer.
+
+    ``"sgd"`` is stochastic gradient descent with momentum. ``"muon"`` orthogonalises the momentum of all stencils of
+    convolutions, 1x1 and grouped ones among them, see `Muon`; for the rest it is SGD. ``"adamw"`` is AdamW at 0.04
+    times the learning rate. The learning rate of a group is ``learning_rate`` times its ``rate_factor``.
+
+    In a reparametrised layer the stored parameter is updated, and orthogonalised: in coordinates "stencil" the stencil
+    on the reference mesh, in coordinates "beta" the matrix of coefficients, which is not the norm of a convolution.
+
+    Args:
+        learning_rate: that of SGD, to which the others are relative.
+        momentum: of SGD; for AdamW β₁.
+        nesterov: look one step of the momentum ahead; None for yes with ``"muon"``, and no with ``"sgd"``.
+        stencil_rate: learning rate of orthogonalised stencils as a multiple of ``learning_rate``.
+        stencil_momentum: momentum of orthogonalised stencils.
+        weight_decay: of the stencils, times their learning rate; None for 0, and 0.02 with ``"adamw"``. Decoupled, but
+            SGD adds it to the gradient.
+        bias_rate: factor of the learning rate of the biases of norms.
+
+    Raises:
+        ValueError: the optimizer is unknown, or ``"muon"`` is asked for and there is no convolution.
+
+    Reference: Loshchilov & Hutter (2019), Decoupled weight decay regularization, for AdamW; `Muon` names its own.
+    """
+    check_optimizer(name)
+    stencils, biases = stencil_groups(module), _norm_biases(module)
+    if name == "muon" and not stencils:
+        raise ValueError("optimizer must be sgd or adamw for a module without convolutions, got 'muon'")
+    known = {id(p) for group in (*stencils.values(), biases) for p in group}
+    others = [p for p in module.parameters() if id(p) not in known]
+    is_adam, is_muon = name == "adamw", name == "muon"
+    factor = ADAMW_RATE if is_adam else 1.0
+    decay = weight_decay if weight_decay is not None else ADAMW_DECAY if is_adam else 0.0
+    own = {"rate_factor": stencil_rate, "momentum": stencil_momentum, "orthogonal": True} if is_muon else {}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": params,
+            "rate_factor": factor,
+            "weight_decay": decay,
+            **own,
+            **({"conv_groups": k} if is_muon else {}),
+        }
+        for k, params in stencils.items()
+    ]
+    groups.append({"params": biases, "rate_factor": factor * bias_rate, "weight_decay": 0.0})
+    groups.append({"params": others, "rate_factor": factor, "weight_decay": 0.0})
+    groups = _merged(groups, learning_rate)
+    if is_muon:
+        return Muon(groups, momentum=momentum, nesterov=nesterov is not False, orthogonal=False)
+    fused = next(module.parameters()).device.type in ("cpu", "cuda")
+    if is_adam:
+        return torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=fused)
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=bool(nesterov), fused=fused)
+
+
+def _merged(groups: list[dict[str, Any]], learning_rate: float) -> list[dict[str, Any]]:
+    """The groups with their learning rates, without empty ones, those with the same options as one."""
+    merged: dict[tuple, list[nn.Parameter]] = {}
+    for group in groups:
+        options = tuple((key, value) for key, value in group.items() if key != "params")
+        merged.setdefault(options, []).extend(group["params"])
+    found = [{"params": params, **dict(options)} for options, params in merged.items() if params]
+    return [group | {"lr": learning_rate * group["rate_factor"]} for group in found]
+
+
+def stencil_groups(module: nn.Module) -> dict[int, list[nn.Parameter]]:
+    """The stored parameters of all convolutions, by their number of convolution groups.
+
+    A transposed convolution counts as its adjoint. A weight that is parametrised otherwise has no stencil stored.
+    """
+    found: dict[int, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for layer in module.modules():
+        if not isinstance(layer, _ConvNd) or parametrize.is_parametrized(layer, "weight") != bool(
+            stencil_parametrization(layer)
+        ):
+            continue
+        p = stored_parameter(layer)
+        if isinstance(p, nn.Parameter) and id(p) not in seen:
+            seen.add(id(p))
+            found.setdefault(layer.groups, []).append(p)
+    return found
+
+
+def _norm_biases(module: nn.Module) -> list[nn.Parameter]:
+    """The biases of all normalisations."""
+    norms = (_NormBase, nn.GroupNorm, nn.LayerNorm, TVNorm)
+    found = [layer._parameters.get("bias") for layer in module.modules() if isinstance(layer, norms)]
+    return list({id(p): p for p in found if p is not None}.values())
+
+
+def optimizer_flops(optimizer: torch.optim.Optimizer) -> int:
+    """Floating point operations of the products in one step, as torch counts them; SGD and AdamW have none."""
+    return optimizer.flops() if isinstance(optimizer, Muon) else 0
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ValueError for an unknown optimizer."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
