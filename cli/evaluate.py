@@ -33,6 +33,8 @@ class Evaluate(DataOptions):
     """How stencils move; several give a row each."""
     num_images: int | None = None
     """Only the first so many test images of a random order. Left out: all."""
+    views: Literal[1, 2] = 1
+    """2: a second row for the mean of the scores of every image and of its mirror image."""
     robustness: bool = False
     """Measure robustness, at the size of the networks and in float32."""
     by: Literal["checkpoint", "dynamics"] = "checkpoint"
@@ -69,12 +71,13 @@ class Evaluate(DataOptions):
                 methods=self.method,
                 split=recorded_split(checkpoint),
                 amp=self.amp,
+                views=self.views,
                 **shared,
             )
 
     def _check_given(self) -> None:
         """Raise ValueError for an option that goes with the other kind of evaluation."""
-        others = {"sizes": None, "method": ("copy",), "amp": "off"}
+        others = {"sizes": None, "method": ("copy",), "amp": "off", "views": 1}
         others = others if self.robustness else {"by": "checkpoint", "out": None, "plot": None}
         for name, default in others.items():
             if getattr(self, name) != default:

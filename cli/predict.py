@@ -23,6 +23,8 @@ class Predict:
     """Images of another size: average the image to the size of the network, or convert the network to the image."""
     plot: Path | None = None
     """File for a figure of the images with bars of their probabilities, .png, .svg or .pdf."""
+    views: Literal[1, 2] = 1
+    """2: the mean of the scores of every image and of its mirror image."""
     json: bool = False
     """A line of JSON per image instead of a table."""
     device: str = "auto"
@@ -38,7 +40,7 @@ class Predict:
         if self.plot is not None:
             check_figure_file(self.plot)
         log = Log()
-        how = {"fit": self.fit, "device": self.device, "amp": self.amp}
+        how = {"fit": self.fit, "device": self.device, "amp": self.amp, "views": self.views}
         found = predict(self.checkpoint, self.images, model=self.arch, **how)
         tell_predictions(found, log, as_json=self.json)
         if self.plot is not None:

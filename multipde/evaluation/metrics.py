@@ -13,6 +13,7 @@ from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.feed import Feed
 from multipde.data.images import Batch
+from multipde.evaluation.views import with_views
 from multipde.mesh.modes import eval_mode
 from multipde.networks.cost import count_flops
 from multipde.networks.model_spec import ModelSpec, find_spec
@@ -70,6 +71,7 @@ def evaluate(
     amp: str = "off",
     num_images: int | None = None,
     data_options: Mapping[str, Any] | None = None,
+    views: int = 1,
 ) -> Metrics:
     """Measure accuracy and cross entropy of a classifier on the images of a data set, without converting the model.
 
@@ -86,10 +88,12 @@ def evaluate(
             the device has instructions for it.
         num_images: use only this many images, a fixed random subset; None for all.
         data_options: keyword arguments of `load_data`, where data is a name.
+        views: 2 for the mean of the scores of every image and of its mirror image, see `TwoViews`; 1 for the image.
 
     Raises:
         ValueError: the classes or channels of the data are not those of the model, or an argument is invalid.
     """
+    seen = with_views(model, views)
     config = find_spec(model)
     target = config.sizes[0] if config and size is None else size
     images = load_data(data, size=target, **(data_options or {}))
@@ -101,8 +105,8 @@ def evaluate(
     indices = None if num_images is None else drawn_indices(len(chosen), num_images, (0, part))
     side = images.size if target is None else target
     feed = Feed(chosen, Normalize.of(config or images), compute)
-    metrics = evaluate_batches(compute.place(model), feed.evaluation(indices, side, batch), compute)
-    flops = count_flops(config.on_mesh(side)) if config else None
+    metrics = evaluate_batches(compute.place(seen), feed.evaluation(indices, side, batch), compute)
+    flops = views * count_flops(config.on_mesh(side)) if config else None
     return replace(metrics, flops=flops)
 
 

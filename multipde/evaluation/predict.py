@@ -12,6 +12,7 @@ from multipde.conversions.convert import convert
 from multipde.data.batches import Normalize
 from multipde.data.decode import decode_image
 from multipde.data.folder import image_files
+from multipde.evaluation.views import with_views
 from multipde.mesh.pyramid import resize_images
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
@@ -58,6 +59,7 @@ def predict(
     fit: str = "image",
     device: str = "auto",
     amp: str = "off",
+    views: int = 1,
 ) -> list[Prediction]:
     """Classify image files with a trained network.
 
@@ -69,7 +71,7 @@ def predict(
             converts the network, by copying its stencils, to the largest size that it can have within the image, and
             averages the image to that size; BatchNorm then keeps its running statistics of the old size. In both cases
             images that are not square are resized to squares.
-        device, amp: device and precision, as in `evaluate`.
+        device, amp, views: device, precision and views of every image, as in `evaluate`.
 
     Returns:
         One `Prediction` per image, in their order.
@@ -85,14 +87,14 @@ def predict(
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     normalize, found = Normalize.of(spec), []
-    nets: dict[int, nn.Module] = {spec.sizes[0]: compute.place(net)}
+    nets: dict[int, nn.Module] = {spec.sizes[0]: compute.place(with_views(net, views))}
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
         pictures = [_picture(path, net, fit) for path in chosen]
         sizes, scores = [p.shape[-1] for p in pictures], {}
         for size in sorted(set(sizes)):
             if size not in nets:
-                nets[size] = compute.place(convert(net, size=size, method="copy"))
+                nets[size] = compute.place(with_views(convert(net, size=size, method="copy"), views))
             scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for path, size in zip(chosen, sizes, strict=True):

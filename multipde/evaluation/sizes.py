@@ -9,6 +9,7 @@ from multipde.data.batches import Normalize
 from multipde.data.datasets import load_data
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.metrics import check_classes
+from multipde.evaluation.views import with_views
 from multipde.networks.cost import count_flops
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
@@ -29,6 +30,7 @@ def evaluate_sizes(
     num_images: int | None = None,
     device: str = "auto",
     amp: str = "off",
+    views: int = 1,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
     """Convert a checkpoint to each size by each method, test it before and after recalibration, and print a table.
@@ -38,12 +40,15 @@ def evaluate_sizes(
         model: for a network that was given in Python or by an import path, the same again, as in `load`.
         split: seed and share of the training images that are held back for validation and not used for calibration.
         num_images: use only this many test images, a fixed random subset; None for all.
+        views: 2 for a second record of every size and method, with ``"views": 2``: the network as it is at last, with
+            the mean of the scores of every image and of its mirror image.
 
     Returns:
         For every row of the table a record of size, method, accuracy and loss before and after recalibration, FLOPs per
         image and images per second.
     """
     net, compute = load(checkpoint, model), Compute.of(device, amp)
+    with_views(net, views)  # raises for another number
     spec = spec_of(net)
     if data is None:
         raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
@@ -59,25 +64,36 @@ def evaluate_sizes(
     compute.place(net)
     records: list[dict[str, Any]] = []
     for size, method in wanted:
-        is_own = method == "-"
-        found = [evaluator.candidate("-", net, size)] if is_own else evaluator.convert(net, own, size, method).measured
+        is_own, moved = method == "-", net
+        if is_own:
+            found = [evaluator.candidate("-", net, size)]
+        else:
+            converted = evaluator.convert(net, own, size, method)
+            moved, found = converted.net, converted.measured
         record = {"size": size, "method": method, "accuracy": found[0].accuracy, "loss": found[0].loss}
         if not is_own:
             record |= {"recalibrated_accuracy": found[-1].accuracy, "recalibrated_loss": found[-1].loss}
         records.append(record | {"flops": found[-1].flops, "images_per_second": found[-1].images_per_second})
+        if views > 1:
+            both, kind = evaluator.candidate(method, with_views(moved, views), size), "" if is_own else "recalibrated_"
+            record = {"size": size, "method": method, "views": views}
+            record |= {f"{kind}accuracy": both.accuracy, f"{kind}loss": both.loss}
+            records.append(record | {"flops": both.flops, "images_per_second": both.images_per_second})
     if log is not None:
         log.table([_row(r) for r in records], f"{checkpoint} on {len(evaluator.tested):,} test images of {images.name}")
     return records
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, str]:
-    again = record.get("recalibrated_accuracy")
+    loss = record["recalibrated_loss"] if "recalibrated_loss" in record else record["loss"]
     return {
         "size": str(record["size"]),
-        "method": record["method"],
-        "accuracy": f"{record['accuracy']:.2%}",
-        "recalibrated": "-" if again is None else f"{again:.2%}",
-        "loss": f"{record.get('recalibrated_loss', record['loss']):.3f}",
+        "method": record["method"] + (f", {record['views']} views" if "views" in record else ""),
+        **{
+            name: f"{record[key]:.2%}" if key in record else "-"
+            for name, key in (("accuracy", "accuracy"), ("recalibrated", "recalibrated_accuracy"))
+        },
+        "loss": f"{loss:.3f}",
         "MFLOPs/image": f"{record['flops'] / 1e6:.1f}",
         "images/s": f"{record['images_per_second']:.0f}",
     }
