@@ -1,6 +1,11 @@
 """Small data and runs for all tests; decoded images are kept in a directory of the test session."""
 
+import fcntl
 import functools
+import multiprocessing
+import shutil
+from multiprocessing import context
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +29,55 @@ def _every_shape_is_drawn_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "render_shapes", render_shapes)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_by_workers(tmp_path_factory, request) -> Path:
+    """A directory of this test session that the processes of pytest-xdist share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _every_kernel_is_compiled_once(shared_by_workers):
+    """The kernels in C++ are compiled by the first test process that needs them, and copied by the others."""
+    compile_to = native._compile_to
+
+    def compile_once(compiler: str, target: Path) -> None:
+        if compiler not in native.COMPILERS:  # one that a test makes
+            return compile_to(compiler, target)
+        kept = shared_by_workers / f"norms-{compiler}.so"
+        with (shared_by_workers / "norms.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                compile_to(compiler, kept)
+        shutil.copy(kept, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_compile_to", compile_once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _workers_share_one_import():
+    """Processes that are spawned import torch once: a server does it, and forks for each of them.
+
+    As in one that is spawned for itself, nothing of the parent is in them but what is pickled. Commands that a test
+    starts spawn as users have it, and so do tests with `spawned`.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["torch.utils.data", "multipde.data.streamed", "multipde.training.run"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(context._concrete_contexts, "spawn", server)  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+
+
+@pytest.fixture(scope="module")
+def spawned():
+    """Processes are spawned as users have it: torch watches those that this process has started itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(context._concrete_contexts, "spawn", context.SpawnContext())  # pyright: ignore
         yield
 
 

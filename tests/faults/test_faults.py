@@ -3,13 +3,10 @@
 # pyright: reportOperatorIssue=false, reportArgumentType=false
 
 import json
+import multiprocessing
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,15 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import get_worker_info
 
 from multipde import NetworkConfig, load_data
 from multipde.data.decode import decode_image
 from multipde.data.streamed import StreamedImages
 from multipde.storage.stored_network import spec_from_record
 from tests.faults import exact, fuzz, load
+from tests.faults.deadly import DeadlyPaths
 
-ROOT = Path(__file__).parents[2]
 QUICK = settings(max_examples=50, deadline=None)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -43,15 +39,22 @@ def outcome(read):
         return str(error)
 
 
-def test_a_killed_training_loses_nothing():
+def kill(place: Path) -> None:
+    """Kill a training twice, and write what has been counted."""
+    from tests.faults.kill import campaign
+
+    torch.set_num_threads(1)
+    (place / "counts.json").write_text(json.dumps(campaign(2, 0, place)))
+
+
+def test_a_killed_training_loses_nothing(tmp_path):
     """In a process of its own: forking one that has computed is not safe."""
-    command = [sys.executable, "-m", "tests.faults", "kill", "--num", "2"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200
-    )
-    counts = json.loads(done.stdout)
+    process = multiprocessing.get_context("spawn").Process(target=kill, args=(tmp_path,))
+    process.start()
+    process.join(200)
+    counts = json.loads((tmp_path / "counts.json").read_text())
     assert counts["killed"] == 2
-    assert (counts["lost"], counts["different"], counts["failed"]) == (0, 0, 0), done.stderr
+    assert (counts["lost"], counts["different"], counts["failed"]) == (0, 0, 0)
 
 
 def test_a_training_stopped_anywhere_is_the_undisturbed_one(tmp_path):
@@ -141,23 +144,8 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path, monkeypatch):
     assert counts["open_files_late"] <= counts["open_files_early"]
 
 
-class DeadlyPaths(Sequence):
-    """Paths of which one takes down the process that decodes it."""
-
-    def __init__(self, paths):
-        self.paths = paths
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        if self.paths[index].name == "deadly.png" and get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.paths[index]
-
-
 @pytest.fixture(scope="module")
-def streamed(tmp_path_factory):
+def streamed(tmp_path_factory, spawned):
     """Twelve images of one grey each, and a deadly one, decoded by two workers."""
     place = tmp_path_factory.mktemp("streamed")
     paths = [place / (f"{i}.png" if i < 12 else "deadly.png") for i in range(13)]

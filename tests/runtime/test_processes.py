@@ -1,11 +1,9 @@
 """Two processes over gloo do what one does, and one of them writes."""
 
 import json
-import os
+import multiprocessing
 import re
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import pytest
 import torch
@@ -16,15 +14,6 @@ from multipde.cli.train import Train
 from multipde.runtime.processes import is_first_to_report, num_processes, process_group
 from tests.runtime import two_processes
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ROOT = Path(__file__).parent.parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def launched(*arguments) -> subprocess.CompletedProcess[str]:
-    command = [*LAUNCH, *(str(a) for a in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, cwd=ROOT)
-
 
 def launch(monkeypatch, number: int) -> None:
     """This process looks like one of two that torchrun has started, but torchrun is gone."""
@@ -34,11 +23,23 @@ def launch(monkeypatch, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What each of the two processes has found, what they have said, and where their files are."""
-    out = tmp_path_factory.mktemp("two")
-    done = launched("-m", "tests.runtime.two_processes", out)
-    assert done.returncode == 0, done.stderr
-    return *(json.loads((out / f"{k}.json").read_text()) for k in (0, 1)), done, out
+    """What each of the two processes has found, what they have said, and where their files are.
+
+    They have the environment that torchrun would give them; that torchrun starts them is held by the test of the
+    study of scaling.
+    """
+    out, context = tmp_path_factory.mktemp("two"), multiprocessing.get_context("spawn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [context.Process(target=two_processes.process, args=(out, k, port)) for k in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    said = {name: (out / name).read_text() for name in ("stdout", "stderr")}
+    assert [process.exitcode for process in processes] == [0, 0], said["stderr"]
+    return *(json.loads((out / f"{k}.json").read_text()) for k in (0, 1)), said, out
 
 
 @pytest.mark.parametrize("kind", two_processes.KINDS)
@@ -76,13 +77,13 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_and_the_run_is_t
 
 
 def test_only_the_first_process_writes_and_talks(both):
-    first, _, done, out = both
+    first, _, said, out = both
     assert first["stopped"][1] == first["process"]  # the lock is the first one's
-    assert done.stdout.count("test accuracy") == 3  # of a, b and r, a line each
+    assert said["stdout"].count("test accuracy") == 3  # of a, b and r, a line each
     assert len((out / "a/metrics.jsonl").read_text().splitlines()) == 4
     assert json.loads((out / "a/run.json").read_text())["provenance"]["machine"]["processes"] == 2
     assert not (out / "c").exists()
-    assert "warn" not in done.stderr.lower(), done.stderr
+    assert "warn" not in said["stderr"].lower(), said["stderr"]
 
 
 def test_processes_agree(both):

@@ -1,4 +1,4 @@
-"""What `test_processes` has each of two processes do, started by torchrun: python ... two_processes.py DIRECTORY."""
+"""What `test_processes` has each of two processes do."""
 
 # pyright: reportAttributeAccessIssue=false
 
@@ -207,5 +207,11 @@ def main(out: Path) -> None:
         (out / f"{rank()}.json").write_text(json.dumps(found))
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def process(out: Path, number: int, port: int) -> None:
+    """All of it in the process of this rank, which writes what it says into files beside its findings."""
+    ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in ranks.items()}
+    torch.set_num_threads(1)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(out / stream.name.strip("<>"), os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream.fileno())
+    main(out)

@@ -54,11 +54,16 @@ def _built() -> tuple[ctypes.CDLL | None, str]:
 def _compiled_by(compiler: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory) / "norms.so"
-        for flags in FOR_THIS_PROCESSOR:
-            command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(target)]
-            tried = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            if tried.returncode == 0:
-                return ctypes.CDLL(str(target))
+        _compile_to(compiler, target)
+        return ctypes.CDLL(str(target))
+
+
+def _compile_to(compiler: str, target: Path) -> None:
+    for flags in FOR_THIS_PROCESSOR:
+        command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(target)]
+        tried = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if tried.returncode == 0:
+            return
     output = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
     raise NoCompilerError(next((line for line in output if "error" in line), output[-1]))
 
