@@ -14,9 +14,9 @@ class Measurement:
     """Options that all studies have."""
 
     out: Path | None = None
-    """File to which the rows are appended. Left out: none."""
+    """File to which the rows are appended. Left out: no file is written."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
 
     def given(self) -> dict[str, Any]:
         """All options by name, and the log, for the function of the study; a list must have an entry."""
@@ -33,19 +33,19 @@ class Precise(Measurement):
     """Options of all studies in which a network computes."""
 
     amp: AmpName = "off"
-    """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(DataOptions, Precise):
-    """Options of all studies that train networks; rows that the file has are not measured again."""
+    """Options of all studies that train networks; rows that are in the file already are not measured again."""
 
     size: int = 32
-    """Full image side in pixels; of finetune the new one."""
+    """Image side in pixels: the full size, or for finetune the new size."""
     run_dir: Path = Path("runs/bench")
     """Directory of the study."""
     out: Path | None = None
-    """File of rows; the figure lies beside it. Left out: rows.jsonl in the directory of the study."""
+    """File of rows; the figure is written to the same directory. Left out: rows.jsonl in the directory of the study."""
 
     def given(self) -> dict[str, Any]:
         own = {"data": (self.data, self.options()), "out": self.out or self.run_dir / "rows.jsonl"}
@@ -55,24 +55,24 @@ class Trained(DataOptions, Precise):
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Trained):
-    """Ways from coarse to fine levels, all with the same work."""
+    """Compare ways to train from coarse to fine, called arms, which all do the same work."""
 
     data: DataName = "shapes"
     """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
     run_dir: Path = Path("runs/bench-transfer")
-    """Where the trainings are recorded; one that was interrupted is continued."""
+    """Directory in which the trainings are recorded; one that was interrupted is continued."""
     small: bool = False
-    """A quick version, about ten minutes on two cores: a quarter of the work, two seeds."""
+    """Run a quick version, about ten minutes on two cores: a quarter of the work, two seeds."""
     arms: tuple[str, ...] | None = None
-    """Only these arms. Left out: all once, then fine only, copy and the two best with every dynamics and seed."""
+    """Train only these arms. Left out: all once, then fine only, copy and the two best with all dynamics and seeds."""
     dynamics: tuple[DynamicsName, ...] = ("hamiltonian",)
     """Dynamics for --arms."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the second part, or of --arms."""
+    """Seeds of the second part (all dynamics and seeds), or for --arms."""
     budget: float = 2.0
     """Work of every training in epochs at the full size; half of it for other dynamics than hamiltonian."""
     workers: int = 1
-    """Trainings at a time."""
+    """Number of trainings at the same time."""
 
     def run_command(self) -> None:
         from multipde.studies.bench.transfer_study import transfer_study
@@ -82,7 +82,7 @@ class Transfer(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class Regimes(Trained):
-    """Which map of the stencils is right, depending on the smoothness of images and networks."""
+    """Compare the methods of conversion for images and networks of different smoothness."""
 
     data: DataName = "shapes"
     """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
@@ -97,7 +97,7 @@ class Regimes(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Trained):
-    """Accuracy of a converted network, by the number of images on which it is trained again."""
+    """Measure the accuracy of a converted network against the number of images on which it is fine-tuned."""
 
     checkpoint: Path
     """The network to be converted: a run directory, or one written by `save`."""
@@ -121,12 +121,12 @@ class Timed(Precise):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Timed):
-    """A training step, beside the bare convolutions of the same network."""
+    """Measure the speed of a training step, and that of the bare convolutions of the same network."""
 
     batch: int | Literal["auto"] = 125
-    """Images in a step; auto: 125 at the largest size, and as many pixels at the others."""
+    """Images per step; auto: 125 at the largest size, and as many pixels at the others."""
     compile: bool = False
-    """Compile the norms, and measure the step without compiled norms beside it."""
+    """Compile the normalisation layers, and measure the step with and without them."""
 
     def run_command(self) -> None:
         from multipde.studies.bench.step_speed import step_study
@@ -136,7 +136,7 @@ class Step(Timed):
 
 @dataclass(frozen=True, kw_only=True)
 class Memory(Timed):
-    """Peak memory and time of a block with many time steps, for every way to keep its states."""
+    """Measure peak memory and time of a block with many time steps, for every way to store its states."""
 
     def run_command(self) -> None:
         from multipde.studies.bench.memory import memory_study
@@ -146,10 +146,10 @@ class Memory(Timed):
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling(Timed):
-    """A training step that is shared by one, two, ... processes."""
+    """Measure the speed of a training step that is shared by one, two, ... processes."""
 
     batch: int = 128
-    """Images in a step, of all processes together."""
+    """Images per step, of all processes together."""
     processes: tuple[int, ...] | None = None
     """Numbers of processes. Left out: 1, 2, 4, ... up to the number of GPUs, or of cores."""
 
@@ -161,7 +161,7 @@ class Scaling(Timed):
 
 @dataclass(frozen=True, kw_only=True)
 class Input(Measurement):
-    """Images per second that reach the network on every level, from JPEG files of 256 pixels and from memory."""
+    """Measure the images per second that reach the network on every level, from JPEG files and from memory."""
 
     def run_command(self) -> None:
         from multipde.studies.bench.input import input_study
@@ -183,14 +183,14 @@ Study = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure the library beside its rivals.
+    """Measure the library in comparison with alternatives.
 
-    A row is written as soon as it is measured. Studies that train networks do not repeat the rows that their file has,
-    so that a study that was interrupted goes on with the same command; the other studies measure everything anew.
+    A row is written as soon as it is measured. Studies that train networks do not repeat rows that are in their file
+    already, so that the same command continues an interrupted study; the other studies measure everything anew.
     """
 
     study: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Study]]  # pyright: ignore[reportInvalidTypeForm]
-    """What to measure."""
+    """The study to run."""
 
     def run_command(self) -> None:
         self.study.run_command()

@@ -11,22 +11,22 @@ from multipde.cli.options import AmpName, DataOptions, MethodName
 
 @dataclass(frozen=True)
 class Convert(DataOptions):
-    """Move a trained network to another image size, and report what that did to it and what it is good for.
+    """Convert a trained network to another image size, and report the changes of its layers and its accuracy.
 
-    Takes a checkpoint or run directory, a classifier of torchvision (--arch resnet18 --weights FILE), or a bare state
-    dict. With data at hand (the run's own, or --data) BatchNorm is measured anew, the method chosen by accuracy on
-    images held back, and report.json and report.svg lie beside the converted weights.
+    The network is a checkpoint or run directory, a classifier of torchvision (--arch resnet18 --weights FILE), or a
+    state dict alone. If there are data (those of the run, or --data), the statistics of BatchNorm are measured, the
+    method is chosen by accuracy on held-back images, and report.json and report.svg are written beside the weights.
     """
 
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
     """Directory written by `save`, run directory, or file with a state dict (.safetensors, .pt)."""
     size: int | None = None
-    """New image side in pixels. Left out: the size stays (to change the steps)."""
+    """New image side in pixels. Left out: the size does not change, only the steps."""
     method: MethodName | Literal["auto"] = "auto"
-    """How stencils move; auto tries all and takes the best on held back images, copy without data."""
+    """Method of conversion of the stencils; auto takes the best of all on held-back images, copy without data."""
     steps: int | Literal["auto"] | None = None
-    """New number of time steps per block; the final time stays and the controls are interpolated. auto: more where the
-    converted network would be less stable."""
+    """New number of time steps per block; the final time stays, and the weights are interpolated in time. auto: more
+    steps where the converted network would be less stable."""
     arch: str | None = None
     """A network by name instead of a checkpoint: resnet18 (torchvision), timm:resnet50d, package.module:function. With
     a checkpoint of a network from an import path: that path again."""
@@ -35,15 +35,15 @@ class Convert(DataOptions):
     from_size: int = 224
     """Image side for which --arch or the state dict was trained."""
     normalize: Literal["imagenet", "data"] = "imagenet"
-    """Mean and standard deviation of the images for --arch."""
+    """Mean and standard deviation with which images for --arch are normalised: those of ImageNet, or of the data."""
     num_images: int = 2000
-    """Test images, and as many held back to choose the method."""
+    """Number of test images, and of training images held back to choose the method."""
     out: Path | None = None
     """New directory for the converted checkpoint."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = "off"
-    """Mixed precision while testing."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
     quiet: bool = False
     """Print nothing."""
 

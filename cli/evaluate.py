@@ -11,42 +11,42 @@ from multipde.cli.options import AmpName, Checkpoint, DataOptions, MethodName
 
 @dataclass(frozen=True)
 class Evaluate(DataOptions):
-    """Accuracy, loss and cost of checkpoints converted to each of several image sizes; or how robust they are.
+    """Measure accuracy, loss and cost of a checkpoint at several image sizes; or the robustness of checkpoints.
 
-    A converted network is tested as it comes, and once more with BatchNorm recalibrated on training images that
-    are not held back for validation.
+    A converted network is tested directly after the conversion, and once more after the statistics of BatchNorm have
+    been recalibrated on training images that are not held back for validation.
 
-    With --robustness all checkpoints see the same test images with Gaussian noise, blur, less contrast and small
-    shifts, and attacked by FGSM and PGD, each at several strengths; then the growth of perturbations through each block
-    beside its bound, and the energy along time for the hyperbolic networks.
+    With --robustness all checkpoints are tested on the same test images with noise, blur, less contrast and shifts, and
+    under the attacks FGSM and PGD, each at several strengths. The growth of perturbations through each block and its
+    bound are measured too, and for hyperbolic networks the energy along time.
     """
 
     checkpoint: Checkpoint
     """Directory written by `save`, or a run directory."""
     others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Further checkpoints."""
+    """Further checkpoints to compare, with --robustness."""
     arch: str | None = None
-    """The network again, package.module:function, where the checkpoint is of one from an import path."""
+    """For a checkpoint of a network from an import path: that path again, package.module:function."""
     sizes: tuple[int, ...] | None = None
-    """Image sides in pixels. Left out: that of the network."""
+    """Image sides in pixels, to which the checkpoint is converted. Left out: that of the network."""
     method: tuple[MethodName, ...] = ("copy",)
-    """How stencils move; several give a row each."""
+    """Methods of conversion of the stencils, each of which gives a row per size."""
     num_images: int | None = None
-    """Only the first so many test images of a random order. Left out: all."""
+    """Number of test images, a fixed random subset. Left out: all."""
     views: Literal[1, 2] = 1
     """2: a second row for the mean of the scores of every image and of its mirror image."""
     robustness: bool = False
-    """Measure robustness, at the size of the networks and in float32."""
+    """Measure accuracy under noise, blur, shifts and attacks instead, at the size of the networks and in float32."""
     by: Literal["checkpoint", "dynamics"] = "checkpoint"
-    """With --robustness: a column per checkpoint, or per dynamics with mean and spread over its checkpoints."""
+    """With --robustness: one column per checkpoint, or per dynamics with mean and spread over its checkpoints."""
     out: Path | None = None
-    """With --robustness: file of rows, appended to; networks that it has are not measured again."""
+    """With --robustness: file to which rows are appended; networks that have a row are not measured again."""
     plot: Path | None = None
     """With --robustness: file for a figure, .png, .svg or .pdf."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = "off"
-    """Mixed precision."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
 
     def run_command(self) -> None:
         from multipde.runtime.console import Log
@@ -76,7 +76,7 @@ class Evaluate(DataOptions):
             )
 
     def _check_given(self) -> None:
-        """Raise ValueError for an option that goes with the other kind of evaluation."""
+        """Raise ValueError for an option of the other kind of evaluation."""
         others = {"sizes": None, "method": ("copy",), "amp": "off", "views": 1}
         others = others if self.robustness else {"by": "checkpoint", "out": None, "plot": None}
         for name, default in others.items():

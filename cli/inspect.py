@@ -7,14 +7,14 @@ from multipde.cli.options import Checkpoint
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show what a checkpoint is: blocks, weights, mesh sizes, FLOPs, and its stencils as derivatives."""
+    """Show the network of a checkpoint: blocks, weights, mesh sizes, FLOPs, and the derivatives in its stencils."""
 
     checkpoint: Checkpoint
     """Directory written by `save`, or a run directory."""
     arch: str | None = None
-    """The network again, package.module:function, where the checkpoint is of one from an import path."""
+    """For a checkpoint of a network from an import path: that path again, package.module:function."""
     physical: bool = False
-    """Coefficients on the unit square instead of in units of each layer's mesh."""
+    """Show coefficients on the unit square instead of in units of each layer's mesh size."""
 
     def run_command(self) -> None:
         from multipde.reports.inspection import inspect_network

@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _check_alone(command: object) -> None:
-    """Raise ValueError where torchrun has started several processes of a command that is made for one."""
+    """Raise ValueError if torchrun has started several processes of a command that is made for one."""
     if num_launched() > 1 and not isinstance(command, Train):
         raise ValueError(f"processes must be one for all commands but train, got {num_launched()}; leave torchrun out")
 
@@ -89,7 +89,7 @@ def _is_memory(error: Exception) -> bool:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    """One line, whatever a stranger's file has put into it, from one of the processes."""
+    """Print an error as one printable line, whatever an untrusted file has put into it, by one of the processes."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
     if num_launched() == 1 or is_first_to_report():
         print(f"multipde: {line}", file=sys.stderr)

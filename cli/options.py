@@ -17,23 +17,23 @@ Checkpoint = Annotated[Path, tyro.conf.Positional]
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Which images."""
+    """The data set."""
 
     data: DataName | None = None
     """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: that of the run."""
     root: Path | None = None
     """Directory of the data set."""
     download: bool = False
-    """Fetch cifar10, cifar100 or stl10 if it is not there."""
+    """Download cifar10, cifar100 or stl10 if it is missing."""
     stream: bool | None = None
-    """Decode folder images batch by batch. Left out: where they would take more than 4 GiB."""
+    """Decode the images of a folder batch by batch. Left out: if they would take more than 4 GiB of memory."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `multipde.load_data`."""
         return {"root": self.root, "download": self.download, "stream_files": self.stream}
 
     def of(self, checkpoint: Path) -> tuple[str, dict[str, Any]] | None:
-        """The data named here, else those of the checkpoint's run, with the other options given here."""
+        """The data that these options name, or those of the checkpoint's run with the other options given here."""
         if self.data is not None:
             return self.data, self.options()
         from multipde.storage.run_directory import recorded_data

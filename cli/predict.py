@@ -11,26 +11,26 @@ from multipde.cli.options import AmpName, Checkpoint
 
 @dataclass(frozen=True)
 class Predict:
-    """Classes of image files, or of all images in folders, by a trained network."""
+    """Classify image files, or all images in folders, with a trained network."""
 
     checkpoint: Checkpoint
     """Directory written by `save`, or a run directory."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files and folders."""
     arch: str | None = None
-    """The network again, package.module:function, where the checkpoint is of one from an import path."""
+    """For a checkpoint of a network from an import path: that path again, package.module:function."""
     fit: Literal["image", "net"] = "image"
-    """Images of another size: average the image to the size of the network, or convert the network to the image."""
+    """For images of another size: resize the image to the size of the network, or convert the network to the image."""
     plot: Path | None = None
-    """File for a figure of the images with bars of their probabilities, .png, .svg or .pdf."""
+    """File for a figure of the images with bars for the probabilities, .png, .svg or .pdf."""
     views: Literal[1, 2] = 1
-    """2: the mean of the scores of every image and of its mirror image."""
+    """2: use the mean of the scores of every image and of its mirror image."""
     json: bool = False
-    """A line of JSON per image instead of a table."""
+    """Print a line of JSON per image instead of a table."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = "off"
-    """Mixed precision."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
 
     def run_command(self) -> None:
         from multipde.evaluation.predict import predict, tell_predictions

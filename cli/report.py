@@ -11,18 +11,18 @@ from multipde.cli.options import DataOptions
 
 @dataclass(frozen=True)
 class Report(DataOptions):
-    """Write what a finished run has done as one HTML page that needs no network."""
+    """Write a report of a finished run as one HTML page, which can be read without an internet connection."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run directory."""
     arch: str | None = None
-    """The network again, package.module:function, where the run is of one from an import path."""
+    """For a run of a network from an import path: that path again, package.module:function."""
     out: Path | None = None
-    """File to write. Left out: report.html in the run."""
+    """File to write. Left out: report.html in the run directory."""
     num_images: int = 10_000
-    """At most so many test images, drawn at random but always the same."""
+    """Largest number of test images to use, a fixed random subset."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
 
     def run_command(self) -> None:
         from multipde.reports.page import report

@@ -12,34 +12,35 @@ from multipde.training.settings import TrainSettings
 
 LEVEL: Any = Level
 SETTINGS: Any = TrainSettings
-"""Where the defaults are written. Any, because an option lists its choices where the library takes a string."""
+"""The defaults come from the library. Any, because options list their choices where the library takes a string."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(DataOptions):
-    """Train a network coarse to fine: small images first, then the network is converted to the next size.
+    """Train a network coarse to fine: on small images first, then converted to larger and larger ones.
 
-    Without arguments: a complete training on the embedded shapes at 8, 16 and 32 pixels, about a minute on two
-    cores. With CIFAR-10 as image files: multipde train --data folder --root data/cifar10 --amp bf16. By two processes:
+    Without arguments it trains on the built-in shapes at 8, 16 and 32 pixels, in about a minute on two cores. CIFAR-10
+    from image files: multipde train --data folder --root data/cifar10 --amp bf16. With two processes:
     torchrun --nproc-per-node 2 -m -- multipde train --batch 124
     """
 
     data: DataName = "shapes"
     """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
     preset: str | None = None
-    """Network, e.g. cifar10-second_order. Left out: the one for the data and the dynamics."""
+    """Network by name, e.g. cifar10-second_order. Left out: the default for the data set and the dynamics."""
     dynamics: DynamicsName | None = None
     """Time stepping of the blocks. Left out: hamiltonian."""
     arch: str | None = None
-    """Any other network instead: a classifier of torchvision (resnet18) or timm (timm:resnet50d), or an import path
-    package.module:function, looked up in the working directory first. Arguments in brackets: resnet18(groups=2)."""
+    """Another kind of network instead: a classifier of torchvision (resnet18) or timm (timm:resnet50d), or an import
+    path package.module:function, looked up in the working directory first. Arguments follow in parentheses:
+    resnet18(groups=2)."""
     sizes: tuple[int, ...] = (8, 16, 32)
     """Image sides in pixels, one per level, in the order of training."""
     epochs: tuple[float, ...] | Literal["auto"] | None = None
-    """Epochs per level, or auto with --budget: a level is left when it gains less than the next one would. Left out: 5,
-    and 2 on the last."""
+    """Epochs per level, or auto with --budget: a level ends when the next one is expected to gain more accuracy for the
+    same work. Left out: 5, and 2 on the last level."""
     budget: str | None = SETTINGS.budget
-    """With --epochs auto: how much to spend, e.g. 10min or 40TFLOPs."""
+    """With --epochs auto: time or work of the whole training, e.g. 10min or 40TFLOPs."""
     min_epochs: int = SETTINGS.min_epochs
     """With --epochs auto: the smallest number of epochs on each level."""
     max_epochs: int = SETTINGS.max_epochs
@@ -47,35 +48,37 @@ class Train(DataOptions):
     mixed: bool = False
     """Train on the batches of all levels in random order instead of one level after the other."""
     steps: tuple[int, ...] | Literal["auto"] | None = None
-    """Time steps per level; the final time T stays. auto: more where the moved network would be less stable. Left out:
-    those of the network."""
+    """Number of time steps on each level; the final time T stays. auto: more steps where the converted network would be
+    less stable. Left out: those of the network."""
     batch: tuple[int, ...] | Literal["auto"] = (LEVEL.batch,)
     """Images per optimizer step, one number or one per level. auto: 125 on the finest level; on the others as many
     images as have the same number of pixels, with the learning rate scaled by the same factor."""
     learning_rate: tuple[float, ...] = (LEVEL.learning_rate,)
     """Peak learning rate, one number or one per level."""
     policy: Literal["across", "one_cycle", "piecewise", "piecewise_long"] = LEVEL.policy
-    """Learning rate: one cycle across all levels, by work; one cycle in each; or in each 1, 1/5, 1/25 for 60, 20, 20
-    per cent (as in the paper), down to 1/625 for 30, 20, 20, 20, 10 per cent (there for CIFAR-100)."""
+    """Learning rate. across: one cycle over the work of all levels. one_cycle: one on each level. piecewise: 1, 1/5,
+    1/25 of the peak for 60, 20, 20 per cent of each level, as in the paper. piecewise_long: down to 1/625 for 30, 20,
+    20, 20, 10 per cent, as in the paper for CIFAR-100."""
     memory: Literal["store", "reversible", "checkpoint"] | None = None
-    """What is stored for backpropagation: everything, the last state of a block (hamiltonian, second_order), or the
-    state of every step. Left out: as the network has it."""
+    """What is stored for backpropagation. store: everything. reversible: the last state of a block, for hamiltonian and
+    second_order. checkpoint: the state of every step. Left out: as in the network."""
     transfer: MethodName = SETTINGS.transfer
-    """How stencils move to the next level."""
+    """Method by which stencils are converted to the next level."""
     coordinates: Literal["level", "finest"] = SETTINGS.coordinates
-    """Mesh of the trained parameter: that of each level, moved by --transfer, or the finest one throughout."""
+    """Mesh to which the trained parameters belong. level: that of each level, converted by --transfer. finest: the
+    finest mesh on all levels, so that the parameters need no conversion."""
     conditioning: float = SETTINGS.conditioning
-    """With --coordinates finest: power of the preconditioner of the gradients, from 0 (none) to 1."""
+    """With --coordinates finest: exponent of the preconditioner of the gradients, from 0 (none) to 1."""
     init: Path | None = None
     """Checkpoint to start from, e.g. a converted one."""
     run: Path | None = None
     """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
     resume: bool = False
-    """Go on with the run in --run; everything else is taken from its record. A network from an import path has to be
-    named again by --arch."""
+    """Continue the run in --run; everything else is taken from its record. A network from an import path must be named
+    again with --arch."""
     extend: tuple[str, ...] = ()
-    """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. It has a cycle of the
-    learning rate of its own."""
+    """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. Each has its own cycle of the
+    learning rate."""
     seed: int = SETTINGS.seed
     """Seed of the weights, the split, the order of the images and their augmentation."""
     optimizer: OptimizerName = SETTINGS.optimizer
@@ -94,39 +97,39 @@ class Train(DataOptions):
     bias_rate: float = SETTINGS.bias_rate
     """Factor of the learning rate of the biases of norms."""
     momentum_rule: Literal["map", "dual", "reset"] = SETTINGS.momentum_rule
-    """How momentum moves with the stencils: as they do, as gradients do, or not at all."""
+    """How momentum is converted to the next level: like the stencils, like gradients, or set to zero."""
     alpha1: float = SETTINGS.alpha1
-    """Weight of the total variation of the controls in time, eq. (13)."""
+    """Weight in the penalty of the total variation of the blocks' weights in time, eq. (13)."""
     alpha2: float = SETTINGS.alpha2
-    """Weight of the squares of the controls, eq. (13)."""
+    """Weight in the penalty of the squares of the weights, eq. (13)."""
     box: float = SETTINGS.box
-    """Bound on the stencils of the symmetric layers; 0 for none."""
+    """Bound on the absolute values of the taps of the symmetric layers; 0 for no bound."""
     label_smoothing: float = SETTINGS.label_smoothing
     """Share of every label that is spread evenly over the classes, in the training loss."""
     augment: str | None = None
-    """What is done at random to the training images: off, or names out of flip, crop, cutout, mixup, cutmix and
-    randaugment, joined by commas. Left out: flip,crop."""
+    """Random changes of the training images: off, or names out of flip, crop, cutout, mixup, cutmix and randaugment,
+    joined by commas. Left out: flip,crop."""
     no_augment: tyro.conf.FlagCreatePairsOff[bool] = False
     """The same as --augment off."""
     standardize: bool = False
-    """Normalise every image by its own mean and standard deviation, not by those of the data set."""
+    """Normalise every image by its own mean and standard deviation instead of those of the data set."""
     validation: float = SETTINGS.validation
-    """Share of the training images set aside for validation."""
+    """Share of the training images that is held back for validation."""
     checkpoint_every: float = SETTINGS.checkpoint_every
     """Minutes between checkpoints within an epoch; another one is written after every epoch."""
     on_divergence: Literal["stop", "rollback"] = SETTINGS.on_divergence
-    """What to do when loss, activations or stencils go out of bounds: stop, or go back to the last checkpoint with half
-    the learning rate, at most three times."""
+    """What to do when loss, activations or stencils are too large or not finite: stop, or return to the last checkpoint
+    with half the learning rate, at most three times."""
     deterministic: bool = SETTINGS.deterministic
     """Use only algorithms that give the same bits again on the same machine."""
     compile: bool = SETTINGS.compile
-    """Compile the norms for training, in C++ or on a GPU by torch.compile: faster after a few seconds."""
+    """Compile the normalisation layers for training, in C++ or on a GPU by torch.compile, which makes it faster."""
     tensorboard: bool = SETTINGS.tensorboard
-    """Write event files for TensorBoard into the directory of the run."""
+    """Write event files for TensorBoard into the run directory."""
     device: str = SETTINGS.device
-    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = SETTINGS.amp
-    """Mixed precision; auto: bf16 where the processor or GPU has it, which is faster."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
     quiet: bool = False
     """Print nothing."""
 

@@ -12,11 +12,7 @@ from multipde.networks.external import external_model
 
 
 def network_with_weights(arch: str, weights: Path | None, **described: Any) -> nn.Module:
-    """The network of a name, see `external_model`, with the weights of a file, which determine the number of classes.
-
-    Args:
-        weights: see `read_state_dict`; None for random weights from a fixed seed.
-    """
+    """The network of a name with the weights of a file and as many classes as they have; None for random weights."""
     spec, state = external_model(arch, **described), None
     with torch.random.fork_rng(devices=[]):
         if weights is not None:

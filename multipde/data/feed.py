@@ -62,11 +62,7 @@ class Feed:
             yield _laid_out(x), labels
 
     def evaluation(self, indices: Tensor | None, size: int, batch: int = 250) -> Iterator[Batch]:
-        """The batches of all images, or of those of the indices, in order; a process's slice of one may be empty.
-
-        Shape:
-            - each: images (at most batch, C, size, size), labels
-        """
+        """The batches of all images, or of those of the indices, in order; a process's slice of one may be empty."""
         return self._ordered(indices, size, batch, self.compute.shard)
 
     def drawn(self, indices: Tensor | None, num: int, size: int, key: Key) -> Iterator[Tensor]:

@@ -50,12 +50,7 @@ class ImageSet(Protocol):
 
 @dataclass
 class TensorImages:
-    """Images as one uint8 tensor; they are averaged to a size once and then kept at this size on the device.
-
-    Shape:
-        - images: (num, C, *size), uint8
-        - labels: (num,), int64
-    """
+    """Images (num, C, *size) as one uint8 tensor, which is averaged to a size once and then kept on the device."""
 
     images: Tensor
     labels: Tensor

@@ -89,11 +89,7 @@ def pgd(
 
 
 def random_start(x: Tensor, indices: Tensor | None = None, seed: int = 0) -> Tensor:
-    """A uniform random number in [-1, 1] for every pixel, which depends only on the seed and the index of the image.
-
-    Args:
-        indices: indices of the images in their data set; 0, 1, ... if left out.
-    """
+    """A uniform random number in [-1, 1] for every pixel, which depends only on the seed and the index of the image."""
     numbers = range(len(x)) if indices is None else indices.tolist()
     drawn = [2 * torch.rand(x.shape[1:], generator=stream(seed, "attack", i)) - 1 for i in numbers]
     return torch.stack(drawn).to(x)

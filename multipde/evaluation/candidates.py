@@ -27,11 +27,7 @@ from multipde.stability.bounds import StepStability, stability_report, step_rati
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted and recalibrated network.
-
-    Args:
-        measured: measurements of the converted network, and after recalibration if it has BatchNorm.
-    """
+    """A converted network, with its measurements before and, if it has BatchNorm, after recalibration."""
 
     net: nn.Module
     move: Conversion

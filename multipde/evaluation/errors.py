@@ -63,12 +63,7 @@ class Examination:
 def examine(
     net: nn.Module, images: ImageData, compute: Compute, *, num_images: int | None = None, num_mistakes: int = 24
 ) -> Examination:
-    """Measure the errors of a network on the test images of a data set.
-
-    Args:
-        num_images: use only this many test images, a fixed random subset; None for all.
-        num_mistakes: largest number of mistakes to keep.
-    """
+    """Measure the errors of a network on all test images of a data set, or on a fixed random subset of them."""
     spec = spec_of(net)
     check_classes(spec, images)
     size, test, key = spec.sizes[0], images.test, (0, "test")

@@ -16,12 +16,7 @@ MANY_NUMBERS, MANY_NAMES = 20, 40
 
 
 def stencil_mosaic(stencils: Tensor) -> Tensor:
-    """All stencils in one picture: input channels below each other, output channels side by side, NaN in the gaps.
-
-    Shape:
-        - stencils: (out channels, in channels, w, w)
-        - result: (rows, columns), pixels of the picture
-    """
+    """All stencils (out, in, w, w) in one picture (rows, columns): input channels in rows, NaN in the gaps."""
     num_out, num_in, height, width = stencils.shape
     columns = min(num_out, COLUMNS)
     bands = math.ceil(num_out / columns)

@@ -39,9 +39,7 @@ def preset(name: str) -> NetworkConfig:
 def default_network(data: str, dynamics: str | None = None, size: int = 32, name: str | None = None) -> NetworkConfig:
     """The preset of a data set; for other data that of CIFAR-10, or that of STL-10 if images have 64 pixels or more.
 
-    Args:
-        dynamics: None for the dynamics of the named preset, or hamiltonian if no preset is named.
-        name: a preset to return instead.
+    If a preset is named, it is returned instead; the dynamics must then be None or that of this preset.
     """
     if name is not None:
         config = preset(name)

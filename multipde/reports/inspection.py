@@ -10,11 +10,7 @@ from multipde.runtime.console import Log
 
 
 def inspect_network(net: nn.Module, physical: bool, log: Log) -> None:
-    """Print the description of a network, its cost, and the size of its coefficients β by order of the derivative.
-
-    Args:
-        physical: give coefficients on the unit square instead of in units of each layer's mesh size.
-    """
+    """Print the description of a network, its cost, and the root mean squares of its coefficients, see `order_rms`."""
     spec = spec_of(net)
     log.say(spec.summary(net))
     flops = count_flops(spec), count_flops(spec, training=True)

@@ -15,12 +15,7 @@ from multipde.training.snapshot import opening_stencils
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the report with its title.
-
-    Args:
-        svg: the figure as an HTML element.
-        is_wide: whether it takes the whole width of the page.
-    """
+    """A figure of the report as an HTML element, with its title; it may take the whole width of the page."""
 
     title: str
     svg: str
@@ -28,12 +23,7 @@ class Figure:
 
 
 def page_figures(run: RunRecord, seen: Examination | None, names: Sequence[str]) -> dict[str, list[Figure]]:
-    """The figures of every section by its name; a section without figures has an empty list.
-
-    Args:
-        seen: the errors on the test images; None if there are no images.
-        names: names of the classes.
-    """
+    """The figures of every section by its name; ``seen`` holds the errors on test images, ``names`` the classes."""
     return {
         "curves": _curves(run),
         "switches": _switches(run),

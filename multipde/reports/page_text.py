@@ -19,12 +19,7 @@ TIME_SETTINGS = ("alpha1", "box", "auto_steps")
 
 
 def page_text(run: RunRecord, seen: Examination | None, names: Sequence[str]) -> dict[str, Any]:
-    """Everything on the page but its figures, under the names that the template uses.
-
-    Args:
-        seen: the errors on the test images; None if there are no images.
-        names: names of the classes.
-    """
+    """Everything on the page but its figures, under the names of the template; arguments as for `page_figures`."""
     return {
         "title": run.directory.resolve().name,
         "summary": _summary(run),

@@ -100,11 +100,7 @@ class ChecksumWriter:
 
 
 def check_data(record: Mapping[str, Any], images: ImageData, count_only: bool) -> None:
-    """Raise ValueError for images that are not those of the recorded run.
-
-    Args:
-        count_only: compare only the number of training images, because images of another size have another checksum.
-    """
+    """Raise ValueError for images that are not those of the recorded run, by checksum or by their number alone."""
     num = record.get("num_train")
     if len(images.train) != num:
         raise ValueError(f"data must be those of the run, {num} training images, got {len(images.train)}")

@@ -54,11 +54,7 @@ def read_json(file: Path, newest: int) -> dict[str, Any]:
 
 
 def from_record(kind: type[Kind], record: Any, file: Path, what: str) -> Kind:
-    """Make a dataclass from untrusted plain data; ValueError for unknown or missing entries and for invalid values.
-
-    Args:
-        what: a name for the record in error messages.
-    """
+    """Make a dataclass from untrusted plain data; ValueError, which names ``what``, for wrong entries or values."""
     if not isinstance(record, dict):
         raise ValueError(f"{file} must describe {what}, got {type(record).__name__}")
     known: dict[str, Any] = kind.__dataclass_fields__  # pyright: ignore[reportAttributeAccessIssue]

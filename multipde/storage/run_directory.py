@@ -59,8 +59,7 @@ def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
 def take_directory(run_dir: Path, held: ExitStack, record: Mapping[str, Any] | None = None) -> None:
     """Lock a run directory until the stack is closed, and remove what an interrupted write has left there.
 
-    Args:
-        record: for a new run, its record; the directory is made and the record is written into it.
+    For a new run the directory is made, and ``record`` is written into it.
     """
     if record is not None:
         with writing(run_dir):

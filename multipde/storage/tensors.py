@@ -34,11 +34,8 @@ def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) -> dict[str, Tensor]:
-    """The tensors of a file; ValueError unless they have these names and shapes and all values are finite.
-
-    Args:
-        may_lack: accept a file in which some of the names are missing.
-    """
+    """The tensors of a file; ValueError unless they have these names (or, if it may lack some, a subset of them) and
+    shapes, and all values are finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -67,11 +67,7 @@ class Study:
     def close(
         self, tables: Mapping[str, Table], figure: Callable[[Path], None] | None = None, plot: Path | None = None
     ) -> list[dict[str, Any]]:
-        """Print the tables with their titles and the paths of the files, draw the figure, and return the rows.
-
-        Args:
-            plot: file of the figure; None for a file in the directory of the rows.
-        """
+        """Print the tables and the paths of the files, draw the figure (by default beside the rows), return rows."""
         for title, table in tables.items():
             self.log.table(table, title)
         if self.file is not None and self.replaces:

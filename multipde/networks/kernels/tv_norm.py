@@ -11,16 +11,9 @@ from multipde.networks.kernels.dispatch import channels_innermost, wide, wide_ty
 
 
 def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = False, compiled: bool = False) -> Tensor:
-    """Eq. (9) for given scale and bias, followed by ReLU if asked for.
+    """The TV norm, eq. (9), with scale a and bias b of shape (C,), followed by ReLU if wanted.
 
         N(y) = a · y / sqrt(Σ_c y_c² + ε) + b
-
-    Args:
-        compiled: use the compiled kernels, see `compile_layers`.
-
-    Shape:
-        - y, result: (N, C, *size)
-        - scale, bias: (C,)
 
     Reference: Ruthotto & Haber (2018), eq. (9).
     """

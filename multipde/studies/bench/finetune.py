@@ -53,10 +53,8 @@ def finetune_study(
         checkpoint: a run, or a network that `save` wrote.
         data: source and options for `load_data`.
         out: file of rows; a measurement with a row is not repeated. The figure is written to the same directory.
-        size: the new size in pixels.
         recalibration: numbers of images on which only BatchNorm is recalibrated.
-        epochs: numbers of epochs of fine-tuning.
-        scratch: numbers of epochs of the network that is trained from random weights.
+        epochs, scratch: numbers of epochs of fine-tuning, and of the training from random weights.
     """
     net = load(checkpoint)
     net.config.on_mesh(size)

@@ -50,11 +50,9 @@ COLUMNS = """name: {data}, {dynamics} | weights: {weights:,} | train: {num_train
 
 @dataclass(frozen=True)
 class PaperData:
-    """A data set of the paper, which may be reduced to a budget.
+    """A data set of the paper, which may be reduced to a budget; source and options are those of `train`.
 
-    Args:
-        source: data for `train`: a name if the data set is complete, so that the run can find its data again.
-        options: options of `load_data` for this name.
+    The source is a name if the data set is complete, so that a run can find its data again.
     """
 
     images: ImageData

@@ -19,13 +19,7 @@ BATCH, LEARNING_RATE = 125, 0.1
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the networks for one data set are trained.
-
-    Args:
-        policy: learning rate, a key of `POLICIES`.
-        alpha1: weight of the total variation in time, eq. (13).
-        alpha2: weight of the squares, eq. (13).
-    """
+    """The training of the networks for one data set: policy as in `Level`, alpha1 and alpha2 as in `TrainSettings`."""
 
     epochs: int
     policy: str
@@ -89,11 +83,7 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Training:
-    """One training of an experiment.
-
-    Args:
-        share: share of the training images, without augmentation; None for 80 per cent of them with augmentation.
-    """
+    """One training of an experiment, on a share of the images without augmentation, or for None on 80 % with it."""
 
     data: str
     dynamics: str
