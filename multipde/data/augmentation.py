@@ -36,22 +36,25 @@ def augmentation_names(augment: str | bool | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done at random to every batch of training images.
+    """Random changes of every batch of training images, applied in this order:
 
-    The order is always the same: the function and RandAugment (2 operations of strength 9) change the pixels; then the
-    images are normalised; then come the horizontal flip, zero padding by max(1, round(size/16)) pixels with a random
-    crop back to the size, and cutout of a square of 3/8 of the side, each drawn for every image alone; at last each
-    image is mixed with the one before it in the batch: λ x + (1-λ) x' by mixup, λ from Beta(0.2, 0.2), or by CutMix a
-    rectangle of it is pasted, λ from Beta(1, 1). Labels are mixed along and become shares of the classes. With both,
-    every batch gets one of them. Padding and cutout fill with the mean, which is zero in normalised images.
+        function    the user's function of the pixels
+        randaugment two random operations on the pixels, of strength 9
+                    (then the images are normalised)
+        flip, crop  horizontal flip; padding by max(1, round(size/16)) pixels and a random crop to the size
+        cutout      a square of 3/8 of the side is replaced
+        mixup       λ x + (1-λ) x' with the image x' before x in the batch, λ from Beta(0.2, 0.2)
+        cutmix      a rectangle of x' with about 1-λ of the pixels is pasted into x, λ from Beta(1, 1)
 
-    All draws depend only on the key, so a repeated run and a resumed one see the same images, and every process those
-    that its slice of the batch would have without the other processes.
+    Labels are mixed like the images and become shares of the classes. If both mixup and cutmix are named, every batch
+    gets one of them. Padding and cutout fill with the mean, which is zero in normalised images. All random numbers
+    depend only on the key, so that repeated and resumed runs, and runs with several processes, see the same images.
 
     Args:
         names: some of `NAMES`. All but mixup are for images with two axes.
         classes: number of classes, for labels that are mixed.
-        function: of a batch of images on [0, 1] to a batch of the same shape. It draws from torch's generators.
+        function: a function of a batch of images on [0, 1] to a batch of the same shape, which may use torch's
+            generators.
 
     References:
         - Ruthotto & Haber (2018), section 5 (flip and crop).
@@ -66,7 +69,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, asked: str | bool | ImageFunction | None, classes: int) -> "Augmentation | None":
-        """That of a setting, see `augmentation_names`, or of a function; None for nothing."""
+        """The augmentation of a setting, see `augmentation_names`, or of a function; None for no augmentation."""
         if callable(asked):
             return cls((), classes, asked)
         names = augmentation_names(asked)
@@ -78,9 +81,9 @@ class Augmentation:
         return bool(set(self.names) & set(MIXING))
 
     def rows(self, num: int, shard: tuple[int, int]) -> Tensor:
-        """Which images of a batch of ``num`` a process needs for its slice, which comes last.
+        """The indices of the images of a batch of ``num`` that a process needs for its slice, the slice itself last.
 
-        To mix, it needs the image before its slice as well; for a function it needs them all.
+        For mixing it also needs the image before its slice, for a function all images.
         """
         rows = torch.arange(num)
         if shard == (0, 1):

@@ -6,11 +6,9 @@ VIEWS = (1, 2)
 
 
 class TwoViews(nn.Module):
-    """The mean of a classifier's scores for an image and for its mirror image, left and right exchanged.
+    """A classifier whose scores, before the softmax, are the mean over an image and its mirror image.
 
-        scores(x) = (net(x) + net(mirrored x)) / 2
-
-    Twice the work of the classifier. The scores are those before the softmax.
+        scores(x) = (net(x) + net(mirrored x)) / 2,   where left and right are exchanged; this takes twice the work
 
     Shape:
         - x: (N, C, *size)

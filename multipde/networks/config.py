@@ -36,14 +36,16 @@ class NetworkConfig(SpecBase):
         size: image side in pixels, one number or one per axis; divisible by 2^(blocks-1).
         dim: number of axes of the images, 1 to 3.
         width: taps per axis of the stencils, odd.
-        controls: number of nodes of the control grid, one number or one per block; None for one node per step.
-        interpolation: how the controls vary between the nodes, ``"linear"`` or ``"constant"``.
-        norm: ``"tv"``, eq. (9), or ``"none"``.
+        controls: number of nodes in time at which the weights θ of the layers are stored, one number or one per block;
+            None for one node per step, see `Block`.
+        interpolation: how θ varies between the nodes, ``"linear"`` or ``"constant"``.
+        norm: norm of the layers, ``"tv"`` for `TVNorm`, eq. (9), or ``"none"``.
         activation: ``"relu"``, ``"tanh"`` or ``"identity"``.
         eps: ε of eq. (9).
-        coordinates: coordinates in which stencils are stored, ``"stencil"`` or ``"beta"``.
-        reference: size to whose mesh the stored stencils belong; None for ``size``.
-        reaction: taps of the term of order zero in the basis, ``"121"`` or ``"141"``.
+        coordinates: whether the taps of the stencils are stored, ``"stencil"``, or their coefficients, ``"beta"``, see
+            `StencilParametrization`. `TrainSettings.coordinates` means another thing: the mesh they belong to.
+        reference: image side to whose mesh the stored stencils belong; None for ``size``.
+        reaction: averaging taps of the term of order zero in the basis, ``"121"`` or ``"141"``, see `StencilBasis`.
         memory: how backpropagation gets the states: ``"store"``, ``"reversible"`` or ``"checkpoint"``, see `Block`.
         class_names: one name per class, or empty.
         mean: mean of each input channel on [0, 1], subtracted from the images; empty for no normalisation.
@@ -51,7 +53,7 @@ class NetworkConfig(SpecBase):
         standardize: normalise every image by its own mean and standard deviation instead.
 
     Raises:
-        ValueError: any value outside its range, with the name of the argument.
+        ValueError: a value is outside its range.
     """
 
     dynamics: str
@@ -132,7 +134,7 @@ class NetworkConfig(SpecBase):
 
     @property
     def size_multiple(self) -> int:
-        """The size is halved between the blocks."""
+        """2^(blocks-1), because the size is halved between the blocks."""
         return 2 ** (self.num_blocks - 1)
 
     @property
@@ -158,7 +160,7 @@ class NetworkConfig(SpecBase):
         return tuple(dt * n for dt, n in zip(self.block_dt, self.block_steps, strict=True))
 
     def with_steps(self, steps: int | tuple[int, ...]) -> "NetworkConfig":
-        """The time step becomes dt = T/steps."""
+        """The description with other numbers of time steps; the time step becomes dt = T/steps."""
         blocks = steps if isinstance(steps, Sequence) else (steps,) * self.num_blocks
         if len(blocks) != self.num_blocks or min(blocks) < 1:
             raise ValueError(f"steps must be positive, one number or one per block ({self.num_blocks}), got {steps}")
@@ -177,11 +179,11 @@ class NetworkConfig(SpecBase):
         return max(self.block_steps) <= MANY_STEPS and sum(self.block_controls) <= num_tensors
 
     def penalty(self, net: Any, alpha1: float, alpha2: float) -> RegularizerGradient:
-        """Equation (13)."""
+        """The regulariser, eq. (13)."""
         return RegularizerGradient(Regularizer(alpha1, alpha2), net)
 
     def box(self, net: Any, bound: float) -> Box:
-        """It bounds the stencils of the symmetric layers."""
+        """The bound on the taps of the symmetric layers."""
         return Box(net, bound)
 
     def parts(self, net: nn.Module) -> dict[str, nn.Module]:

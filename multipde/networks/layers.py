@@ -19,18 +19,18 @@ NORMS = ("tv", "none")
 
 
 class TVNorm(nn.Module):
-    """Pixelwise normalisation, eq. (9), with a trainable scale and bias per channel.
+    """Divide the features of every pixel by their norm over the channels c, eq. (9), with trainable scale a and bias b.
 
         N(y) = a · y / sqrt(Σ_c y_c² + ε) + b
 
     It has no running statistics.
 
     Args:
-        channels: number of channels C.
-        eps: ε, under the root.
+        channels: number of channels C, the length of a and b.
+        eps: ε, a positive number that keeps the denominator from vanishing where y is zero.
 
     Shape:
-        - y, result: (N, C, *size)
+        - y, result: (batch, C, *size)
 
     Reference: Ruthotto & Haber (2018), eq. (9).
     """
@@ -74,7 +74,7 @@ class ControlledLayer(nn.Module):
         return (self.conv.weight, *norm)  # pyright: ignore[reportReturnType]
 
     def hidden(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
-        """σ(N(K y))."""
+        """The features σ(N(K y)) between the two convolutions."""
         if self.watch is not None:
             self.watch(self.conv, y)
         z = CONVOLVE[self.dim](y, controls[0], padding=self.padding)
@@ -93,20 +93,22 @@ class ControlledLayer(nn.Module):
 
 
 class SymmetricLayer(ControlledLayer):
-    """The symmetric layer, eq. (7).
+    """The symmetric layer, eq. (7): K is a convolution, Kᵀ its transpose, N a norm, σ an activation.
 
         F(y) = -Kᵀ σ(N(K y))
 
-    Its Jacobian is negative semidefinite for N = identity and a nondecreasing σ.
+    Without norm (N = identity) and with a nondecreasing σ its Jacobian is negative semidefinite.
 
     Args:
-        channels: number of channels C.
-        width: taps per axis, odd.
-        norm: ``"tv"`` for eq. (9), ``"none"`` for N = identity.
+        channels: number of channels C, of input and result.
+        width: number of taps of K per axis, odd.
+        dim: number of axes of the images, 1 to 3.
+        norm: N: ``"tv"`` for `TVNorm`, ``"none"`` for the identity.
         activation: σ: ``"relu"``, ``"tanh"`` or ``"identity"``.
+        eps: ε of `TVNorm`.
 
     Shape:
-        - y, result: (N, C, *size)
+        - y, result: (batch, C, *size)
 
     Reference: Ruthotto & Haber (2018), eq. (7).
     """
@@ -118,7 +120,7 @@ class SymmetricLayer(ControlledLayer):
 class ResidualLayer(ControlledLayer):
     """The layer of a plain ResNet, eq. (1), with two independent convolutions: F(y) = K₂ σ(N(K₁ y)).
 
-    Args and shapes as for `SymmetricLayer`.
+    The arguments channels, width, dim, norm, activation and eps, and the shapes, are those of `SymmetricLayer`.
 
     Reference: Ruthotto & Haber (2018), eq. (1).
     """
@@ -166,11 +168,13 @@ class Opening(nn.Sequential):
 
 
 class Connector(Opening):
-    """A change of the number of channels: 1x1 convolution without bias, batch normalisation, ReLU.
+    """The layer between two blocks, which changes the number of channels: 1x1 convolution, batch normalisation, ReLU.
+
+    With ``forward(x, pool=True)`` the mean over cells of two pixels per axis follows, which halves the size.
 
     Shape:
         - input: (N, channels_from, *size)
-        - result: (N, channels_to, *size), halved by ``forward(x, pool=True)``
+        - result: (N, channels_to, *size), or half the size; the size has ``dim`` axes
     """
 
     def __init__(self, channels_from: int, channels_to: int, dim: int = 2):

@@ -43,10 +43,7 @@ def write_checkpoint(
 def read_checkpoint(
     directory: Path, given: Given = None
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
-    """The network, the best weights, the record of the training's state, and the state of the optimizer.
-
-    Arguments and errors are those of `load`.
-    """
+    """Read network, best weights, state of the training and state of the optimizer; arguments, errors as in `load`."""
     check_sums(directory, MODEL, CONFIG, BEST, TRAINER, MOMENTUM)
     model = read_network(directory, MODEL, given)
     parameters = {name: p.shape for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""What follows when a training diverges: it returns to its last checkpoint with half the learning rate, or gives up."""
+"""The response to divergence: a training returns to its last checkpoint with half the learning rate, or gives up."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ MANY_ROLLBACKS = 3
 def rollback_record(
     error: DivergenceError, state: TrainState, level: Level, on_divergence: str, checkpoint: Path | None
 ) -> dict[str, Any]:
-    """The record of a rollback to a checkpoint; DivergedError where none is wanted or possible, or after too many."""
+    """The record of a rollback to a checkpoint; DivergedError if none is wanted or possible, or after too many."""
     text = f"{error} at size {level.size}, epoch {state.epoch + 1}, step {state.batch + 1}"
     rate = state.rate_scale * level.learning_rate
     if on_divergence == "stop" or len(state.rollbacks) == MANY_ROLLBACKS or checkpoint is None:

@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def _one_cycle(fraction: float) -> float:
-    """Linear from 1/10 to 1 over the first quarter, then half a cosine to zero."""
+    """A function that rises linearly from 1/10 to 1 over the first quarter, and falls as half a cosine to zero."""
     if fraction < 0.25:
         return 0.1 + 0.9 * fraction / 0.25
     return 0.5 * (1 + math.cos(math.pi * (fraction - 0.25) / 0.75))
 
 
 def _fifths(*ends: float) -> Callable[[float], float]:
-    """Constant, and divided by five at each of these fractions."""
+    """A function that is 1 at first and is divided by five at each of these fractions."""
     return lambda fraction: 0.2 ** sum(fraction >= end for end in ends)
 
 
 def _warm_up(fraction: float) -> float:
-    """Linear from 1/10 to 1 over the first tenth, then constant."""
+    """A function that rises linearly from 1/10 to 1 over the first tenth, and is then constant."""
     return min(1.0, 0.1 + 9 * fraction)
 
 
@@ -35,9 +35,8 @@ POLICIES: dict[str, Callable[[float], float]] = {
     "constant": lambda fraction: 1.0,
     "cool_down": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
 }
-"""Learning rate over its peak as a function of the share of the level that is done, in [0, 1); for ``across`` the share
-of the work of all levels with this policy. ``piecewise`` is the paper's for STL-10 and CIFAR-10 (60, 20 and 20 per cent
-of the epochs), ``piecewise_long`` its for CIFAR-100 (30, 20, 20, 20 and 10)."""
+"""Learning rate / peak as a function of the share of the level that is done, in [0, 1); for ``across`` the share of the
+work of all levels. The paper uses ``piecewise`` for STL-10 and CIFAR-10, and ``piecewise_long`` for CIFAR-100."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,16 @@ class Level:
 
     Args:
         size: image side in pixels, at least 1.
-        epochs: passes over the training images, positive, the last one in part where it is no integer; None to end
-            the level when more work gains too little, within `TrainSettings.budget`.
-        steps: time steps, one number or one per block; None keeps those of the previous level, or of the network.
+        epochs: number of passes over the training images, positive; 2.5 stands for two and a half. None to end the
+            level when more work gains too little accuracy, within `TrainSettings.budget`.
+        steps: number of time steps, one or one per block; None keeps those of the previous level, or of the network.
         batch: images per optimizer step, of all processes together.
         learning_rate: peak of the learning rate, positive.
-        policy: course of the learning rate: one cycle ``"across"`` all levels or ``"one_cycle"`` per level,
-            ``"piecewise"``, ``"piecewise_long"``, ``"warm_up"``, ``"constant"`` or ``"cool_down"``.
+        policy: the learning rate divided by its peak, during the level: ``"one_cycle"`` rises linearly from 1/10 to 1
+            over the first quarter and falls as half a cosine to 0; ``"across"`` is this cycle once over the work of all
+            levels; ``"piecewise"`` is 1, 1/5, 1/25 for 60, 20, 20 % of the epochs; ``"piecewise_long"`` is 1, 1/5,
+            1/25, 1/125, 1/625 for 30, 20, 20, 20, 10 %; ``"warm_up"`` rises linearly from 1/10 to 1 over the first
+            tenth and stays there; ``"constant"`` is 1; ``"cool_down"`` falls as half a cosine from 1 to 0.
         mixed: pairs of a size and its share of the batches, for batches whose size is drawn at random; the shares sum
             to 1 and the largest size is that of the level. Empty for batches of one size.
 
@@ -107,7 +109,7 @@ class Level:
 
 def level_flops(level: Level, config: "ModelSpec") -> float:
     """Floating point operations per image of a level, forward and backward pass together."""
-    from multipde.networks.cost import count_flops  # here, for the command line shows the defaults without torch
+    from multipde.networks.cost import count_flops  # imported here, because help texts must not import torch
 
     plain = [(replace(config, size=size, reference=None), share) for size, share in level.sizes]
     return sum(share * count_flops(network, training=True) for network, share in plain)

@@ -21,7 +21,7 @@ class Listener:
         """Receive a line of text for the user."""
 
     def restart(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Discard everything recorded after these rows, for training continues from there."""
+        """Discard everything recorded after these rows, because training continues from there."""
 
     def row(self, row: Mapping[str, Any], planned_epochs: int) -> None:
         """Receive the row of the metrics file for an epoch, and the level's number of epochs, 0 if it is not known."""

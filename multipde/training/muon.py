@@ -1,4 +1,4 @@
-"""Orthogonalised momentum for the stencils of convolutions, and SGD for what is no stencil."""
+"""Muon: orthogonalised momentum for the stencils of convolutions, and SGD for all other parameters."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ LEAST_NORM = 1e-12
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum: every step of a stencil tensor has singular values near one, times the learning rate.
+    """An optimizer with orthogonalised momentum: the change of a stencil tensor has singular values near lr.
 
         v ← μ v + g,   u = g + μ v (Nesterov) or v,   p ← (1 - lr λ) p - lr sqrt(max(1, rows/columns)) orth(u)
 
@@ -31,11 +31,12 @@ class Muon(torch.optim.Optimizer):
     factor one: stochastic gradient descent with momentum.
 
     Args:
-        params: parameters or parameter groups, which may have values of their own for what follows.
+        params: parameters or parameter groups, which may have their own values of the other arguments.
+        lr: learning rate.
         momentum: μ in [0, 1).
-        nesterov: look one step of the momentum ahead.
-        weight_decay: λ, decoupled.
-        orthogonal: whether orth is applied, to parameters of at least two axes.
+        nesterov: use Nesterov's momentum.
+        weight_decay: λ, decoupled from the gradient.
+        orthogonal: whether orth is applied; the parameters must have at least two axes for it.
         conv_groups: number of convolution groups k of each parameter.
 
     Raises:
@@ -91,7 +92,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _updates(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters with a gradient, and their momentum, looking ahead where that is asked for."""
+        """The parameters that have a gradient, and their updates u from the momentum."""
         params = [p for p in group["params"] if p.grad is not None]
         if not params or not group["momentum"]:
             return params, [p.grad for p in params]

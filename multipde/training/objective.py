@@ -20,7 +20,7 @@ class Objective:
         metric: a function of (scores, labels) to a mean over the images, larger being better; the accuracy if None.
         optimizer: a function of the parameters to an optimizer; SGD with momentum if None. The learning rate of a
             parameter group is that of the schedule times the group's ``rate_factor``, if it has one.
-        augment: a function of a batch of images on [0, 1] to such a batch, see `Augmentation`.
+        augment: a function of a batch of images on [0, 1] to a batch of the same shape, see `Augmentation`.
     """
 
     loss: Score | None = None
@@ -29,9 +29,9 @@ class Objective:
     augment: ImageFunction | None = None
 
     def training_loss(self, scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """The loss of a batch for training; labels may be shares of the classes.
+        """The training loss of a batch; labels may be shares of the classes.
 
-        Cross entropy with the labels (1-s) y + s/classes, s the label smoothing.
+        By default it is the cross entropy with the labels (1-s) y + s/classes, where s is the label smoothing.
 
         Reference: Szegedy et al. (2016), Rethinking the Inception Architecture, section 7.
         """
@@ -40,7 +40,7 @@ class Objective:
         return functional.cross_entropy(scores, labels, label_smoothing=label_smoothing)
 
     def check_labels(self, label_smoothing: float, augment: Augmentation | None) -> None:
-        """Raise ValueError for a loss of the user's with label smoothing or mixed labels, which it does not know."""
+        """Raise ValueError if a loss of the user meets label smoothing or mixed labels, which it does not know."""
         if self.loss is not None and label_smoothing:
             raise ValueError(f"label_smoothing must be 0 with a loss of your own, got {label_smoothing:g}")
         if self.loss is not None and augment is not None and augment.mixes:

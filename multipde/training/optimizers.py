@@ -30,7 +30,7 @@ def make_optimizer(
     weight_decay: float | None = None,
     bias_rate: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """An optimizer of all parameters of a module, in groups by the kind of their layer.
+    """An optimizer for all parameters of a module, in groups by the kind of their layer.
 
     ``"sgd"`` is stochastic gradient descent with momentum. ``"muon"`` orthogonalises the momentum of all stencils of
     convolutions, 1x1 and grouped ones among them, see `Muon`; for the rest it is SGD. ``"adamw"`` is AdamW at 0.04
@@ -40,17 +40,19 @@ def make_optimizer(
     on the reference mesh, in coordinates "beta" the matrix of coefficients, which is not the norm of a convolution.
 
     Args:
-        learning_rate: that of SGD, to which the others are relative.
-        momentum: of SGD; for AdamW β₁.
-        nesterov: look one step of the momentum ahead; None for yes with ``"muon"``, and no with ``"sgd"``.
+        module: the network.
+        name: ``"sgd"``, ``"muon"`` or ``"adamw"``.
+        learning_rate: learning rate of SGD, to which the others are relative.
+        momentum: momentum of SGD; for AdamW β₁.
+        nesterov: use Nesterov's momentum; None for yes with ``"muon"``, and no with ``"sgd"``.
         stencil_rate: learning rate of orthogonalised stencils as a multiple of ``learning_rate``.
         stencil_momentum: momentum of orthogonalised stencils.
-        weight_decay: of the stencils, times their learning rate; None for 0, and 0.02 with ``"adamw"``. Decoupled, but
-            SGD adds it to the gradient.
+        weight_decay: weight decay of the stencils, multiplied by their learning rate; None for 0.02 with ``"adamw"``,
+            otherwise 0. It is decoupled from the gradient, except that SGD adds it to the gradient.
         bias_rate: factor of the learning rate of the biases of norms.
 
     Raises:
-        ValueError: the optimizer is unknown, or ``"muon"`` is asked for and there is no convolution.
+        ValueError: the optimizer is unknown, or the module has no convolution for ``"muon"``.
 
     Reference: Loshchilov & Hutter (2019), Decoupled weight decay regularization, for AdamW; `Muon` names its own.
     """
@@ -86,7 +88,7 @@ def make_optimizer(
 
 
 def _merged(groups: list[dict[str, Any]], learning_rate: float) -> list[dict[str, Any]]:
-    """The groups with their learning rates, without empty ones, those with the same options as one."""
+    """The groups with their learning rates; empty ones are left out, and groups with the same options are joined."""
     merged: dict[tuple, list[nn.Parameter]] = {}
     for group in groups:
         options = tuple((key, value) for key, value in group.items() if key != "params")

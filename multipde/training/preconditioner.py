@@ -8,13 +8,14 @@ from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization,
 
 
 class Preconditioner:
-    """Preconditions the gradient of a parameter p on another mesh, from which the stencils W = G p follow.
+    """Preconditions the gradient of a stored parameter p, from which the stencils on another mesh are W = G p.
 
         g ← (GᵀG)⁻q g
 
     A step along the plain gradient, q = 0, changes W by G Gᵀ times its own gradient, which for a halving of the mesh
     hardly moves the high orders (eigenvalues down to 1/256 for width 3). q = 1 changes W by its own gradient; q = 1/2
-    by the root of G Gᵀ times it. The minimiser stays, since the gradient of the penalty is multiplied, too.
+    by the square root of G Gᵀ times it. The minimiser does not change, since the gradient of the penalty is multiplied
+    too.
 
     Args:
         power: q in [0, 1].
@@ -35,11 +36,7 @@ class Preconditioner:
                 grad.copy_(flat.view(grad.shape))
 
     def matrix(self, p: StencilParametrization) -> Tensor:
-        """(GᵀG)⁻q of a layer, symmetric, in float64.
-
-        Shape:
-            - result: (n, n), n the number of taps
-        """
+        """The symmetric matrix (GᵀG)⁻q (n, n) of a layer with n taps, in float64."""
         ratio = tuple(h / ref for h, ref in zip(p.mesh_size, p.reference, strict=True))
         key = (p.width, ratio, p.coordinates, p.reaction)
         if key not in self._matrices:

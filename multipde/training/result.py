@@ -1,4 +1,4 @@
-"""What a run writes when its training is over: the network, its test result, and a table of its levels."""
+"""The files that a run writes at its end, the network and its test result, and a table of its levels."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -96,9 +96,11 @@ def train(
             `external_model`; a function that makes a network; or a module, of which a copy is trained, starting from
             its weights. Size and steps follow the schedule, classes and normalisation the data. With ``init``: None, or
             the same network.
-        data: a name that `load_data` knows, a pair of torchvision-style data sets or of (images, labels) for training
-            and test, or an `ImageData`.
+        schedule: the levels in the order of training, each with size, epochs, batch and learning rate, see `Level`.
+        data: the name of a data set, a pair of torchvision-style data sets or of (images, labels) for training and
+            test, or an `ImageData`, see `load_data`.
         run_dir: a directory that does not exist or is empty.
+        settings: all other choices, from the seed to the optimizer, penalty and device; the defaults if None.
         init: a checkpoint whose weights the training starts from; converted to the first level if its mesh differs.
         data_options: keyword arguments of `load_data`, where data is a name.
         balance: use larger batches and learning rates on coarser levels, see `Schedule.balanced`.

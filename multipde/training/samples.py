@@ -15,7 +15,7 @@ from multipde.training.settings import TrainSettings
 
 
 class Samples:
-    """Draws images by (seed, purpose, level, epoch, batch), normalised as the network's description says."""
+    """Draws images at random by (seed, purpose, level, epoch, batch) and normalises them for the network."""
 
     def __init__(
         self,

@@ -12,10 +12,10 @@ LEAST_STEPS = 16
 
 @dataclass(frozen=True)
 class Schedule:
-    """The levels of a training in their order; they are numbered 1, 2, ...
+    """The levels of a training in their order, which tables number 1, 2, ...
 
-    ``print(schedule)`` shows them with their share of the work: in counted FLOPs where the network is given, estimated
-    as epochs · pixels · steps otherwise.
+    ``print(schedule)`` shows them with their share of the work, which is counted in FLOPs if the network is given, and
+    estimated as epochs · pixels · steps otherwise.
 
     >>> print(Schedule([Level(16, epochs=4, steps=3), Level(32, epochs=1, steps=3)]))
     level  size        h  steps  epochs  batch  learning rate  MFLOPs/image  share
@@ -24,7 +24,8 @@ class Schedule:
 
     Args:
         levels: at least one.
-        network: the network to be trained; its size and steps are replaced by those of each level.
+        network: description of the network to be trained, whose size and steps are replaced by those of each level;
+            not needed for `train`, which adds it.
 
     Raises:
         ValueError: there is no level, or the network cannot have the size or steps of a level.
@@ -96,7 +97,7 @@ class Schedule:
         if self.network is not None:
             return [(level.epochs or 0) * float(f) for level, f in zip(self.levels, self.flops(), strict=True)]
         work, steps = [], 1.0
-        for level in self.levels:  # None keeps the steps of the level before
+        for level in self.levels:  # steps None: those of the level before
             if level.steps is not None:
                 blocks = (level.steps,) if isinstance(level.steps, int) else level.steps
                 steps = sum(blocks) / len(blocks)

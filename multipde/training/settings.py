@@ -14,34 +14,36 @@ ON_DIVERGENCE = ("stop", "rollback")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything about a training that neither the network nor the schedule says.
+    """The settings of a training; the network and the schedule are described elsewhere.
 
     Args:
         seed: seed of the weights, the validation split, the order of the images and their augmentation.
-        transfer: method by which stencils move to the next level, see `multipde.convert`.
-        coordinates: the mesh of the trained parameters: ``"level"``, that of each level, to which they are moved; or
-            ``"finest"``, the finest mesh throughout, so that all levels discretise the same problem, and penalty and
-            box belong to that mesh.
-        conditioning: with ``"finest"``, the power q in [0, 1] of the preconditioner (GᵀG)⁻q, see `Preconditioner`.
+        transfer: method by which stencils are converted to the next level, see `multipde.convert`.
+        coordinates: the mesh to which the trained parameters belong, which is not `NetworkConfig.coordinates`.
+            ``"level"``: the mesh of each level, to which they are converted; ``"finest"``: always the finest mesh, from
+            which each level computes its stencils, so that penalty and box belong to the finest mesh.
+        conditioning: with ``"finest"``, the exponent q in [0, 1] of the preconditioner (GᵀG)⁻q, see `Preconditioner`.
         optimizer: ``"sgd"``, ``"muon"`` or ``"adamw"``, see `make_optimizer`.
         momentum: momentum of the stochastic gradient descent, in [0, 1); with ``"adamw"`` β₁.
         nesterov: look one step of the momentum ahead; None for yes with ``"muon"`` and no with ``"sgd"``.
         stencil_rate: with ``"muon"``, learning rate of the stencils as a multiple of that of the schedule, positive.
         stencil_momentum: with ``"muon"``, momentum of the stencils, in [0, 1).
-        weight_decay: of the stencils, times their learning rate; None for 0, and 0.02 with ``"adamw"``.
+        weight_decay: weight decay of the stencils, multiplied by their learning rate; None for 0.02 with ``"adamw"``,
+            otherwise 0.
         bias_rate: factor of the learning rate of the biases of norms, positive.
         momentum_rule: how momentum moves to the next level: ``"map"``, ``"dual"`` or ``"reset"``, see
             `carry_optimizer_state`.
-        alpha1, alpha2: weights of the total variation in time and of the squares, eq. (13).
-        box: bound on the stencils of the symmetric layers; 0 for no bound.
+        alpha1, alpha2: weights in the penalty of the total variation in time and of the squares, eq. (13).
+        box: bound on the absolute values of the taps of the symmetric layers' stencils, which are dimensionless
+            weights of the convolution; 0 for no bound.
         auto_steps: use more time steps on a level where the converted network would be less stable.
-        budget: budget of a schedule whose levels have no number of epochs, e.g. ``"10min"`` or ``"40TFLOPs"``.
+        budget: time or work for a schedule whose levels have epochs None, e.g. ``"10min"`` or ``"40TFLOPs"``.
         min_epochs, max_epochs: bounds on the epochs of each level of such a schedule; the last has no upper bound.
         label_smoothing: share s in [0, 1) of every label that is spread evenly over the classes, in the training loss.
-        augment: what is done at random to the training images, see `Augmentation`: names joined by commas such as
-            ``"flip,crop,cutout"``, or ``"off"``; True for flip and crop, False for nothing; None means True, unless
+        augment: random changes of the training images, see `Augmentation`: names joined by commas such as
+            ``"flip,crop,cutout"``, or ``"off"``; True for flip and crop, False for none; None for True, unless
             `ImageData.transforms_itself`. In Python also a function of a batch of images on [0, 1] to such a batch,
-            which is recorded by its name and has to be given again to `resume`.
+            which is recorded by its name and must be given again to `resume`.
         validation: share of the training images that is held back for validation, in (0, 1).
         calibration_images: number of training images, at least 2, on which BatchNorm is recalibrated after a move, and
             of which the first 256 calibrate the derivative terms.
@@ -49,10 +51,11 @@ class TrainSettings:
         on_divergence: what to do when loss, activations or stencils are out of bounds: ``"stop"``, or ``"rollback"`` to
             the last checkpoint with half the learning rate, at most three times.
         deterministic: use only algorithms that give the same bits again on the same machine.
-        compile: compile the norms for training, see `compile_layers`.
+        compile: use compiled kernels for training, see `compile_layers`.
         tensorboard: write event files for TensorBoard into the run directory.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
-        amp: ``"off"``, ``"bf16"``, or ``"auto"`` for bf16 where the device has instructions for it.
+        device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ...
+        amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, or ``"auto"`` for bf16
+            where the device has instructions for it.
 
     Raises:
         ValueError: a value is outside its range.

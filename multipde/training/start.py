@@ -1,4 +1,4 @@
-"""The beginning of a run: which network, with which weights, on which mesh."""
+"""The start of a run: its network with first weights, on the mesh of the first level."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,7 +50,7 @@ def starting_network(
     memory: str | None = None,
     standardize: bool = False,
 ) -> Any:
-    """The network for a command: that of the checkpoint to start from, else of the preset, else that for the data.
+    """The network of a command: that of the checkpoint to start from, else of the preset, else that for the data.
 
     Args:
         arch: name of an external model to use instead, see `external_model`.
@@ -122,11 +122,7 @@ def fit_to_data(spec: Any, images: ImageData, is_trained: bool) -> Any:
 
 
 def initial_network(spec: Any, seed: int, reference: int | None = None) -> nn.Module:
-    """A network with random weights.
-
-    Args:
-        reference: size of the mesh on which stencils are drawn and parameters are stored; None for that of ``spec``.
-    """
+    """A network with random weights, drawn and stored on the mesh of the size ``reference``, or of the description."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
         if reference is None:

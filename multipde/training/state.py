@@ -1,4 +1,4 @@
-"""The state of a training as plain data: with the network and optimizer state, all that is needed to resume it."""
+"""The state of a training as plain data, which together with network and optimizer state suffices to resume it."""
 
 import math
 from dataclasses import asdict, dataclass, field

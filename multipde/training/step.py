@@ -23,7 +23,7 @@ MOMENTUM_KEY = "momentum_buffer"
 
 
 class TrainStep:
-    """A step of the optimizer that the settings name, or of that of the objective.
+    """One training step with the optimizer that the settings name, or with that of the objective.
 
     Each process computes its slice of the batch. BatchNorm uses the statistics of the whole batch, and loss and
     gradients are means over the slices, so that all processes take the same step.

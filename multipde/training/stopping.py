@@ -17,7 +17,7 @@ LEAST_EPOCHS = 0.05
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """Ends a level when it gains less accuracy per unit of work than the next one is expected to.
+    """Ends a level when it gains less accuracy per unit of work than the next level is expected to gain.
 
     After every epoch e of work w with validation accuracy a_e the gain is smoothed,
 

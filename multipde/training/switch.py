@@ -22,8 +22,8 @@ def plan_move(
     """The conversion to a level by the method of the settings, with the planned time steps of each block.
 
     With ``auto_steps`` the bound on dt is measured on images before and after the conversion. A block whose dt exceeds
-    its bound, and by more than before, gets up to twice as many steps over the same final time; if these are too few,
-    its stencils are scaled down, too.
+    its bound, and by a larger factor than before, gets up to twice as many steps over the same final time; if that does
+    not suffice, its stencils are scaled down too.
     """
     if settings.coordinates == "finest":
         return replace(conversion(net, size=level.size, steps=steps or None), keep_reference=True)
@@ -47,7 +47,7 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
 
 
 def stability_warning(net: nn.Module, evaluator: Evaluator) -> tuple[list[float], str]:
-    """dt over its bound in each block after a move, and a line of warning, empty where no bound is exceeded."""
+    """The ratio dt/bound of each block after a move, and a line of warning, which is empty if no bound is exceeded."""
     report = evaluator.step_bounds(net, spec_of(net).sizes[0])
     ratios = step_ratios(report)
     broken = [f"{r:.1f} times in block {k}" for k, r in enumerate(ratios) if r > 1]

@@ -24,7 +24,7 @@ SCALARS = {
     "speed/images_per_second": "images_per_second",
     "level/size": "size",
 }
-"""Tags and what they show of a row of the metrics file; those of accuracy and loss also against the work."""
+"""Tags, and the entries of a metrics row that they show; accuracy and loss are shown against the work, too."""
 
 
 class Board(Listener):

@@ -1,4 +1,4 @@
-"""Coarse to fine: train a level, convert the network, train the next."""
+"""The trainer from coarse to fine: it trains a level, converts the network, and trains the next level."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -140,7 +140,7 @@ class Trainer:
         return self.step.image_flops(level) * self.samples.num_in_epoch(level)
 
     def _begin_level(self) -> None:
-        """Where epochs are not given: fix what this level may cost, and how many epochs the last level has."""
+        """If epochs are not given, fix the budget of this level, and the number of epochs of the last level."""
         p = self.state
         if self.stopping is not None:
             is_last = p.index + 1 == len(self.schedule.levels)
@@ -276,7 +276,7 @@ class Trainer:
             self.log.say(f"warning: {warning}")
 
     def _set_image_size(self, size: int) -> None:
-        """Discretise the stencils for images of a size, where the parameter belongs to the finest mesh."""
+        """Compute the stencils for images of a size, if the parameters belong to the finest mesh."""
         if self.settings.coordinates == "finest" and size != self.image_size:
             set_mesh_size(self.net, 1 / size)
             self.image_size = size
