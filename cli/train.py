@@ -39,8 +39,10 @@ class Train(DataOptions):
     epochs: tuple[float, ...] | Literal["auto"] | None = None
     """Epochs per level, or auto with --budget: a level ends when the next one is expected to gain more accuracy for the
     same work. Left out: 5, and 2 on the last level."""
+    work: tuple[float, ...] | None = None
+    """Instead of --epochs, with --budget in FLOPs: share of the budget that each level may cost, e.g. 10 30 60."""
     budget: str | None = SETTINGS.budget
-    """With --epochs auto: time or work of the whole training, e.g. 10min or 40TFLOPs."""
+    """With --epochs auto or --work: time or work of the whole training, e.g. 10min or 40TFLOPs."""
     min_epochs: int = SETTINGS.min_epochs
     """With --epochs auto: the smallest number of epochs on each level."""
     max_epochs: int = SETTINGS.max_epochs
@@ -59,6 +61,8 @@ class Train(DataOptions):
     """Learning rate. across: one cycle over the work of all levels. one_cycle: one on each level. piecewise: 1, 1/5,
     1/25 of the peak for 60, 20, 20 per cent of each level, as in the paper. piecewise_long: down to 1/625 for 30, 20,
     20, 20, 10 per cent, as in the paper for CIFAR-100."""
+    warm_up: float = LEVEL.warm_up
+    """With --policy across or one_cycle: share of the cycle in which the learning rate rises."""
     memory: Literal["store", "reversible", "checkpoint"] | None = None
     """What is stored for backpropagation. store: everything. reversible: the last state of a block, for hamiltonian and
     second_order. checkpoint: the state of every step. Left out: as in the network."""
@@ -145,16 +149,21 @@ class Train(DataOptions):
             done = resume(self._run_to_resume(), model=self.arch, extend=levels, quiet=self.quiet)
             report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
             return
-        is_auto = self.epochs == "auto"
+        is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
+        if self.work is not None:
+            if self.epochs is not None:
+                raise ValueError(f"epochs must be left out with --work, got {self.epochs}")
+            epochs = (1,) * len(self.sizes)
         levels = levels_from_lists(
             self.sizes,
-            None if isinstance(self.epochs, str) else self.epochs,
+            epochs,
             None if isinstance(self.steps, str) else self.steps,
             (LEVEL.batch,) if isinstance(self.batch, str) else self.batch,
             self.learning_rate,
             policy=self.policy,
             mixed=self.mixed,
             auto=is_auto,
+            warm_up=self.warm_up,
         )
         start = read_start(self.init, self.arch)
         config = starting_network(
@@ -183,6 +192,7 @@ class Train(DataOptions):
             init=start,
             data_options=self.options(),
             balance=self.batch == "auto",
+            work=self.work,
             quiet=self.quiet,
         )
         report_at_end(done.directory, Log(quiet=self.quiet), self.arch)

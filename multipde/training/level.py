@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from multipde.networks.model_spec import ModelSpec
 
 
-def _one_cycle(fraction: float) -> float:
-    """A function that rises linearly from 1/10 to 1 over the first quarter, and falls as half a cosine to zero."""
-    if fraction < 0.25:
-        return 0.1 + 0.9 * fraction / 0.25
-    return 0.5 * (1 + math.cos(math.pi * (fraction - 0.25) / 0.75))
+def _one_cycle(fraction: float, rise: float = 0.25) -> float:
+    """A function that rises linearly from 1/10 to 1 over a share of [0, 1], and falls as half a cosine to zero."""
+    if fraction < rise:
+        return 0.1 + 0.9 * fraction / rise
+    return 0.5 * (1 + math.cos(math.pi * (fraction - rise) / (1 - rise)))
 
 
 def _fifths(*ends: float) -> Callable[[float], float]:
@@ -38,6 +38,8 @@ POLICIES: dict[str, Callable[[float], float]] = {
 """Learning rate / peak as a function of the share of the level that is done, in [0, 1); for ``across`` the share of the
 work of all levels. The paper uses ``piecewise`` for STL-10 and CIFAR-10, and ``piecewise_long`` for CIFAR-100."""
 
+CYCLES = ("across", "one_cycle")
+
 
 @dataclass(frozen=True)
 class Level:
@@ -51,12 +53,13 @@ class Level:
         batch: images per optimizer step, of all processes together.
         learning_rate: peak of the learning rate, positive.
         policy: the learning rate divided by its peak, during the level: ``"one_cycle"`` rises linearly from 1/10 to 1
-            over the first quarter and falls as half a cosine to 0; ``"across"`` is this cycle once over the work of all
+            over ``warm_up`` and falls as half a cosine to 0; ``"across"`` is this cycle once over the work of all
             levels; ``"piecewise"`` is 1, 1/5, 1/25 for 60, 20, 20 % of the epochs; ``"piecewise_long"`` is 1, 1/5,
             1/25, 1/125, 1/625 for 30, 20, 20, 20, 10 %; ``"warm_up"`` rises linearly from 1/10 to 1 over the first
             tenth and stays there; ``"constant"`` is 1; ``"cool_down"`` falls as half a cosine from 1 to 0.
         mixed: pairs of a size and its share of the batches, for batches whose size is drawn at random; the shares sum
             to 1 and the largest size is that of the level. Empty for batches of one size.
+        warm_up: share of the cycle, in [0, 1), in which the learning rate of ``"across"`` or ``"one_cycle"`` rises.
 
     Raises:
         ValueError: a value is outside its range.
@@ -69,6 +72,7 @@ class Level:
     learning_rate: float = 0.1
     policy: str = "across"
     mixed: tuple[tuple[int, float], ...] = ()
+    warm_up: float = 0.25
 
     def __post_init__(self):
         if isinstance(self.steps, list):
@@ -91,6 +95,16 @@ class Level:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        if not 0 <= self.warm_up < 1:
+            raise ValueError(f"warm_up must lie in [0, 1), got {self.warm_up}")
+        if self.warm_up != 0.25 and self.policy not in CYCLES:
+            raise ValueError(f"warm_up must be left out with the policy {self.policy}, got {self.warm_up}")
+
+    def rate(self, fraction: float) -> float:
+        """The learning rate when this share of the cycle or of the level is done."""
+        if self.policy in CYCLES:
+            return self.learning_rate * _one_cycle(fraction, self.warm_up)
+        return self.learning_rate * POLICIES[self.policy](fraction)
 
     @property
     def sizes(self) -> tuple[tuple[int, float], ...]:

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from multipde.data.batches import images_per_epoch
 from multipde.storage.records import FORMAT, brief, from_record, read_json
 from multipde.storage.run_directory import RECORD
 from multipde.storage.stored_network import Given, given_again, spec_from_record
+from multipde.training.budget import parse_budget
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -37,6 +39,21 @@ def recorded_split(directory: Path | None) -> tuple[int, float]:
     recorded = read_json(file, FORMAT).get("settings", {}) if file is not None and file.exists() else {}
     settings = from_record(TrainSettings, recorded, file or Path(RECORD), "the settings of a run")
     return settings.seed, settings.validation
+
+
+def flops_to_share(settings: TrainSettings) -> float:
+    """The budget of the settings in FLOPs, which levels are to share; ValueError for none, and for one in minutes."""
+    budget = None if settings.budget is None else parse_budget(settings.budget)
+    if budget is None or budget.unit != "flops":
+        raise ValueError(f"budget must be in FLOPs where work is given, got {settings.budget}; type --budget 30TFLOPs")
+    return budget.amount
+
+
+def shared_budget(plan: Schedule, flops: float, work: Sequence[float], num_images: int) -> Schedule:
+    """The schedule whose levels cost their shares of so many FLOPs on so many training images, in whole batches."""
+    batches = [max(1, num_images // level.batch) for level in plan.levels]
+    seen = images_per_epoch(num_images, plan.levels[-1].batch)
+    return plan.of_work(work, flops / seen, batches)
 
 
 def extended(plan: Schedule, levels: Sequence[tuple[int, float]]) -> Schedule:

@@ -42,7 +42,7 @@ from multipde.storage.run_directory import (
 from multipde.storage.stored_network import Given, load
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
-from multipde.training.plan import extended, recorded_plan
+from multipde.training.plan import extended, flops_to_share, recorded_plan, shared_budget
 from multipde.training.result import level_rows, write_result
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -80,6 +80,7 @@ def train(
     init: str | Path | Start | None = None,
     data_options: Mapping[str, Any] | None = None,
     balance: bool = False,
+    work: Sequence[float] | None = None,
     loss: Score | None = None,
     metric: Score | None = None,
     optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
@@ -104,6 +105,7 @@ def train(
         init: a checkpoint whose weights the training starts from; converted to the first level if its mesh differs.
         data_options: keyword arguments of `load_data`, where data is a name.
         balance: use larger batches and learning rates on coarser levels, see `Schedule.balanced`.
+        work: a share of ``settings.budget``, which is in FLOPs, for each level; their numbers of epochs follow from it.
         loss: a function of (scores, labels) to the mean loss; cross entropy if None.
         metric: a function of (scores, labels) to a mean by which the best weights are chosen, larger being better; the
             accuracy if None.
@@ -118,6 +120,7 @@ def train(
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
     on_rank_zero(lambda: check_new(run_dir, "; type --resume to go on with a run"))
+    flops = 0.0 if work is None else flops_to_share(settings)
     function = settings.augment if callable(settings.augment) else None
     settings = settings if function is None else replace(settings, augment=None)
     options, objective = dict(data_options or {}), Objective(loss, metric, optimizer, function)
@@ -126,9 +129,11 @@ def train(
     images = rank_zero_first(lambda: load_data(data, size=max(level.size for level in schedule.levels), **options))
     spec = fit_to_data(spec, images, start is not None)
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)
+    num = len(split_indices(len(images.train), settings.seed, settings.validation)[0])
     if balance:
-        train_indices, _ = split_indices(len(images.train), settings.seed, settings.validation)
-        schedule = schedule.balanced(len(train_indices), multiple=num_processes())
+        schedule = schedule.balanced(num, multiple=num_processes())
+    if work is not None:
+        schedule, settings = shared_budget(schedule.of(spec), flops, work, num), replace(settings, budget=None)
     with determinism(settings.deterministic), pending_signals(SAVE):
         plan = schedule.of(spec)
         plan.flops()  # raises for a size that the network cannot take, before anything is written

@@ -1,10 +1,11 @@
 """The plan of a coarse-to-fine training: levels, their learning rates, and what each costs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from multipde.networks.model_spec import ModelSpec
-from multipde.training.level import POLICIES, Level, level_flops, steps_text
+from multipde.training.level import Level, level_flops, steps_text
 
 LEAST_STEPS = 16
 """Least number of steps that an epoch of a coarse level keeps when its batch is enlarged."""
@@ -70,6 +71,28 @@ class Schedule:
             levels.append(replace(level, batch=batch, learning_rate=level.learning_rate * batch / level.batch))
         return Schedule(levels, self.network)
 
+    def of_work(self, shares: Sequence[float], budget: float, parts: Sequence[int]) -> "Schedule":
+        """The same levels with as many epochs as cost their shares of a budget.
+
+            epochs = share/sum(shares) · budget / FLOPs per image
+
+        Args:
+            shares: work of each level in proportion to the others, positive.
+            budget: floating point operations per training image, of all levels together.
+            parts: for each level, the number of parts of an epoch; the epochs are rounded to whole parts, at least one.
+
+        Raises:
+            ValueError: there is not one positive share per level, the levels are mixed, or there is no network.
+        """
+        if len(shares) != len(self.levels) or not all(math.isfinite(s) and s > 0 for s in shares):
+            given = " ".join(f"{s:g}" for s in shares)
+            raise ValueError(f"work must be a positive share for each of the {len(self.levels)} levels, got {given}")
+        if any(level.mixed for level in self.levels):
+            raise ValueError("work must be left out for mixed levels; give their epochs")
+        wanted = [s / sum(shares) * budget / f for s, f in zip(shares, self.flops(), strict=True)]
+        epochs = [max(1, round(e * n)) * (1 / n) for e, n in zip(wanted, parts, strict=True)]
+        return Schedule([replace(level, epochs=e) for level, e in zip(self.levels, epochs, strict=True)], self.network)
+
     def configs(self) -> list[ModelSpec]:
         """The network of each level, all with the final time T of the first; ValueError without a network."""
         if self.network is None:
@@ -111,7 +134,7 @@ class Schedule:
         if level.policy == "across":
             work = [w if other.policy == "across" else 0.0 for w, other in zip(self.work(), self.levels, strict=True)]
             fraction = (sum(work[:index]) + fraction * work[index]) / sum(work)
-        return level.learning_rate * POLICIES[level.policy](fraction)
+        return level.rate(fraction)
 
     def rows(self) -> list[dict[str, str]]:
         """The table as text, a row per level."""
@@ -150,6 +173,7 @@ def levels_from_lists(
     policy: str = Level.policy,
     mixed: bool = False,
     auto: bool = False,
+    warm_up: float = Level.warm_up,
 ) -> list[Level]:
     """Levels from a list per property, as long as that of the sizes; batch and learning rate may have one entry.
 
@@ -161,6 +185,7 @@ def levels_from_lists(
         mixed: join the levels to one whose batches have random sizes, in proportion to the epochs.
         auto: find the numbers of epochs while training; the learning rate rises on the first level and falls on the
             last.
+        warm_up: share of the cycle of the learning rate in which it rises.
     """
     num = len(sizes)
     if not num:
@@ -178,7 +203,7 @@ def levels_from_lists(
     if auto:
         policies = ["one_cycle"] if num == 1 else ["warm_up", *["constant"] * (num - 2), "cool_down"]
     rows = zip(sizes, *lists.values(), policies, strict=True)
-    levels = [Level(*row) for row in rows]
+    levels = [Level(*row, warm_up=warm_up) for row in rows]
     return [_mix(levels)] if mixed and num > 1 else levels
 
 

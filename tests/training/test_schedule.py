@@ -139,3 +139,42 @@ def test_one_cycle_is_continuous():
 def test_bad_schedules_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 0.1, 0.25])
+def test_the_rise_of_a_cycle_takes_its_share(warm_up):
+    level = Level(8, 1, learning_rate=1.0, warm_up=warm_up)
+    assert level.rate(0) == pytest.approx(0.1 if warm_up else 1.0)
+    assert level.rate(warm_up) == 1.0
+    assert level.rate(warm_up / 2) == pytest.approx(0.55 if warm_up else 1.0)
+    assert level.rate((1 + warm_up) / 2) == pytest.approx(0.5)
+    assert [Level(8, 1).rate(i / 100) for i in range(100)] == [0.1 * POLICIES["across"](i / 100) for i in range(100)]
+
+
+def test_the_rise_of_a_cycle_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="warm_up must be left out with the policy piecewise, got 0.1"):
+        Level(8, 1, policy="piecewise", warm_up=0.1)
+    with pytest.raises(ValueError, match=r"warm_up must lie in \[0, 1\), got 1"):
+        Level(8, 1, warm_up=1)
+
+
+def test_shares_of_a_budget_become_epochs_of_whole_parts():
+    levels = [Level(8, 1, steps=3), Level(16, 1), Level(16, 1, steps=4)]
+    plan = Schedule(levels, NETWORK).of_work((10, 30, 60), 1e8, (40, 40, 80))
+    work = plan.work()
+    for w, share, flops, parts, level in zip(
+        work, (1e7, 3e7, 6e7), plan.flops(), (40, 40, 80), plan.levels, strict=True
+    ):
+        assert w == pytest.approx(share, abs=flops / parts / 2)
+        assert level.epochs * parts == pytest.approx(round(level.epochs * parts))
+    tiny = Schedule(levels, NETWORK).of_work((1, 1, 1), 1.0, (20, 20, 20))
+    assert [level.epochs for level in tiny.levels] == [0.05] * 3
+
+
+def test_shares_that_fit_no_schedule_are_refused():
+    plan = Schedule([Level(8, 1), Level(16, 1)], NETWORK)
+    for shares in ((1,), (1, 0), (1, float("inf"))):
+        with pytest.raises(ValueError, match="work must be a positive share for each of the 2 levels, got 1"):
+            plan.of_work(shares, 1e8, (20, 20))
+    with pytest.raises(ValueError, match="work must be left out for mixed levels; give their epochs"):
+        Schedule([Level(16, 1, mixed=((8, 0.5), (16, 0.5)))], NETWORK).of_work((1,), 1e8, (20,))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from multipde.networks.config import NetworkConfig
 from multipde.studies.study import Row, matching
 from multipde.training.level import Level, level_flops
+from multipde.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def arm_of(name: str) -> Arm:
     return known[name]
 
 
-EPOCH_UNIT = 0.05
-"""Numbers of epochs are multiples of this number."""
+EPOCH_PARTS = 20
+"""Numbers of epochs are multiples of a twentieth."""
 
 
 class Task(NamedTuple):
@@ -83,16 +84,15 @@ class Task(NamedTuple):
     def levels(self, network: NetworkConfig) -> list[Level]:
         """The levels, whose work equals the budget, for a network that is given at the full size."""
         arm, size = arm_of(self.arm), network.sizes[0]
-        parts, steps = [], arm.steps or (None,) * len(arm.sizes)
-        for (part, share), n in zip(arm.sizes, steps, strict=True):
-            level = Level(round(part * size), 1)
-            own = network.on_mesh(level.size)
-            flops = level_flops(Level(size, 1), network) / level_flops(level, own if n is None else own.with_steps(n))
-            parts.append((level.size, max(1, round(share * self.budget * flops / EPOCH_UNIT)) * EPOCH_UNIT))
+        steps = arm.steps or (None,) * len(arm.sizes)
+        shares, budget = [share for _, share in arm.sizes], self.budget * level_flops(Level(size, 1), network)
+        levels = [Level(round(p * size), 1, n, policy=arm.policy) for (p, _), n in zip(arm.sizes, steps, strict=True)]
+        levels = Schedule(levels, network).of_work(shares, budget, [EPOCH_PARTS] * len(levels)).levels
         if not arm.mixed:
-            return [Level(*part, steps=n, policy=arm.policy) for part, n in zip(parts, steps, strict=True)]
-        total = sum(epochs for _, epochs in parts)
-        return [Level(size, total, policy="across", mixed=tuple((side, epochs / total) for side, epochs in parts))]
+            return list(levels)
+        total = sum(level.epochs or 0 for level in levels)
+        mixed = tuple((level.size, (level.epochs or 0) / total) for level in levels)
+        return [Level(size, total, policy="across", mixed=mixed)]
 
 
 def tasks_of(arms: Sequence[str], dynamics: Sequence[str], budget: float, seeds: Sequence[int]) -> list[Task]:
