@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 import tyro
 
-from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName
+from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, OptimizerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,8 @@ class Step(Timed):
 
     batch: int | Literal["auto"] = 125
     """Images per step; auto: 125 at the largest size, and as many pixels at the others."""
+    optimizer: OptimizerName = "sgd"
+    """Optimizer of the step."""
     compile: bool = False
     """Compile the normalisation layers, and measure the step with and without them."""
 

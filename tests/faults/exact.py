@@ -27,6 +27,7 @@ RECIPES = {
     "part": ({"epochs": [1.5, 0.5]}, {"transfer": "copy"}),
     "auto steps": ({"epochs": [1, 1]}, {"auto_steps": True, "transfer": "rediscretize"}),
     "auto epochs": ({"auto": True}, {"budget": "0.8GFLOPs", "transfer": "copy"}),
+    "muon": ({"epochs": [1, 1]}, {"optimizer": "muon", "weight_decay": 0.1, "bias_rate": 8.0, "transfer": "galerkin"}),
     "bf16": ({"epochs": [1, 1]}, {"amp": "bf16"}),
 }
 

@@ -41,6 +41,7 @@ KINDS = {
     "reversible": {"memory": "reversible"},
     "checkpoint": {"dynamics": "parabolic", "memory": "checkpoint"},
     "finest": {"dynamics": "second_order", "reference": 16},
+    "muon": {},
 }
 
 
@@ -51,7 +52,8 @@ def steps(kind: str) -> dict[str, torch.Tensor]:
     for name, p in net.named_parameters():
         if name.endswith("bias"):
             p.data.normal_(0, 0.3)  # away from the kink of ReLU, on which rounding decides
-    settings = TrainSettings(coordinates="finest") if kind == "finest" else TrainSettings(box=0.4)
+    wishes = {"finest": {"coordinates": "finest"}, "muon": {"optimizer": "muon"}}.get(kind, {"box": 0.4})
+    settings = TrainSettings(**wishes)  # pyright: ignore[reportArgumentType]
     step, found = TrainStep(net, settings, Compute(CPU)), {}
     for i in range(2):
         x, labels = 3 + torch.randn(12, 3, 8, 8, dtype=torch.float64), torch.randint(10, (12,))

@@ -146,12 +146,15 @@ def test_more_processes_than_gpus_are_refused_before_anything_is_started(monkeyp
 
 def test_a_step_is_measured_beside_its_floor(tmp_path):
     rows = step_study(
-        tmp_path / "r.jsonl", dynamics=("hamiltonian",), sizes=(4,), batch=4, repeats=1, device="cpu", amp="bf16"
-    )
+        tmp_path / "r.jsonl", dynamics=("hamiltonian",), sizes=(4,), batch=4, optimizer="muon", repeats=1, device="cpu",
+        amp="bf16",
+    )  # fmt: skip
     (row,) = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert row == rows[0]
     assert row["step_over_floor"] == pytest.approx(row["step_seconds"] / row["floor_seconds"], abs=1e-3)
     assert row["images_per_second"] == pytest.approx(4 / row["step_seconds"], abs=0.1)
+    assert row["optimizer"] == "muon"
+    assert 0 < row["optimizer_share"] < 1
 
 
 def test_an_emptied_storage_counts_no_more():

@@ -1,5 +1,6 @@
 """``multipde bench step``: the speed of a training step and of the bare convolutions of the same network."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from multipde.runtime.device import Compute
 from multipde.studies.bench.timing import alternated, random_images, step_of
 from multipde.studies.study import Study, matching, table_of
 from multipde.training.level import Level
+from multipde.training.optimizers import check_optimizer
 
 TURN_SECONDS = 0.3
 """Seconds for which steps of one kind follow each other, as they do in a training."""
@@ -26,7 +28,8 @@ BATCH = 125
 
 COLUMNS = """name: {dynamics} | size: {size} | batch: {batch} | images/s: {images_per_second:.0f}
     | times the finest: {faster:.1f} | step / floor: {step_over_floor:.2f} | share of the floor: {share:.0%}
-    | step / baked: {step_over_baked:.3f} | moved / baked: {moved_over_baked:.3f}"""
+    | step / baked: {step_over_baked:.3f} | moved / baked: {moved_over_baked:.3f}
+    | optimizer / step: {optimizer_share:.1%}"""
 COMPILED = " | compiled / plain: {step_over_plain:.2f}"
 
 
@@ -36,6 +39,7 @@ def step_study(
     dynamics: Sequence[str] = tuple(DYNAMICS),
     sizes: Sequence[int] = (8, 16, 32),
     batch: int | str = BATCH,
+    optimizer: str = "sgd",
     compile: bool = False,
     repeats: int = 7,
     device: str = "auto",
@@ -56,10 +60,14 @@ def step_study(
     """
     batches = {size: round(BATCH * (max(sizes) / size) ** 2) if isinstance(batch, str) else batch for size in sizes}
     Level(max(sizes), 1, batch=batches[max(sizes)])  # raises the errors of a batch
+    check_optimizer(optimizer)
     compute = Compute.of(device, amp)
     study = Study(out, {"study": "step"}, ("dynamics", "size"), anew=True, log=log)
     for name in dynamics:
-        calls = {size: _calls(name, size, num, compute, compile) for size, num in batches.items()}
+        clocks: dict[int, list[float]] = {size: [] for size in batches}
+        calls = {
+            size: _calls(name, size, num, compute, compile, optimizer, clocks[size]) for size, num in batches.items()
+        }
         together = {(size, way): call for size, ways in calls.items() for way, call in ways.items()}
         medians = alternated(together, repeats, compute.device, TURN_SECONDS)
         for size, num in batches.items():
@@ -68,22 +76,28 @@ def step_study(
             row = {f"{way}_seconds": value for way, value in seconds.items()}
             row["images_per_second"] = round(num / seconds["step"], 1)
             row |= {f"{a}_over_{b}": round(seconds[a] / seconds[b], 3) for a, b in ratios}
+            row |= {"optimizer": optimizer, "optimizer_share": statistics.median(clocks[size]) / seconds["step"]}
             study.add(name, size, batch=num, amp=compute.amp, compiled=compile, **row)
     finest = {row["dynamics"]: row["images_per_second"] for row in matching(study.rows, size=max(sizes))}
     faster = [row["images_per_second"] / finest[row["dynamics"]] for row in study.rows]
     rows = [r | {"faster": f, "share": 1 / r["step_over_floor"]} for r, f in zip(study.rows, faster, strict=True)]
-    title = f"training step of the CIFAR-10 networks, amp {compute.amp}{', compiled' if compile else ''}"
+    title = f"training step of the CIFAR-10 networks, {optimizer}, amp {compute.amp}{', compiled' if compile else ''}"
     return study.close({title: table_of(rows, COLUMNS + COMPILED * compile)})
 
 
-def _calls(name: str, size: int, batch: int, compute: Compute, compile: bool) -> dict[str, Callable[[], Any]]:
+def _calls(
+    name: str, size: int, batch: int, compute: Compute, compile: bool, optimizer: str, clock: list[float]
+) -> dict[str, Callable[[], Any]]:
     config, x = preset(f"cifar10-{name}").on_mesh(size), random_images(batch, 3, size, compute.device)
     ways = ("step", "baked", "moved", *(("plain",) if compile else ()))
     nets = {way: compute.place(PDENet(config)).train() for way in ways}
     floor = bare_convolutions(nets["step"], x, compute)
     bake(nets["baked"])
     set_mesh_size(nets["moved"], 0.5 / size)
-    return {"floor": floor} | {way: step_of(net, x, compute, compile and way != "plain") for way, net in nets.items()}
+    return {"floor": floor} | {
+        way: step_of(net, x, compute, compile and way != "plain", optimizer, clock if way == "step" else None)
+        for way, net in nets.items()
+    }
 
 
 def bare_convolutions(net: PDENet, x: Tensor, compute: Compute) -> Callable[[], None]:

@@ -42,11 +42,15 @@ def alternated(
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    synchronize(device)
-    started = time.perf_counter()
+    started = _now(device)
     call()
+    return _now(device) - started
+
+
+def _now(device: torch.device) -> float:
+    """The time in seconds at which the device has finished its work."""
     synchronize(device)
-    return time.perf_counter() - started
+    return time.perf_counter()
 
 
 def synchronize(device: torch.device) -> None:
@@ -61,10 +65,24 @@ def random_images(num: int, channels: int, size: int, device: torch.device) -> T
     return torch.randn(num, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def step_of(net: PDENet, x: Tensor, compute: Compute, compile: bool = False) -> Callable[[], Any]:
-    """A call that does a training step of a network on the images."""
+def step_of(
+    net: PDENet,
+    x: Tensor,
+    compute: Compute,
+    compile: bool = False,
+    optimizer: str = "sgd",
+    clock: list[float] | None = None,
+) -> Callable[[], Any]:
+    """A call that does a training step of a network on the images.
+
+    Args:
+        clock: a list to which each call appends the seconds of its optimizer.
+    """
     labels = torch.arange(len(x), device=x.device) % net.config.classes
-    step = TrainStep(net, TrainSettings(compile=compile), compute)
+    step = TrainStep(net, TrainSettings(compile=compile, optimizer=optimizer), compute)
+    if clock is not None:
+        step.optimizer.register_step_pre_hook(lambda *_: clock.append(-_now(x.device)))
+        step.optimizer.register_step_post_hook(lambda *_: clock.append(clock.pop() + _now(x.device)))
     return lambda: step(x, labels, 0.01)
 
 
