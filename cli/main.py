@@ -68,7 +68,7 @@ def _run(arguments: list[str]) -> None:
         _fail(str(error) or "interrupted", 128 + getattr(error, "signum", 2))
     except (RuntimeError, MemoryError) as error:
         if _is_lost(error):
-            _fail("processes must all stay until the end, got: one of them has gone", 2)
+            _fail("processes must all run until the end, got one that has ended", 2)
         if not _is_memory(error):
             raise
         _fail(f"memory must suffice, got: {str(error)[:200] or 'too little'}; type a smaller --batch or --sizes", 2)

@@ -3,7 +3,7 @@
 The network has random weights, so this shows the mechanics and no accuracy. Takes about five seconds. What it reaches:
 
     reparametrised at h = 1/64, scores changed by 0.0e+00
-    left alone: layer2.0.downsample.0 (1x1), layer3.0.downsample.0 (1x1), layer4.0.downsample.0 (1x1)
+    not converted: layer2.0.downsample.0 (1x1), layer3.0.downsample.0 (1x1), layer4.0.downsample.0 (1x1)
     17 stencils, the first with β of shape (64, 3, 7, 7)
     the last one lies on a mesh 32 times as wide
     converted to h = 1/128; the original is still at h = 1/64
@@ -25,7 +25,7 @@ def main() -> None:
 
     reparametrize(net, mesh_size=1 / 64, example=images)
     print(f"reparametrised at h = 1/64, scores changed by {(net(images) - before).abs().max():.1e}")
-    print(f"left alone: {', '.join(f'{name} ({why})' for name, why in skipped_layers(net).items())}")
+    print(f"not converted: {', '.join(f'{name} ({why})' for name, why in skipped_layers(net).items())}")
     beta = coefficients(net)
     print(f"{len(beta)} stencils, the first with β of shape {tuple(beta['conv1'].shape)}")
     last = net.get_submodule("layer4.1.conv2.parametrizations.weight.0")

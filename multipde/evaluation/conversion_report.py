@@ -109,7 +109,7 @@ class ConversionReport:
                     "step": str(s.step),
                     "|K|": ", ".join(f"{n:.2f}" for n in s.norms),
                     "dt": f"{s.dt:.3g}",
-                    "bound (N = 1)": f"{s.bound:.3g}",
+                    "bound (no norm)": f"{s.bound:.3g}",
                     "on data": f"{s.measured:.3g}",
                     "on data before": "-" if old is None else f"{old.measured:.3g}",
                     "verdict": s.verdict,

@@ -114,7 +114,7 @@ def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool 
     known = [p for p in predictions if p.true is not None]
     if known:
         right = sum(p.ranking[0][0] == p.true for p in known)
-        log.say(f"{right} of {len(known)} images whose folder names their class are right")
+        log.say(f"{right} of {len(known)} images whose folder names their class are classified correctly")
 
 
 def _files(images: Sequence[str | Path]) -> list[Path]:

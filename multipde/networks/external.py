@@ -147,7 +147,7 @@ class ExternalModel(SpecBase):
             net = make(**arguments)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"arch must be made with arguments that it has, got {self.arch} ({reason})") from None
+            raise ValueError(f"arch must have arguments that it accepts, got {self.arch} ({reason})") from None
         if not isinstance(net, nn.Module):
             raise ValueError(f"arch must name a function that returns an nn.Module, got {type(net).__name__}")
         return net

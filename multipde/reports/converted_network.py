@@ -83,7 +83,7 @@ def convert_to_directory(
     if source is not None and source.is_file():
         if steps is not None or data is not None or arch is not None:
             what = "steps" if steps is not None else "data" if data is not None else "arch"
-            raise ValueError(f"{what} must be left out for a bare state dict, got it; type --arch NAME --weights FILE")
+            raise ValueError(f"{what} must be left out without a network, got it; type --arch NAME --weights FILE")
         _convert_file(source, out, _needed(size), from_size, "copy" if method == "auto" else method, log)
         return None
     if source is None or steps is None:
@@ -127,7 +127,7 @@ def _convert_file(source: Path, out: Path, size: int, from_size: int, method: st
     state, moved = convert_state_dict(read_state_dict(source), size / from_size, method)
     write_directory(out, {WEIGHTS: tensor_bytes(state)})
     log.say(f"{source}: size {from_size} -> {size} by {method}, {len(moved)} of {len(state)} tensors are stencils")
-    log.say(f"a bare state dict: nothing is measured; type --arch NAME --weights FILE for a report. Written to {out}")
+    log.say(f"nothing is measured without a network; type --arch NAME --weights FILE for a report. Written to {out}")
 
 
 def _write(net: nn.Module, report: ConversionReport, out: Path) -> None:
@@ -141,15 +141,15 @@ def _write(net: nn.Module, report: ConversionReport, out: Path) -> None:
 
 def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:
     if report.layers:
-        log.table(report.layer_rows(), "What happened to the stencils")
+        log.table(report.layer_rows(), "Change of the stencils")
     else:
         log.say("no stencils: every convolution is 1x1, of even width or transposed, or there is none")
     for name, reason in report.skipped.items():
-        log.say(f"left alone: {name} ({reason})")
+        log.say(f"not converted: {name} ({reason})")
     if report.stability_after:
-        log.table(report.stability_rows(), "Step bounds of the converted network, for N = 1 and measured on images")
+        log.table(report.stability_rows(), "Step bounds of the converted network, ignoring norms and measured on images")
     if report.candidates:
-        log.table(report.candidate_rows(), f"What it is good for, on {report.num_images:,} test images")
+        log.table(report.candidate_rows(), f"Accuracy and cost on {report.num_images:,} test images")
     blocks = spec_of(converted).block_steps
     steps = f", steps {blocks[0] if len(set(blocks)) == 1 else blocks}" if blocks else ""
     log.say(f"method {report.method}{steps}, {report.num_recalibrated} BatchNorm layers recalibrated")

@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
         for p in group["params"] if group["orthogonal"] else ():
             if p.dim() < 2 or group["conv_groups"] < 1 or len(p) % group["conv_groups"]:
                 shape = f"shape {tuple(p.shape)} with {group['conv_groups']} groups"
-                raise ValueError(f"orthogonal must be False for what is no stencil of a convolution, got {shape}")
+                raise ValueError(f"orthogonal must be False for a parameter that is no stencil, got {shape}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -260,7 +260,7 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
             log.tested(test.confusion)
         checksum.update(wait=True)
     result, state = write_result(trainer, model, test), trainer.state
-    log.log.table(level_rows(trainer.schedule, state.levels), "What each level took and reached")
+    log.log.table(level_rows(trainer.schedule, state.levels), "Cost and accuracy of each level")
     log.say(
         f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {spec_of(model).sizes[0]} "
         f"after {state.seconds / 60:.1f} min; written to {run_dir}"

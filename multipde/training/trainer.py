@@ -228,7 +228,7 @@ class Trainer:
             self._write_checkpoint()
         if save:
             self.signals.save = False
-            self.log.say(f"saved at {self.state.reached(self.level.size)}, as was asked for")
+            self.log.say(f"saved at {self.state.reached(self.level.size)}, as requested by a signal")
         if stop:
             arch = getattr(self.schedule.network, "import_path", "")  # a record imports nothing: it is named again
             again = f" --arch {arch}" if arch else ""

@@ -103,7 +103,7 @@ def test_evaluate_compares_the_robustness_of_several_checkpoints(capsys, place, 
     assert out.splitlines()[1] == "Accuracy in % (ratio to clean) on 9 test images of data"
     assert out.splitlines()[2].split() == ["name", "run", "again"]
     assert out.splitlines()[3].split() == ["clean", *[f"{100 * clean:.2f}"] * 2]
-    assert "bound (N = 1)" in out
+    assert "bound (no norm)" in out
     assert out.splitlines()[-1] == f"rows in {tmp_path / 'r.jsonl'}, figure in {tmp_path / 'r.svg'}"
     assert (tmp_path / "r.svg").read_text().startswith("<?xml")
     assert call(capsys, *both).count("accuracy") == 2  # without it a table for each
@@ -141,7 +141,7 @@ def test_convert_takes_torchvision_models_and_bare_state_dicts(capsys, place, tm
     data = ["--data", "folder", "--root", place / "data"]
     arguments = ["--arch", "squeezenet1_1", "--weights", tmp_path / "w.pt", "--from-size", "32", "--size", "48"]
     out = call(capsys, "convert", *arguments, *data, "--method", "rediscretize", "--out", tmp_path / "new")
-    assert "left alone: features.3.squeeze (1x1)" in out
+    assert "not converted: features.3.squeeze (1x1)" in out
     assert "original, 48 -> 32" in out
     name, width = "features.0.weight", net.features[0].weight.shape[-1]
     moved = load_file(tmp_path / "new/model.safetensors")[name]
@@ -403,7 +403,7 @@ WRONG = [
     ("convert {place}/net/model.safetensors --size 8 --from-size 0 --out new", "from_size must be positive, got 0"),
     (
         "convert {place}/net/model.safetensors --size 8 --steps 4 --out new",
-        "steps must be left out for a bare state dict",
+        "steps must be left out without a network",
     ),
     ("convert {place}/net --size 8 --steps auto --out new", "steps must be a number without images"),
     ("convert --arch alexnet --size 16 --out new", "size must be one that alexnet can take with 3 channels, got 16"),

@@ -62,7 +62,7 @@ def test_the_command_prints_a_table_json_and_a_figure(place, tmp_path, capsys):
     main(["predict", str(place / "net"), str(place / "data/test"), "--plot", str(tmp_path / "p.svg")])
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 11
-    assert "of 9 images whose folder names their class are right" in out
+    assert "of 9 images whose folder names their class are classified correctly" in out
     figure = (tmp_path / "p.svg").read_text()
     assert figure.startswith("<?xml")
     main(["predict", str(place / "net"), str(place / "wide.png"), "--json"])

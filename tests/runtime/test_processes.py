@@ -152,7 +152,7 @@ def test_a_process_that_has_gone_is_told_in_a_line(capsys, monkeypatch):
     launch(monkeypatch, 0)
     with pytest.raises(SystemExit, match="2"):
         main(["train"])
-    assert capsys.readouterr().err == "multipde: processes must all stay until the end, got: one of them has gone\n"
+    assert capsys.readouterr().err == "multipde: processes must all run until the end, got one that has ended\n"
 
 
 def test_a_process_that_is_alone_tells_and_joins_nobody(monkeypatch):

@@ -138,7 +138,7 @@ def test_stencils_follow_the_mesh_and_the_penalty_is_weight_decay(finished):
         ("math:nothing", r"arch must name a function that can be imported, got 'math:nothing' \(module 'math' has no"),
         ("math:pi", r"arch must name a function, got 'math:pi', a float"),
         ("os:getcwd", r"arch must name a function that returns an nn.Module, got str"),
-        ("resnet18(depth=5)", r"arch must be made with arguments that it has, got torchvision:resnet18 \(.*'depth'"),
+        ("resnet18(depth=5)", r"arch must have arguments that it accepts, got torchvision:resnet18 \(.*'depth'"),
         ("resnet18(1)", r"arch must have arguments such as \(width=2\), got 'resnet18\(1\)'"),
         ("resnet18(weights='DEFAULT')", r"arguments must not name files or weights, got weights; type --weights FILE"),
         ("no such thing!", r"arch must be NAME, timm:NAME or package.module:function, got 'no such thing!'"),

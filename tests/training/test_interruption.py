@@ -81,7 +81,7 @@ def test_a_wish_to_save_during_validation_is_saved_before_it_is_told(tmp_path, m
     written = []
     monkeypatch.setattr(Log, "say", lambda self, text: written.append((text, newest_checkpoint(tmp_path / "b"))))
     run(tmp_path / "b")
-    (told,) = [newest.name for text, newest in written if "as was asked for" in text]
+    (told,) = [newest.name for text, newest in written if "as requested by a signal" in text]
     assert (wished, told) == (["checkpoint-0001"], "checkpoint-0002")
 
 
