@@ -147,7 +147,7 @@ def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:
     for name, reason in report.skipped.items():
         log.say(f"not converted: {name} ({reason})")
     if report.stability_after:
-        log.table(report.stability_rows(), "Step bounds of the converted network, ignoring norms and measured on images")
+        log.table(report.stability_rows(), "Step bounds of the converted network, without norms and measured on images")
     if report.candidates:
         log.table(report.candidate_rows(), f"Accuracy and cost on {report.num_images:,} test images")
     blocks = spec_of(converted).block_steps
