@@ -46,7 +46,8 @@ def _every_kernel_is_compiled_once(shared_by_workers):
 
     def compile_once(compiler: str, target: Path) -> None:
         if compiler not in native.COMPILERS:  # one that a test makes
-            return compile_to(compiler, target)
+            compile_to(compiler, target)
+            return
         kept = shared_by_workers / f"norms-{compiler}.so"
         with (shared_by_workers / "norms.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

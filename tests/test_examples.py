@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
+import multipde
+from multipde.networks import presets
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Few channels and test images, for examples of which only the work and the lines are looked at."""
+    monkeypatch.setitem(presets._DATA["shapes"], "channels", (4, 8, 16))
+    load_data = multipde.load_data
+    monkeypatch.setattr(multipde, "load_data", lambda *args, **options: load_data(*args, **options | {"num_test": 60}))
 
 
 def run(name: str, **arguments) -> None:

@@ -4,7 +4,15 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from multipde.runtime.table import Table, table_of
 from multipde.stability.bounds import StepStability
+
+LAYER_COLUMNS = """layer: {layer} | norm before: {norm_before:.3g} | after: {norm_after:.3g}
+    | consistency error: {error} | exponent: {power}"""
+CANDIDATE_COLUMNS = """name: {name} | size: {size} | accuracy: {accuracy:.1%} | loss: {loss:.3f}
+    | validation: {validation:.1%} | MFLOPs/image: {mflops:.1f} | images/s: {images_per_second:.0f}"""
+STABILITY_COLUMNS = """block: {block} | step: {step} | |K|: {norm} | dt: {dt:.3g} | bound (no norm): {bound:.3g}
+    | on data: {measured:.3g} | on data before: {before} | verdict: {verdict}"""
 
 
 @dataclass(frozen=True)
@@ -69,53 +77,24 @@ class ConversionReport:
         """The report as plain data for JSON, with None in place of nan."""
         return _plain(asdict(self))
 
-    def layer_rows(self) -> list[dict[str, str]]:
+    def layer_rows(self) -> Table:
         """A row per layer."""
-        return [
-            {
-                "layer": layer.layer,
-                "norm before": f"{layer.norm_before:.3g}",
-                "after": f"{layer.norm_after:.3g}",
-                "consistency error": _number(layer.consistency),
-                "exponent": _number(layer.exponent),
-            }
-            for layer in self.layers
-        ]
+        rows = [vars(r) | {"error": _number(r.consistency), "power": _number(r.exponent)} for r in self.layers]
+        return table_of(rows, LAYER_COLUMNS)
 
-    def candidate_rows(self) -> list[dict[str, str]]:
+    def candidate_rows(self) -> Table:
         """A row per candidate and baseline."""
-        return [
-            {
-                "name": c.name,
-                "size": str(c.size),
-                "accuracy": f"{c.accuracy:.1%}",
-                "loss": f"{c.loss:.3f}",
-                "validation": f"{c.validation:.1%}",
-                "MFLOPs/image": f"{c.flops / 1e6:.1f}",
-                "images/s": f"{c.images_per_second:.0f}",
-            }
-            for c in self.candidates
-        ]
+        return table_of([vars(c) | {"mflops": c.flops / 1e6} for c in self.candidates], CANDIDATE_COLUMNS)
 
-    def stability_rows(self) -> list[dict[str, str]]:
+    def stability_rows(self) -> Table:
         """A row per time step of the converted network."""
-        before = {(s.block, s.step): s for s in self.stability_before}
-        rows = []
-        for s in self.stability_after:
-            old = before.get((s.block, s.step))
-            rows.append(
-                {
-                    "block": str(s.block),
-                    "step": str(s.step),
-                    "|K|": ", ".join(f"{n:.2f}" for n in s.norms),
-                    "dt": f"{s.dt:.3g}",
-                    "bound (no norm)": f"{s.bound:.3g}",
-                    "on data": f"{s.measured:.3g}",
-                    "on data before": "-" if old is None else f"{old.measured:.3g}",
-                    "verdict": s.verdict,
-                }
-            )
-        return rows
+        before = {(s.block, s.step): f"{s.measured:.3g}" for s in self.stability_before}
+        rows = [
+            vars(s) | {"norm": ", ".join(f"{n:.2f}" for n in s.norms), "before": before.get((s.block, s.step), "-")}
+            | {"verdict": s.verdict}
+            for s in self.stability_after
+        ]  # fmt: skip
+        return table_of(rows, STABILITY_COLUMNS)
 
 
 def _number(value: float | None) -> str:

@@ -14,9 +14,12 @@ from multipde.networks.cost import count_flops
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
+from multipde.runtime.table import table_of
 from multipde.storage.stored_network import Given, load
 
 DataSource = tuple[Any, Mapping[str, Any]]
+COLUMNS = """size: {size} | method: {by} | accuracy: {accuracy} | recalibrated: {recalibrated_accuracy}
+    | loss: {last_loss:.3f} | MFLOPs/image: {mflops:.1f} | images/s: {images_per_second:.0f}"""
 
 
 def evaluate_sizes(
@@ -80,20 +83,17 @@ def evaluate_sizes(
             record |= {f"{kind}accuracy": both.accuracy, f"{kind}loss": both.loss}
             records.append(record | {"flops": both.flops, "images_per_second": both.images_per_second})
     if log is not None:
-        log.table([_row(r) for r in records], f"{checkpoint} on {len(evaluator.tested):,} test images of {images.name}")
+        title = f"{checkpoint} on {len(evaluator.tested):,} test images of {images.name}"
+        log.table(table_of(map(_shown, records), COLUMNS), title)
     return records
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, str]:
-    loss = record["recalibrated_loss"] if "recalibrated_loss" in record else record["loss"]
+def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    share = {key: f"{record[key]:.2%}" if key in record else "-" for key in ("accuracy", "recalibrated_accuracy")}
     return {
-        "size": str(record["size"]),
-        "method": record["method"] + (f", {record['views']} views" if "views" in record else ""),
-        **{
-            name: f"{record[key]:.2%}" if key in record else "-"
-            for name, key in (("accuracy", "accuracy"), ("recalibrated", "recalibrated_accuracy"))
-        },
-        "loss": f"{loss:.3f}",
-        "MFLOPs/image": f"{record['flops'] / 1e6:.1f}",
-        "images/s": f"{record['images_per_second']:.0f}",
+        **record,
+        **share,
+        "by": record["method"] + (f", {record['views']} views" if "views" in record else ""),
+        "last_loss": record.get("recalibrated_loss", record.get("loss")),
+        "mflops": record["flops"] / 1e6,
     }

@@ -5,7 +5,8 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +55,28 @@ def timm_factory(name: str) -> Callable[..., nn.Module]:
     return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
 
 
-def imported_factory(path: str) -> Callable[..., nn.Module]:
-    """The function at an import path; the working directory is searched first, as ``python -m`` does."""
-    module, _, name = path.partition(":")
+@contextmanager
+def working_directory_first() -> Iterator[None]:
+    """Modules of the working directory are found first, as with ``python -m``."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def imported_factory(path: str) -> Callable[..., nn.Module]:
+    """The function at an import path; the working directory is searched first."""
+    module, _, name = path.partition(":")
+    try:
+        with working_directory_first():
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
     except Exception as error:  # the imported module can raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"arch must name a function that can be imported, got {path!r} ({reason})") from None
-    finally:
-        sys.path.remove(here)
     if not callable(found):
         raise ValueError(f"arch must name a function, got {path!r}, a {type(found).__name__}")
     return found  # pyright: ignore[reportReturnType]

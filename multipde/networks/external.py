@@ -4,6 +4,7 @@ import copy
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -144,8 +145,10 @@ class ExternalModel(SpecBase):
             how = "pass model= in Python" if kind == PYTHON else f"type --arch {self.arch}, or pass model= in Python"
             raise ValueError(f"network must be given again, got a record of one that was made by {self.arch}; {how}")
         try:
-            net = make(**arguments)
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            # a function of the working directory may import what is beside it when it is called
+            with nullcontext() if kind in ("torchvision", "timm", PYTHON) else architectures.working_directory_first():
+                net = make(**arguments)
+        except (TypeError, ValueError, RuntimeError, AssertionError, ImportError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"arch must have arguments that it accepts, got {self.arch} ({reason})") from None
         if not isinstance(net, nn.Module):

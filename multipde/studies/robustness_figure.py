@@ -7,8 +7,8 @@ from typing import Any
 
 from multipde.evaluation.corruptions import CORRUPTIONS
 from multipde.reports.plots import pyplot, save, style
+from multipde.runtime.table import Row
 from multipde.studies.robustness_tables import energy_ratios, grouped, mean_ratio, strengths
-from multipde.studies.study import Row
 
 
 def robustness_figure(rows: Sequence[Row], file: Path, by: str = "checkpoint") -> None:

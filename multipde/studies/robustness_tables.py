@@ -6,7 +6,8 @@ from pathlib import Path
 
 from multipde.evaluation.corruptions import CORRUPTIONS
 from multipde.evaluation.robustness import ATTACKS
-from multipde.studies.study import Row, Table, mean_and_spread
+from multipde.runtime.table import Row, Table
+from multipde.studies.study import mean_and_spread
 
 
 def strengths(row: Row) -> dict[str, tuple[float, ...]]:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from multipde.runtime.console import Log
+from multipde.runtime.table import Row, Table
 from multipde.storage.files import write_file
 from multipde.storage.provenance import machine, versions
 from multipde.storage.rows import append_row, check_rows, read_metrics
 
-Row = Mapping[str, Any]
-Table = list[dict[str, str]]
 RowType = TypeVar("RowType", bound=Row)
 Task = TypeVar("Task", bound=tuple[Any, ...])
 
@@ -86,12 +85,6 @@ class Study:
 def matching(rows: Iterable[RowType], **values: Any) -> list[RowType]:
     """The rows that have all of these values."""
     return [row for row in rows if all(row.get(name) == value for name, value in values.items())]
-
-
-def table_of(rows: Iterable[Row], columns: str) -> Table:
-    """A table with a line per row, for columns such as ``name: {value} | other name: {other_value:.1f}``."""
-    parts = [column.strip().split(": ", 1) for column in columns.split("|")]
-    return [{name: text.format(**row) for name, text in parts} for row in rows]
 
 
 def mean_and_spread(values: Sequence[float], sign: bool = False) -> str:

@@ -47,11 +47,11 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def quick(monkeypatch, root, tmp_path):
-    """Arguments for `reproduce`: one epoch of 40 images, two shares of the data."""
+def quick(monkeypatch, root):
+    """Arguments for `reproduce`: one epoch of 40 images, two shares of the data; the tests share the trainings."""
     monkeypatch.setitem(BUDGETS, "smoke", PaperBudget(flops=1.0, num_train=40, num_test=20))
     monkeypatch.setattr(paper, "SHARES", (0.2, 0.8))
-    return {"data": ["cifar10"], "root": root, "budget": "smoke", "run_dir": tmp_path / "runs"}
+    return {"data": ["cifar10"], "root": root, "budget": "smoke", "run_dir": root / "runs"}
 
 
 def test_networks_and_recipe_are_those_of_section_5():
@@ -120,16 +120,13 @@ def test_the_table_says_what_the_runs_say_and_nothing_is_trained_twice(quick, ca
         reproduce("table1", **quick, seed=1)
 
 
-def test_automatic_precision_finds_its_own_trainings_again(quick, monkeypatch):
-    rows = reproduce("table1", **quick, amp="auto")
-    monkeypatch.setattr("multipde.studies.trained.train", None)
-    assert reproduce("table1", **quick, amp="auto") == rows
-
-
-def test_a_number_of_epochs_has_its_own_trainings(quick):
-    rows = reproduce("table1", **quick | {"budget": "full", "epochs": 2})
+def test_a_number_of_epochs_has_its_own_trainings_which_automatic_precision_finds_again(quick, monkeypatch):
+    options = quick | {"budget": "full", "epochs": 2, "amp": "auto"}
+    rows = reproduce("table1", **options)
     assert [(r["epochs"], r["budget"], r["num_train"]) for r in rows] == [(2, "full-2", 48)] * 3
     assert (quick["run_dir"] / "full-2/table1-cifar10-full-2.jsonl").exists()
+    monkeypatch.setattr("multipde.studies.trained.train", None)
+    assert reproduce("table1", **options) == rows
 
 
 def test_every_figure_comes_from_its_trainings(quick):
@@ -152,13 +149,13 @@ def test_every_figure_comes_from_its_trainings(quick):
     assert [len(r["curve"]) for r in made["fig4"]] == [1] * 3
 
 
-def test_a_signal_says_that_the_same_command_goes_on(quick, monkeypatch):
+def test_a_signal_says_that_the_same_command_goes_on(quick, monkeypatch, tmp_path):
     def stopped(*args, **options):
         raise Interrupted("stopped and saved at size 32; go on with: multipde train", 15)
 
     monkeypatch.setattr("multipde.studies.trained.train", stopped)
     with pytest.raises(Interrupted, match="parabolic stopped and saved at size 32; the same command goes on with it$"):
-        reproduce("table1", **quick)
+        reproduce("table1", **quick | {"run_dir": tmp_path})
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from multipde.runtime.console import Log
+from multipde.runtime.table import table_of
 from multipde.studies.bench.regimes import CASES, WAVES
 from multipde.studies.bench.transfer_arms import ARMS, Task, tasks_of
-from multipde.studies.study import Study, matching, table_of
+from multipde.studies.study import Study, matching
 
 RESULTS = Path(__file__).parents[2] / "examples/results"
 

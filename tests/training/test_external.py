@@ -214,9 +214,12 @@ def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path,
     (tmp_path / "mynet.py").write_text(
         "from torch import nn\n"
         "def small(num_classes, width=4):\n"
+        "    import mysibling\n"  # found in the working directory when it is called, too
+        "    assert mysibling.here\n"
         "    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),\n"
         "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))\n"
     )
+    (tmp_path / "mysibling.py").write_text("here = True")
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "data")
     arguments = [

@@ -15,8 +15,9 @@ from multipde.networks.network import PDENet
 from multipde.reports.plots import accuracy_against_images
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
+from multipde.runtime.table import table_of
 from multipde.storage.stored_network import load, save
-from multipde.studies.study import Study, table_of
+from multipde.studies.study import Study
 from multipde.training.level import Level
 from multipde.training.plan import recorded_split
 from multipde.training.run import train

@@ -19,8 +19,9 @@ from multipde.data.streamed import StreamedImages
 from multipde.mesh.pyramid import prolong_images, resize_images
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
+from multipde.runtime.table import table_of
 from multipde.studies.bench.timing import alternated
-from multipde.studies.study import Study, table_of
+from multipde.studies.study import Study
 
 COLUMNS = """name: {source} | size: {size} | images/s: {images_per_second:.0f} | full size, images/s: {full:.0f}
     | times faster: {full_over_own:.2f} | rms difference: {rms:.2f}"""

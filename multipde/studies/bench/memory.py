@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from multipde.networks.dynamics import DYNAMICS, MEMORY, Block
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
+from multipde.runtime.table import table_of
 from multipde.studies.bench.rivals import has_memcnn, memcnn_block
 from multipde.studies.bench.timing import PeakMemory, alternated, random_images
-from multipde.studies.study import Study, table_of
+from multipde.studies.study import Study
 
 COLUMNS = """name: {dynamics} | steps: {steps} | method: {memory} | features: {tensors:.1f} | ms: {ms:.1f}
     | time / store: {time_ratio:.2f} | drift: {far}"""

@@ -20,8 +20,9 @@ from multipde.networks.presets import preset
 from multipde.reports.plots import gain_against_exponent
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
+from multipde.runtime.table import Row, Table, table_of
 from multipde.studies.bench.consistency import consistency
-from multipde.studies.study import Row, Study, Table, table_of
+from multipde.studies.study import Study
 from multipde.training.level import Level
 from multipde.training.run import train
 from multipde.training.schedule import Schedule

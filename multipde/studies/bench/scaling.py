@@ -19,8 +19,9 @@ from multipde.networks.presets import preset
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import check_batch, check_devices, on_rank_zero, process_group
+from multipde.runtime.table import table_of
 from multipde.studies.bench.timing import alternated, random_images, step_of
-from multipde.studies.study import Study, table_of
+from multipde.studies.study import Study
 from multipde.training.level import Level
 
 COLUMNS = """name: {dynamics} | size: {size} | processes: {processes} | threads: {threads}

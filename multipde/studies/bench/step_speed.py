@@ -15,8 +15,9 @@ from multipde.networks.network import PDENet
 from multipde.networks.presets import preset
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
+from multipde.runtime.table import table_of
 from multipde.studies.bench.timing import alternated, random_images, step_of
-from multipde.studies.study import Study, matching, table_of
+from multipde.studies.study import Study, matching
 from multipde.training.level import Level
 from multipde.training.optimizers import check_optimizer
 

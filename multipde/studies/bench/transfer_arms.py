@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from multipde.networks.config import NetworkConfig
-from multipde.studies.study import Row, matching
+from multipde.runtime.table import Row
+from multipde.studies.study import matching
 from multipde.training.level import Level, level_flops
 from multipde.training.schedule import Schedule
 

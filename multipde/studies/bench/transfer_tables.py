@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 
 from multipde.networks.dynamics import DYNAMICS
+from multipde.runtime.table import Row, Table
 from multipde.studies.bench.transfer_arms import ARMS, IDEAS
-from multipde.studies.study import Row, Table, matching, mean_and_spread
+from multipde.studies.study import matching, mean_and_spread
 
 MOMENTS = ("before", "moved", "recalibrated")
 """When accuracy is measured at a switch of levels."""

@@ -16,6 +16,7 @@ from multipde.evaluation.metrics import evaluate_batches, scored_batches
 from multipde.networks.cost import num_weights
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
+from multipde.runtime.table import Row, Table, table_of
 from multipde.studies.paper.paper_figures import FIGURES
 from multipde.studies.paper.recipes import (
     BUDGETS,
@@ -27,7 +28,7 @@ from multipde.studies.paper.recipes import (
     num_held_back,
     partial_trainings,
 )
-from multipde.studies.study import Row, Study, Table, table_of
+from multipde.studies.study import Study
 from multipde.studies.trained import trained
 from multipde.training.run import Run
 

@@ -8,8 +8,8 @@ import torch
 
 from multipde.data.datasets import ImageData
 from multipde.reports.plots import COLOURS, MARKERS, pyplot, save, style
+from multipde.runtime.table import Row
 from multipde.studies.paper.recipes import RECIPES
-from multipde.studies.study import Row
 
 Rows = Sequence[Row]
 Sets = Mapping[str, ImageData]
