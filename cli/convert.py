@@ -21,7 +21,10 @@ class Convert(DataOptions):
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
     """Directory written by `save`, run directory, or file with a state dict (.safetensors, .pt)."""
     size: int | None = None
-    """New image side in pixels. Left out: the size does not change, only the steps."""
+    """New side of the mesh in pixels, which is that of the images at detail 1. Left out: it stays."""
+    detail: int | None = None
+    """Side of the images / side of the mesh: 2 turns a network for 16 pixels into the same one for images of 32, seen
+    through a finer opening; 1 is the way back. Left out: it stays."""
     method: MethodName | Literal["auto"] = "auto"
     """Method of conversion of the stencils; auto takes the best of all on held-back images, copy without data."""
     steps: int | Literal["auto"] | None = None
@@ -56,6 +59,7 @@ class Convert(DataOptions):
             self.checkpoint,
             self.out,
             size=self.size,
+            detail=self.detail,
             method=self.method,
             steps=self.steps,
             arch=self.arch,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName
-from multipde.training.level import Level
+from multipde.training.level import Level, parsed_size
 from multipde.training.settings import TrainSettings
 
 LEVEL: Any = Level
@@ -34,8 +34,9 @@ class Train(DataOptions):
     """Another kind of network instead: a classifier of torchvision (resnet18) or timm (timm:resnet50d), or an import
     path package.module:function, looked up in the working directory first. Arguments follow in parentheses:
     resnet18(groups=2)."""
-    sizes: tuple[int, ...] = (8, 16, 32)
-    """Image sides in pixels, one per level, in the order of training."""
+    sizes: tuple[int | str, ...] = (8, 16, 32)
+    """Image sides in pixels, one per level, in the order of training. 16:32 trains a mesh of 16 on images of 32 pixels:
+    the network that was trained on 16 pixels sees the detail of finer images, for a few per cent more work."""
     epochs: tuple[float, ...] | Literal["auto"] | None = None
     """Epochs per level, or auto with --budget: a level ends when the next one is expected to gain more accuracy for the
     same work. Left out: 5, and 2 on the last level."""
@@ -154,8 +155,9 @@ class Train(DataOptions):
             if self.epochs is not None:
                 raise ValueError(f"epochs must be left out with --work, got {self.epochs}")
             epochs = (1,) * len(self.sizes)
+        sizes, detail = zip(*map(parsed_size, self.sizes), strict=True) if self.sizes else ((), ())
         levels = levels_from_lists(
-            self.sizes,
+            sizes,
             epochs,
             None if isinstance(self.steps, str) else self.steps,
             (LEVEL.batch,) if isinstance(self.batch, str) else self.batch,
@@ -164,12 +166,13 @@ class Train(DataOptions):
             mixed=self.mixed,
             auto=is_auto,
             warm_up=self.warm_up,
+            detail=detail,
         )
         start = read_start(self.init, self.arch)
         config = starting_network(
             self.data,
             self.dynamics,
-            max(self.sizes),
+            max(sizes),
             self.preset,
             start,
             arch=self.arch,

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from multipde.networks.config import NetworkConfig as NetworkConfig
     from multipde.networks.cost import count_flops as count_flops
     from multipde.networks.cost import num_weights as num_weights
+    from multipde.networks.detail import with_detail as with_detail
     from multipde.networks.dynamics import Block as Block
     from multipde.networks.external import ExternalModel as ExternalModel
     from multipde.networks.external import describe as describe

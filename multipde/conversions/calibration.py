@@ -186,7 +186,7 @@ def _exponent(scales: Tensor, factor: Sequence[float]) -> float:
 def _sizes(model: nn.Module, factor: Sequence[float], images: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Old and new size; raise ValueError unless the images are on the finer mesh along every axis."""
     got, spec = tuple(images.shape[2:]), find_spec(model)
-    sizes = spec.sizes if spec else [s / max(1.0, f) for s, f in zip(got, factor, strict=True)]
+    sizes = spec.image_sizes if spec else [s / max(1.0, f) for s, f in zip(got, factor, strict=True)]
     old = tuple(float(s) for s in sizes)
     new = tuple(s * f for s, f in zip(old, factor, strict=True))
     finer = tuple(round(max(o, n)) for o, n in zip(old, new, strict=True))

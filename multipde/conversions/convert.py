@@ -14,6 +14,8 @@ from multipde.conversions.calibration import Calibration, calibrate
 from multipde.conversions.time_steps import with_steps
 from multipde.mesh.reparametrize import (
     check_unshared,
+    composed_layer,
+    detail_of,
     mesh_size,
     stencil_layers,
     stencil_parametrization,
@@ -21,7 +23,8 @@ from multipde.mesh.reparametrize import (
 )
 from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import CALIBRATED, METHODS, check_factor, check_method, map_stencil, transfer_matrix
-from multipde.networks.model_spec import Model, ModelSpec, check_mesh, find_spec
+from multipde.networks.detail import averaged_taps, composed_taps, set_detail, with_detail
+from multipde.networks.model_spec import Model, ModelSpec, check_detail, check_mesh, find_spec, spec_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Conversion:
         keep_reference: change only the mesh size, not the stored parameters. This rediscretises the stencils, ignores
             the method, and leaves the optimizer's state valid.
         block_scales: for each block of a `PDENet`, a number by which its stencils are multiplied after the conversion.
+        detail: new detail of the opening, see `with_detail`; None keeps it. A detail that the old and the new network
+            have in common is kept while the mesh changes: the stencil that a composed opening is on averaged images
+            moves by the method, calibrated ones excepted, and its rest is copied.
     """
 
     factor: float | tuple[float, ...] = 1.0
@@ -47,6 +53,7 @@ class Conversion:
     calibration: Calibration | None = None
     keep_reference: bool = False
     block_scales: tuple[float, ...] | None = None
+    detail: int | None = None
 
     def __call__(self, model: Model) -> Model:
         return self._applied(model)
@@ -60,6 +67,8 @@ class Conversion:
         spec = find_spec(model)
         if spec is not None and self.steps is not None and spec.with_steps(self.steps) != spec:
             raise ValueError(f"steps must stay for the dual map, got {self.steps}")
+        if (detail := max(detail_of(model), self.detail or 1)) > 1:
+            raise ValueError(f"detail must be 1 for the dual map, got {detail}")
         return self._applied(model, is_dual=True)
 
     def _applied(self, model: Model, is_dual: bool = False) -> Model:
@@ -71,15 +80,41 @@ class Conversion:
         elif self.steps is not None:
             raise ValueError(f"steps must be left out for a model without a description, got {self.steps}")
         model = copy.deepcopy(model)
+        detail = detail_of(model) if self.detail is None else self.detail
+        set_detail(model, self.common_detail(model))
         for name, layer in stencil_layers(model).items():
             self._move(name, layer, is_dual)
+        self._move_composed(model)
         if spec is None:
+            set_detail(model, detail)
             return model
+        spec = spec_of(model)
         size, kept = self._new_size(spec), self.keep_reference
         moved: Any = replace(spec, size=size, reference=spec.references) if kept else spec.on_mesh(size)
         model.multipde_spec = moved
         _settle_mesh(model, moved)
+        set_detail(model, detail)
         return model if self.steps is None else with_steps(model, self.steps)
+
+    def common_detail(self, model: nn.Module) -> int:
+        """The detail that the opening keeps while the mesh changes."""
+        return math.gcd(detail_of(model), self.detail or detail_of(model))
+
+    @torch.no_grad()
+    def _move_composed(self, model: nn.Module) -> None:
+        """K' = K + C (M - I) D K, where D averages an opening back to the mesh and C composes it again."""
+        layer = composed_layer(model)
+        if layer is None:
+            return
+        if self.keep_reference:
+            raise ValueError(f"detail must be 1 where the stored parameters stay, got {detail_of(layer)}")
+        factor, detail = check_factor(self.factor, len(layer.kernel_size)), detail_of(layer)
+        width = [w // detail for w in layer.kernel_size]
+        if self.calibration is not None or all(f == 1 for f in factor) or any(w % 2 == 0 for w in width):
+            return
+        taps = averaged_taps(layer.weight, detail)
+        change = transfer_matrix(self.method, width, factor) - torch.eye(math.prod(width), dtype=torch.float64)
+        layer.weight += composed_taps(map_stencil(change, taps), detail)
 
     @torch.no_grad()
     def _move(self, name: str, layer: _ConvNd, is_dual: bool) -> None:
@@ -131,8 +166,9 @@ def convert(
     method: str | None = None,
     steps: int | Sequence[int] | None = None,
     calibration: Tensor | None = None,
+    detail: int | None = None,
 ) -> Model:
-    """Convert a trained network to images of another size; the result is a new module, the given one does not change.
+    """Convert a trained network to another mesh, for images of another size; the result is a new module.
 
     The method maps every stencil; strides, padding, 1x1 and transposed convolutions stay. The running statistics of
     BatchNorm are copied; `recalibrate` measures them at the new size. Without calibration images the default method is
@@ -141,22 +177,27 @@ def convert(
 
     Args:
         model: any module, reparametrised or plain.
-        size: new image side in pixels, one number or one per axis; the model must carry a description or be
-            reparametrised.
+        size: new size of the mesh, which is that of the images at detail 1, one number or one per axis; the model must
+            carry a description or be reparametrised.
         factor: new size / old size, instead of the size: 2 makes the mesh finer, 0.5 coarser.
         method: ``"copy"``, ``"rediscretize"`` or ``"galerkin"``, see `transfer_stencil`; ``"calibrated"`` or
             ``"calibrated_full"``, see `calibrate`.
         steps: number of time steps of a `PDENet`, one number or one per block; the final time T is kept and the
             controls are interpolated.
-        calibration: a few hundred normalised images on the finer of the two meshes, see `calibrate`.
+        calibration: a few hundred normalised images on the finer of the two meshes, see `calibrate`; with a detail
+            that both networks have, on the images of that mesh.
+        detail: image pixels per pixel of the mesh, see `with_detail`; None keeps that of the model. Mesh and opening
+            move together: from size 16, detail 2, to size 32, detail 1, the opening is averaged back to the mesh first.
 
     Raises:
-        ValueError: size and factor are both given, or none of size, factor and steps; the size is given but the mesh of
-            the model is not known; the network cannot have the size; the method is unknown, or needs images.
+        ValueError: size and factor are both given, or none of size, factor, steps and detail; the size is given but the
+            mesh of the model is not known; the network cannot have the size or the detail; the method is unknown, or
+            needs images.
 
     Reference: Ruthotto & Haber (2018), section 2.2; Haber, Ruthotto & Holtham (2017).
     """
-    return conversion(model, size=size, factor=factor, method=method, steps=steps, calibration=calibration)(model)
+    given: Any = {"size": size, "factor": factor, "method": method, "steps": steps, "detail": detail}
+    return conversion(model, **given, calibration=calibration)(model)
 
 
 def conversion(
@@ -167,6 +208,7 @@ def conversion(
     method: str | None = None,
     steps: int | Sequence[int] | None = None,
     calibration: Tensor | None = None,
+    detail: int | None = None,
 ) -> Conversion:
     """The `Conversion` that `convert` would apply to a model; `carry_optimizer_state` needs it. It converts nothing.
 
@@ -174,8 +216,10 @@ def conversion(
     """
     if size is not None and factor is not None:
         raise ValueError(f"factor must be left out where size is given, got size={size} and factor={factor}")
-    if size is None and factor is None and steps is None:
-        raise ValueError("size, factor or steps must be given, got none of them")
+    if size is None and factor is None and steps is None and detail is None:
+        raise ValueError("size, factor, steps or detail must be given, got none of them")
+    if detail is not None:
+        check_detail(detail)
     chosen = method or ("copy" if calibration is None else "calibrated")
     check_method(chosen)
     if size is not None:
@@ -184,13 +228,16 @@ def conversion(
         factor = _factor_to(model, size)
     moved = 1.0 if factor is None else tuple(factor) if isinstance(factor, Sequence) else float(factor)
     blocks = tuple(steps) if isinstance(steps, Sequence) else steps
+    plain = Conversion(moved, chosen, blocks, detail=detail)
     if chosen not in CALIBRATED:
-        return Conversion(moved, chosen, blocks)
+        return plain
     if calibration is None:
         raise ValueError(f"calibration must hold images for the method {chosen!r}, got None")
     if factor is None or not stencil_layers(model):
-        return Conversion(moved, "copy", blocks)
-    return Conversion(moved, chosen, blocks, calibrate(model, moved, calibration, chosen))
+        return replace(plain, method="copy")
+    common = plain.common_detail(model)
+    at_common = model if common == detail_of(model) else with_detail(model, common)
+    return replace(plain, calibration=calibrate(at_common, moved, calibration, chosen))
 
 
 def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """Batches for a network: images are drawn in random order, augmented and normalised on the device."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ class Feed:
     images: ImageSet
     normalize: Normalize
     compute: Compute
+
+    def at(self, detail: int) -> "Feed":
+        """The same batches for a network with this detail, see `Normalize`."""
+        return replace(self, normalize=self.normalize.at(detail))
 
     def training(
         self,

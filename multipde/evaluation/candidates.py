@@ -18,9 +18,11 @@ from multipde.data.images import ImageSet, Key
 from multipde.evaluation.conversion_report import Candidate
 from multipde.evaluation.metrics import Metrics, evaluate_batches
 from multipde.mesh.pyramid import prolong_images, resize_images
+from multipde.mesh.reparametrize import detail_of
 from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.cost import model_flops
-from multipde.networks.model_spec import find_spec
+from multipde.networks.detail import keeps_function
+from multipde.networks.model_spec import find_spec, spec_of
 from multipde.runtime.device import Compute
 from multipde.stability.bounds import StepStability, stability_report, step_ratios
 
@@ -81,13 +83,13 @@ class Evaluator:
         key = (split[0], "calibrate")
         return cls(data, normalize or Normalize.of(data), compute, drawable, held_back[:num_images], tested, key)
 
-    def draw(self, num: int, size: int) -> Iterator[Tensor]:
+    def draw(self, num: int, size: int, detail: int = 1) -> Iterator[Tensor]:
         """Batches with at most ``num`` normalised training images in all, the same images at every size."""
-        return self._feed(self.data.train).drawn(self.drawable, num, size, self.key)
+        return self._feed(self.data.train, detail).drawn(self.drawable, num, size, self.key)
 
-    def images(self, num: int, size: int) -> Tensor:
+    def images(self, num: int, size: int, detail: int = 1) -> Tensor:
         """The images of `draw` as one batch."""
-        return torch.cat(list(self.draw(num, size)))
+        return torch.cat(list(self.draw(num, size, detail)))
 
     def plan(
         self,
@@ -97,46 +99,58 @@ class Evaluator:
         method: str,
         steps: int | str | tuple[int, ...] | None = None,
         num_images: int = CALIBRATION_IMAGES,
+        detail: int | None = None,
     ) -> Conversion:
         """The conversion of a network, calibrated on images where the method needs them.
 
         Args:
             steps: new numbers of time steps; ``"auto"`` for as many as keep the network stable, see `stabilized`.
             num_images: largest number of images for the calibration.
+            detail: new detail of the network, see `with_detail`; None keeps it.
         """
-        images, method = None, method if size != old_size or method not in CALIBRATED else "copy"
+        old_detail = detail_of(net)
+        new_detail = old_detail if detail is None else detail
+        common, old_mesh, mesh = math.gcd(old_detail, new_detail), old_size // old_detail, size // new_detail
+        images, method = None, method if mesh != old_mesh or method not in CALIBRATED else "copy"
         if method in CALIBRATED:
-            images = self.images(num_images, max(old_size, size))
-        move = conversion(net, factor=size / old_size, method=method, calibration=images)
+            images = self.images(num_images, max(old_mesh, mesh) * common, common)
+        move = conversion(net, factor=mesh / old_mesh, method=method, calibration=images, detail=detail)
         if steps != "auto":
             return move if steps is None else replace(move, steps=steps)
         before = self.step_bounds(net, old_size)
         if not before:
             return move
-        return stabilized(move, net, step_ratios(before), self.images(STABILITY_IMAGES, size))
+        return stabilized(move, net, step_ratios(before), self.images(STABILITY_IMAGES, size, new_detail))
 
     def convert(
-        self, net: nn.Module, old_size: int, size: int, method: str, steps: int | str | None = None
+        self,
+        net: nn.Module,
+        old_size: int,
+        size: int,
+        method: str,
+        steps: int | str | None = None,
+        detail: int | None = None,
     ) -> Converted:
         """Convert a network, test it, recalibrate it and test it again. Arguments and errors as for `plan`."""
-        move = self.plan(net, old_size, size, method, steps)
+        move = self.plan(net, old_size, size, method, steps, detail=detail)
         new = self.compute.place(move(net))
         measured = [self.candidate(method, new, size)]
-        num = self.recalibrate(new, size)
+        old = find_spec(net)
+        num = 0 if old and keeps_function(old, spec_of(new)) else self.recalibrate(new, size)
         if num:
             measured.append(replace(self.candidate(f"{method}, recalibrated", new, size), recalibrated=True))
         return Converted(new, move, num, measured)
 
     def recalibrate(self, net: nn.Module, size: int, num_images: int = RECALIBRATION_IMAGES) -> int:
         """Measure the running statistics of BatchNorm anew, in place; return the number of BatchNorm layers."""
-        return recalibrate(net, self.draw(num_images, size))
+        return recalibrate(net, self.draw(num_images, size, detail_of(net)))
 
     def step_bounds(self, net: nn.Module, size: int) -> list[StepStability]:
         """The bounds on the time steps of a network along training images; empty for a network that has none."""
         spec = find_spec(net)
         if spec is None or not spec.has_step_bounds:
             return []
-        return stability_report(net, self.images(STABILITY_IMAGES, size))
+        return stability_report(net, self.images(STABILITY_IMAGES, size, detail_of(net)))
 
     def candidate(self, name: str, net: nn.Module, size: int, inside: int | None = None) -> Candidate:
         """Measure a network on the held-back and the test images.
@@ -158,11 +172,12 @@ class Evaluator:
         return self._evaluate(net, self.data.test, self.tested, size, inside or size)
 
     def _evaluate(self, net: nn.Module, images: ImageSet, indices: Tensor, size: int, inside: int) -> Metrics:
-        batches = ((_brought_to(x, inside), labels) for x, labels in self._feed(images).evaluation(indices, size))
+        feed = self._feed(images, detail_of(net))
+        batches = ((_brought_to(x, inside), labels) for x, labels in feed.evaluation(indices, size))
         return evaluate_batches(net, batches, self.compute)
 
-    def _feed(self, images: ImageSet) -> Feed:
-        return Feed(images, self.normalize, self.compute)
+    def _feed(self, images: ImageSet, detail: int) -> Feed:
+        return Feed(images, self.normalize.at(detail), self.compute)
 
 
 def _brought_to(x: Tensor, size: int) -> Tensor:

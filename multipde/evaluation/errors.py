@@ -26,7 +26,7 @@ class Mistake:
         true: index of its true class.
         taken: index of the class that the network predicts.
         probability: probability that the network gives to the predicted class.
-        picture: the image at the size of the network, as a PNG file.
+        picture: the image at the size of the network's images, as a PNG file.
     """
 
     true: int
@@ -66,7 +66,7 @@ def examine(
     """Measure the errors of a network on all test images of a data set, or on a fixed random subset of them."""
     spec = spec_of(net)
     check_classes(spec, images)
-    size, test, key = spec.sizes[0], images.test, (0, "test")
+    size, test, key = spec.image_sizes[0], images.test, (0, "test")
     feed = Feed(test, Normalize.of(spec), compute)
     indices = drawn_indices(len(test), num_images, key).sort().values
     columns: list[Tensor] = []

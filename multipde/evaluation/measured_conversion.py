@@ -12,8 +12,9 @@ from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.evaluation.candidates import Converted, Evaluator
 from multipde.evaluation.conversion_report import ConversionReport, LayerReport
 from multipde.mesh.pyramid import resize_images
-from multipde.mesh.reparametrize import skipped_layers, stencil_layers
+from multipde.mesh.reparametrize import detail_of, skipped_layers, stencil_layers
 from multipde.mesh.transfer import CALIBRATED, METHODS
+from multipde.networks.detail import with_detail
 
 CONSISTENCY_IMAGES = 32
 """Training images on which the outputs of the layers are compared."""
@@ -30,6 +31,7 @@ def convert_reported(
     new_size: int,
     method: str = "auto",
     steps: int | str | None = None,
+    detail: int | None = None,
 ) -> tuple[nn.Module, ConversionReport]:
     """Convert any classifier to images of another size, recalibrate its BatchNorm, and report the measurements.
 
@@ -38,15 +40,20 @@ def convert_reported(
     test images.
 
     Args:
+        old_size, new_size: sides of the images that the old and the new network see.
         evaluator: with images at least as fine as the finer size; None for a conversion without measurements.
         method: a method of `convert`, or ``"auto"`` for the one with the best accuracy on held-back training images
             (``copy`` without images).
         steps: new number of time steps of a `PDENet`, or ``"auto"``, see `stabilized`.
+        detail: new detail of the network, see `with_detail`; None keeps it.
     """
-    factor = new_size / old_size
+    details = detail_of(model), detail or detail_of(model)
+    old_mesh, new_mesh, common = old_size // details[0], new_size // details[1], math.gcd(*details)
+    factor, is_moved = new_mesh / old_mesh, new_mesh != old_mesh
     if evaluator is None:
         chosen = "copy" if method == "auto" else method
-        new = conversion(model, factor=factor, method=chosen, steps=None if isinstance(steps, str) else steps)(model)
+        blocks = None if isinstance(steps, str) else steps
+        new = conversion(model, factor=factor, method=chosen, steps=blocks, detail=detail)(model)
         return new, ConversionReport(old_size, new_size, chosen, _layers(model, new), skipped_layers(model))
     model = evaluator.compute.place(model)
     methods = AUTO_METHODS if method == "auto" else tuple(dict.fromkeys(("copy", method)))
@@ -54,18 +61,21 @@ def convert_reported(
     if new_size != old_size:
         candidates.append(evaluator.candidate(f"original, {new_size} -> {old_size}", model, new_size, old_size))
     tried: dict[str, Converted] = {}
-    for name in methods if new_size != old_size else ("copy",):
-        tried[name] = evaluator.convert(model, old_size, new_size, name, steps)
+    for name in methods if is_moved else ("copy",):
+        tried[name] = evaluator.convert(model, old_size, new_size, name, steps, detail)
         candidates += tried[name].measured
     best = max(tried, key=lambda name: tried[name].measured[-1].validation)
     chosen = best if method == "auto" or method not in tried else method
     new, move = tried[chosen].net, tried[chosen].move
     same_time = new if move.steps is None else replace(move, steps=None)(model)  # layers are compared at equal times
     calibration = tried["calibrated"].move.calibration if "calibrated" in tried else None
-    if calibration is None and new_size != old_size:
-        calibration = calibrate(model, factor, evaluator.images(CALIBRATION_IMAGES, max(old_size, new_size)))
+    if calibration is None and is_moved:
+        at_common = model if common == details[0] else with_detail(model, common)
+        images = evaluator.images(CALIBRATION_IMAGES, max(old_mesh, new_mesh) * common, common)
+        calibration = calibrate(at_common, factor, images)
     exponents = {} if calibration is None else calibration.exponents()
-    old_images, new_images = (evaluator.images(CONSISTENCY_IMAGES, size) for size in (old_size, new_size))
+    sides = zip((old_size, new_size), details, strict=True)
+    old_images, new_images = (evaluator.images(CONSISTENCY_IMAGES, size, d) for size, d in sides)
     return new, ConversionReport(
         old_size,
         new_size,

@@ -95,7 +95,7 @@ def evaluate(
     """
     seen = with_views(model, views)
     config = find_spec(model)
-    target = config.sizes[0] if config and size is None else size
+    target = config.image_sizes[0] if config and size is None else size
     images = load_data(data, size=target, **(data_options or {}))
     if config is not None:
         check_classes(config, images)
@@ -106,7 +106,7 @@ def evaluate(
     side = images.size if target is None else target
     feed = Feed(chosen, Normalize.of(config or images), compute)
     metrics = evaluate_batches(compute.place(seen), feed.evaluation(indices, side, batch), compute)
-    flops = views * count_flops(config.on_mesh(side)) if config else None
+    flops = views * count_flops(config.for_images(side)) if config else None
     return replace(metrics, flops=flops)
 
 

@@ -87,14 +87,16 @@ def predict(
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     normalize, found = Normalize.of(spec), []
-    nets: dict[int, nn.Module] = {spec.sizes[0]: compute.place(with_views(net, views))}
+    nets: dict[int, nn.Module] = {spec.image_sizes[0]: compute.place(with_views(net, views))}
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
         pictures = [_picture(path, net, fit) for path in chosen]
         sizes, scores = [p.shape[-1] for p in pictures], {}
         for size in sorted(set(sizes)):
             if size not in nets:
-                nets[size] = compute.place(with_views(convert(net, size=size, method="copy"), views))
+                nets[size] = compute.place(
+                    with_views(convert(net, size=spec.for_images(size).size, method="copy"), views)
+                )
             scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for path, size in zip(chosen, sizes, strict=True):
@@ -131,11 +133,12 @@ def _files(images: Sequence[str | Path]) -> list[Path]:
 
 def _picture(path: Path, net: nn.Module, fit: str) -> Tensor:
     """The image as a square uint8 tensor: of the network's size, or with "net" of a size that the network can have."""
-    size = spec_of(net).sizes[0]
+    spec = spec_of(net)
+    size = spec.image_sizes[0]
     if fit == "image":
         return decode_image(path, size)
     image = decode_image(path)
-    multiple = spec_of(net).size_multiple
+    multiple = spec.size_multiple * spec.detail
     side = min(image.shape[1:]) // multiple * multiple
     if not side:
         raise ValueError(f"image must have at least {multiple} pixels each way, got {path}; type --fit image")

@@ -88,7 +88,7 @@ def robustness(
     check_classes(spec, images)
     compute, dtype = Compute.of(device), next(net.parameters()).dtype
     compute.place(net)
-    scores, size = pixel_scores(net), spec.sizes[0]
+    scores, size = pixel_scores(net), spec.image_sizes[0]
     indices = drawn_indices(len(images.test), num_images, (0, "test"))
     batches = Feed(images.test, Normalize((), ()), compute).evaluation(indices, size, BATCH)
     counts: dict[tuple[str, float], int] = {}

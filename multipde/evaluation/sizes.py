@@ -55,11 +55,11 @@ def evaluate_sizes(
     spec = spec_of(net)
     if data is None:
         raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
-    own = spec.sizes[0]
+    own = spec.image_sizes[0]
     chosen = tuple(sizes or (own,))
     wanted = {(size, "-" if size == own else method): None for size in chosen for method in methods}
     for size in chosen:
-        count_flops(spec.on_mesh(size))  # raises for a size that the network cannot have, before images are read
+        count_flops(spec.for_images(size))  # raises for a size that the network cannot have, before images are read
     images = load_data(data[0], size=max(*chosen, own), **data[1])
     check_classes(spec, images)
     evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)

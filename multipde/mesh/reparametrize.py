@@ -24,6 +24,16 @@ def skipped_layers(module: nn.Module) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason}
 
 
+def detail_of(module: nn.Module) -> int:
+    """Image pixels per mesh cell along every axis: above 1 for a module with a composed opening, see `with_detail`."""
+    return max((getattr(layer, "detail", 1) for layer in _convolutions(module).values()), default=1)
+
+
+def composed_layer(module: nn.Module) -> _ConvNd | None:
+    """The convolution of a module that is composed with a mean, see `with_detail`."""
+    return next((layer for layer in _convolutions(module).values() if detail_of(layer) > 1), None)
+
+
 def stencil_parametrization(layer: nn.Module) -> StencilParametrization | None:
     """The StencilParametrization of a layer's weight, None for a plain layer."""
     if not parametrize.is_parametrized(layer, "weight"):
@@ -186,6 +196,8 @@ def _convolutions(module: nn.Module) -> dict[str, _ConvNd]:
 def _reason_to_skip(layer: _ConvNd) -> str:
     if isinstance(layer, _ConvTransposeNd):
         return "transposed"
+    if (detail := detail_of(layer)) > 1:
+        return f"composed with the mean of {detail} pixels per axis"
     if all(w == 1 for w in layer.kernel_size):
         return "1x1"
     if any(w % 2 == 0 for w in layer.kernel_size):

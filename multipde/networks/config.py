@@ -33,7 +33,7 @@ class NetworkConfig(SpecBase):
         out_channels: channels of the last connector, in front of the classifier.
         steps: number of time steps, one number or one per block.
         dt: time step, one number or one per block.
-        size: image side in pixels, one number or one per axis; divisible by 2^(blocks-1).
+        size: side of the mesh in pixels, one number or one per axis; divisible by 2^(blocks-1).
         dim: number of axes of the images, 1 to 3.
         width: taps per axis of the stencils, odd.
         controls: number of nodes in time at which the weights θ of the layers are stored, one number or one per block;
@@ -51,6 +51,7 @@ class NetworkConfig(SpecBase):
         mean: mean of each input channel on [0, 1], subtracted from the images; empty for no normalisation.
         std: standard deviation of each input channel, by which the images are divided; empty for no normalisation.
         standardize: normalise every image by its own mean and standard deviation instead.
+        detail: side of the images / side of the mesh: above 1 the opening is composed with a mean, see `with_detail`.
 
     Raises:
         ValueError: a value is outside its range.
@@ -79,6 +80,7 @@ class NetworkConfig(SpecBase):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     standardize: bool = False
+    detail: int = 1
     has_energy = True
 
     def __post_init__(self):

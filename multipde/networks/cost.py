@@ -59,7 +59,7 @@ def count_flops(config: ModelSpec, training: bool = False) -> int:
 def _counted(config: ModelSpec, net: nn.Module, training: bool, device: str) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    images = torch.zeros(2, config.in_channels, *config.sizes, device=device)
+    images = torch.zeros(2, config.in_channels, *config.image_sizes, device=device)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         scores = net.train(training)(images)
         if not isinstance(scores, Tensor) or scores.shape != (2, config.classes):

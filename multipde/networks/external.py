@@ -10,9 +10,10 @@ from typing import Any, Self
 
 from torch import nn
 
-from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import detail_of, stencil_layers, stencil_parametrization
 from multipde.networks import architectures
 from multipde.networks.cost import num_weights
+from multipde.networks.detail import set_detail
 from multipde.networks.model_spec import Model, SpecBase, check_data_fields, find_spec, reparametrize_for
 from multipde.networks.regularization import WeightDecay
 
@@ -36,10 +37,10 @@ class ExternalModel(SpecBase):
         arguments: keyword arguments of the function that makes the network, as pairs of name and value.
         classes: number of classes, the length of the output for one image.
         in_channels: number of channels of the images.
-        size: image side in pixels, one number or one per axis.
+        size: side of the mesh in pixels, that of the images / detail; one number or one per axis.
         dim: number of axes of the images, 1 to 3.
-        reference: image side to whose mesh the stored stencils belong; None for plain convolutions.
-        class_names, mean, std, standardize: as in `NetworkConfig`.
+        reference: size to whose mesh the stored stencils belong; None for plain convolutions.
+        class_names, mean, std, standardize, detail: as in `NetworkConfig`.
         factory: function that makes the network; not in the record, because reading a record never imports anything.
 
     Raises:
@@ -57,6 +58,7 @@ class ExternalModel(SpecBase):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     standardize: bool = False
+    detail: int = 1
     factory: Callable[..., nn.Module] | None = field(default=None, repr=False)
     block_steps = ()
     size_multiple = 1  # which sizes the network can take is known only when it is run
@@ -84,6 +86,7 @@ class ExternalModel(SpecBase):
         net = self._made()
         self.put_on_mesh(net)
         net.multipde_spec = self  # pyright: ignore[reportArgumentType]
+        set_detail(net, self.detail)
         return net
 
     def put_on_mesh(self, net: nn.Module) -> None:
@@ -111,7 +114,7 @@ class ExternalModel(SpecBase):
         return dict(net.named_children())
 
     def summary(self, net: nn.Module) -> str:
-        size, num_stencils = "x".join(str(s) for s in self.sizes), len(stencil_layers(net))
+        size, num_stencils = "x".join(str(s) for s in self.image_sizes), len(stencil_layers(net))
         return (
             f"{self.label}, {self.in_channels} channels of {size} pixels to {self.classes} classes, "
             f"{num_weights(net):,} weights, {num_stencils} layers with stencils"
@@ -186,7 +189,7 @@ def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **descr
 
     Args:
         model: any classifier; if it carries a description already, the copy keeps that one.
-        size: image side in pixels for which the classifier was trained, one number or one per axis.
+        size: side in pixels of the mesh for which the classifier was trained, that of the images at detail 1.
         classes: number of classes.
         described: other fields of `ExternalModel`: in_channels, class_names, mean, std, ...
     """
@@ -200,6 +203,7 @@ def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -
     """The description of a module, of which `ExternalModel.build` returns copies, or of a function that makes one."""
     if isinstance(model, nn.Module):
         found = [p for layer in stencil_layers(model).values() if (p := stencil_parametrization(layer))]
-        described = {"dim": len(found[0].width)} | described if found else described
+        own = {"detail": detail_of(model)} | ({"dim": len(found[0].width)} if found else {})
+        described = own | described
         return ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=lambda: copy.deepcopy(model), **described)
     return ExternalModel(f"{PYTHON}:{getattr(model, '__name__', type(model).__name__)}", factory=model, **described)

@@ -146,15 +146,23 @@ class Opening(nn.Sequential):
 
     While training, one that is ``compiled`` uses compiled kernels after its convolution, see `compile_layers`.
 
+    Args:
+        width: taps per axis on the mesh of the features, odd.
+        detail: image pixels per pixel of that mesh along every axis; the convolution then has width · detail taps and
+            the stride ``detail``, see `with_detail`.
+
     Shape:
-        - input: (N, in_channels, *size)
+        - input: (N, in_channels, *(detail · size))
         - result: (N, channels, *size), halved by ``forward(x, pool=True)``, the mean over cells of two pixels per axis
     """
 
     compiled = False
 
-    def __init__(self, in_channels: int, channels: int, width: int = 3, dim: int = 2):
-        conv = CONV[dim](in_channels, channels, width, padding=width // 2, bias=False)
+    def __init__(self, in_channels: int, channels: int, width: int = 3, dim: int = 2, detail: int = 1):
+        taps = {"kernel_size": width * detail, "stride": detail, "padding": width // 2 * detail}
+        conv = CONV[dim](in_channels, channels, **taps, bias=False)
+        if detail > 1:
+            conv.detail = detail  # pyright: ignore[reportArgumentType]
         super().__init__(conv, BATCH_NORM[dim](channels), nn.ReLU(inplace=True))
         self.dim = dim
 

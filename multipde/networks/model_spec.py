@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import nn
 
-from multipde.mesh.reparametrize import reparametrize, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import detail_of, reparametrize, stencil_layers, stencil_parametrization
 from multipde.mesh.separable import per_axis
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,9 +41,11 @@ class ModelSpec(Protocol):
     description as ``model.multipde_spec``.
 
     Attributes:
-        size: image side in pixels, one number or one per axis.
-        sizes: image side per axis.
-        references: image side per axis to whose mesh the stored stencils belong.
+        size: size of the mesh in pixels, one number or one per axis.
+        sizes: size of the mesh per axis.
+        detail: image pixels per pixel of the mesh along every axis, see `with_detail`.
+        image_sizes: size of the images per axis, sizes · detail.
+        references: size per axis to whose mesh the stored stencils belong.
         size_multiple: every size must be a multiple of this number of pixels.
         dim, in_channels, classes, class_names, mean, std, standardize: as in `NetworkConfig`.
         label: name of the network in tables and directories.
@@ -58,6 +60,10 @@ class ModelSpec(Protocol):
     def size(self) -> Any: ...
     @property
     def sizes(self) -> tuple[int, ...]: ...
+    @property
+    def detail(self) -> int: ...
+    @property
+    def image_sizes(self) -> tuple[int, ...]: ...
     @property
     def references(self) -> tuple[int, ...]: ...
     @property
@@ -94,8 +100,11 @@ class ModelSpec(Protocol):
     def fits(self, num_tensors: int) -> bool:
         """Whether a file of so many tensors can hold its weights; asked before an untrusted description is built."""
 
-    def on_mesh(self, size: int | tuple[int, ...]) -> Self:
-        """The same network for another image size; an explicit reference is scaled by the same factor."""
+    def on_mesh(self, size: int | tuple[int, ...], detail: int | None = None) -> Self:
+        """The same network on another mesh, with its detail or another one; an explicit reference is scaled too."""
+
+    def for_images(self, size: int | tuple[int, ...]) -> Self:
+        """The same network, with its detail, for images of another size."""
 
     def with_steps(self, steps: int | tuple[int, ...]) -> Self:
         """The same network with other numbers of time steps over the same final times."""
@@ -122,6 +131,7 @@ class SpecBase:
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     size: int | tuple[int, ...]
     dim: int
+    detail: int
     reference: int | tuple[int, ...] | None
 
     def __post_init__(self):
@@ -133,17 +143,28 @@ class SpecBase:
         return per_axis(self.size, self.dim, "size")
 
     @property
+    def image_sizes(self) -> tuple[int, ...]:
+        return tuple(self.detail * s for s in self.sizes)
+
+    @property
     def references(self) -> tuple[int, ...]:
         return self.sizes if self.reference is None else per_axis(self.reference, self.dim, "reference")
 
-    def on_mesh(self, size: int | tuple[int, ...]) -> Self:
-        new = per_axis(size, self.dim, "size")
+    def on_mesh(self, size: int | tuple[int, ...], detail: int | None = None) -> Self:
+        new, detail = per_axis(size, self.dim, "size"), self.detail if detail is None else detail
         if self.reference is None:
-            return replace(self, size=size)
+            return replace(self, size=size, detail=detail)
         moved = [r * n / s for r, n, s in zip(self.references, new, self.sizes, strict=True)]
         if any(r != round(r) for r in moved):
             raise ValueError(f"reference must stay a whole number of pixels, got {moved} at size {size}")
-        return replace(self, size=size, reference=tuple(round(r) for r in moved))
+        return replace(self, size=size, detail=detail, reference=tuple(round(r) for r in moved))
+
+    def for_images(self, size: int | tuple[int, ...]) -> Self:
+        sides = per_axis(size, self.dim, "size")
+        if any(s % self.detail for s in sides):
+            raise ValueError(f"size of the images must be a multiple of the detail {self.detail}, got {size}")
+        mesh = tuple(s // self.detail for s in sides)
+        return self.on_mesh(mesh[0] if len(set(mesh)) == 1 else mesh)
 
 
 def as_tuple(value: Any) -> Any:
@@ -172,10 +193,10 @@ def reparametrize_for(net: nn.Module, spec: ModelSpec, references: tuple[int, ..
 
     An example image is sent through the network to find out how far its strides have coarsened the mesh at each layer.
     """
-    example = torch.zeros(2, spec.in_channels, *spec.sizes, device=next(net.parameters()).device)
-    reparametrize(
-        net, [1 / s for s in spec.sizes], reference=references and [1 / r for r in references], example=example
-    )
+    detail, device = detail_of(net), next(net.parameters()).device
+    example = torch.zeros(2, spec.in_channels, *(detail * s for s in spec.sizes), device=device)
+    h, reference = [1 / s for s in spec.sizes], references and [1 / r for r in references]
+    reparametrize(net, h, reference=reference, stride=1 / detail, example=example)
 
 
 def with_meshes(model: Model) -> Model:
@@ -200,8 +221,15 @@ def check_mesh(model: nn.Module) -> None:
             )
 
 
+def check_detail(detail: int) -> None:
+    """Raise ValueError unless the detail is a positive whole number."""
+    if type(detail) is not int or detail < 1:
+        raise ValueError(f"detail must be a positive whole number, got {detail!r}")
+
+
 def check_data_fields(spec: Any) -> None:
     """Raise ValueError for numbers of classes and channels, class names or normalisation that contradict each other."""
+    check_detail(spec.detail)
     if bool(spec.mean) != bool(spec.std):
         raise ValueError(f"mean and std must be given together, got {spec.mean} and {spec.std}")
     if spec.standardize and spec.mean:

@@ -31,7 +31,7 @@ class PDENet(nn.Module):
         config: everything that determines the network except its weights, which are random.
 
     Shape:
-        - input: (N, in_channels, *size), images normalised by the mean and std of the config
+        - input: (N, in_channels, *(detail · size)), images normalised by the mean and std of the config
         - result: (N, classes), scores before the softmax
 
     Reference: Ruthotto & Haber (2018), section 5.
@@ -40,7 +40,7 @@ class PDENet(nn.Module):
     def __init__(self, config: "NetworkConfig"):
         super().__init__()
         self.config = config
-        self.opening = Opening(config.in_channels, config.channels[0], config.width, config.dim)
+        self.opening = Opening(config.in_channels, config.channels[0], config.width, config.dim, config.detail)
         self.blocks, self.connectors = nn.ModuleList(), nn.ModuleList()
         names = ("width", "dim", "norm", "activation", "eps", "interpolation", "memory")
         shared = {name: getattr(config, name) for name in names}
@@ -62,12 +62,13 @@ class PDENet(nn.Module):
         self.config = config
 
     def put_on_mesh(self) -> None:
-        """Give plain stencils the mesh sizes of the config; stencils of width one do not depend on the mesh."""
+        """Give plain stencils the mesh sizes of the config; a composed opening and stencils of width one have none."""
         c = self.config
         if c.width == 1:
             return
         mesh_size, reference = [1 / s for s in c.sizes], [1 / s for s in c.references]
-        for part, stride in [(self.opening, 1), *((block, 2**k) for k, block in enumerate(self.blocks))]:
+        opening = [(self.opening, 1)] if c.detail == 1 else []
+        for part, stride in [*opening, *((block, 2**k) for k, block in enumerate(self.blocks))]:
             own = {"coordinates": c.coordinates, "reaction": c.reaction, "stride": stride}
             reparametrize(part, mesh_size, reference=reference, **own)
 
@@ -81,7 +82,10 @@ class PDENet(nn.Module):
         if x.dim() != self.config.dim + 2 or x.shape[1] != self.config.in_channels:
             expected = f"(N, {self.config.in_channels}{', size' * self.config.dim})"
             raise ValueError(f"input must have shape {expected}, got {tuple(x.shape)}")
-        check_size(x.shape[2:], self.config.num_blocks)
+        if any(s % self.config.detail for s in x.shape[2:]):
+            detail = self.config.detail
+            raise ValueError(f"input must have a multiple of {detail} pixels per axis (detail), got {tuple(x.shape)}")
+        check_size([s // self.config.detail for s in x.shape[2:]], self.config.num_blocks)
         y = self.opening(x)
         for k, (block, connector) in enumerate(zip(self.blocks, self.connectors, strict=True)):
             y = connector(block(y), pool=k + 1 < len(self.blocks))
@@ -92,7 +96,7 @@ class PDENet(nn.Module):
 
     def __repr__(self) -> str:
         c = self.config
-        size = "x".join(str(s) for s in c.sizes)
+        size = "x".join(str(s) for s in c.image_sizes)
         lines = [
             f"PDENet {c.dynamics}, {c.in_channels} channels of {size} pixels to {c.classes} classes, "
             f"{num_weights(self):,} weights",

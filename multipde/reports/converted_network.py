@@ -25,6 +25,7 @@ from multipde.storage.records import json_bytes
 from multipde.storage.run_directory import check_new
 from multipde.storage.stored_network import load, network_files
 from multipde.storage.tensors import tensor_bytes
+from multipde.training.level import size_text
 from multipde.training.plan import recorded_split
 
 REPORT, FIGURE, WEIGHTS = "report.json", "report.svg", "model.safetensors"
@@ -37,6 +38,7 @@ def convert_to_directory(
     out: Path | None,
     *,
     size: int | None = None,
+    detail: int | None = None,
     method: str = "auto",
     steps: int | str | None = None,
     arch: str | None = None,
@@ -57,7 +59,7 @@ def convert_to_directory(
     Args:
         source: a checkpoint, or a state dict file; None for a network by name.
         out: the new directory; None to print the measurements only.
-        size, method, steps: see `convert_reported`; size None keeps the size.
+        size, detail, method, steps: see `convert_reported`, but the size is that of the mesh; None keeps it.
         arch: a network by name, see `external_model`; with a checkpoint of such a network, the same again.
         weights: state dict file for ``arch``.
         from_size: image side for which ``arch`` or the state dict was trained; a checkpoint has its own.
@@ -81,21 +83,21 @@ def convert_to_directory(
     if from_size < 1:
         raise ValueError(f"from_size must be positive, got {from_size}")
     if source is not None and source.is_file():
-        if steps is not None or data is not None or arch is not None:
-            what = "steps" if steps is not None else "data" if data is not None else "arch"
+        given = {"steps": steps, "data": data, "arch": arch, "detail": detail}
+        if what := next((name for name, value in given.items() if value is not None), None):
             raise ValueError(f"{what} must be left out without a network, got it; type --arch NAME --weights FILE")
         _convert_file(source, out, _needed(size), from_size, "copy" if method == "auto" else method, log)
         return None
-    if source is None or steps is None:
+    if source is None or (steps is None and detail is None):
         _needed(size)
     net = load(source, arch) if source is not None else _external(arch or "", weights, from_size, normalize)
     spec: Any = spec_of(net)
-    old = spec.sizes[0]
-    new = old if size is None else size
-    if min(old, new) < 1:
-        raise ValueError(f"size must be positive, got {min(old, new)}")
-    for each in (old, new):
-        count_flops(spec.on_mesh(each))  # raises for a size that the network cannot have, before images are read
+    if size is not None:
+        _needed(size)
+    wanted = spec.on_mesh(spec.size if size is None else size, detail)
+    for each in (spec, wanted):
+        count_flops(each)  # raises for a size that the network cannot have, before images are read
+    old, new, is_moved = spec.image_sizes[0], wanted.image_sizes[0], wanted.sizes != spec.sizes
     if steps == "auto" and (data is None or not spec.has_step_bounds):
         raise ValueError(f"steps must be a number without images, and for {spec.label} if it has no bound, got auto")
     if isinstance(steps, int):
@@ -106,17 +108,19 @@ def convert_to_directory(
         if source is None and normalize == "data":
             spec = net.multipde_spec = replace(spec, mean=images.mean, std=images.std)
     name = str(source or arch)
-    log.say(f"{name}: size {old} -> {new}" + ("" if images is None else f", on images of {images.name}"))
+    sizes = " -> ".join(size_text(each.sizes[0], each.image_sizes[0]) for each in (spec, wanted))
+    log.say(f"{name}: size {sizes}" + ("" if images is None else f", on images of {images.name}"))
     if images is None:
         log.say("no data: nothing is measured, BatchNorm keeps the statistics of the old size; type --data NAME")
-        if new != old and method in ("auto", "copy"):
+        if is_moved and method in ("auto", "copy"):
             what = "the mesh and the time steps change" if steps else "the mesh changes"
             log.say(f"the stencils are copied, so that only {what}; type --data NAME for a calibrated conversion")
     evaluator = None
     if images is not None:
         compute, split = Compute.of(device, amp), recorded_split(source)
         evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
-    converted, report = convert_reported(net, evaluator, old_size=old, new_size=new, method=method, steps=steps)
+    how = {"old_size": old, "new_size": new, "method": method, "steps": steps, "detail": detail}
+    converted, report = convert_reported(net, evaluator, **how)
     _write(converted.cpu(), report, out)
     _tell(report, converted, log)
     log.say(f"written to {out}")
@@ -175,7 +179,7 @@ def _external(arch: str, weights: Path | None, size: int, normalize: str | None)
 
 def _needed(size: int | None) -> int:
     if size is None:
-        raise ValueError("size, factor or steps must be given, got none of them; type --size N")
+        raise ValueError("size, factor, steps or detail must be given, got none of them; type --size N")
     if size < 1:
         raise ValueError(f"size must be positive, got {size}")
     return size

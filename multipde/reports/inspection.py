@@ -5,6 +5,7 @@ from torch import nn
 from multipde.mesh.reparametrize import stencil_layers
 from multipde.mesh.spectrum import order_rms
 from multipde.networks.cost import count_flops
+from multipde.networks.detail import with_detail
 from multipde.networks.model_spec import spec_of, with_meshes
 from multipde.runtime.console import Log
 
@@ -17,10 +18,13 @@ def inspect_network(net: nn.Module, physical: bool, log: Log) -> None:
     log.say(f"{flops[0] / 1e6:.1f} MFLOPs per image, {flops[1] / 1e6:.1f} in training")
     if spec.class_names:
         log.say(f"classes: {', '.join(spec.class_names)}")
+    if spec.detail > 1:
+        mesh = "x".join(str(s) for s in spec.sizes)
+        log.say(f"detail {spec.detail}: the mesh has {mesh} pixels; below, the opening is averaged back to it")
     if not stencil_layers(net):
         return
     unit = "unit square" if physical else "the layer's mesh"
-    found = order_rms(with_meshes(net), physical)
+    found = order_rms(with_meshes(with_detail(net, 1)), physical)
     orders = range(max(len(rms) for rms in found.values()))
     rows = [
         {"layer": layer} | {f"order {k}": f"{rms[k]:.3g}" if k < len(rms) else "-" for k in orders}

@@ -85,7 +85,7 @@ def _examined(
     if source is None:
         return None, "the run was trained on data without a name; multipde.report(run, data=...) takes them"
     try:
-        images = load_data(source[0], size=spec_of(run.net).sizes[0], **source[1])
+        images = load_data(source[0], size=spec_of(run.net).image_sizes[0], **source[1])
         return examine(run.net, images, Compute.of(device, run.settings.amp), num_images=num_images), ""
     except (ValueError, OSError) as error:
         if data is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from multipde.evaluation.errors import Examination
 from multipde.evaluation.pictures import MANY_NUMBERS, confusion_figure, stencil_figure
 from multipde.mesh.reparametrize import stencil_layers
+from multipde.networks.detail import with_detail
 from multipde.networks.model_spec import spec_of, with_meshes
 from multipde.reports import run_figures as figures
 from multipde.reports.run_record import RunRecord
@@ -63,7 +64,7 @@ def _stencils(run: RunRecord) -> list[Figure]:
     kept = {index: snapshot.stencils for index, snapshot in run.snapshots.items()}
     kept.setdefault(len(run.plan.levels) - 1, opening_stencils(run.net, run.net.state_dict()))
     return [
-        _drawn(lambda s=stencils: stencil_figure(s), f"{run.plan.levels[index].size} pixels", f"stencils-{index}")
+        _drawn(lambda s=stencils: stencil_figure(s), f"{run.plan.levels[index].label} pixels", f"stencils-{index}")
         for index, stencils in sorted(kept.items())
         if stencils.numel() and stencils.dim() == 4
     ]
@@ -72,7 +73,7 @@ def _stencils(run: RunRecord) -> list[Figure]:
 def _derivatives(run: RunRecord) -> list[Figure]:
     if not stencil_layers(run.net):
         return []
-    net, title = with_meshes(run.net), "Size of the coefficients β by order of the derivative"
+    net, title = with_meshes(with_detail(run.net, 1)), "Size of the coefficients β by order of the derivative"
     found = [_drawn(lambda: figures.spectrum(net), title, "spectrum")]
     if spec_of(net).block_steps:
         found.append(_drawn(lambda: figures.controls_in_time(net), "The controls θ along time", "controls"))

@@ -8,7 +8,7 @@ from multipde.data.datasets import data_label
 from multipde.evaluation.errors import Examination, Mistake
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import spec_of
-from multipde.reports.run_record import RunRecord
+from multipde.reports.run_record import RunRecord, move_sizes
 from multipde.training.level import steps_text
 
 MOST = 12
@@ -48,14 +48,14 @@ def _seen(run: RunRecord, seen: Examination, names: Sequence[str]) -> dict[str, 
 
 def _summary(run: RunRecord) -> str:
     options = run.record.get("data_options") or {}
-    name, sizes = run.record.get("data"), [str(level.size) for level in run.plan.levels]
+    name, sizes = run.record.get("data"), [level.label for level in run.plan.levels]
     data = "data without a name" if name is None else data_label(str(name), options.get("root"))
     way = f"coarse to fine at {', '.join(sizes[:-1])} and {sizes[-1]} pixels" if sizes[1:] else f"at {sizes[0]} pixels"
     return f"A {spec_of(run.net).label} network trained on {data}, {way}."
 
 
 def _numbers(run: RunRecord) -> list[tuple[str, str]]:
-    result, size = run.result, run.plan.levels[-1].size
+    result, size = run.result, run.plan.levels[-1].label
     return [
         (_percent(result["test_accuracy"], 2), f"test accuracy at {size} pixels"),
         (f"{result['test_loss']:.3f}", "test cross entropy"),
@@ -99,7 +99,7 @@ def _levels(run: RunRecord) -> list[dict[str, Any]]:
 
 def _move(move: Mapping[str, Any], has_step_bounds: bool) -> dict[str, str]:
     ratios = move.get("step_ratios")
-    return {"switch": f"{move['from']} → {move['to']} pixels", "map of the stencils": str(move.get("method", "-"))} | (
+    return {"switch": f"{' → '.join(move_sizes(move))} pixels", "map of the stencils": str(move.get("method", "-"))} | (
         {"largest dt over its bound": f"{max(ratios):.1f}" if ratios else "-"} if has_step_bounds else {}
     )
 

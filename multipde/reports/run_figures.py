@@ -12,7 +12,9 @@ from torch import nn
 from multipde.mesh.spectrum import order_rms
 from multipde.networks.dynamics import Block
 from multipde.reports.plots import COLOURS, DASHES, MARKERS, pyplot, save
+from multipde.reports.run_record import move_sizes
 from multipde.stability.energy import StateEnergy
+from multipde.training.level import size_text
 
 PANEL = (4.9, 3.3)
 """Inches."""
@@ -97,7 +99,9 @@ def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against:
         if edges[k + 1] - edges[k] > 0.07 * (right - left):
             middle = (edges[k] + edges[k + 1]) / 2
             where = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-            axis.text(middle, 1.01, f"{level[0]['size']} px", fontsize=8.5, **where)
+            axis.text(
+                middle, 1.01, f"{size_text(level[0]['size'], level[0].get('image_size'))} px", fontsize=8.5, **where
+            )
     axis.set_xlim(left, right)
     _legend(figure)
     return figure
@@ -114,7 +118,7 @@ def switches(moves: Sequence[Mapping[str, Any]]) -> Any:
         hatch = ("", "////", "....")[i]
         bars = axis.bar(places, values, 0.24, label=name, facecolor="none", edgecolor=COLOURS[i + 1], hatch=hatch)
         axis.bar_label(bars, [f"{v:.1f}" for v in values], padding=2, fontsize=8)
-    axis.set_xticks(range(len(moves)), [f"{m['from']} → {m['to']} px" for m in moves])
+    axis.set_xticks(range(len(moves)), [f"{' → '.join(move_sizes(m))} px" for m in moves])
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.6, len(moves) - 0.4)
     axis.set_ylim(0, 108)

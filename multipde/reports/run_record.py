@@ -13,6 +13,7 @@ from multipde.storage.records import FORMAT, read_json
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import METRICS, RECORD, RESULT
 from multipde.storage.stored_network import Given, load
+from multipde.training.level import size_text
 from multipde.training.plan import recorded_plan
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -74,6 +75,12 @@ def read_run(directory: str | Path, model: Given = None) -> RunRecord:
     net = load(directory, model)
     snapshots = read_snapshots(directory, spec_of(net), [level.size for level in plan.levels])
     return RunRecord(directory, record, plan, settings, result, levels, snapshots, net)
+
+
+def move_sizes(move: Row) -> tuple[str, str]:
+    """The sizes of the levels before and after a move, as text."""
+    images = move.get("images") or (None, None)
+    return size_text(move["from"], images[0]), size_text(move["to"], images[1])
 
 
 def _by_level(rows: Iterable[Any], num_levels: int, file: Path) -> tuple[tuple[Row, ...], ...]:

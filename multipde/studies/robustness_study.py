@@ -53,7 +53,7 @@ def compare_robustness(
     if data is None:
         raise ValueError(f"data must be given for {checkpoints[0]}, which does not name its own; type --data NAME")
     nets = {path: load(path, model) for path in checkpoints}
-    sizes = {spec_of(net).sizes for net in nets.values()}
+    sizes = {spec_of(net).image_sizes for net in nets.values()}
     if len(sizes) > 1:
         shown = " and ".join(str(s[0]) for s in sorted(sizes))
         raise ValueError(f"checkpoints must have one size to be compared, got {shown}; type multipde convert --size N")

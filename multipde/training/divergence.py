@@ -15,7 +15,7 @@ def rollback_record(
     error: DivergenceError, state: TrainState, level: Level, on_divergence: str, checkpoint: Path | None
 ) -> dict[str, Any]:
     """The record of a rollback to a checkpoint; DivergedError if none is wanted or possible, or after too many."""
-    text = f"{error} at size {level.size}, epoch {state.epoch + 1}, step {state.batch + 1}"
+    text = f"{error} at size {level.label}, epoch {state.epoch + 1}, step {state.batch + 1}"
     rate = state.rate_scale * level.learning_rate
     if on_divergence == "stop" or len(state.rollbacks) == MANY_ROLLBACKS or checkpoint is None:
         advice = f"type a smaller --learning-rate than {rate:g}"

@@ -46,7 +46,7 @@ class Level:
     """One level of a schedule: a mesh on which the network is trained for a number of epochs.
 
     Args:
-        size: image side in pixels, at least 1.
+        size: side of the mesh in pixels, at least 1.
         epochs: number of passes over the training images, positive; 2.5 stands for two and a half. None to end the
             level when more work gains too little accuracy, within `TrainSettings.budget`.
         steps: number of time steps, one or one per block; None keeps those of the previous level, or of the network.
@@ -60,6 +60,8 @@ class Level:
         mixed: pairs of a size and its share of the batches, for batches whose size is drawn at random; the shares sum
             to 1 and the largest size is that of the level. Empty for batches of one size.
         warm_up: share of the cycle, in [0, 1), in which the learning rate of ``"across"`` or ``"one_cycle"`` rises.
+        detail: side of the images / side of the mesh. Above 1 the network sees finer images than its mesh, through an
+            opening that is composed with a mean, see `with_detail`.
 
     Raises:
         ValueError: a value is outside its range.
@@ -73,18 +75,21 @@ class Level:
     policy: str = "across"
     mixed: tuple[tuple[int, float], ...] = ()
     warm_up: float = 0.25
+    detail: int = 1
 
     def __post_init__(self):
         if isinstance(self.steps, list):
             object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "mixed", tuple((int(size), float(share)) for size, share in self.mixed))
-        for name in ("size", "batch"):
+        for name in ("size", "batch", "detail"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
             if getattr(self, name) >= 2**31:
                 raise ValueError(f"{name} must be below 2^31, got {getattr(self, name)}")
         if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
             raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if self.mixed and self.detail > 1:
+            raise ValueError(f"detail must be 1 for mixed levels, got {self.detail}")
         if self.mixed:
             sizes, shares = zip(*self.mixed, strict=True)
             if max(sizes) != self.size or len(set(sizes)) != len(sizes):
@@ -107,9 +112,24 @@ class Level:
         return self.learning_rate * POLICIES[self.policy](fraction)
 
     @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.size * self.detail
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Mesh and images as the metrics have them; the latter only where they are finer."""
+        return {"size": self.size} | ({} if self.detail == 1 else {"image_size": self.image_size})
+
+    @property
+    def label(self) -> str:
+        """The size as text: that of the mesh, and after a colon that of the images where it is another one."""
+        return size_text(self.size, self.image_size)
+
+    @property
     def sizes(self) -> tuple[tuple[int, float], ...]:
-        """The sizes of the batches, each with its share."""
-        return self.mixed or ((self.size, 1.0),)
+        """The sizes of the images of the batches, each with its share."""
+        return self.mixed or ((self.image_size, 1.0),)
 
     @property
     def num_epochs(self) -> int:
@@ -125,8 +145,30 @@ def level_flops(level: Level, config: "ModelSpec") -> float:
     """Floating point operations per image of a level, forward and backward pass together."""
     from multipde.networks.cost import count_flops  # imported here, because help texts must not import torch
 
-    plain = [(replace(config, size=size, reference=None), share) for size, share in level.sizes]
+    own = replace(config, reference=None)
+    plain = [(own.on_mesh(size // level.detail, level.detail), share) for size, share in level.sizes]
     return sum(share * count_flops(network, training=True) for network, share in plain)
+
+
+def size_text(mesh: int, image: int | None = None) -> str:
+    """The size of a level as text, ``mesh:image`` where the images are finer than the mesh."""
+    return str(mesh) if image in (None, mesh) else f"{mesh}:{image}"
+
+
+def parsed_size(text: int | str) -> tuple[int, int]:
+    """Mesh and detail of a level from ``SIZE`` or ``MESH:IMAGE``; ValueError for anything else.
+
+    >>> parsed_size("16:32")
+    (16, 2)
+    """
+    mesh, colon, image = str(text).partition(":")
+    try:
+        size, side = int(mesh), int(image if colon else mesh)
+    except ValueError:
+        raise ValueError(f"sizes must be SIZE or MESH:IMAGE such as 16 or 16:32, got {text!r}") from None
+    if size < 1 or side < size or side % size:
+        raise ValueError(f"sizes must be positive, and an image a whole multiple of its mesh, got {text}")
+    return size, side // size
 
 
 def steps_text(steps: int | tuple[int, ...] | None) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from multipde.runtime.console import Advance, Log
 from multipde.storage.files import write_file
 from multipde.storage.rows import append_row, read_metrics
+from multipde.training.level import size_text
 from multipde.training.snapshot import Snapshot, write_snapshot
 
 
@@ -62,8 +63,9 @@ class Screen(Listener):
         self.log.say(text)
 
     def row(self, row: Mapping[str, Any], planned_epochs: int) -> None:
+        size = size_text(row["size"], row.get("image_size"))
         self.log.say(
-            f"size {row['size']:>3}  epoch {row['epoch']:>2}/{planned_epochs or '?'}  loss {row['train_loss']:.3f}  "
+            f"size {size:>3}  epoch {row['epoch']:>2}/{planned_epochs or '?'}  loss {row['train_loss']:.3f}  "
             f"train {row['train_accuracy']:6.1%}  validation {row['validation_accuracy']:6.1%}  "
             f"{row['images_per_second']:>6.0f} images/s  {row['total_seconds']:>5.0f} s"
         )

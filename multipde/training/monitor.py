@@ -132,7 +132,7 @@ def _bound_text(net: nn.Module, name: str, x: Tensor) -> str:
     blocks: list[Block] = list(net.blocks)  # pyright: ignore
     k = int(name.rpartition(".")[2]) if "." in name else 0 if name == "opening" else len(blocks) - 1
     block = blocks[k]
-    size = [s // 2**k for s in x.shape[2:]]
+    size = [s // (spec_of(net).detail * 2**k) for s in x.shape[2:]]
     bounds = []
     for forces in block.forces():
         norms = [operator_norm(f.controls[0].detach(), size, tolerance=1e-3) for f in forces]

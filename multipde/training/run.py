@@ -126,7 +126,7 @@ def train(
     options, objective = dict(data_options or {}), Objective(loss, metric, optimizer, function)
     given: Any = model if isinstance(model, str) or callable(model) else None
     spec, start = network_for(model, schedule, read_start(init, given))
-    images = rank_zero_first(lambda: load_data(data, size=max(level.size for level in schedule.levels), **options))
+    images = rank_zero_first(lambda: load_data(data, size=schedule.image_size, **options))
     spec = fit_to_data(spec, images, start is not None)
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)
     num = len(split_indices(len(images.train), settings.seed, settings.validation)[0])
@@ -199,8 +199,8 @@ def resume(
         raise ValueError(f"run must be finished to be extended, got {run_dir}; type --resume instead of --extend")
     began, settings, init = recorded_plan(record, file, model)
     plan = extended(began, extend)
-    size = max(level.size for level in plan.levels)
-    is_larger = size > max(level.size for level in began.levels)  # its checksum is then unknown
+    size = plan.image_size
+    is_larger = size > began.image_size  # its checksum is then unknown
     objective = Objective(loss, metric, optimizer, augment)
     objective.check_same(record.get("objective"))
     log = _listeners(run_dir, quiet, plan, settings)
@@ -227,7 +227,7 @@ def resume(
             log.say(f"{run_dir} has no checkpoint: starting again")
         else:
             state = trainer.state
-            log.say(f"resuming {run_dir} at {state.reached(plan.levels[state.index].size)}")
+            log.say(f"resuming {run_dir} at {state.reached(plan.levels[state.index].label)}")
         on_rank_zero(lambda: log.keep_rows(trainer.state.rows))
         return _finish(trainer, images)
 
@@ -262,7 +262,7 @@ def _finish(trainer: Trainer, images: ImageData) -> Run:
     result, state = write_result(trainer, model, test), trainer.state
     log.log.table(level_rows(trainer.schedule, state.levels), "Cost and accuracy of each level")
     log.say(
-        f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {spec_of(model).sizes[0]} "
+        f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {trainer.schedule.levels[-1].label} "
         f"after {state.seconds / 60:.1f} min; written to {run_dir}"
     )
     if trainer.signals.stop:  # received after the last step: the training is complete, the caller is interrupted

@@ -42,7 +42,7 @@ class Samples:
 
     def epoch(self, level: Level, index: int, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from the ``start``-th on; ``index`` is that of the level in the schedule."""
-        return self.train.training(
+        return self.train.at(level.detail).training(
             self.indices,
             level.sizes,
             level.batch,

@@ -43,6 +43,11 @@ class Schedule:
         if network is not None:
             self.configs()
 
+    @property
+    def image_size(self) -> int:
+        """Side of the largest images that are needed."""
+        return max(level.image_size for level in self.levels)
+
     def of(self, network: ModelSpec) -> "Schedule":
         """The same levels for a network."""
         return Schedule(self.levels, network)
@@ -104,9 +109,9 @@ class Schedule:
             config = replace(config, steps=first.steps) if has_steps else config.with_steps(first.steps)
         configs = []
         for level in self.levels:
-            config = config.on_mesh(level.size)
+            config = config.on_mesh(level.size, level.detail)
             config = config if level.steps is None else config.with_steps(level.steps)
-            for size, _ in level.sizes:
+            for size, _ in level.mixed:
                 config.on_mesh(size)  # raises for a size that a mixed level cannot have
             configs.append(config)
         return configs
@@ -124,7 +129,7 @@ class Schedule:
             if level.steps is not None:
                 blocks = (level.steps,) if isinstance(level.steps, int) else level.steps
                 steps = sum(blocks) / len(blocks)
-            pixels = sum(share * float(size) ** 2 for size, share in level.sizes)
+            pixels = sum(share * float(size // level.detail) ** 2 for size, share in level.sizes)
             work.append((level.epochs or 0) * pixels * steps)
         return work
 
@@ -144,7 +149,7 @@ class Schedule:
         return [
             {
                 "level": str(i + 1),
-                "size": "+".join(str(size) for size, _ in level.sizes),
+                "size": "+".join(str(size) for size, _ in level.mixed) or level.label,
                 "h": f"{1 / level.size:.5f}",
                 "steps": steps_text(config.block_steps if config else level.steps),
                 "epochs": "auto" if level.epochs is None else f"{level.epochs:g}",
@@ -174,6 +179,7 @@ def levels_from_lists(
     mixed: bool = False,
     auto: bool = False,
     warm_up: float = Level.warm_up,
+    detail: Sequence[int] | None = None,
 ) -> list[Level]:
     """Levels from a list per property, as long as that of the sizes; batch and learning rate may have one entry.
 
@@ -186,6 +192,7 @@ def levels_from_lists(
         auto: find the numbers of epochs while training; the learning rate rises on the first level and falls on the
             last.
         warm_up: share of the cycle of the learning rate in which it rises.
+        detail: side of the images / side of the mesh; None for 1.
     """
     num = len(sizes)
     if not num:
@@ -195,6 +202,7 @@ def levels_from_lists(
         "steps": (None,) * num if steps is None else steps,
         "batch": tuple(batch) * num if len(batch) == 1 else batch,
         "learning_rate": tuple(learning_rate) * num if len(learning_rate) == 1 else learning_rate,
+        "detail": (1,) * num if detail is None else detail,
     }
     for name, values in lists.items():
         if len(values) != num:
@@ -202,8 +210,10 @@ def levels_from_lists(
     policies = [policy] * num
     if auto:
         policies = ["one_cycle"] if num == 1 else ["warm_up", *["constant"] * (num - 2), "cool_down"]
-    rows = zip(sizes, *lists.values(), policies, strict=True)
-    levels = [Level(*row, warm_up=warm_up) for row in rows]
+    rows = zip(sizes, policies, *lists.values(), strict=True)
+    levels = [
+        Level(size, policy=policy, warm_up=warm_up, **dict(zip(lists, row, strict=True))) for size, policy, *row in rows
+    ]
     return [_mix(levels)] if mixed and num > 1 else levels
 
 
@@ -211,6 +221,8 @@ def _mix(levels: Sequence[Level]) -> Level:
     finest = max(levels, key=lambda level: level.size)
     if any(level.epochs is None for level in levels):
         raise ValueError("epochs must be given for mixed levels, got auto")
+    if any(level.detail > 1 for level in levels):
+        raise ValueError(f"detail must be 1 for mixed levels, got {max(level.detail for level in levels)}")
     if any(replace(level, size=finest.size, epochs=finest.epochs) != finest for level in levels):
         raise ValueError("levels must have the same steps, batch and learning rate to be mixed, got different ones")
     total = sum(level.epochs or 0 for level in levels)

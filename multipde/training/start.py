@@ -13,6 +13,7 @@ from multipde.data.datasets import ImageData
 from multipde.data.images import stream_seed
 from multipde.evaluation.metrics import check_classes
 from multipde.mesh.reparametrize import set_reference, stencil_layers, stencil_parametrization
+from multipde.networks.detail import keeps_function
 from multipde.networks.external import external_model, given_model
 from multipde.networks.model_spec import find_spec, spec_of
 from multipde.networks.presets import default_network
@@ -101,7 +102,7 @@ def network_for(model: Any, schedule: Schedule, start: Start | None) -> tuple[An
             raise ValueError(f"{name} must be that of the checkpoint {start.path}, {old}, got {new}")
     if model is not None and hasattr(found, "memory"):
         found = replace(found, memory=model.memory)
-    found = found.on_mesh(first.size)
+    found = found.on_mesh(first.size, first.detail)
     return (found if first.steps is None else found.with_steps(first.steps)), start  # T is that of the checkpoint
 
 
@@ -162,11 +163,13 @@ def _on_first_level(net: nn.Module, trainer: Trainer) -> nn.Module:
     is_finest = settings.coordinates == "finest"
     target = max(level.size for level in plan.levels) if is_finest else wanted.sizes[0]
     net = compute.place(conversion(net, factor=1.0)(net))
-    if spec_of(net).sizes != (target,) * 2 or spec_of(net).block_steps != wanted.block_steps:
+    old = spec_of(net)
+    if (old.sizes, old.detail, old.block_steps) != ((target,) * 2, wanted.detail, wanted.block_steps):
         level = replace(plan.levels[0], size=target, mixed=())
         same = replace(settings, coordinates="level", auto_steps=False)
         net = compute.place(plan_move(net, level, wanted.block_steps, same, evaluator)(net))
-        evaluator.recalibrate(net, target, settings.calibration_images)
+        if not keeps_function(old, spec_of(net)):
+            evaluator.recalibrate(net, level.image_size, settings.calibration_images)
     if is_finest:
         _set_reference_size(net, target)
         if wanted.sizes[0] != target:

@@ -72,7 +72,7 @@ class TrainState:
         self._correct += sum_over_processes((scores.argmax(1) == labels).sum())
         self.batch, self.num_images = self.batch + 1, self.num_images + num
 
-    def reached(self, size: int) -> str:
+    def reached(self, size: str) -> str:
         """The position in the training as text, such as "size 8 after 1 epochs and 2 steps"."""
         steps = f" and {self.batch} steps" if self.batch else ""
         return f"size {size} after {self.epoch} epochs{steps}"
@@ -106,7 +106,7 @@ class TrainState:
 
     def end_level(self, row: dict[str, Any], epochs: float) -> None:
         """End a level after this number of epochs, the last of which has this row."""
-        record = {k: row[k] for k in ("level", "size", "steps", "total_seconds", "total_flops")}
+        record = {k: row[k] for k in (*LEVEL_KEYS[:5], "image_size") if k in row}
         self.levels.append(record | {"epochs": round(epochs, 4), "validation_accuracy": self.best_accuracy})
 
     def begin_level(self, move: dict[str, Any], seconds: float) -> None:

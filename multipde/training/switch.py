@@ -9,6 +9,7 @@ from torch import nn
 from multipde.conversions.convert import Conversion, conversion
 from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.evaluation.candidates import Evaluator
+from multipde.networks.detail import keeps_function
 from multipde.networks.model_spec import ModelSpec, spec_of
 from multipde.stability.bounds import stable_steps, step_ratios
 from multipde.training.level import Level
@@ -28,7 +29,8 @@ def plan_move(
     if settings.coordinates == "finest":
         return replace(conversion(net, size=level.size, steps=steps or None), keep_reference=True)
     wanted, num = "auto" if settings.auto_steps else steps or None, min(CALIBRATION_IMAGES, settings.calibration_images)
-    return evaluator.plan(net, spec_of(net).sizes[0], level.size, settings.transfer, wanted, num)
+    old_size = spec_of(net).image_sizes[0]
+    return evaluator.plan(net, old_size, level.image_size, settings.transfer, wanted, num, level.detail)
 
 
 def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
@@ -36,7 +38,11 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
     steps = {config.block_steps for config in schedule.configs()}
     if settings.momentum_rule == "dual" and (settings.auto_steps or len(steps) > 1):
         raise ValueError("momentum_rule must be map or reset where the number of steps changes, got dual")
-    first = schedule.configs()[0]
+    first, detail = schedule.configs()[0], max(level.detail for level in schedule.levels)
+    if detail > 1 and settings.momentum_rule == "dual":
+        raise ValueError(f"momentum_rule must be map or reset for levels with a detail, got dual and detail {detail}")
+    if detail > 1 and settings.coordinates == "finest":
+        raise ValueError(f"coordinates must be level for levels with a detail, got finest and detail {detail}")
     if settings.auto_steps and (settings.coordinates == "finest" or not first.has_step_bounds):
         why = (
             f"{first.label} has no bound"
@@ -48,7 +54,7 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
 
 def stability_warning(net: nn.Module, evaluator: Evaluator) -> tuple[list[float], str]:
     """The ratio dt/bound of each block after a move, and a line of warning, which is empty if no bound is exceeded."""
-    report = evaluator.step_bounds(net, spec_of(net).sizes[0])
+    report = evaluator.step_bounds(net, spec_of(net).image_sizes[0])
     ratios = step_ratios(report)
     broken = [f"{r:.1f} times in block {k}" for k, r in enumerate(ratios) if r > 1]
     steps = ", ".join(str(n) for n in stable_steps(report))
@@ -57,19 +63,21 @@ def stability_warning(net: nn.Module, evaluator: Evaluator) -> tuple[list[float]
 
 
 def move_record(
-    move: Conversion, old_size: int, config: ModelSpec, accuracies: Sequence[float], ratios: Sequence[float]
+    move: Conversion, old: ModelSpec, config: ModelSpec, accuracies: Sequence[float], ratios: Sequence[float]
 ) -> dict[str, Any]:
-    """The record of a move to the network ``config``.
+    """The record of a move from the network ``old`` to ``config``; sizes are those of the meshes.
 
     Args:
         accuracies: before the move, after it, and after BatchNorm was recalibrated.
         ratios: dt over its bound in each block.
     """
+    method = "composing the opening" if keeps_function(old, config) else move.method
     exponents = move.calibration.exponents() if move.calibration else None
     return {
-        "from": old_size,
+        "from": old.sizes[0],
         "to": config.sizes[0],
-        "method": "keeping the parameter" if move.keep_reference else move.method,
+        "images": [old.image_sizes[0], config.image_sizes[0]],
+        "method": "keeping the parameter" if move.keep_reference else method,
         "exponents": exponents and {k: round(e, 3) for k, e in exponents.items()},
         "steps": list(config.block_steps),
         "step_ratios": list(ratios),

@@ -12,6 +12,7 @@ from multipde.data.datasets import ImageData
 from multipde.data.images import Batch
 from multipde.evaluation.metrics import Metrics, evaluate_batches
 from multipde.mesh.reparametrize import set_mesh_size
+from multipde.networks.detail import keeps_function
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Advance
 from multipde.runtime.device import Compute
@@ -149,7 +150,7 @@ class Trainer:
 
     def _accuracy(self) -> float:
         """The metric on the first validation images, measured before and after a move between levels."""
-        return self.validate(spec_of(self.net).sizes[0], MOVE_IMAGES).score
+        return self.validate(spec_of(self.net).image_sizes[0], MOVE_IMAGES).score
 
     def validate(self, size: int, num_images: int | None = None, interruptible: bool = False) -> Metrics:
         """Accuracy and loss on the validation images.
@@ -157,12 +158,13 @@ class Trainer:
         Args:
             interruptible: a signal stops the validation, which is repeated when the training is resumed.
         """
-        batches = self.samples.train.evaluation(self.samples.held_back[:num_images], size)
+        batches = self.samples.train.at(spec_of(self.net).detail).evaluation(self.samples.held_back[:num_images], size)
         return self._evaluate(self._check_signals(batches, is_saved=False) if interruptible else batches)
 
     def test(self) -> Metrics:
         """Accuracy and loss on the test images, of the best weights after everything is trained and saved."""
-        batches = self.samples.test.evaluation(None, self.schedule.levels[-1].size)
+        level = self.schedule.levels[-1]
+        batches = self.samples.test.at(level.detail).evaluation(None, level.image_size)
         return self._evaluate(self._check_signals(batches, is_saved=True))
 
     def _evaluate(self, batches: Iterator[Batch]) -> Metrics:
@@ -181,9 +183,8 @@ class Trainer:
         p = self.state
         self._train_epoch(level, flops, advance)
         self.step.monitor.settle()
-        validation = self.validate(level.size, interruptible=True)
-        steps = list(spec_of(self.net).block_steps)
-        row = {"level": p.index + 1, "size": level.size, "steps": steps}
+        validation = self.validate(level.image_size, interruptible=True)
+        row = {"level": p.index + 1, **level.sides, "steps": list(spec_of(self.net).block_steps)}
         row |= p.end_epoch(flops, validation)
         if level.epochs is None and self.stopping is not None:
             follows = self._epoch_flops(p.index + 1)
@@ -211,10 +212,10 @@ class Trainer:
         for x, labels in batches:
             rate = p.rate_scale * self.schedule.rate(p.index, (p.epoch * num_epoch + p.num_images) / num_level)
             self._set_image_size(x.shape[-1])
-            loss, scores = self.step(x, labels, rate, x.shape[-1] == level.size)
+            loss, scores = self.step(x, labels, rate, x.shape[-1] == level.image_size)
             p.count(loss, scores, labels)
             p.epoch_seconds = time.perf_counter() - started
-            text = f"size {level.size}, epoch {p.epoch + 1} of {level.num_epochs or 'auto'}"
+            text = f"size {level.label}, epoch {p.epoch + 1} of {level.num_epochs or 'auto'}"
             advance(flops * len(labels) * num_processes(), text)
             self._obey_signals()
         self._set_image_size(level.size)
@@ -228,12 +229,12 @@ class Trainer:
             self._write_checkpoint()
         if save:
             self.signals.save = False
-            self.log.say(f"saved at {self.state.reached(self.level.size)}, as requested by a signal")
+            self.log.say(f"saved at {self.state.reached(self.level.label)}, as requested by a signal")
         if stop:
             arch = getattr(self.schedule.network, "import_path", "")  # a record imports nothing: it is named again
             again = f" --arch {arch}" if arch else ""
             how = f"go on with: multipde train --run {self.run_dir} --resume{again}"
-            raise Interrupted(f"stopped and saved at {self.state.reached(self.level.size)}; {how}", stop)
+            raise Interrupted(f"stopped and saved at {self.state.reached(self.level.label)}; {how}", stop)
 
     def _recover(self, error: DivergenceError) -> None:
         """Return to the last checkpoint with half the learning rate; DivergedError where the training gives up."""
@@ -245,7 +246,7 @@ class Trainer:
         self.state.checkpoints = p.checkpoints
         self.log.keep_rows(self.state.rows)
         self._write_checkpoint()
-        reached, rate = self.state.reached(self.level.size), rollback["learning_rate"]
+        reached, rate = self.state.reached(self.level.label), rollback["learning_rate"]
         self.log.say(f"{rollback['error']}: back to {last.name}, {reached}; learning rate {rate:g} from here")
 
     def _next_level(self) -> None:
@@ -262,14 +263,15 @@ class Trainer:
         self.begin(move(old_net))
         carry_optimizer_state(move, old_net, old_optimizer, self.net, self.step.optimizer, rule)
         accuracies.append(self._accuracy())
-        evaluator.recalibrate(self.net, level.size, self.settings.calibration_images)
+        if not keeps_function(spec_of(old_net), spec_of(self.net)):
+            evaluator.recalibrate(self.net, level.image_size, self.settings.calibration_images)
         broadcast_weights(self.net)
         accuracies.append(self._accuracy())
         ratios, warning = stability_warning(self.net, evaluator)
-        record, self.best = move_record(move, old_level.size, spec_of(self.net), accuracies, ratios), {}
+        record, self.best = move_record(move, spec_of(old_net), spec_of(self.net), accuracies, ratios), {}
         p.begin_level(record, time.perf_counter() - started)
         self.log.say(
-            f"move {old_level.size} -> {level.size} by {record['method']}: validation {accuracies[0]:.1%} before, "
+            f"move {old_level.label} -> {level.label} by {record['method']}: validation {accuracies[0]:.1%} before, "
             f"{accuracies[1]:.1%} after, {accuracies[2]:.1%} with BatchNorm recalibrated"
         )
         if warning:

@@ -269,7 +269,7 @@ def test_recalibrate_without_images_is_refused_and_changes_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "size, factor or steps must be given, got none"),
+        ({}, "size, factor, steps or detail must be given, got none"),
         ({"size": 8, "factor": 0.5}, "factor must be left out where size is given"),
         (
             {"size": 8, "method": "magic"},

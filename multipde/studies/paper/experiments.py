@@ -208,4 +208,4 @@ def _shown(run: Run, images: ImageData, seed: int, compute: Compute) -> dict[str
 def _batches(run: Run, images: ImageData, indices: Tensor | None, compute: Compute) -> Iterator[Batch]:
     """Normalised batches of test images for the network of a run, which is moved to the device."""
     config = compute.place(run.model).config
-    return Feed(images.test, Normalize.of(config), compute).evaluation(indices, config.sizes[0])
+    return Feed(images.test, Normalize.of(config), compute).evaluation(indices, config.image_sizes[0])
