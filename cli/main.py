@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
             _run(list(sys.argv[1:] if args is None else args))
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # `multipde train --help | head`: nobody reads on
+    except BrokenPipeError:  # the reader has closed the pipe, as in `multipde train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 

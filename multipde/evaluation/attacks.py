@@ -11,7 +11,7 @@ from multipde.data.images import stream
 from multipde.evaluation.corruptions import check_pixels
 
 Scores = Callable[[Tensor], Tensor]
-"""From pixels in [0, 1] to the scores of the classes, normalisation included, in evaluation mode."""
+"""A function from pixels in [0, 1] to the scores of the classes, which includes the normalisation."""
 
 
 def fgsm(scores: Scores, x: Tensor, labels: Tensor, eps: float, *, direction: Tensor | None = None) -> Tensor:

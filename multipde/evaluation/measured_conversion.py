@@ -17,10 +17,10 @@ from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.detail import with_detail
 
 CONSISTENCY_IMAGES = 32
-"""Training images on which the outputs of the layers are compared."""
+"""Number of training images on which the outputs of the layers are compared."""
 
 AUTO_METHODS = ("copy", "calibrated", "calibrated_full", "rediscretize", "galerkin")
-"""Tried in this order; the first of the best is taken."""
+"""The methods that ``auto`` tries, in this order; of equally accurate ones it takes the first."""
 
 
 def convert_reported(

@@ -21,7 +21,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.processes import largest, sum_over_processes
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""(scores, labels) to one number, the mean over the images."""
+"""A function of (scores, labels) to one number, the mean over the images."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 BLUE = (0.0, 0.447, 0.698)
 COLUMNS = 16
-"""Stencils side by side."""
+"""Largest number of stencils side by side."""
 
 MANY_NUMBERS, MANY_NAMES = 20, 40
-"""Classes beyond which a confusion matrix has no numbers, and no names."""
+"""Numbers of classes beyond which a confusion matrix is drawn without numbers, and without names."""
 
 
 def stencil_mosaic(stencils: Tensor) -> Tensor:

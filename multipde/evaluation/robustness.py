@@ -24,7 +24,7 @@ ATTACKS = {FGSM: (1.0, 2.0, 4.0), PGD: (1.0, 2.0)}
 """ε in units of 1/255 of the pixel range, from weak to strong."""
 
 GROWTH_IMAGES = 8
-"""Test images along which growth and energy are measured."""
+"""Number of test images along which growth and energy are measured."""
 
 BATCH = 125
 
@@ -118,7 +118,7 @@ def robustness(
 
 
 KINDS: dict[str, tuple[float, ...]] = {name: c.strengths for name, c in CORRUPTIONS.items()} | ATTACKS
-"""Strengths of everything that is measured."""
+"""The strengths at which corruptions and attacks are measured, by name."""
 
 
 def pixel_scores(net: nn.Module) -> Scores:

@@ -19,7 +19,7 @@ def stencil_layers(module: nn.Module) -> dict[str, _ConvNd]:
 
 
 def skipped_layers(module: nn.Module) -> dict[str, str]:
-    """The other convolutions of a module by name, with the reason: 1x1, even width, transposed, ..."""
+    """The convolutions of a module that are no derivative stencils, by name, with the reason, such as "1x1"."""
     reasons = {name: _reason_to_skip(layer) for name, layer in _convolutions(module).items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -111,8 +111,8 @@ def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None
     """Move a reparametrised module to another mesh, in place: its stencils change, its parameters do not.
 
     Args:
-        mesh_size: new mesh size of the module's input, one number or one per axis; the mesh sizes of deeper layers
-            change by the same factor.
+        mesh_size: new mesh size of the module's input (1/size for images on the unit square), one number or one per
+            axis; the mesh sizes of deeper layers change by the same factor.
 
     Raises:
         ValueError: the module is not reparametrised, or a mesh size is not positive.
@@ -168,7 +168,7 @@ def coefficients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def bake(module: nn.Module) -> nn.Module:
-    """Replace the parametrizations by plain convolutions with the stencils of the present mesh, in place.
+    """Turn reparametrised layers into plain convolutions with the stencils of the present mesh; return the same module.
 
     Raises:
         ValueError: the module is not reparametrised.

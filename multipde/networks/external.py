@@ -160,7 +160,7 @@ class ExternalModel(SpecBase):
 
 
 def external_model(arch: str, **described: Any) -> ExternalModel:
-    """The description of a network by name.
+    """Describe a classifier by its name; ``build()`` of the result makes it with random weights.
 
     Args:
         arch: a classifier of torchvision (``resnet18``, ``torchvision:resnet18``), one of timm (``timm:resnet50d``), or

@@ -17,7 +17,7 @@ from multipde.stability.energy import StateEnergy
 from multipde.training.level import size_text
 
 PANEL = (4.9, 3.3)
-"""Inches."""
+"""Width and height of a figure in inches."""
 
 INK = "#1a1c1f"
 THEME: Any = {

@@ -98,6 +98,6 @@ def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch that will do
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
         return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return device.type == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)

@@ -107,7 +107,7 @@ def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | Non
 
     Args:
         report: the result of `stability_report`.
-        allowed: for each block the largest accepted dt/bound; values below 1 count as 1, as does leaving it out.
+        allowed: the largest accepted dt/bound of each block, at least 1; 1 for all blocks if left out.
     """
     result = []
     for k in sorted({s.block for s in report}):

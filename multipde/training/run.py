@@ -60,7 +60,7 @@ class Run:
         model: the network of the last level, with the weights that were best on the validation images.
         result: ``test_accuracy`` in [0, 1], ``test_loss``, ``seconds``, ``flops``, and a list of records for the
             ``levels``, the ``moves`` between them and the ``rollbacks``.
-        metrics: a row per epoch, with the losses, accuracies, seconds and FLOPs.
+        metrics: a record per epoch, with losses, accuracies, seconds and FLOPs.
     """
 
     directory: Path
@@ -115,8 +115,8 @@ def train(
 
     Raises:
         FileExistsError: the run directory is not empty.
-        ValueError: an argument that is invalid or does not fit the others, or a training that diverged.
-        Interrupted: a signal asked to stop; a checkpoint is saved, and `resume` continues from it.
+        ValueError: an argument is invalid or does not fit the others, or the training diverged.
+        Interrupted: a signal stopped the training; a checkpoint is saved, from which `resume` continues.
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
     on_rank_zero(lambda: check_new(run_dir, "; type --resume to go on with a run"))
@@ -182,8 +182,8 @@ def resume(
         quiet: print nothing.
 
     Raises:
-        ValueError: a directory that is no run or in use by another process; data, model or functions that
-            are missing or differ from those of the run; an extension of a run that is not finished.
+        ValueError: the directory is no run or in use by another process; data, model or functions are missing or differ
+            from those of the run; a run to be extended is not finished.
         Interrupted: as in `train`.
     """
     run_dir = from_rank_zero(Path(run_dir))

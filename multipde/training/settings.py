@@ -25,7 +25,7 @@ class TrainSettings:
         conditioning: with ``"finest"``, the exponent q in [0, 1] of the preconditioner (GᵀG)⁻q, see `Preconditioner`.
         optimizer: ``"sgd"``, ``"muon"`` or ``"adamw"``, see `make_optimizer`.
         momentum: momentum of the stochastic gradient descent, in [0, 1); with ``"adamw"`` β₁.
-        nesterov: look one step of the momentum ahead; None for yes with ``"muon"`` and no with ``"sgd"``.
+        nesterov: use Nesterov's momentum; None for yes with ``"muon"`` and no with ``"sgd"``.
         stencil_rate: with ``"muon"``, learning rate of the stencils as a multiple of that of the schedule, positive.
         stencil_momentum: with ``"muon"``, momentum of the stencils, in [0, 1).
         weight_decay: weight decay of the stencils, multiplied by their learning rate; None for 0.02 with ``"adamw"``,
@@ -93,8 +93,8 @@ class TrainSettings:
     amp: str = "off"
 
     def __post_init__(self):
-        from multipde.conversions.optimizer_state import check_rule  # here, for the command line shows the defaults
-        from multipde.data.augmentation import augmentation_names  # without torch
+        from multipde.conversions.optimizer_state import check_rule  # imported here, because help texts
+        from multipde.data.augmentation import augmentation_names  # must not import torch
         from multipde.mesh.transfer import check_method
         from multipde.training.optimizers import check_optimizer
 

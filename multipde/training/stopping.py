@@ -47,7 +47,7 @@ class StoppingRule:
         fresh = {"began": spent, "accuracy": accuracy, "gain": None, "price": price, "leave": False, "planned": None}
         if not is_last:
             return fresh | {"allowed": left / 2, "flops": flops, "seconds": seconds}
-        assert price is not None  # stopping_rule wants two levels for a budget in time
+        assert price is not None  # stopping_rule requires two levels for a budget in time
         return fresh | {"planned": max(LEAST_EPOCHS, left / (price * epoch_flops))}
 
     def after_epoch(

@@ -38,9 +38,9 @@ def memcnn_block(block: Block) -> nn.Module:
     A coupling is   y' = y + F(z), z' = z + G(y'),   so F = dt F1 and G = -dt F2, eq. (10).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it decorates with torch.cuda.amp
+        warnings.simplefilter("ignore", FutureWarning)  # memcnn uses torch.cuda.amp
         memcnn: Any = __import__("memcnn")
-    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # and empties features through it
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # memcnn frees features by it
     couplings = [
         memcnn.AdditiveCoupling(_Scaled(node[0], block.dt), _Scaled(node[1], -block.dt))  # pyright: ignore
         for node in block.controls

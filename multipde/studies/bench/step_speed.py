@@ -25,7 +25,7 @@ TURN_SECONDS = 0.3
 """Seconds for which steps of one kind follow each other, as they do in a training."""
 
 BATCH = 125
-"""Images in a step, unless said otherwise."""
+"""Default number of images per step."""
 
 COLUMNS = """name: {dynamics} | size: {size} | batch: {batch} | images/s: {images_per_second:.0f}
     | times the finest: {faster:.1f} | step / floor: {step_over_floor:.2f} | share of the floor: {share:.0%}

@@ -11,7 +11,7 @@ from multipde.studies.bench.transfer_arms import ARMS, IDEAS
 from multipde.studies.study import matching, mean_and_spread
 
 MOMENTS = ("before", "moved", "recalibrated")
-"""When accuracy is measured at a switch of levels."""
+"""The moments at a change of level at which accuracy is measured."""
 
 
 def tables(rows: Sequence[Row]) -> dict[str, Table]:

@@ -42,7 +42,7 @@ EXPERIMENTS = {
 """What can be reproduced, and the data sets of the paper for it."""
 
 NUM_SHOWN = 4
-"""Test images in Figure 1."""
+"""Number of test images in Figure 1."""
 
 COLUMNS = """name: {data}, {dynamics} | weights: {weights:,} | train: {num_train:,} | test: {num_test:,}
     | epochs: {epochs} of {most} | accuracy %: {percent:.1f} | loss: {test_loss:.3f} | paper %: {paper[0]}

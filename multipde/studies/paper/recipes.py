@@ -53,7 +53,7 @@ REPORTED = {
     ("cifar100", "hamiltonian"): Reported(64.9, 1.237),
     ("cifar100", "second_order"): Reported(65.4, 1.232),
 }
-"""Table 1."""
+"""The results in Table 1 of the paper."""
 
 
 @dataclass(frozen=True)
