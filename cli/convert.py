@@ -21,10 +21,10 @@ class Convert(DataOptions):
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
     """Directory written by `save`, run directory, or file with a state dict (.safetensors, .pt)."""
     size: int | None = None
-    """New side of the mesh in pixels, which is that of the images at detail 1. Left out: it stays."""
+    """New side of the mesh in pixels, which is that of the images at detail 1. Left out: the size stays."""
     detail: int | None = None
-    """Side of the images / side of the mesh: 2 turns a network for 16 pixels into the same one for images of 32, seen
-    through a finer opening; 1 is the way back. Left out: it stays."""
+    """Side of the images / side of the mesh. 2 gives a network for 16 pixels a finer first layer, so that it takes images
+    of 32 pixels and computes the same; 1 undoes that. Left out: the detail stays."""
     method: MethodName | Literal["auto"] = "auto"
     """Method of conversion of the stencils; auto takes the best of all on held-back images, copy without data."""
     steps: int | Literal["auto"] | None = None

@@ -85,22 +85,22 @@ class Train(DataOptions):
     """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. Each has its own cycle of the
     learning rate."""
     seed: int = SETTINGS.seed
-    """Seed of the weights, the split, the order of the images and their augmentation."""
+    """Seed of the weights, the validation split, the order of the images and their augmentation."""
     optimizer: OptimizerName = SETTINGS.optimizer
-    """sgd; muon: orthogonalised momentum for the stencils of convolutions and SGD for the rest; or adamw, at 0.04 times
-    the learning rate."""
+    """sgd: stochastic gradient descent with momentum. muon: orthogonalised momentum for the stencils of convolutions,
+    and SGD for the rest. adamw: AdamW at 0.04 times the learning rate."""
     momentum: float = SETTINGS.momentum
-    """Momentum of the stochastic gradient descent."""
+    """Momentum of stochastic gradient descent; beta1 of adamw."""
     nesterov: bool | None = SETTINGS.nesterov
-    """Look one step of the momentum ahead. Left out: with muon."""
+    """Use Nesterov's momentum. Left out: True with muon, otherwise False."""
     stencil_rate: float = SETTINGS.stencil_rate
-    """With muon: learning rate of the stencils as a multiple of the other one."""
+    """With muon: learning rate of the stencils as a multiple of --learning-rate."""
     stencil_momentum: float = SETTINGS.stencil_momentum
     """With muon: momentum of the stencils."""
     weight_decay: float | None = SETTINGS.weight_decay
-    """Decay of the stencils, times their learning rate. Left out: 0, and 0.02 with adamw."""
+    """Weight decay of the stencils, multiplied by their learning rate. Left out: 0.02 with adamw, otherwise 0."""
     bias_rate: float = SETTINGS.bias_rate
-    """Factor of the learning rate of the biases of norms."""
+    """Learning rate of the biases of normalisation layers as a multiple of --learning-rate."""
     momentum_rule: Literal["map", "dual", "reset"] = SETTINGS.momentum_rule
     """How momentum is converted to the next level: like the stencils, like gradients, or set to zero."""
     alpha1: float = SETTINGS.alpha1

@@ -42,9 +42,9 @@ class Conversion:
         keep_reference: change only the mesh size, not the stored parameters. This rediscretises the stencils, ignores
             the method, and leaves the optimizer's state valid.
         block_scales: for each block of a `PDENet`, a number by which its stencils are multiplied after the conversion.
-        detail: new detail of the opening, see `with_detail`; None keeps it. A detail that the old and the new network
-            have in common is kept while the mesh changes: the stencil that a composed opening is on averaged images
-            moves by the method, calibrated ones excepted, and its rest is copied.
+        detail: new detail of the opening, see `with_detail`; None keeps it. The largest common divisor of the old and
+            the new detail is kept while the mesh changes: of a composed opening, the stencil that acts on averaged
+            images is converted by the method (copied by calibrated ones), and the remainder is copied.
     """
 
     factor: float | tuple[float, ...] = 1.0
@@ -184,8 +184,8 @@ def convert(
             ``"calibrated_full"``, see `calibrate`.
         steps: number of time steps of a `PDENet`, one number or one per block; the final time T is kept and the
             controls are interpolated.
-        calibration: a few hundred normalised images on the finer of the two meshes, see `calibrate`; with a detail
-            that both networks have, on the images of that mesh.
+        calibration: a few hundred normalised images on the finer of the two meshes, see `calibrate`; if both networks
+            have a detail above 1, they have the size of the images of that mesh.
         detail: image pixels per pixel of the mesh, see `with_detail`; None keeps that of the model. Mesh and opening
             move together: from size 16, detail 2, to size 32, detail 1, the opening is averaged back to the mesh first.
 

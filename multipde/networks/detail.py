@@ -17,7 +17,7 @@ from multipde.networks.model_spec import Model, ModelSpec, check_detail, find_sp
 
 
 def with_detail(model: Model, detail: int, *, example: Tensor | None = None) -> Model:
-    """A network that computes the same function of images that are ``detail`` times as large along every axis.
+    """Make a network that computes the same function for images that are ``detail`` times as large along every axis.
 
     The convolution that reads the images is composed with the mean over cells of detail pixels per axis. A stencil θ of
     w taps with stride s and padding p becomes one of w·detail taps with stride s·detail and padding p·detail:
@@ -25,8 +25,9 @@ def with_detail(model: Model, detail: int, *, example: Tensor | None = None) -> 
         K[detail · t + r] = θ[t] / detail^dim,    0 <= r < detail along every axis
 
     All other layers stay, BatchNorm included, so that the scores, and the cost of all but the first layer, are those of
-    the old network on averaged images. Training then adds the detail that the mean had thrown away. The way back sums
-    the repeated taps, θ[t] = Σ_r K[detail · t + r], which inverts the composition and drops what was trained beyond.
+    the old network on averaged images. Training then uses the detail of the images that the mean discards. To return to
+    detail 1 the repeated taps are summed, θ[t] = Σ_r K[detail · t + r]; this inverts the composition, and discards what
+    was trained besides.
 
     Args:
         model: any module in which a single convolution, with zero or circular padding, reads the images and nothing
@@ -129,7 +130,7 @@ def _readers_of(model: nn.Module, example: Tensor) -> tuple[list[_ConvNd], list[
 
 
 class _Watch(TorchDispatchMode):
-    """Notes every operation outside the opening that reads the images or a view of them."""
+    """Records every operation outside the opening that reads the images or a view of them."""
 
     def __init__(self, images: Tensor):
         super().__init__()

@@ -144,10 +144,12 @@ class ResidualLayer(ControlledLayer):
 class Opening(nn.Sequential):
     """The first layer, from images to features: convolution without bias, batch normalisation, ReLU.
 
-    While training, one that is ``compiled`` uses compiled kernels after its convolution, see `compile_layers`.
+    While training, an opening that is ``compiled`` uses compiled kernels after its convolution, see `compile_layers`.
 
     Args:
-        width: taps per axis on the mesh of the features, odd.
+        in_channels, channels: numbers of channels of the images and of the features.
+        width: number of taps per axis on the mesh of the features, odd.
+        dim: number of axes of the images, 1 to 3.
         detail: image pixels per pixel of that mesh along every axis; the convolution then has width · detail taps and
             the stride ``detail``, see `with_detail`.
 

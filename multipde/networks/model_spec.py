@@ -101,10 +101,10 @@ class ModelSpec(Protocol):
         """Whether a file of so many tensors can hold its weights; asked before an untrusted description is built."""
 
     def on_mesh(self, size: int | tuple[int, ...], detail: int | None = None) -> Self:
-        """The same network on another mesh, with its detail or another one; an explicit reference is scaled too."""
+        """The description on another mesh, with its detail or another one; an explicit reference is scaled too."""
 
     def for_images(self, size: int | tuple[int, ...]) -> Self:
-        """The same network, with its detail, for images of another size."""
+        """The description for images of another size, with the same detail."""
 
     def with_steps(self, steps: int | tuple[int, ...]) -> Self:
         """The same network with other numbers of time steps over the same final times."""

@@ -106,7 +106,7 @@ class Level:
             raise ValueError(f"warm_up must be left out with the policy {self.policy}, got {self.warm_up}")
 
     def rate(self, fraction: float) -> float:
-        """The learning rate when this share of the cycle or of the level is done."""
+        """The learning rate after this share of the cycle or of the level."""
         if self.policy in CYCLES:
             return self.learning_rate * _one_cycle(fraction, self.warm_up)
         return self.learning_rate * POLICIES[self.policy](fraction)
