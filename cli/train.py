@@ -109,6 +109,8 @@ class Train(DataOptions):
     """Weight in the penalty of the squares of the weights, eq. (13)."""
     box: float = SETTINGS.box
     """Bound on the absolute values of the taps of the symmetric layers; 0 for no bound."""
+    whiten: bool = SETTINGS.whiten
+    """Start with a first convolution whose outputs are uncorrelated along the training images."""
     label_smoothing: float = SETTINGS.label_smoothing
     """Share of every label that is spread evenly over the classes, in the training loss."""
     augment: str | None = None

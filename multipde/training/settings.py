@@ -39,6 +39,8 @@ class TrainSettings:
         auto_steps: use more time steps on a level where the converted network would be less stable.
         budget: time or work for a schedule whose levels have epochs None, e.g. ``"10min"`` or ``"40TFLOPs"``.
         min_epochs, max_epochs: bounds on the epochs of each level of such a schedule; the last has no upper bound.
+        whiten: start from random weights with a first convolution that whitens the training images, see
+            `whiten_opening`; weights that are given stay as they are.
         label_smoothing: share s in [0, 1) of every label that is spread evenly over the classes, in the training loss.
         augment: random changes of the training images, see `Augmentation`: names joined by commas such as
             ``"flip,crop,cutout"``, or ``"off"``; True for flip and crop, False for none; None for True, unless
@@ -80,6 +82,7 @@ class TrainSettings:
     budget: str | None = None
     min_epochs: int = 1
     max_epochs: int = 100
+    whiten: bool = False
     label_smoothing: float = 0.0
     augment: str | bool | Callable[[Any], Any] | None = None
     validation: float = 0.2

@@ -25,6 +25,7 @@ from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 from multipde.training.switch import plan_move
 from multipde.training.trainer import Trainer
+from multipde.training.whitening import WHITENING_IMAGES, whiten_opening
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,10 @@ def new_trainer(
         broadcast_weights(trainer.net)
     else:
         finest = max(level.size for level in plan.levels) if settings.coordinates == "finest" else None
-        trainer.begin(initial_network(plan.configs()[0], settings.seed, finest))
+        net = initial_network(plan.configs()[0], settings.seed, finest)
+        if settings.whiten:
+            whiten_opening(net, trainer.samples.evaluator(0).draw(WHITENING_IMAGES, plan.levels[0].size))
+        trainer.begin(net)
     return trainer
 
 
