@@ -23,7 +23,7 @@ class Convert(DataOptions):
     size: int | None = None
     """New side of the mesh in pixels, which is that of the images at detail 1. Left out: the size stays."""
     detail: int | None = None
-    """Side of the images / side of the mesh. 2 gives a network for 16 pixels a finer first layer, so that it takes images
+    """Side of the images / side of the mesh. 2 gives a network for 16 pixels a finer first layer, which takes images
     of 32 pixels and computes the same; 1 undoes that. Left out: the detail stays."""
     method: MethodName | Literal["auto"] = "auto"
     """Method of conversion of the stencils; auto takes the best of all on held-back images, copy without data."""

@@ -12,7 +12,7 @@ from multipde.data.streamed import StreamedImages
 from multipde.data.transformed import TransformedImages
 
 QUICK_BYTES = 2**28
-"""Streamed files of at most so many bytes in all are read before the training begins, others while it goes on."""
+"""Streamed files of at most this many bytes in all are read before the training begins, others while it runs."""
 
 
 def data_checksum(images: ImageData) -> str:

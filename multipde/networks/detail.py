@@ -83,7 +83,7 @@ def averaged_taps(taps: Tensor, detail: int) -> Tensor:
 
 
 def opening_of(model: nn.Module, example: Tensor) -> _ConvNd:
-    """The one convolution of a model that reads its images; ValueError with the reason where there is none."""
+    """The one convolution of a model that reads its images; ValueError with the reason if there is none."""
     readers, others = _readers_of(model, example)
     layer, rule = readers[0] if readers else None, "detail must be 1 where"
     if others:

@@ -116,7 +116,7 @@ class Block(nn.Module):
         steps: number of time steps.
         dt: length of a time step.
         controls: number of nodes of the time grid of θ; None for one node per step.
-        width, dim, norm, activation, eps: of the layers F, see `SymmetricLayer`.
+        width, dim, norm, activation, eps: arguments of the layers F, see `SymmetricLayer`.
         interpolation: how θ varies between the nodes, ``"linear"`` or ``"constant"``.
         memory: what is stored for the backward pass: ``"store"`` everything; ``"reversible"`` only the last state, for
             hamiltonian and second_order; ``"checkpoint"`` the state of every step.

@@ -98,7 +98,7 @@ class ModelSpec(Protocol):
         """Give the plain stencils of a baked network their mesh sizes."""
 
     def fits(self, num_tensors: int) -> bool:
-        """Whether a file of so many tensors can hold its weights; asked before an untrusted description is built."""
+        """Whether a file with this number of tensors can hold its weights; checked before an untrusted build."""
 
     def on_mesh(self, size: int | tuple[int, ...], detail: int | None = None) -> Self:
         """The description on another mesh, with its detail or another one; an explicit reference is scaled too."""

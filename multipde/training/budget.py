@@ -9,7 +9,7 @@ UNITS = {"min": ("seconds", 60.0), "h": ("seconds", 3600.0), "gflops": ("flops",
 
 @dataclass(frozen=True)
 class Budget:
-    """How many ``"seconds"`` or ``"flops"`` a training may cost."""
+    """The largest cost of a training, in ``"seconds"`` or ``"flops"``."""
 
     amount: float
     unit: str
@@ -22,7 +22,7 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget from the text that a user types; ValueError for anything but a positive number with a unit.
+    """The budget in a text that a user types; ValueError for anything but a positive number with a unit.
 
     >>> parse_budget("10min")
     Budget(amount=600.0, unit='seconds')

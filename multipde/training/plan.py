@@ -50,7 +50,7 @@ def flops_to_share(settings: TrainSettings) -> float:
 
 
 def shared_budget(plan: Schedule, flops: float, work: Sequence[float], num_images: int) -> Schedule:
-    """The schedule whose levels cost their shares of so many FLOPs on so many training images, in whole batches."""
+    """The schedule whose levels have their shares of a budget in FLOPs, with epochs of whole batches of the images."""
     batches = [max(1, num_images // level.batch) for level in plan.levels]
     seen = images_per_epoch(num_images, plan.levels[-1].batch)
     return plan.of_work(work, flops / seen, batches)

@@ -110,7 +110,7 @@ class TrainState:
         self.levels.append(record | {"epochs": round(epochs, 4), "validation_accuracy": self.best_accuracy})
 
     def begin_level(self, move: dict[str, Any], seconds: float) -> None:
-        """Begin the next level after a move of so many seconds, described by its record."""
+        """Begin the next level after a move, which is given by its record and its duration in seconds."""
         self.index, self.epoch, self.best_accuracy = self.index + 1, 0, -1.0
         self.seconds += from_rank_zero(seconds)
         self.moves.append(move)
