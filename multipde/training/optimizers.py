@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from multipde.mesh.reparametrize import stencil_parametrization, stored_parameter
 from multipde.networks.layers import TVNorm
+from multipde.networks.model_spec import ModelSpec
 from multipde.training.muon import Muon
 
 OPTIMIZERS = ("sgd", "muon", "adamw")
@@ -126,6 +127,14 @@ def _norm_biases(module: nn.Module) -> list[nn.Parameter]:
 def optimizer_flops(optimizer: torch.optim.Optimizer) -> int:
     """Floating point operations of the products in one step, as torch counts them; SGD and AdamW have none."""
     return optimizer.flops() if isinstance(optimizer, Muon) else 0
+
+
+def planned_flops(network: ModelSpec, name: str) -> int:
+    """`optimizer_flops` of a network that is not there yet."""
+    if name != "muon":
+        return 0
+    with torch.random.fork_rng(devices=[]):
+        return optimizer_flops(make_optimizer(network.build(), name))
 
 
 def check_optimizer(name: str) -> None:

@@ -11,6 +11,7 @@ from multipde.storage.run_directory import RECORD
 from multipde.storage.stored_network import Given, given_again, spec_from_record
 from multipde.training.budget import parse_budget
 from multipde.training.level import Level
+from multipde.training.optimizers import planned_flops
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
@@ -49,11 +50,13 @@ def flops_to_share(settings: TrainSettings) -> float:
     return budget.amount
 
 
-def shared_budget(plan: Schedule, flops: float, work: Sequence[float], num_images: int) -> Schedule:
+def shared_budget(
+    plan: Schedule, flops: float, work: Sequence[float], num_images: int, optimizer: str = "sgd"
+) -> Schedule:
     """The schedule whose levels have their shares of a budget in FLOPs, with epochs of whole batches of the images."""
     batches = [max(1, num_images // level.batch) for level in plan.levels]
     seen = images_per_epoch(num_images, plan.levels[-1].batch)
-    return plan.of_work(work, flops / seen, batches)
+    return plan.of_work(work, flops / seen, batches, planned_flops(plan.configs()[0], optimizer))
 
 
 def extended(plan: Schedule, levels: Sequence[tuple[int, float]]) -> Schedule:

@@ -134,7 +134,9 @@ def train(
     if balance:
         schedule = schedule.balanced(num, multiple=num_processes())
     if work is not None:
-        schedule, settings = shared_budget(schedule.of(spec), flops, work, num), replace(settings, budget=None)
+        name = settings.optimizer if optimizer is None else "sgd"  # the work of an optimizer of the user's is unknown
+        schedule = shared_budget(schedule.of(spec), flops, work, num, name)
+        settings = replace(settings, budget=None)
     with determinism(settings.deterministic), pending_signals(SAVE):
         plan = schedule.of(spec)
         plan.flops()  # raises for a size that the network cannot take, before anything is written

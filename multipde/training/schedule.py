@@ -76,15 +76,18 @@ class Schedule:
             levels.append(replace(level, batch=batch, learning_rate=level.learning_rate * batch / level.batch))
         return Schedule(levels, self.network)
 
-    def of_work(self, shares: Sequence[float], budget: float, parts: Sequence[int]) -> "Schedule":
+    def of_work(
+        self, shares: Sequence[float], budget: float, parts: Sequence[int], step_flops: float = 0.0
+    ) -> "Schedule":
         """The same levels with as many epochs as cost their shares of a budget.
 
-            epochs = share/sum(shares) · budget / FLOPs per image
+            epochs = share/sum(shares) · budget / (FLOPs per image + FLOPs per optimizer step / batch)
 
         Args:
             shares: work of each level in proportion to the others, positive.
             budget: floating point operations per training image, of all levels together.
             parts: for each level, the number of parts of an epoch; the epochs are rounded to whole parts, at least one.
+            step_flops: floating point operations of the optimizer in one step, see `optimizer_flops`.
 
         Raises:
             ValueError: there is not one positive share per level, the levels are mixed, or there is no network.
@@ -94,7 +97,8 @@ class Schedule:
             raise ValueError(f"work must be a positive share for each of the {len(self.levels)} levels, got {given}")
         if any(level.mixed for level in self.levels):
             raise ValueError("work must be left out for mixed levels; give their epochs")
-        wanted = [s / sum(shares) * budget / f for s, f in zip(shares, self.flops(), strict=True)]
+        costs = [f + step_flops / level.batch for f, level in zip(self.flops(), self.levels, strict=True)]
+        wanted = [s / sum(shares) * budget / cost for s, cost in zip(shares, costs, strict=True)]
         epochs = [max(1, round(e * n)) * (1 / n) for e, n in zip(wanted, parts, strict=True)]
         return Schedule([replace(level, epochs=e) for level, e in zip(self.levels, epochs, strict=True)], self.network)
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from multipde import Muon, NetworkConfig, PDENet, Schedule, TrainSettings, make_optimizer, train
 from multipde.runtime.device import Compute
 from multipde.training.level import Level, level_flops
-from multipde.training.optimizers import optimizer_flops
+from multipde.training.optimizers import optimizer_flops, planned_flops
 from multipde.training.step import TrainStep
 from multipde.training.trainer import Trainer
 
@@ -115,6 +115,7 @@ def test_trainings_count_the_work_of_their_optimizer(memory, wishes, tmp_path, m
     )
     trainer = carried[0]
     own = optimizer_flops(trainer.step.optimizer)
+    assert own == planned_flops(network, settings.optimizer)
     assert (own > 0) == (wishes["optimizer"] == "muon") == isinstance(trainer.step.optimizer, Muon)
     per_image = [
         level_flops(level, config) + own / 30

@@ -169,6 +169,9 @@ def test_shares_of_a_budget_become_epochs_of_whole_parts():
         assert level.epochs * parts == pytest.approx(round(level.epochs * parts))
     tiny = Schedule(levels, NETWORK).of_work((1, 1, 1), 1.0, (20, 20, 20))
     assert [level.epochs for level in tiny.levels] == [0.05] * 3
+    (flops, *_), per_step = plan.flops(), 125 * plan.flops()[0]  # an optimizer as dear as the network
+    (half,) = Schedule([Level(8, 1, steps=3)], NETWORK).of_work((1,), 10 * flops, (100,), per_step).levels
+    assert half.epochs == pytest.approx(5)
 
 
 def test_shares_that_fit_no_schedule_are_refused():
