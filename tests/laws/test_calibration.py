@@ -128,7 +128,7 @@ def test_every_layer_of_a_network_is_measured_in_the_order_of_execution(dynamics
     new = conversion(net, size=16, calibration=images)(net)
     again = calibrate(new, 2.0, images)  # and back: what the new net answers is what the old one did
     for name, scales in found.scales.items():
-        torch.testing.assert_close(again.scales[name], 1 / scales, rtol=0.35, atol=0)
+        torch.testing.assert_close(again.scales[name], 1 / scales, rtol=1e-10, atol=0)
 
 
 def test_the_first_steps_use_their_own_input():
@@ -222,13 +222,17 @@ def test_bad_calibrations_are_named(arguments, message):
         calibrate(network(), 0.5, torch.zeros(2, 2, 32, 32), "copy")
 
 
-@pytest.mark.parametrize("controls", [1, 2])
-def test_shared_controls_are_a_fixed_point(controls):
+@pytest.mark.parametrize(("controls", "distance"), [(1, 0.25), (2, 1e-3)])
+def test_shared_controls_are_nearly_a_fixed_point(controls, distance):
+    """One map for several steps cannot suit each of them exactly, but suits them better than copying does."""
     net, images = network(steps=4, controls=controls), smooth_images(size=32, frequencies=6)
-    found = calibrate(net, 0.5, images)
-    back = calibrate(convert(net, size=16, calibration=images), 2.0, images)
-    for name, scales in found.scales.items():
-        assert (scales * back.scales[name]).log().abs().max() < 0.35, name
+    scales = calibrate(net, 0.5, images).scales
+
+    def farthest(converted: PDENet) -> float:
+        back = calibrate(converted, 2.0, images).scales
+        return max(float((s * back[name]).log().abs().max()) for name, s in scales.items())
+
+    assert farthest(convert(net, size=16, calibration=images)) < distance < farthest(convert(net, size=16))
 
 
 def test_nearly_degenerate_data_do_not_stop_the_full_covariance():

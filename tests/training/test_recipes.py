@@ -8,7 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from multipde import PDENet, Schedule, TrainSettings, load, mesh_size, resume, save, train
+from multipde import (
+    PDENet,
+    Schedule,
+    TrainSettings,
+    evaluate,
+    load,
+    load_data,
+    mesh_size,
+    resume,
+    save,
+    train,
+)
 from multipde.data.shapes import CLASS_NAMES
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
 from multipde.networks.layers import SymmetricLayer
@@ -41,7 +52,10 @@ def test_what_is_recorded_is_what_was_done(finished):
     recipe, found = finished
     net = load(found.directory)
     assert (net.config.size, mesh_size(net)) == (16, 1 / 16)
-    assert found.result["test_accuracy"] > 0
+    tested = evaluate(
+        net, load_data("shapes", size=16, **OPTIONS), device="cpu", amp=RECIPES[recipe][1].get("amp", "off")
+    )
+    assert tested.accuracy == found.result["test_accuracy"]
     work = sum(r["total_flops"] for r in found.result["levels"][-1:])
     assert work == found.result["flops"]
     moves = found.result["moves"]
