@@ -266,13 +266,22 @@ def test_choices_are_those_of_the_library():
 
 
 def test_every_default_of_train_is_that_of_the_library():
-    calls = (TrainSettings, levels_from_lists, train, starting_network, load_data)
+    calls = (levels_from_lists, train, starting_network, load_data, TrainSettings)
     defaults = [inspect.signature(call).parameters.values() for call in calls]
     library = {
         p.name.replace("stream_files", "stream"): p.default for p in chain(*defaults) if p.default is not p.empty
     }
     own = {f.name: f.default for f in fields(COMMANDS["train"])}
-    assert own.keys() - library.keys() == {"data", "preset", "dynamics", "sizes", "run", "resume", "extend", "no_augment"}
+    assert own.keys() - library.keys() == {
+        "data",
+        "preset",
+        "dynamics",
+        "sizes",
+        "run",
+        "resume",
+        "extend",
+        "no_augment",
+    }
     assert {name: own[name] for name in own.keys() & library.keys()} == {n: v for n, v in library.items() if n in own}
     assert {f.name for f in fields(TrainSettings)} - own.keys() == {"auto_steps", "calibration_images"}
 
