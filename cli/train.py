@@ -122,6 +122,8 @@ class Train(DataOptions):
     """Normalise every image by its own mean and standard deviation instead of those of the data set."""
     validation: float = SETTINGS.validation
     """Share of the training images that is held back for validation."""
+    precise_images: int = SETTINGS.precise_images
+    """Training images on which BatchNorm is measured before each validation; 0 for its running averages."""
     checkpoint_every: float = SETTINGS.checkpoint_every
     """Minutes between checkpoints within an epoch; another one is written after every epoch."""
     on_divergence: Literal["stop", "rollback"] = SETTINGS.on_divergence

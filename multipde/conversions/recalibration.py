@@ -9,17 +9,54 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.mesh.modes import eval_mode
+from multipde.runtime.processes import num_processes
+
+
+class _Pooled:
+    """Mean and variance of the inputs of a BatchNorm layer, pooled over all its calls.
+
+    With n values of mean μ and m values of mean ν,
+
+        mean = μ + m/(n + m) (ν - μ),    squares += those of the m values around ν + n m/(n + m) (ν - μ)²
+
+    Reference: Chan, Golub & LeVeque (1983), eq. (2.1).
+    """
+
+    def __init__(self) -> None:
+        self.num, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, m: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        """A forward hook of a layer in training mode with momentum 1: its running statistics are those of this call."""
+        assert m.running_mean is not None
+        assert m.running_var is not None
+        is_shared = "forward" in vars(m) or isinstance(m, nn.SyncBatchNorm)  # each process has a slice of the batch
+        num = inputs[0].numel() // inputs[0].shape[1] * (num_processes() if is_shared else 1)
+        dtype = torch.float32 if m.running_mean.device.type == "mps" else torch.float64
+        mean, variance = m.running_mean.to(dtype), m.running_var.to(dtype)
+        total, shift = self.num + num, mean - self.mean.to(mean)
+        self.squares = self.squares.to(mean) + variance * (num - 1) + shift.square() * (self.num * num / total)
+        self.mean, self.num = mean - shift * (self.num / total), total
+
+    def store(self, m: _BatchNorm) -> None:
+        """Make them the running statistics of the layer; the variance is unbiased, as that of torch is."""
+        assert m.running_mean is not None
+        assert m.running_var is not None
+        m.running_mean.copy_(self.mean)
+        m.running_var.copy_(self.squares / (self.num - 1))
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Measure the running statistics of every BatchNorm layer again, as means over the batches, in place.
+    """Measure the running statistics of every BatchNorm layer again, mean and variance of its inputs, in place.
 
-    Only these statistics change; the weights and the training flags stay.
+    Every image has the same weight, however the images are divided into batches. A layer whose inputs depend on an
+    earlier BatchNorm sees them as in training, normalised by the statistics of each batch. Only the running statistics
+    change; the weights and the training flags stay.
 
     Args:
         model: the network, usually after `convert`.
-        batches: batches of normalised images of the network's size, a few hundred images in all.
+        batches: batches of normalised images of the network's size, a few hundred images in all; within `synchronized`
+            the slices of this process.
 
     Returns:
         The number of BatchNorm layers that were measured.
@@ -30,18 +67,22 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momentum = [m.momentum for m in norms]
     saved = [copy.deepcopy(m.state_dict()) for m in norms]
+    pooled = [_Pooled() for _ in norms]
+    hooks = [m.register_forward_hook(p.add) for m, p in zip(norms, pooled, strict=True)]
     num_batches = 0
     try:
         with eval_mode(model):
             for m in norms:
                 m.reset_running_stats()
-                m.momentum = None
+                m.momentum = 1.0
                 m.train()
             for images in batches if norms else ():
                 model(images)
                 num_batches += 1
-        for m, state in zip(norms, saved, strict=True):
-            if not m.num_batches_tracked:
+        for m, state, found in zip(norms, saved, pooled, strict=True):
+            if found.num:
+                found.store(m)
+            else:
                 m.load_state_dict(state)  # the layer is not used for these images
         if norms and not num_batches:
             raise ValueError("batches must hold at least one batch of images, got none")
@@ -50,8 +91,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
             m.load_state_dict(state)
         raise
     finally:
-        for m, value in zip(norms, momentum, strict=True):
+        for m, value, hook in zip(norms, momentum, hooks, strict=True):
             m.momentum = value
+            hook.remove()
     return len(norms)
 
 

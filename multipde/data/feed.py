@@ -69,11 +69,24 @@ class Feed:
         """The batches of all images, or of those of the indices, in order; a process's slice of one may be empty."""
         return self._ordered(indices, size, batch, self.compute.shard)
 
-    def drawn(self, indices: Tensor | None, num: int, size: int, key: Key) -> Iterator[Tensor]:
-        """Batches (at most 250, C, size, size) of at most ``num`` random images, the same in all processes."""
+    def drawn(
+        self,
+        indices: Tensor | None,
+        num: int,
+        size: int,
+        key: Key,
+        *,
+        batch: int = 250,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[Tensor]:
+        """Batches (at most batch, C, size, size) of at most ``num`` random images.
+
+        Args:
+            shard: (k, n) for the k-th of n slices of each batch; by default every process has all images.
+        """
         chosen = drawn_indices(len(self.images) if indices is None else len(indices), num, key)
         chosen = chosen if indices is None else indices[chosen]
-        return (x for x, _ in self._ordered(chosen, size, 250, (0, 1)))
+        return (x for x, _ in self._ordered(chosen, size, batch, shard))
 
     def _ordered(self, indices: Tensor | None, size: int, batch: int, shard: tuple[int, int]) -> Iterator[Batch]:
         order = torch.arange(len(self.images)) if indices is None else indices

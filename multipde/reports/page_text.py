@@ -98,9 +98,13 @@ def _levels(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _move(move: Mapping[str, Any], has_step_bounds: bool) -> dict[str, str]:
-    ratios = move.get("step_ratios")
+    ratios, stable = move.get("step_ratios"), move.get("stable_steps")
+    bounds = {
+        "largest dt over its bound": f"{max(ratios):.1f}" if ratios else "-",
+        "steps that meet it": steps_text(tuple(stable)) if stable else "-",
+    }
     return {"switch": f"{' → '.join(move_sizes(move))} pixels", "map of the stencils": str(move.get("method", "-"))} | (
-        {"largest dt over its bound": f"{max(ratios):.1f}" if ratios else "-"} if has_step_bounds else {}
+        bounds if has_step_bounds else {}
     )
 
 

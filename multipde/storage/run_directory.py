@@ -77,3 +77,9 @@ def write_extended(run_dir: Path, record: Mapping[str, Any]) -> None:
     for name in (RESULT, PAGE):
         (run_dir / name).unlink(missing_ok=True)
     write_file(run_dir / RECORD, json_bytes(record))
+
+
+def resume_command(run: Path, network: Any) -> str:
+    """The command that continues a run; an import path is named again, because no record makes a program import it."""
+    arch = getattr(network, "import_path", "")
+    return f"multipde train --run {run} --resume" + (f" --arch {arch}" if arch else "")

@@ -15,6 +15,9 @@ from multipde.training.optimizers import planned_flops
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
+FORMER = {"precise_images": 0}
+"""Settings of runs whose records do not have them, where the default has another value."""
+
 
 def recorded_plan(
     record: Mapping[str, Any], file: Path, given: Given = None
@@ -25,7 +28,9 @@ def recorded_plan(
         raise ValueError(f"{file} must be the record of a run, got no levels")
     if not isinstance(init, str | None):
         raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
-    settings = from_record(TrainSettings, record.get("settings"), file, "the settings of a run")
+    recorded = record.get("settings")
+    recorded = FORMER | recorded if isinstance(recorded, dict) else recorded
+    settings = from_record(TrainSettings, recorded, file, "the settings of a run")
     network = given_again(spec_from_record(record.get("network"), file), given)
     stages = [from_record(Level, level, file, "a level") for level in levels]
     try:

@@ -49,6 +49,9 @@ class TrainSettings:
         validation: share of the training images that is held back for validation, in (0, 1).
         calibration_images: number of training images, at least 2, on which BatchNorm is recalibrated after a move, and
             of which the first 256 calibrate the derivative terms.
+        precise_images: number of training images on which BatchNorm is measured before the validation of an epoch, see
+            `precise_statistics`; 0 for its running averages. On small data sets it is less, so that the work is at most
+            3 % of the epoch, but at least a batch of 250.
         checkpoint_every: minutes between checkpoints within an epoch; every epoch ends with one, too.
         on_divergence: what to do when loss, activations or stencils are out of bounds: ``"stop"``, or ``"rollback"`` to
             the last checkpoint with half the learning rate, at most three times.
@@ -87,6 +90,7 @@ class TrainSettings:
     augment: str | bool | Callable[[Any], Any] | None = None
     validation: float = 0.2
     calibration_images: int = RECALIBRATION_IMAGES
+    precise_images: int = 1000
     checkpoint_every: float = 10.0
     on_divergence: str = "stop"
     deterministic: bool = False
@@ -134,6 +138,8 @@ class TrainSettings:
             raise ValueError(f"validation must lie in (0, 1), got {self.validation}")
         if self.calibration_images < 2:
             raise ValueError(f"calibration_images must be at least 2, got {self.calibration_images}")
+        if self.precise_images < 0 or self.precise_images == 1:
+            raise ValueError(f"precise_images must be 0 or at least 2, got {self.precise_images}")
         if not self.checkpoint_every > 0:
             raise ValueError(f"checkpoint_every must be positive, got {self.checkpoint_every}")
         if self.on_divergence not in ON_DIVERGENCE:

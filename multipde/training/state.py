@@ -82,11 +82,16 @@ class TrainState:
         self.loss_sum, self.num_correct = self._loss.item(), int(self._correct.item())
         return asdict(self)
 
-    def end_epoch(self, flops: float, validation: Metrics) -> dict[str, Any]:
-        """End a validated epoch and return its row of the metrics file; ``flops`` are those per training image."""
+    def end_epoch(self, flops: float, validation: Metrics, num_precise: int = 0) -> dict[str, Any]:
+        """End a validated epoch and return its row of the metrics file.
+
+        Args:
+            flops: those per training image, of which the forward pass has a third.
+            num_precise: number of images on which BatchNorm was measured for the validation.
+        """
         self.record()
         self.epoch, self.rows = self.epoch + 1, self.rows + 1
-        self.flops += flops * self.num_images
+        self.flops += flops * (self.num_images + num_precise / 3)
         self.seconds += from_rank_zero(self.epoch_seconds + validation.seconds)
         row = {
             "epoch": self.epoch,

@@ -1,6 +1,6 @@
 """The move from one level to the next: the conversion and its number of time steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.evaluation.candidates import Evaluator
 from multipde.networks.detail import keeps_function
 from multipde.networks.model_spec import ModelSpec, spec_of
-from multipde.stability.bounds import stable_steps, step_ratios
+from multipde.stability.bounds import StepStability, stable_steps, step_ratios
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -52,24 +52,15 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
         raise ValueError(f"steps must be given where {why}, got auto")
 
 
-def stability_warning(net: nn.Module, evaluator: Evaluator) -> tuple[list[float], str]:
-    """The ratio dt/bound of each block after a move, and a line of warning, which is empty if no bound is exceeded."""
-    report = evaluator.step_bounds(net, spec_of(net).image_sizes[0])
-    ratios = step_ratios(report)
-    broken = [f"{r:.1f} times in block {k}" for k, r in enumerate(ratios) if r > 1]
-    steps = ", ".join(str(n) for n in stable_steps(report))
-    line = f"dt is above its bound along the data, {', '.join(broken)}; steps {steps} would meet it" if broken else ""
-    return [round(r, 3) for r in ratios], line
-
-
 def move_record(
-    move: Conversion, old: ModelSpec, config: ModelSpec, accuracies: Sequence[float], ratios: Sequence[float]
+    move: Conversion, old: ModelSpec, config: ModelSpec, accuracies: Sequence[float], report: Sequence[StepStability]
 ) -> dict[str, Any]:
     """The record of a move from the network ``old`` to ``config``; sizes are those of the meshes.
 
     Args:
         accuracies: before the move, after it, and after BatchNorm was recalibrated.
-        ratios: dt over its bound in each block.
+        report: dt beside its bounds after the move; the record has the largest ratio in each block, and the numbers of
+            steps that would meet the bounds.
     """
     method = "composing the opening" if keeps_function(old, config) else move.method
     exponents = move.calibration.exponents() if move.calibration else None
@@ -80,6 +71,14 @@ def move_record(
         "method": "keeping the parameter" if move.keep_reference else method,
         "exponents": exponents and {k: round(e, 3) for k, e in exponents.items()},
         "steps": list(config.block_steps),
-        "step_ratios": list(ratios),
+        "step_ratios": [round(ratio, 3) for ratio in step_ratios(report)],
+        "stable_steps": list(stable_steps(report)),
         "block_scales": None if move.block_scales is None else list(move.block_scales),
     } | dict(zip(("accuracy_before", "accuracy_moved", "accuracy_recalibrated"), accuracies, strict=True))
+
+
+def move_line(old: Level, level: Level, move: Mapping[str, Any]) -> str:
+    """The record of a move as a line on the screen."""
+    accuracies = ("accuracy_before", "before"), ("accuracy_moved", "after"), ("accuracy_recalibrated", "with BatchNorm")
+    values = ", ".join(f"{move[key]:.1%} {name}" for key, name in accuracies)
+    return f"move {old.label} -> {level.label} by {move['method']}: validation {values} recalibrated"

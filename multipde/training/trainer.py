@@ -16,9 +16,16 @@ from multipde.networks.detail import keeps_function
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Advance
 from multipde.runtime.device import Compute
-from multipde.runtime.processes import broadcast_weights, check_batch, largest, num_processes, on_rank_zero
+from multipde.runtime.processes import (
+    broadcast_weights,
+    check_batch,
+    from_rank_zero,
+    largest,
+    num_processes,
+    on_rank_zero,
+)
 from multipde.runtime.signals import Interrupted, PendingSignals
-from multipde.storage.run_directory import newest_checkpoint
+from multipde.storage.run_directory import newest_checkpoint, resume_command
 from multipde.training.checkpoint import read_checkpoint, write_checkpoint
 from multipde.training.divergence import rollback_record
 from multipde.training.level import Level
@@ -26,6 +33,7 @@ from multipde.training.listeners import Listeners
 from multipde.training.monitor import DivergenceError, check_finite
 from multipde.training.objective import Objective
 from multipde.training.optimizers import optimizer_flops
+from multipde.training.precise import num_precise, precise_statistics
 from multipde.training.samples import Samples
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -33,7 +41,7 @@ from multipde.training.snapshot import Snapshot, opening_stencils
 from multipde.training.state import TrainState, state_from_record
 from multipde.training.step import TrainStep
 from multipde.training.stopping import stopping_rule
-from multipde.training.switch import check_moves, move_record, plan_move, stability_warning
+from multipde.training.switch import check_moves, move_line, move_record, plan_move
 
 MOVE_IMAGES = 2000
 """Number of validation images on which the accuracy before and after a move between levels is measured."""
@@ -138,7 +146,8 @@ class Trainer:
 
     def _epoch_flops(self, index: int) -> float:
         level = self.schedule.levels[index]
-        return self.step.image_flops(level) * self.samples.num_in_epoch(level)
+        images = self.samples.num_in_epoch(level) + num_precise(self.samples, level) / 3
+        return self.step.image_flops(level) * images
 
     def _begin_level(self) -> None:
         """If epochs are not given, fix the budget of this level, and the number of epochs of the last level."""
@@ -168,8 +177,8 @@ class Trainer:
         return self._evaluate(self._check_signals(batches, is_saved=True))
 
     def _evaluate(self, batches: Iterator[Batch]) -> Metrics:
-        loss, metric = self.objective.loss, self.objective.metric
-        return evaluate_batches(self.net, batches, self.compute, loss=loss, metric=metric)
+        known = self.objective
+        return evaluate_batches(self.net, batches, self.compute, loss=known.loss, metric=known.metric)
 
     def _check_signals(self, batches: Iterable[Batch], is_saved: bool) -> Iterator[Batch]:
         """The batches, with pending signals obeyed before each; see `_obey_signals`."""
@@ -183,9 +192,12 @@ class Trainer:
         p = self.state
         self._train_epoch(level, flops, advance)
         self.step.monitor.settle()
+        started = time.perf_counter()
+        num_measured = precise_statistics(self.net, self.samples, level, p.index)
+        p.seconds += from_rank_zero(time.perf_counter() - started)
         validation = self.validate(level.image_size, interruptible=True)
         row = {"level": p.index + 1, **level.sides, "steps": list(spec_of(self.net).block_steps)}
-        row |= p.end_epoch(flops, validation)
+        row |= p.end_epoch(flops, validation, num_measured)
         if level.epochs is None and self.stopping is not None:
             follows = self._epoch_flops(p.index + 1)
             p.pace = self.stopping.after_epoch(p.pace, p.epoch, p.flops, p.seconds, validation.score, follows)
@@ -231,9 +243,7 @@ class Trainer:
             self.signals.save = False
             self.log.say(f"saved at {self.state.reached(self.level.label)}, as requested by a signal")
         if stop:
-            arch = getattr(self.schedule.network, "import_path", "")  # a record imports nothing: it is named again
-            again = f" --arch {arch}" if arch else ""
-            how = f"go on with: multipde train --run {self.run_dir} --resume{again}"
+            how = f"go on with: {resume_command(self.run_dir, self.schedule.network)}"
             raise Interrupted(f"stopped and saved at {self.state.reached(self.level.label)}; {how}", stop)
 
     def _recover(self, error: DivergenceError) -> None:
@@ -267,15 +277,10 @@ class Trainer:
             evaluator.recalibrate(self.net, level.image_size, self.settings.calibration_images)
         broadcast_weights(self.net)
         accuracies.append(self._accuracy())
-        ratios, warning = stability_warning(self.net, evaluator)
-        record, self.best = move_record(move, spec_of(old_net), spec_of(self.net), accuracies, ratios), {}
+        report = evaluator.step_bounds(self.net, level.image_size)
+        record, self.best = move_record(move, spec_of(old_net), spec_of(self.net), accuracies, report), {}
         p.begin_level(record, time.perf_counter() - started)
-        self.log.say(
-            f"move {old_level.label} -> {level.label} by {record['method']}: validation {accuracies[0]:.1%} before, "
-            f"{accuracies[1]:.1%} after, {accuracies[2]:.1%} with BatchNorm recalibrated"
-        )
-        if warning:
-            self.log.say(f"warning: {warning}")
+        self.log.say(move_line(old_level, level, record))
 
     def _set_image_size(self, size: int) -> None:
         """Compute the stencils for images of a size, if the parameters belong to the finest mesh."""

@@ -24,9 +24,9 @@ RECIPES = {
     "finest": ({"epochs": [1, 1]}, {"coordinates": "finest"}),
     "mixed": ({"epochs": [1, 1], "mixed": True}, {}),
     "mixed finest": ({"epochs": [1, 1], "mixed": True}, {"coordinates": "finest"}),
-    "part": ({"epochs": [1.5, 0.5]}, {"transfer": "copy"}),
+    "part": ({"epochs": [1.5, 0.5]}, {"transfer": "copy", "precise_images": 0}),
     "auto steps": ({"epochs": [1, 1]}, {"auto_steps": True, "transfer": "rediscretize"}),
-    "auto epochs": ({"auto": True}, {"budget": "0.8GFLOPs", "transfer": "copy"}),
+    "auto epochs": ({"auto": True}, {"budget": "0.8GFLOPs", "transfer": "copy", "precise_images": 20}),
     "muon": ({"epochs": [1, 1]}, {"optimizer": "muon", "weight_decay": 0.1, "bias_rate": 8.0, "transfer": "galerkin"}),
     "bf16": ({"epochs": [1, 1]}, {"amp": "bf16"}),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, resume, train
+from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, recalibrate, resume, train
 from multipde.cli.main import main as command
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import (
@@ -30,6 +30,7 @@ from multipde.runtime.processes import (
     sum_over_processes,
 )
 from multipde.runtime.signals import Interrupted
+from multipde.runtime.sync_batchnorm import synchronized
 from multipde.storage.lock import LOCK
 from multipde.training.step import TrainStep
 from multipde.training.trainer import Trainer
@@ -61,7 +62,11 @@ def steps(kind: str) -> dict[str, torch.Tensor]:
         found[f"loss {i}"], scores = step(x[part], labels[part], 0.05, own_statistics=i == 0)
         assert len(scores) == 12 // num_processes()
         found |= {f"gradient {i} {name}": p.grad for name, p in net.named_parameters() if p.grad is not None}
-    return found | {name: t for name, t in net.state_dict().items() if isinstance(t, torch.Tensor)}
+    found |= {name: t.clone() for name, t in net.state_dict().items() if isinstance(t, torch.Tensor)}
+    batches = [1 + torch.randn(num, 3, 8, 8, dtype=torch.float64) for num in (12, 2, 6)]
+    with synchronized(net):
+        recalibrate(net, [x[len(x) * rank() // num_processes() :][: len(x) // num_processes()] for x in batches])
+    return found | {f"recalibrated {name}": b for name, b in net.named_buffers()}
 
 
 def trained(directory: Path, batch: int = 20, **settings) -> list[dict]:
