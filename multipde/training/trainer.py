@@ -16,14 +16,7 @@ from multipde.networks.detail import keeps_function
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Advance
 from multipde.runtime.device import Compute
-from multipde.runtime.processes import (
-    broadcast_weights,
-    check_batch,
-    from_rank_zero,
-    largest,
-    num_processes,
-    on_rank_zero,
-)
+from multipde.runtime.processes import broadcast_weights, check_batch, largest, num_processes, on_rank_zero
 from multipde.runtime.signals import Interrupted, PendingSignals
 from multipde.storage.run_directory import newest_checkpoint, resume_command
 from multipde.training.checkpoint import read_checkpoint, write_checkpoint
@@ -194,10 +187,10 @@ class Trainer:
         self.step.monitor.settle()
         started = time.perf_counter()
         num_measured = precise_statistics(self.net, self.samples, level, p.index)
-        p.seconds += from_rank_zero(time.perf_counter() - started)
+        measured = time.perf_counter() - started
         validation = self.validate(level.image_size, interruptible=True)
         row = {"level": p.index + 1, **level.sides, "steps": list(spec_of(self.net).block_steps)}
-        row |= p.end_epoch(flops, validation, num_measured)
+        row |= p.end_epoch(flops, replace(validation, seconds=validation.seconds + measured), num_measured)
         if level.epochs is None and self.stopping is not None:
             follows = self._epoch_flops(p.index + 1)
             p.pace = self.stopping.after_epoch(p.pace, p.epoch, p.flops, p.seconds, validation.score, follows)
