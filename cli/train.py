@@ -53,17 +53,17 @@ class Train(DataOptions):
     steps: tuple[int, ...] | Literal["auto"] | None = None
     """Number of time steps on each level; the final time T stays. auto: more steps where the converted network would be
     less stable. Left out: those of the network."""
-    batch: tuple[int, ...] | Literal["auto"] = (LEVEL.batch,)
+    batch: tuple[int, ...] | Literal["auto"] | None = None
     """Images per optimizer step, one number or one per level. auto: 125 on the finest level; on the others as many
-    images as have the same number of pixels, with the learning rate scaled by the same factor."""
-    learning_rate: tuple[float, ...] = (LEVEL.learning_rate,)
-    """Peak learning rate, one number or one per level."""
+    images as have the same number of pixels, with the learning rate scaled by the same factor. Left out: 125."""
+    learning_rate: tuple[float, ...] | None = None
+    """Peak learning rate, one number or one per level. Left out: 0.1."""
     policy: Literal["across", "one_cycle", "piecewise", "piecewise_long"] = LEVEL.policy
     """Learning rate. across: one cycle over the work of all levels. one_cycle: one on each level. piecewise: 1, 1/5,
     1/25 of the peak for 60, 20, 20 per cent of each level, as in the paper. piecewise_long: down to 1/625 for 30, 20,
     20, 20, 10 per cent, as in the paper for CIFAR-100."""
-    warm_up: float = LEVEL.warm_up
-    """With --policy across or one_cycle: share of the cycle in which the learning rate rises."""
+    warm_up: float | None = None
+    """With --policy across or one_cycle: share of the cycle in which the learning rate rises. Left out: 0.25."""
     memory: Literal["store", "reversible", "checkpoint"] | None = None
     """What is stored for backpropagation. store: everything. reversible: the last state of a block, for hamiltonian and
     second_order. checkpoint: the state of every step. Left out: as in the network."""
@@ -84,35 +84,40 @@ class Train(DataOptions):
     extend: tuple[str, ...] = ()
     """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. Each has its own cycle of the
     learning rate."""
+    recipe: Literal["fast", "paper"] | None = None
+    """Settings that belong together, instead of what the options say of being left out; options that are given go
+    first. paper: as Ruthotto & Haber trained. fast: muon, smoothed labels, a whitened opening."""
     seed: int = SETTINGS.seed
     """Seed of the weights, the validation split, the order of the images and their augmentation."""
-    optimizer: OptimizerName = SETTINGS.optimizer
+    optimizer: OptimizerName | None = None
     """sgd: stochastic gradient descent with momentum. muon: orthogonalised momentum for the stencils of convolutions,
-    and SGD for the rest. adamw: AdamW at 0.04 times the learning rate."""
-    momentum: float = SETTINGS.momentum
-    """Momentum of stochastic gradient descent; beta1 of adamw."""
+    and SGD for the rest. adamw: AdamW at 0.04 times the learning rate. Left out: sgd."""
+    momentum: float | None = None
+    """Momentum of stochastic gradient descent; beta1 of adamw. Left out: 0.9."""
     nesterov: bool | None = SETTINGS.nesterov
     """Use Nesterov's momentum. Left out: True with muon, otherwise False."""
-    stencil_rate: float = SETTINGS.stencil_rate
-    """With muon: learning rate of the stencils as a multiple of --learning-rate."""
-    stencil_momentum: float = SETTINGS.stencil_momentum
-    """With muon: momentum of the stencils."""
+    stencil_rate: float | None = None
+    """With muon: learning rate of the stencils as a multiple of --learning-rate. Left out: 0.5."""
+    stencil_momentum: float | None = None
+    """With muon: momentum of the stencils. Left out: 0.6."""
     weight_decay: float | None = SETTINGS.weight_decay
     """Weight decay of the stencils, multiplied by their learning rate. Left out: 0.02 with adamw, otherwise 0."""
-    bias_rate: float = SETTINGS.bias_rate
-    """Learning rate of the biases of normalisation layers as a multiple of --learning-rate."""
+    bias_rate: float | None = None
+    """Learning rate of the biases of normalisation layers as a multiple of --learning-rate. Left out: 1."""
     momentum_rule: Literal["map", "dual", "reset"] = SETTINGS.momentum_rule
     """How momentum is converted to the next level: like the stencils, like gradients, or set to zero."""
-    alpha1: float = SETTINGS.alpha1
-    """Weight in the penalty of the total variation of the blocks' weights in time, eq. (13)."""
-    alpha2: float = SETTINGS.alpha2
-    """Weight in the penalty of the squares of the weights, eq. (13)."""
-    box: float = SETTINGS.box
-    """Bound on the absolute values of the taps of the symmetric layers; 0 for no bound."""
-    whiten: bool = SETTINGS.whiten
+    alpha1: float | None = None
+    """Weight in the penalty of the total variation of the blocks' weights in time, eq. (13). Left out: 2e-4."""
+    alpha2: float | None = None
+    """Weight in the penalty of the squares of the weights, eq. (13). Left out: 2e-4."""
+    box: float | None = None
+    """Bound on the absolute values of the taps of the symmetric layers; 0 for no bound. Left out: 1."""
+    whiten: tyro.conf.FlagCreatePairsOff[bool] = False
     """Start with a first convolution whose outputs are uncorrelated along the training images."""
-    label_smoothing: float = SETTINGS.label_smoothing
-    """Share of every label that is spread evenly over the classes, in the training loss."""
+    no_whiten: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Do not, where the recipe does."""
+    label_smoothing: float | None = None
+    """Share of every label that is spread evenly over the classes, in the training loss. Left out: 0."""
     augment: str | None = None
     """Random changes of the training images: off, or names out of flip, crop, cutout, mixup, cutmix and randaugment,
     joined by commas. Left out: flip,crop."""
@@ -145,6 +150,7 @@ class Train(DataOptions):
     def run_command(self) -> None:
         from multipde.reports.page import report_at_end
         from multipde.runtime.console import Log
+        from multipde.training.recipe import level_values
         from multipde.training.run import next_run_directory, resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.start import read_start, starting_network
@@ -160,16 +166,17 @@ class Train(DataOptions):
                 raise ValueError(f"epochs must be left out with --work, got {self.epochs}")
             epochs = (1,) * len(self.sizes)
         sizes, detail = zip(*map(parsed_size, self.sizes), strict=True) if self.sizes else ((), ())
+        shared = level_values(self.recipe)
         levels = levels_from_lists(
             sizes,
             epochs,
             None if isinstance(self.steps, str) else self.steps,
-            (LEVEL.batch,) if isinstance(self.batch, str) else self.batch,
-            self.learning_rate,
+            (shared.get("batch", LEVEL.batch),) if self.batch in (None, "auto") else self.batch,
+            self.learning_rate or (shared.get("learning_rate", LEVEL.learning_rate),),
             policy=self.policy,
             mixed=self.mixed,
             auto=is_auto,
-            warm_up=self.warm_up,
+            warm_up=shared.get("warm_up", LEVEL.warm_up) if self.warm_up is None else self.warm_up,
             detail=detail,
         )
         start = read_start(self.init, self.arch)
@@ -183,19 +190,13 @@ class Train(DataOptions):
             memory=self.memory,
             standardize=self.standardize,
         )
-        shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)}
-        given: dict[str, Any] = {name: getattr(self, name) for name in shared}
-        if self.no_augment and self.augment is not None:
-            raise ValueError(f"augment must be left out with --no-augment, got {self.augment!r}")
-        given["augment"] = False if self.no_augment else self.augment
-        settings = TrainSettings(**given, auto_steps=self.steps == "auto")
         run = self.run or next_run_directory(self.data, config.label)
         done = train(
             config,
             Schedule(levels),
             self.data,
             run,
-            settings=settings,
+            settings=self._settings(),
             init=start,
             data_options=self.options(),
             balance=self.batch == "auto",
@@ -203,6 +204,19 @@ class Train(DataOptions):
             quiet=self.quiet,
         )
         report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
+
+    def _settings(self) -> TrainSettings:
+        """The settings of the recipe with the values of the options that are given."""
+        for name in ("augment", "whiten"):
+            if getattr(self, f"no_{name}") and getattr(self, name):
+                raise ValueError(f"{name} must be left out with --no-{name}, got {getattr(self, name)!r}")
+        names = {f.name for f in fields(self)} & {f.name for f in fields(TrainSettings)} - {"recipe", "whiten"}
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.whiten or self.no_whiten:
+            given["whiten"] = self.whiten
+        if self.no_augment:
+            given["augment"] = False
+        return TrainSettings.of_recipe(self.recipe, **given, auto_steps=self.steps == "auto")
 
     def _run_to_resume(self) -> Path:
         if self.run is None:

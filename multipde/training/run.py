@@ -43,6 +43,7 @@ from multipde.storage.stored_network import Given, load
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
 from multipde.training.plan import extended, flops_to_share, recorded_plan, shared_budget
+from multipde.training.recipe import recipe_text
 from multipde.training.result import level_rows, write_result
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -142,6 +143,8 @@ def train(
         plan.flops()  # raises for a size that the network cannot take, before anything is written
         log = _listeners(run_dir, quiet, plan, settings)
         trainer = new_trainer(plan, images, settings, run_dir, log, start, objective)
+        if settings.recipe is not None:
+            log.say(recipe_text(settings.recipe, asdict(schedule.levels[0]) | asdict(settings)))
         record = {
             "format": FORMAT,
             "network": spec.record(),

@@ -7,6 +7,7 @@ from typing import Any
 
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.training.budget import parse_budget
+from multipde.training.recipe import level_values, recipe_values
 
 COORDINATES = ("level", "finest")
 ON_DIVERGENCE = ("stop", "rollback")
@@ -61,6 +62,7 @@ class TrainSettings:
         device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ...
         amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, or ``"auto"`` for bf16
             where the device has instructions for it.
+        recipe: name of the recipe from which the settings come, for the record; it changes nothing, see `of_recipe`.
 
     Raises:
         ValueError: a value is outside its range.
@@ -98,6 +100,16 @@ class TrainSettings:
     tensorboard: bool = False
     device: str = "auto"
     amp: str = "off"
+    recipe: str | None = None
+
+    @classmethod
+    def of_recipe(cls, name: str | None, **values: Any) -> "TrainSettings":
+        """The settings of a recipe, see `RECIPES`, with other values in place of some of its own; None for defaults.
+
+        The learning rates and batches of a recipe belong to the levels, see `level_values`.
+        """
+        own = {key: value for key, value in recipe_values(name).items() if key not in level_values(name)}
+        return cls(**own | values, recipe=name)
 
     def __post_init__(self):
         from multipde.conversions.optimizer_state import check_rule  # imported here, because help texts
@@ -105,6 +117,7 @@ class TrainSettings:
         from multipde.mesh.transfer import check_method
         from multipde.training.optimizers import check_optimizer
 
+        recipe_values(self.recipe)
         check_method(self.transfer, "transfer")
         check_rule(self.momentum_rule, "momentum_rule")
         if self.coordinates not in COORDINATES:

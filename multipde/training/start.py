@@ -154,7 +154,9 @@ def new_trainer(
         finest = max(level.size for level in plan.levels) if settings.coordinates == "finest" else None
         net = initial_network(plan.configs()[0], settings.seed, finest)
         if settings.whiten:
-            whiten_opening(net, trainer.samples.evaluator(0).draw(WHITENING_IMAGES, plan.levels[0].size))
+            level = plan.levels[0]
+            images = trainer.samples.evaluator(0).draw(WHITENING_IMAGES, level.image_size, level.detail)
+            whiten_opening(net, images)
         trainer.begin(net)
     return trainer
 

@@ -40,6 +40,7 @@ from multipde.data.datasets import DATA_NAMES
 from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.dynamics import DYNAMICS
 from multipde.runtime.device import AMP
+from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
 from multipde.training.start import starting_network
 from tests.conftest import write_folder
@@ -272,17 +273,11 @@ def test_every_default_of_train_is_that_of_the_library():
         p.name.replace("stream_files", "stream"): p.default for p in chain(*defaults) if p.default is not p.empty
     }
     own = {f.name: f.default for f in fields(COMMANDS["train"])}
-    assert own.keys() - library.keys() == {
-        "data",
-        "preset",
-        "dynamics",
-        "sizes",
-        "run",
-        "resume",
-        "extend",
-        "no_augment",
-    }
-    assert {name: own[name] for name in own.keys() & library.keys()} == {n: v for n, v in library.items() if n in own}
+    added = {"no_augment", "no_whiten"}
+    assert own.keys() - library.keys() == {"data", "preset", "dynamics", "sizes", "run", "resume", "extend"} | added
+    assert {own[name] for name in set().union(*RECIPES.values()) - {"whiten"}} == {None}  # a recipe may decide
+    decided = {name for name, default in own.items() if default is not None} & library.keys()
+    assert {name: own[name] for name in decided} == {name: library[name] for name in decided}
     assert {f.name for f in fields(TrainSettings)} - own.keys() == {"auto_steps", "calibration_images"}
 
 
