@@ -85,8 +85,8 @@ class Train(DataOptions):
     """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. Each has its own cycle of the
     learning rate."""
     recipe: Literal["fast", "paper"] | None = None
-    """Settings that belong together, instead of what the options say of being left out; options that are given go
-    first. paper: as Ruthotto & Haber trained. fast: muon, smoothed labels, a whitened opening."""
+    """Named set of settings, which replaces the defaults of options that are left out. paper: of the paper. fast:
+    muon, smoothed labels, a whitened opening."""
     seed: int = SETTINGS.seed
     """Seed of the weights, the validation split, the order of the images and their augmentation."""
     optimizer: OptimizerName | None = None
@@ -115,7 +115,7 @@ class Train(DataOptions):
     whiten: tyro.conf.FlagCreatePairsOff[bool] = False
     """Start with a first convolution whose outputs are uncorrelated along the training images."""
     no_whiten: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Do not, where the recipe does."""
+    """Do not whiten, although the recipe does."""
     label_smoothing: float | None = None
     """Share of every label that is spread evenly over the classes, in the training loss. Left out: 0."""
     augment: str | None = None

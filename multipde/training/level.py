@@ -167,7 +167,7 @@ def parsed_size(text: int | str) -> tuple[int, int]:
     except ValueError:
         raise ValueError(f"sizes must be SIZE or MESH:IMAGE such as 16 or 16:32, got {text!r}") from None
     if size < 1 or side < size or side % size:
-        raise ValueError(f"sizes must be positive, and an image a whole multiple of its mesh, got {text}")
+        raise ValueError(f"size must be positive, and an image a whole multiple of its mesh, got {text}")
     return size, side // size
 
 

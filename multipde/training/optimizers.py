@@ -130,7 +130,7 @@ def optimizer_flops(optimizer: torch.optim.Optimizer) -> int:
 
 
 def planned_flops(network: ModelSpec, name: str) -> int:
-    """`optimizer_flops` of a network that is not there yet."""
+    """`optimizer_flops` of a network that has not been made yet, from its description."""
     if name != "muon":
         return 0
     with torch.random.fork_rng(devices=[]):

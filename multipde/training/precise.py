@@ -22,22 +22,22 @@ def num_precise(samples: Samples, level: Level) -> int:
     """Number of images on which BatchNorm is measured before a validation at a level.
 
     The forward pass of an image costs a third of its training step, so that a share s of the work of an epoch of N
-    images are 3 s N of them.
+    images pays for 3 s N images.
     """
     most = max(BATCH, round(3 * SHARE_OF_EPOCH * samples.num_in_epoch(level)))
     return min(samples.settings.precise_images, most, len(samples.indices)) // num_processes() * num_processes()
 
 
 def precise_statistics(net: nn.Module, samples: Samples, level: Level, index: int) -> int:
-    """Measure the running statistics of BatchNorm on training images of a level, always the same ones, not augmented.
+    """Measure the running statistics of BatchNorm on fixed training images of a level, without augmentation.
 
-    Only evaluation reads these statistics, so that the training goes on as it would without.
+    Only evaluation reads these statistics, so that they do not influence the training.
 
     Args:
         index: index of the level in the schedule.
 
     Returns:
-        The number of images that went through the network; 0 where the settings want running averages, or where the
+        The number of images that went through the network; 0 if the settings ask for running averages, or if the
         network has no BatchNorm.
     """
     num = num_precise(samples, level)
@@ -48,7 +48,7 @@ def precise_statistics(net: nn.Module, samples: Samples, level: Level, index: in
 
 
 def _images(samples: Samples, level: Level, num: int, index: int) -> Iterator[Tensor]:
-    """Batches of nearly equal size, for BatchNorm takes no single image, of which each process has an equal slice."""
+    """Batches of nearly equal size, because BatchNorm takes no single image; each process has an equal slice."""
     batch = math.ceil(num / math.ceil(num / BATCH) / num_processes()) * num_processes()
     key = (samples.settings.seed, "precise", index)
     feed = samples.train.at(level.detail)

@@ -320,7 +320,7 @@ WRONG = [
     ("train --sizes 8 16 --batch 1 2 3", "batch must have one entry per size"),
     ("train --sizes 8 --learning-rate 1 2", "learning_rate must have one entry per size"),
     ("train --sizes 6", "size must be a positive multiple of 4"),
-    ("train --sizes 0", "size must be positive, got 0"),
+    ("train --sizes 0", "size must be positive, and an image a whole multiple of its mesh, got 0"),
     ("train --sizes", "sizes must name at least one level"),
     ("train --epochs 0 1 1", "epochs must be positive, got 0"),
     ("train --preset nothing", "preset must be one of"),
