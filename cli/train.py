@@ -85,7 +85,7 @@ class Train(DataOptions):
     """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. Each has its own cycle of the
     learning rate."""
     recipe: Literal["fast", "paper"] | None = None
-    """Named set of settings, which replaces the defaults of options that are left out. paper: of the paper. fast:
+    """Named set of settings, which replaces the defaults of options left out. paper: those of the paper. fast:
     muon, smoothed labels, a whitened opening."""
     seed: int = SETTINGS.seed
     """Seed of the weights, the validation split, the order of the images and their augmentation."""
