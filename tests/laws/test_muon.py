@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from multipde import Muon, NetworkConfig, PDENet, make_optimizer, operator_norm
+from multipde.training import muon
 from multipde.training.muon import ITERATIONS, _polynomial, orthogonal_stencils, orthogonalized
 from multipde.training.optimizers import optimizer_flops
 
@@ -30,6 +31,7 @@ def moved(p: torch.Tensor, grads: list[torch.Tensor], **options) -> torch.Tensor
     return q.detach()
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has it since 2.9")
 @pytest.mark.parametrize("shape", [(5, 8), (8, 5), (6, 40), (40, 6)])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_matrices_move_as_by_torch(shape, nesterov):
@@ -61,6 +63,16 @@ def test_singular_vectors_stay_and_singular_values_come_near_one():
     assert (found - torch.diag_embed(values)).abs().max() < 1e-10
     assert values.min() > 0.68
     assert values.max() < LARGEST
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 54), (2, 12, 12)])
+def test_in_bf16_as_on_a_gpu_it_is_the_same_up_to_rounding(shape, monkeypatch):
+    x = draw(*shape).float()
+    expected = orthogonalized(x)
+    monkeypatch.setattr(muon, "_in_bf16", lambda x: True)
+    found = orthogonalized(x)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).flatten(1).norm(dim=1).max() < 0.05 * math.sqrt(shape[1])
 
 
 def test_a_vanishing_gradient_moves_nothing():
