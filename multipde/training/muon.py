@@ -1,18 +1,16 @@
 """Muon: orthogonalised momentum for the stencils of convolutions, and SGD for all other parameters."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from multipde.mesh.parametrization import StencilParametrization
+from multipde.training.orthogonal import in_bf16, matrix_flops, orthogonal_stencils
+
 ops: Any = torch  # its operations on lists of tensors have no types
 KEY = "momentum_buffer"
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
-LEAST_NORM = 1e-12
-"""A matrix of a smaller Frobenius norm is not scaled up to one."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -27,7 +25,9 @@ class Muon(torch.optim.Optimizer):
 
         |ΔK| ≤ 1.21 w^(d/2) sqrt(max(1, rows/columns)) lr,   and dt |K|² by at most dt |ΔK| (2 |K| + |ΔK|)
 
-    Zero padding does not enlarge the norm. In a parameter group with ``orthogonal=False``, orth is the identity and the
+    Zero padding does not enlarge the norm. Where p is the parameter of stencils W = G p, in other coordinates or on
+    another mesh, the update of W is orthogonalised: p ← p - lr sqrt(...) G⁻¹ orth(G⁻ᵀ u), so that W moves as if it were
+    the parameter. In a parameter group with ``orthogonal=False``, orth is the identity and the
     factor one: stochastic gradient descent with momentum.
 
     Args:
@@ -38,6 +38,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: λ, decoupled from the gradient.
         orthogonal: whether orth is applied; the parameters must have at least two axes for it.
         conv_groups: number of convolution groups k of each parameter.
+        parametrizations: the parametrizations G of parameters that are not stencils themselves.
 
     Raises:
         ValueError: a value is outside its range, or a parameter has less than two axes or no k equal parts.
@@ -55,9 +56,12 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         orthogonal: bool = True,
         conv_groups: int = 1,
+        parametrizations: Mapping[Tensor, StencilParametrization] | None = None,
     ):
         given = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         super().__init__(params, given | {"orthogonal": orthogonal, "conv_groups": conv_groups})
+        self.parametrizations = dict(parametrizations or {})
+        self._inverses: dict[tuple, Tensor] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in any optimizer of torch."""
@@ -81,10 +85,15 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         updates = [(group, *self._updates(group)) for group in self.param_groups]
-        found = [(u, group["conv_groups"]) for group, _, us in updates if group["orthogonal"] for u in us]
+        found = [
+            (self._of_stencil(p, u), group["conv_groups"])
+            for group, params, us in updates
+            if group["orthogonal"]
+            for p, u in zip(params, us, strict=True)
+        ]
         directions = iter(orthogonal_stencils(found))
         for group, params, momenta in updates:
-            moved = [next(directions) for _ in params] if group["orthogonal"] else momenta
+            moved = [self._of_parameter(p, next(directions)) for p in params] if group["orthogonal"] else momenta
             if params and group["weight_decay"]:
                 ops._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             if params:
@@ -106,91 +115,31 @@ class Muon(torch.optim.Optimizer):
             return params, momenta
         return params, list(ops._foreach_add(grads, momenta, alpha=group["momentum"]))
 
+    def _inverse(self, p: Tensor) -> Tensor | None:
+        """G⁻¹ of a parameter from which the stencils W = G p follow; None where p is the stencils themselves."""
+        found = self.parametrizations.get(p)
+        if found is None or found.is_identity:
+            return None
+        key = (found.width, found.mesh_size, found.reference, found.coordinates, found.reaction)
+        if key not in self._inverses:
+            self._inverses[key] = torch.linalg.inv(found.tap_matrix())
+        return self._inverses[key].to(p)
+
+    def _of_stencil(self, p: Tensor, u: Tensor) -> Tensor:
+        """G⁻ᵀ u, the momentum of the stencils from that of their parameter."""
+        inverse = self._inverse(p)
+        return u if inverse is None else (u.flatten(2) @ inverse).view(u.shape)
+
+    def _of_parameter(self, p: Tensor, change: Tensor) -> Tensor:
+        """G⁻¹ ΔW, the change of the parameter that changes the stencils by ΔW."""
+        inverse = self._inverse(p)
+        return change if inverse is None else (change.flatten(2) @ inverse.mT).view(change.shape)
+
     def flops(self) -> int:
         """Floating point operations of the products in one step, multiply and add as two."""
         total = 0
         for group in self.param_groups:
             for p in group["params"] if group["orthogonal"] else ():
                 m, n = sorted((len(p) // group["conv_groups"], p.numel() // len(p)))
-                total += group["conv_groups"] * _matrix_flops(m, n, _in_bf16(p))
+                total += group["conv_groups"] * matrix_flops(m, n, in_bf16(p))
         return total
-
-
-def orthogonal_stencils(stencils: list[tuple[Tensor, int]]) -> list[Tensor]:
-    """orth of stencils, each given with its number of convolution groups, times sqrt(max(1, rows/columns)).
-
-    All matrices of one shape, or of its transpose, are one batch.
-
-    Shape:
-        - stencils, result: (O, I, *taps) each
-    """
-    batches: dict[tuple, list[int]] = {}
-    matrices = [u.movedim(1, -1).reshape(k, len(u) // k, -1) for u, k in stencils]  # the order of columns is free
-    for i, x in enumerate(matrices):
-        batches.setdefault((*sorted(x.shape[1:]), x.dtype, x.device), []).append(i)
-    found: list[Tensor] = [torch.empty(0)] * len(stencils)
-    for numbers in batches.values():
-        wide = [x if x.shape[1] <= x.shape[2] else x.mT for x in (matrices[i] for i in numbers)]
-        parts = orthogonalized(torch.cat(wide)).split([len(x) for x in wide])
-        for i, part in zip(numbers, parts, strict=True):
-            rows, columns = matrices[i].shape[1:]
-            result = part if rows <= columns else part.mT * math.sqrt(rows / columns)
-            num, channels, *taps = stencils[i][0].shape
-            found[i] = result.reshape(num, *taps, channels).movedim(-1, 1)
-    return found
-
-
-def orthogonalized(x: Tensor) -> Tensor:
-    """The polar factors U Vᵀ of matrices x = U S Vᵀ, up to singular values in about [0.68, 1.21] instead of one.
-
-    After division by the Frobenius norm, five iterations of Newton-Schulz, whose coefficients raise small singular
-    values as fast as possible:
-
-        x ← (a + b A + c A²) x,   A = x xᵀ,   a = 3.4445, b = -4.7750, c = 2.0315
-
-    The polynomials commute with A. For long rows all iterations are therefore computed on the small matrices A, and
-    their product is applied once. In bf16, on a GPU, the rounding of A would grow, and x itself is iterated.
-
-    Shape:
-        - x, result: (k, m, n), m ≤ n
-
-    Reference: Jordan et al. (2024); the iteration is that of Schulz (1933), Iterative Berechnung der reziproken Matrix.
-    """
-    x = x / x.flatten(1).norm(dim=1).clamp_min(LEAST_NORM).view(-1, 1, 1)
-    dtype = x.dtype
-    if _in_bf16(x) or not _has_long_rows(*x.shape[1:]):
-        x = x.bfloat16() if _in_bf16(x) else x
-        for _ in range(ITERATIONS):
-            x = torch.bmm(_polynomial(torch.bmm(x, x.mT)), x)
-        return x.to(dtype)
-    gram, product = torch.bmm(x, x.mT), None
-    for i in range(ITERATIONS):
-        q = _polynomial(gram)
-        product = q if product is None else torch.bmm(q, product)
-        gram = torch.bmm(torch.bmm(q, gram), q) if i + 1 < ITERATIONS else gram
-    return torch.bmm(product, x)  # pyright: ignore[reportArgumentType]
-
-
-def _polynomial(gram: Tensor) -> Tensor:
-    """a + b A + c A²."""
-    a, b, c = COEFFICIENTS
-    q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-    q.diagonal(dim1=1, dim2=2).add_(a)
-    return q
-
-
-def _has_long_rows(m: int, n: int) -> bool:
-    """Whether products of (m, m) matrices are cheaper than products with (m, n) in every iteration."""
-    return 2 * n > 3 * m
-
-
-def _in_bf16(x: Tensor) -> bool:
-    """Whether products are computed in bf16: on a GPU, unless in float64; on a processor float32 is faster."""
-    return x.device.type == "cuda" and x.dtype != torch.float64
-
-
-def _matrix_flops(m: int, n: int, in_bf16: bool) -> int:
-    """Floating point operations of `orthogonalized` for one matrix."""
-    if _has_long_rows(m, n) and not in_bf16:
-        return 2 * m * m * (2 * n + (4 * ITERATIONS - 3) * m)
-    return 2 * m * m * (2 * n + m) * ITERATIONS

@@ -18,7 +18,7 @@ class Objective:
     Args:
         loss: a function of (scores, labels) to the mean loss of the images; cross entropy if None.
         metric: a function of (scores, labels) to a mean over the images, larger being better; the accuracy if None.
-        optimizer: a function of the parameters to an optimizer; SGD with momentum if None. The learning rate of a
+        optimizer: a function of the parameters to an optimizer; that of `TrainSettings` if None. The learning rate of a
             parameter group is that of the schedule times the group's ``rate_factor``, if it has one.
         augment: a function of a batch of images on [0, 1] to a batch of the same shape, see `Augmentation`.
     """

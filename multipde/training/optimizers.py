@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from multipde.mesh.reparametrize import stencil_parametrization, stored_parameter
+from multipde.mesh.parametrization import StencilParametrization
+from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
 from multipde.networks.layers import TVNorm
 from multipde.networks.model_spec import ModelSpec
 from multipde.training.muon import Muon
@@ -37,8 +38,8 @@ def make_optimizer(
     convolutions, 1x1 and grouped ones among them, see `Muon`; for the rest it is SGD. ``"adamw"`` is AdamW at 0.04
     times the learning rate. The learning rate of a group is ``learning_rate`` times its ``rate_factor``.
 
-    In a reparametrised layer the stored parameter is updated, and orthogonalised: in coordinates "stencil" the stencil
-    on the reference mesh, in coordinates "beta" the matrix of coefficients, which is not the norm of a convolution.
+    In a reparametrised layer the stored parameter is updated, but what ``"muon"`` orthogonalises is the update of the
+    stencils that follow from it on the present mesh.
 
     Args:
         module: the network.
@@ -67,21 +68,20 @@ def make_optimizer(
     factor = ADAMW_RATE if is_adam else 1.0
     decay = weight_decay if weight_decay is not None else ADAMW_DECAY if is_adam else 0.0
     own = {"rate_factor": stencil_rate, "momentum": stencil_momentum, "orthogonal": True} if is_muon else {}
-    groups: list[dict[str, Any]] = [
-        {
-            "params": params,
-            "rate_factor": factor,
-            "weight_decay": decay,
-            **own,
-            **({"conv_groups": k} if is_muon else {}),
-        }
-        for k, params in stencils.items()
-    ]
+    groups: list[dict[str, Any]] = []
+    for k, params in stencils.items():
+        split = {"conv_groups": k} if is_muon else {}
+        groups.append({"params": params, "rate_factor": factor, "weight_decay": decay, **own, **split})
     groups.append({"params": biases, "rate_factor": factor * bias_rate, "weight_decay": 0.0})
     groups.append({"params": others, "rate_factor": factor, "weight_decay": 0.0})
     groups = _merged(groups, learning_rate)
     if is_muon:
-        return Muon(groups, momentum=momentum, nesterov=nesterov is not False, orthogonal=False)
+        layers = stencil_layers(module).values()
+        found: dict[Tensor, StencilParametrization] = {
+            stored_parameter(layer): g for layer in layers if (g := stencil_parametrization(layer))
+        }
+        nesterov = nesterov is not False
+        return Muon(groups, momentum=momentum, nesterov=nesterov, orthogonal=False, parametrizations=found)
     fused = next(module.parameters()).device.type in ("cpu", "cuda")
     if is_adam:
         return torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=fused)

@@ -110,8 +110,8 @@ def train(
         loss: a function of (scores, labels) to the mean loss; cross entropy if None.
         metric: a function of (scores, labels) to a mean by which the best weights are chosen, larger being better; the
             accuracy if None.
-        optimizer: a function of the parameters to an optimizer, whose learning rates follow the schedule; SGD with
-            momentum if None.
+        optimizer: a function of the parameters to an optimizer, whose learning rates follow the schedule; that of
+            the settings if None.
         quiet: print nothing.
 
     Raises:

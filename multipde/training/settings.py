@@ -23,7 +23,8 @@ class TrainSettings:
         coordinates: the mesh to which the trained parameters belong, which is not `NetworkConfig.coordinates`.
             ``"level"``: the mesh of each level, to which they are converted; ``"finest"``: always the finest mesh, from
             which each level computes its stencils, so that penalty and box belong to the finest mesh.
-        conditioning: with ``"finest"``, the exponent q in [0, 1] of the preconditioner (GᵀG)⁻q, see `Preconditioner`.
+        conditioning: with ``"finest"``, the exponent q in [0, 1] of the preconditioner (GᵀG)⁻q, see `Preconditioner`;
+            with the optimizer ``"muon"`` it has no effect.
         optimizer: ``"sgd"``, ``"muon"`` or ``"adamw"``, see `make_optimizer`.
         momentum: momentum of the stochastic gradient descent, in [0, 1); with ``"adamw"`` β₁.
         nesterov: use Nesterov's momentum; None for yes with ``"muon"`` and no with ``"sgd"``.

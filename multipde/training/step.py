@@ -14,6 +14,7 @@ from multipde.runtime.processes import data_parallel, mean_over_processes
 from multipde.runtime.sync_batchnorm import synchronized
 from multipde.training.level import Level, level_flops
 from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
+from multipde.training.muon import Muon
 from multipde.training.objective import Objective
 from multipde.training.optimizers import make_optimizer, optimizer_flops
 from multipde.training.preconditioner import Preconditioner
@@ -36,14 +37,14 @@ class TrainStep:
             compile_layers(net)
         self.model = data_parallel(net)
         self.penalty = spec.penalty(net, settings.alpha1, settings.alpha2)
-        finest = settings.coordinates == "finest"
-        self.preconditioner = Preconditioner(settings.conditioning) if finest and settings.conditioning else None
         if self.objective.optimizer is not None:
             self.optimizer: torch.optim.Optimizer = self.objective.optimizer(net.parameters())
         else:
             own = ("momentum", "nesterov", "stencil_rate", "stencil_momentum", "weight_decay", "bias_rate")
             options = {name: getattr(settings, name) for name in own}
             self.optimizer = make_optimizer(net, settings.optimizer, **options)
+        wanted = settings.coordinates == "finest" and settings.conditioning and not isinstance(self.optimizer, Muon)
+        self.preconditioner = Preconditioner(settings.conditioning) if wanted else None
         self.box = spec.box(net, settings.box) if settings.box else None
         self.monitor = Monitor(net, self.box)
 

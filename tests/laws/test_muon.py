@@ -8,10 +8,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from multipde import Muon, NetworkConfig, PDENet, make_optimizer, operator_norm
-from multipde.training import muon
-from multipde.training.muon import ITERATIONS, _polynomial, orthogonal_stencils, orthogonalized
+from multipde import (
+    Muon,
+    NetworkConfig,
+    PDENet,
+    bake,
+    make_optimizer,
+    operator_norm,
+    reparametrize,
+    set_mesh_size,
+)
+from multipde.training import orthogonal
 from multipde.training.optimizers import optimizer_flops
+from multipde.training.orthogonal import ITERATIONS, _polynomial, orthogonal_stencils, orthogonalized
 
 LARGEST = 1.21
 """Largest singular value after five iterations."""
@@ -69,7 +78,7 @@ def test_singular_vectors_stay_and_singular_values_come_near_one():
 def test_in_bf16_as_on_a_gpu_it_is_the_same_up_to_rounding(shape, monkeypatch):
     x = draw(*shape).float()
     expected = orthogonalized(x)
-    monkeypatch.setattr(muon, "_in_bf16", lambda x: True)
+    monkeypatch.setattr(orthogonal, "in_bf16", lambda x: True)
     found = orthogonalized(x)
     assert found.dtype == torch.float32
     assert 0 < (found - expected).flatten(1).norm(dim=1).max() < 0.05 * math.sqrt(shape[1])
@@ -156,6 +165,24 @@ def test_what_is_no_stencil_moves_by_sgd():
             if name not in stencils:
                 torch.testing.assert_close(p, twin_values[name], rtol=1e-12, atol=1e-14)
         assert all(not torch.equal(p, twin_values[name]) for name, p in net.named_parameters() if name in stencils)
+
+
+@pytest.mark.parametrize(("coordinates", "size"), [("beta", 8), ("beta", 16), ("stencil", 8)])
+def test_stencils_move_alike_in_all_coordinates_and_on_every_mesh(coordinates, size):
+    torch.manual_seed(0)
+    net = reparametrize(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 5)).double(), 1 / 16, coordinates=coordinates
+    )
+    set_mesh_size(net, 1 / size)
+    twin = bake(copy.deepcopy(net))
+    optimizers = [make_optimizer(module, "muon") for module in (net, twin)]
+    for seed in (1, 2, 3):
+        for module, optimizer in zip((net, twin), optimizers, strict=True):
+            module(draw(2, 3, 8, 8, seed=seed)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for i in (0, 2):
+        torch.testing.assert_close(net[i].weight, twin[i].weight, rtol=1e-8, atol=1e-8)
 
 
 def test_its_work_is_what_torch_counts():
