@@ -36,6 +36,7 @@ from multipde import (
 )
 from multipde.cli import options
 from multipde.cli.main import COMMANDS, main
+from multipde.data import shapes
 from multipde.data.datasets import DATA_NAMES
 from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.dynamics import DYNAMICS
@@ -456,6 +457,8 @@ def test_wrong_arguments_give_one_line_status_2_and_leave_nothing(
     arguments, message, capsys, place, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    draw = shapes.render_shapes
+    monkeypatch.setattr(shapes, "render_shapes", lambda num, *args, **more: draw(min(num, 60), *args, **more))
     before = sorted(p for p in place.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         main(arguments.format(place=place).split())

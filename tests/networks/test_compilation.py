@@ -55,7 +55,7 @@ def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, co
     assert counter.frame_count == 2 * PER_LEVEL
 
 
-@pytest.mark.parametrize(("memory", "amp"), [("store", "off"), ("reversible", "bf16"), ("checkpoint", "off")])
+@pytest.mark.parametrize(("memory", "amp"), [("reversible", "bf16"), ("checkpoint", "off")])
 def test_no_step_after_the_first_compiles(memory, amp, counter):
     net = Compute(CPU).place(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train())
     step = TrainStep(net, TrainSettings(compile=True), Compute(CPU, amp))
