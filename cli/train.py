@@ -129,6 +129,8 @@ class Train(DataOptions):
     """Share of the training images that is held back for validation."""
     precise_images: int = SETTINGS.precise_images
     """Training images on which BatchNorm is measured before each validation; 0 for its running averages."""
+    average: float = SETTINGS.average
+    """Decay per step of the average of the weights that is validated and kept in their place, e.g. 0.99; 0 for none."""
     checkpoint_every: float = SETTINGS.checkpoint_every
     """Minutes between checkpoints within an epoch; another one is written after every epoch."""
     on_divergence: Literal["stop", "rollback"] = SETTINGS.on_divergence

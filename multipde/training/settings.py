@@ -54,6 +54,8 @@ class TrainSettings:
         precise_images: number of training images on which BatchNorm is measured before the validation of an epoch, see
             `precise_statistics`; 0 for its running averages. On small data sets it is less, so that the work is at most
             3 % of the epoch, but at least a batch of 250.
+        average: decay per step of the average of the weights that is validated in their place, in [0, 1), e.g. 0.99; 0
+            for the weights themselves; see `Average`.
         checkpoint_every: minutes between checkpoints within an epoch; every epoch ends with one, too.
         on_divergence: what to do when loss, activations or stencils are out of bounds: ``"stop"``, or ``"rollback"`` to
             the last checkpoint with half the learning rate, at most three times.
@@ -94,6 +96,7 @@ class TrainSettings:
     validation: float = 0.2
     calibration_images: int = RECALIBRATION_IMAGES
     precise_images: int = 1000
+    average: float = 0.0
     checkpoint_every: float = 10.0
     on_divergence: str = "stop"
     deterministic: bool = False
@@ -154,6 +157,10 @@ class TrainSettings:
             raise ValueError(f"calibration_images must be at least 2, got {self.calibration_images}")
         if self.precise_images < 0 or self.precise_images == 1:
             raise ValueError(f"precise_images must be 0 or at least 2, got {self.precise_images}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must lie in [0, 1), got {self.average}")
+        if self.average and not self.precise_images:
+            raise ValueError("precise_images must be positive with average, whose BatchNorm is measured, got 0")
         if not self.checkpoint_every > 0:
             raise ValueError(f"checkpoint_every must be positive, got {self.checkpoint_every}")
         if self.on_divergence not in ON_DIVERGENCE:

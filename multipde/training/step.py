@@ -10,8 +10,9 @@ from multipde.networks.compilation import compile_layers
 from multipde.networks.kernels.dispatch import wide
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
-from multipde.runtime.processes import data_parallel, mean_over_processes
+from multipde.runtime.processes import data_parallel, mean_over_processes, num_processes
 from multipde.runtime.sync_batchnorm import synchronized
+from multipde.training.averaging import KEY, TOTAL, Average
 from multipde.training.level import Level, level_flops
 from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
 from multipde.training.muon import Muon
@@ -47,6 +48,7 @@ class TrainStep:
         self.preconditioner = Preconditioner(settings.conditioning) if wanted else None
         self.box = spec.box(net, settings.box) if settings.box else None
         self.monitor = Monitor(net, self.box)
+        self.average = Average(net, settings.average) if settings.average else None
 
     def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
         """Update the weights; return the loss of the batch and the scores of this process's slice.
@@ -82,15 +84,24 @@ class TrainStep:
         self.optimizer.step()
         if self.box is not None:
             self.box.project()
+        if self.average is not None:
+            self.average.update(len(labels) * num_processes())
         return whole, scores.detach()
 
     def image_flops(self, level: Level) -> float:
         """Floating point operations per training image of a level: forward and backward pass, and the optimizer."""
         return level_flops(level, spec_of(self.net)) + optimizer_flops(self.optimizer) / level.batch
 
+    def judged(self) -> nn.Module:
+        """The network to validate: a copy with averaged weights if the settings want them, else the trained one."""
+        return self.net if self.average is None else self.average.network()
+
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's state: momentum by name of the parameter, other entries as ``NAME:KEY``; tensors only."""
-        found: dict[str, Tensor] = {}
+        """The optimizer's state: momentum by name of the parameter, other entries as ``NAME:KEY``; tensors only.
+
+        That of the average is among them.
+        """
+        found: dict[str, Tensor] = {} if self.average is None else self.average.state()
         for name, p in self.net.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
                 if value is None:
@@ -103,7 +114,11 @@ class TrainStep:
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Set the state of the optimizer to one that `state` returned."""
         parameters = dict(self.net.named_parameters())
+        if self.average is not None:
+            self.average.set_state(state)
         for name, value in state.items():
+            if self.average is not None and name.endswith((f":{KEY}", f":{TOTAL}")):
+                continue
             base, _, key = name.partition(":")
             p = parameters[base]
             like = torch.empty_like(p) if value.shape == p.shape else torch.empty_like(value)

@@ -152,16 +152,17 @@ class Trainer:
 
     def _accuracy(self) -> float:
         """The metric on the first validation images, measured before and after a move between levels."""
-        return self.validate(spec_of(self.net).image_sizes[0], MOVE_IMAGES).score
+        return self.validate(MOVE_IMAGES).score
 
-    def validate(self, size: int, num_images: int | None = None, interruptible: bool = False) -> Metrics:
-        """Accuracy and loss on the validation images.
+    def validate(self, num: int | None = None, interruptible: bool = False, net: nn.Module | None = None) -> Metrics:
+        """Accuracy and loss on the first ``num`` validation images, or on all, of the trained network or another.
 
         Args:
             interruptible: a signal stops the validation, which is repeated when the training is resumed.
         """
-        batches = self.samples.train.at(spec_of(self.net).detail).evaluation(self.samples.held_back[:num_images], size)
-        return self._evaluate(self._check_signals(batches, is_saved=False) if interruptible else batches)
+        feed, spec = self.samples.train, spec_of(self.net)
+        batches = feed.at(spec.detail).evaluation(self.samples.held_back[:num], spec.image_sizes[0])
+        return self._evaluate(self._check_signals(batches, is_saved=False) if interruptible else batches, net)
 
     def test(self) -> Metrics:
         """Accuracy and loss on the test images, of the best weights after everything is trained and saved."""
@@ -169,9 +170,9 @@ class Trainer:
         batches = self.samples.test.at(level.detail).evaluation(None, level.image_size)
         return self._evaluate(self._check_signals(batches, is_saved=True))
 
-    def _evaluate(self, batches: Iterator[Batch]) -> Metrics:
+    def _evaluate(self, batches: Iterator[Batch], net: nn.Module | None = None) -> Metrics:
         known = self.objective
-        return evaluate_batches(self.net, batches, self.compute, loss=known.loss, metric=known.metric)
+        return evaluate_batches(net or self.net, batches, self.compute, loss=known.loss, metric=known.metric)
 
     def _check_signals(self, batches: Iterable[Batch], is_saved: bool) -> Iterator[Batch]:
         """The batches, with pending signals obeyed before each; see `_obey_signals`."""
@@ -185,10 +186,10 @@ class Trainer:
         p = self.state
         self._train_epoch(level, flops, advance)
         self.step.monitor.settle()
-        started = time.perf_counter()
-        num_measured = precise_statistics(self.net, self.samples, level, p.index)
+        started, net = time.perf_counter(), self.step.judged()
+        num_measured = precise_statistics(net, self.samples, level, p.index)
         measured = time.perf_counter() - started
-        validation = self.validate(level.image_size, interruptible=True)
+        validation = self.validate(interruptible=True, net=net)
         row = {"level": p.index + 1, **level.sides, "steps": list(spec_of(self.net).block_steps)}
         row |= p.end_epoch(flops, replace(validation, seconds=validation.seconds + measured), num_measured)
         if level.epochs is None and self.stopping is not None:
@@ -196,7 +197,7 @@ class Trainer:
             p.pace = self.stopping.after_epoch(p.pace, p.epoch, p.flops, p.seconds, validation.score, follows)
         if validation.score > p.best_accuracy:
             p.best_accuracy = validation.score
-            self.best = {name: t.detach().cpu().clone() for name, t in self.net.state_dict().items()}
+            self.best = {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
         self.log.row(row, level.num_epochs)
         if self._is_done():
             p.end_level(row, p.epoch - 1 + level.share_of_epoch(p.epoch - 1))
@@ -257,6 +258,8 @@ class Trainer:
         p = self.state
         old_level, level = self.schedule.levels[p.index : p.index + 2]
         started = time.perf_counter()
+        if self.settings.average:  # the statistics of the average were measured, and not those of the weights
+            precise_statistics(self.net, self.samples, old_level, p.index)
         accuracies = [self._accuracy()]
         self._obey_signals(is_saved=True)
         evaluator, steps = self.samples.evaluator(p.index + 1), self.schedule.configs()[p.index + 1].block_steps
