@@ -69,8 +69,11 @@ class Transfer(Trained):
     """Dynamics for --arms."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the second part (all dynamics and seeds), or for --arms."""
-    budget: float = 2.0
-    """Work of every training in epochs at the full size; half of it for other dynamics than hamiltonian."""
+    recipes: tuple[str, ...] = ("sgd",)
+    """Recipes with which the arms are trained: sgd or muon. Rivals with a recipe of their own use that."""
+    budget: float | str = 2.0
+    """Work of every training in epochs at the full size, half of it for other dynamics than hamiltonian; or for
+    instance 30TFLOPs, the same for all."""
     workers: int = 1
     """Number of trainings at the same time."""
 

@@ -1,6 +1,7 @@
 """Figures, one function each, from rows to a file; they can be read in grey and by the colour-blind."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,36 +16,48 @@ DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 1)
 
 
 def style(i: int, **other: Any) -> dict[str, Any]:
-    """Colour, marker and dashes of line i as keyword arguments, which other properties may override."""
-    k = i % len(COLOURS)
-    return {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k]} | other
+    """Colour, marker and dashes of line i as keyword arguments, which other properties may override.
+
+    Lines whose numbers differ by a multiple of nine share their colour, but neither marker nor dashes.
+    """
+    again, k = divmod(i, len(COLOURS))
+    shifted = (k + again) % len(COLOURS), (k + 2 * again) % len(COLOURS)
+    return {"color": COLOURS[k], "marker": MARKERS[shifted[0]], "linestyle": DASHES[shifted[1]]} | other
 
 
-def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw validation accuracy against work during each training, with a marker for the test accuracy at the end.
+def accuracy_against_work(
+    rows: Sequence[Mapping[str, Any]], file: Path, published: Sequence[tuple[str, float, float]] = ()
+) -> None:
+    """Draw test accuracy against work: means over the seeds with their standard deviations, joined between budgets.
 
-    There is a panel per dynamics, and a line per arm, for its first seed and smallest budget. The accuracy on a coarse
-    level is that on images of its size. If an arm has several budgets, a heavier line joins the means at their ends.
+    There is a panel per dynamics, and a line per arm and recipe; a recipe other than SGD is named after its arm. As
+    long as there are few lines, a thin line shows the validation accuracy during the training with the first seed and
+    the smallest budget, on a coarse level that on images of its size.
+
+    Args:
+        published: name, TFLOPs and accuracy in per cent of others' trainings, marked in the first panel.
     """
     plt = pyplot()
-    names = list(dict.fromkeys(row["dynamics"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 4.0), sharey=True, squeeze=False)
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    rows = [{**row, "line": _line_name(row)} for row in rows]
+    names, lines = list(dict.fromkeys(r["dynamics"] for r in rows)), list(dict.fromkeys(r["line"] for r in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names) + 1.4, 5.0), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        for i, arm in enumerate(arms):
-            own = [r for r in rows if r["dynamics"] == name and r["arm"] == arm and r["flops"]]
-            own.sort(key=lambda r: (r["seed"], r["budget"]))
+        for i, line in enumerate(lines):
+            own = [r for r in rows if r["dynamics"] == name and r["line"] == line and r["flops"]]
+            own.sort(key=lambda r: (r["seed"], r["flops"]))
             if not own:
                 continue
-            work = [flops / 1e12 for _, flops, _ in own[0]["curve"]]
-            axis.plot(work, [100 * a for _, _, a in own[0]["curve"]], **style(i, linewidth=1.2, marker=None))
-            ends = [(r["flops"] / 1e12, 100 * r["test_accuracy"]) for r in own]
-            axis.plot(*zip(*ends, strict=True), **style(i, linestyle="none", label=arm, ms=5))
-            budgets = [[r for r in own if r["budget"] == b] for b in sorted({r["budget"] for r in own})]
-            means = [[sum(r[key] for r in rs) / len(rs) for key in ("flops", "test_accuracy")] for rs in budgets]
-            if len(means) > 1:
-                joined = [w / 1e12 for w, _ in means], [100 * a for _, a in means]
-                axis.plot(*joined, **style(i, linewidth=2.5, alpha=0.6, marker=None))
+            if len(lines) <= len(COLOURS):
+                curve = own[0]["curve"]
+                work, accuracies = [flops / 1e12 for _, flops, _ in curve], [100 * a for _, _, a in curve]
+                axis.plot(work, accuracies, **style(i, linewidth=0.8, alpha=0.5, marker=None))
+            budgets = [[r for r in own if r["budget"] == b] for b in dict.fromkeys(r["budget"] for r in own)]
+            points = sorted(_mean_point(part) for part in budgets)
+            work, means, spreads = zip(*points, strict=True)
+            axis.errorbar(work, means, spreads, **style(i, label=line, ms=5, linewidth=1.4, capsize=2))
+        for k, (label, work, accuracy) in enumerate(published if name == names[0] else ()):
+            axis.plot(work, accuracy, "*", color=COLOURS[0], markerfacecolor=("none", COLOURS[0])[k % 2], ms=10,
+                      linestyle="none", label=f"{label}, as published")  # fmt: skip
         axis.set_title(name)
         axis.set_xscale("log")
         ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500) if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]]
@@ -53,10 +66,24 @@ def accuracy_against_work(rows: Sequence[Mapping[str, Any]], file: Path) -> None
         axis.set_xlabel("work (TFLOPs, forwards and backwards)")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy (%)")
-    handles = {h.get_label(): h for axis in axes[0] for h in axis.get_legend_handles_labels()[0]}
+    found = [axis.get_legend_handles_labels() for axis in axes[0]]
+    handles = {label: h for parts in found for h, label in zip(*parts, strict=True)}
     figure.tight_layout()
-    figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
+                  fontsize=8)  # fmt: skip
     save(figure, file)
+
+
+def _line_name(row: Mapping[str, Any]) -> str:
+    recipe = row.get("recipe", "sgd")
+    return row["arm"] if recipe in ("sgd", "own") else f"{row['arm']}, {recipe}"
+
+
+def _mean_point(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+    """TFLOPs, mean accuracy and its standard deviation in per cent."""
+    accuracies = [100 * r["test_accuracy"] for r in rows]
+    spread = statistics.stdev(accuracies) if len(rows) > 1 else 0.0
+    return statistics.mean(r["flops"] / 1e12 for r in rows), statistics.mean(accuracies), spread
 
 
 def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> None:

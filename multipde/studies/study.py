@@ -25,6 +25,7 @@ class Study:
         keys: names of the values that identify a row; a task is a tuple of these values.
         anew: ignore the rows that the file already has.
         replaces: write the whole file when the study is closed, instead of appending to it.
+        earlier: values of keys that rows of earlier versions lack.
     """
 
     def __init__(
@@ -35,14 +36,16 @@ class Study:
         *,
         anew: bool = False,
         replaces: bool = False,
+        earlier: Row | None = None,
         log: Log | None = None,
     ):
         if file is not None:
             check_rows(file)
         self.file, self.shared, self.keys, self.replaces = file, shared, keys, replaces
         self.log = log or Log(quiet=True)
-        earlier = [] if file is None or anew or replaces else read_metrics(file)
-        self.rows = [row for row in matching(earlier, **shared) if row.keys() >= set(keys)]
+        found = [] if file is None or anew or replaces else read_metrics(file)
+        rows = [{**(earlier or {}), **row} for row in matching(found, **shared)]
+        self.rows = [row for row in rows if row.keys() >= set(keys)]
 
     def left(self, tasks: Iterable[Task], noun: str) -> list[Task]:
         """The tasks that have no row yet, each once; prints how many there are, with ``noun`` in the plural."""

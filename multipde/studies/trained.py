@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multipde.networks.config import NetworkConfig
+from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import Interrupted
 from multipde.storage.records import FORMAT, read_json
@@ -19,7 +19,7 @@ from multipde.training.settings import TrainSettings
 
 def trained(
     directory: Path,
-    network: NetworkConfig,
+    network: ModelSpec,
     levels: Sequence[Level],
     data: Any,
     settings: TrainSettings,
@@ -31,9 +31,11 @@ def trained(
     """The run in a directory, which is started if it does not exist, continued if it is not finished, and returned.
 
     Args:
+        network: the description of the network, which builds it again where its record cannot.
         data, options: data and data_options as in `train`.
         num_train: number of training images, including those held back, that an existing run must have.
     """
+    given: Any = network
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)  # as `train` records it
     try:
         if not directory.exists():
@@ -41,12 +43,12 @@ def trained(
             return train(network, plan, data, directory, settings=settings, data_options=options, quiet=quiet)
         if (file := directory / RECORD).exists():
             record = read_json(file, FORMAT)
-            plan, recorded, _ = recorded_plan(record, file)
+            plan, recorded, _ = recorded_plan(record, file, given)
             is_same = (plan.levels, recorded) == (tuple(levels), settings)
             if not is_same or num_train not in (None, record.get("num_train")):
                 found = f"got another training in {directory}"
                 raise ValueError(f"run_dir must hold this study, {found}; type --run-dir DIR")
-        return resume(directory, None if isinstance(data, str) else data, quiet=quiet)
+        return resume(directory, None if isinstance(data, str) else data, model=given, quiet=quiet)
     except Interrupted as error:
         where = str(error).partition(";")[0]
         raise Interrupted(f"{directory} {where}; the same command goes on with it", error.signum) from None

@@ -8,7 +8,8 @@ import pytest
 from multipde.runtime.console import Log
 from multipde.runtime.table import table_of
 from multipde.studies.bench.regimes import CASES, WAVES
-from multipde.studies.bench.transfer_arms import ARMS, Task, tasks_of
+from multipde.studies.bench.transfer_arms import ARMS
+from multipde.studies.bench.transfer_tasks import Task, tasks_of
 from multipde.studies.study import Study, matching
 
 RESULTS = Path(__file__).parents[2] / "examples/results"
@@ -81,6 +82,6 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tm
 def test_the_rows_of_the_examples_are_recognised(file, shared, keys, tasks, tmp_path):
     copy = tmp_path / "rows.jsonl"
     copy.write_bytes((RESULTS / f"{file}.jsonl").read_bytes())
-    found = Study(copy, shared, keys)
+    found = Study(copy, shared, keys, earlier={"recipe": "sgd"})
     assert found.left(tasks, "rows") == []
     assert matching(found.rows, **shared) == found.rows

@@ -7,11 +7,13 @@ import pytest
 
 from multipde import Schedule, preset
 from multipde.networks.dynamics import DYNAMICS
-from multipde.studies.bench.transfer_arms import ARMS, IDEAS, Task, arm_of, finalists, tasks_of
+from multipde.studies.bench.transfer_arms import ALL, ARMS, IDEAS, RECIPES, arm_of
 from multipde.studies.bench.transfer_study import transfer_study
 from multipde.studies.bench.transfer_tables import tables, work_to_reach
+from multipde.studies.bench.transfer_tasks import Task, checked_budget, finalists, tasks_of
 from multipde.studies.study import mean_and_spread
 from multipde.training.monitor import DivergenceError
+from multipde.training.optimizers import make_optimizer, optimizer_flops
 from multipde.training.step import TrainStep
 
 OPTIONS = {"num_train": 200, "num_test": 20}
@@ -24,12 +26,39 @@ def test_every_arm_has_the_same_work(arm, dynamics, budget):
     fine = Schedule(Task("fine only", dynamics, budget).levels(network), network).work()
     work = Schedule(Task(arm, dynamics, budget).levels(network), network).work()
     assert sum(work) == pytest.approx(sum(fine), rel=0.02)
-    assert sum(share for _, share in arm_of(arm).sizes) == pytest.approx(1)
+    assert sum(part.share for part in arm_of(arm).parts) == pytest.approx(1)
 
 
-def row(arm, accuracy, seed=0, dynamics="hamiltonian", budget=2.0, flops=1e12, moves=()):
+@pytest.mark.parametrize("arm", ALL)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_arm_and_rival_has_the_work_of_a_budget_in_flops(arm, recipe):
+    """Counted apart from `Task`, with the products of the optimizer."""
+    network = preset("cifar10-hamiltonian")
+    (task,) = tasks_of([arm], ["hamiltonian"], "60TFLOPs", [0], [recipe])
+    assert (task.recipe == "own") == arm_of(arm).own_recipe
+    plan = Schedule(task.levels(network, 40_000), task.network(network))
+    extra = 0.0
+    if task.settings.get("optimizer") == "muon":
+        extra = sum(optimizer_flops(make_optimizer(plan.network.build())) / v.batch * v.epochs for v in plan.levels)
+    assert 40_000 * (sum(plan.work()) + extra) == pytest.approx(60e12, rel=0.02)
+
+
+def test_budgets_are_epochs_or_flops():
+    assert [checked_budget(b, 0.25) for b in (2.0, "2", "30TFLOPs", "500 gflops")] == [
+        0.5,
+        0.5,
+        "7.5TFLOPs",
+        "0.125TFLOPs",
+    ]
+    assert [t.budget for t in tasks_of(["copy"], ["hamiltonian", "resnet"], 2.0, [0])] == [2.0, 1.0]
+    assert [t.budget for t in tasks_of(["copy"], ["hamiltonian", "resnet"], "3TFLOPs", [0])] == ["3TFLOPs"] * 2
+    assert [t.dynamics for t in tasks_of(["airbench"], ["hamiltonian", "resnet"], 2.0, [0])] == ["hamiltonian"]
+
+
+def row(arm, accuracy, seed=0, dynamics="hamiltonian", budget=2.0, flops=1e12, moves=(), recipe="sgd"):
     return {"arm": arm, "dynamics": dynamics, "budget": budget, "seed": seed, "test_accuracy": accuracy,
-            "test_loss": 1.0, "flops": flops, "seconds": 60.0, "data": "x", "size": 32, "moves": moves}  # fmt: skip
+            "test_loss": 1.0, "flops": flops, "seconds": 60.0, "data": "x", "size": 32, "moves": moves,
+            "recipe": recipe}  # fmt: skip
 
 
 def test_the_second_part_has_fine_only_copy_and_the_two_best():
@@ -71,15 +100,15 @@ def test_the_cost_of_the_last_switch_is_a_mean_over_seeds():
 def test_work_to_reach_an_accuracy_lies_between_two_budgets():
     rows = [row("copy", a, budget=b, flops=b * 1e12) for b, a in ((1.0, 0.6), (4.0, 0.8))] + [row("mixed", 0.5)]
     found = work_to_reach(rows, 0.7)
-    assert found["copy"] == pytest.approx(2e12)
-    assert found["mixed"] is None
-    assert work_to_reach(rows, 0.55)["copy"] == 1e12
+    assert found["copy", "sgd"] == pytest.approx(2e12)
+    assert found["mixed", "sgd"] is None
+    assert work_to_reach(rows, 0.55)["copy", "sgd"] == 1e12
     rows += [row("fine only", a, budget=b, flops=b * 1e12) for b, a in ((2.0, 0.5), (10.0, 0.7))]
     title, table = list(tables(rows).items())[-1]
-    assert title == "hamiltonian, work to reach 70.0%, fine only after 10 epochs"
+    assert title == "hamiltonian, work to reach 70.0%, fine only with sgd after 10 epochs"
     assert table[:2] == [
-        {"arm": "fine only", "trained with at most": "10.0", "TFLOPs": "10.0", "share": "1.00"},
-        {"arm": "copy", "trained with at most": "4.0", "TFLOPs": "2.0", "share": "0.20"},
+        {"arm": "fine only", "recipe": "sgd", "trained with at most": "10.0", "TFLOPs": "10.0", "share": "1.00"},
+        {"arm": "copy", "recipe": "sgd", "trained with at most": "4.0", "TFLOPs": "2.0", "share": "0.20"},
     ]
     assert table[2]["TFLOPs"] == "not reached"
 
@@ -102,6 +131,21 @@ def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatc
     (tmp_path / "rows.jsonl").unlink()  # the trainings are still there
     monkeypatch.setattr("multipde.studies.trained.train", None)
     assert len(run(tmp_path, tasks)) == 2
+
+
+def test_rivals_are_trained_by_the_same_scheduler_and_a_row_names_the_recipe(tmp_path, monkeypatch):
+    arms = ("airbench, batch 256", "resnet18 coarse to fine")
+    rows = run(tmp_path, arms, budget="0.01TFLOPs", size=32)
+    assert [(r["arm"], r["recipe"], r["settings"]["optimizer"]) for r in rows] == [
+        (arms[0], "own", "sgd"),
+        (arms[1], "sgd", "sgd"),
+    ]
+    assert rows[0]["flops"] == pytest.approx(0.01e12, rel=0.5)
+    (tmp_path / "rows.jsonl").unlink()  # a network that was given in Python is given again
+    monkeypatch.setattr("multipde.studies.trained.train", None)
+    assert [r["test_accuracy"] for r in run(tmp_path, arms, budget="0.01TFLOPs", size=32)] == [
+        r["test_accuracy"] for r in rows
+    ]
 
 
 def test_an_arm_that_diverges_is_a_row_worth_chance(tmp_path, monkeypatch):
@@ -132,6 +176,9 @@ def test_a_run_directory_of_another_training_is_refused(tmp_path):
         ({"arms": ("magic",)}, "arms must be among fine only, copy, .*, got 'magic'"),
         ({"arms": ("copy",), "dynamics": ("x",)}, "dynamics must be one of parabolic, .*, got 'x'"),
         ({"budget": 0.0}, "budget must be positive, got 0.0"),
+        ({"budget": "many"}, "budget must be a number with min, h, GFLOPs or TFLOPs, .*, got 'many'"),
+        ({"budget": "10min"}, "budget must be a number of epochs or in FLOPs such as 30TFLOPs, got 10min"),
+        ({"recipes": ("x",)}, "recipes must be among sgd, muon, .*got 'x'"),
         ({"workers": 0}, "workers must be positive, got 0"),
     ],
 )
