@@ -14,6 +14,9 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 MARKERS = "osD^v<>PX"
 DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 1)), "-", "--")
 
+LEAST_SHOWN = 50.0
+"""Lowest accuracy in per cent in a figure of many lines."""
+
 
 def style(i: int, **other: Any) -> dict[str, Any]:
     """Colour, marker and dashes of line i as keyword arguments, which other properties may override.
@@ -32,29 +35,37 @@ def accuracy_against_work(
 
     There is a panel per dynamics, and a line per arm and recipe; a recipe other than SGD is named after its arm. As
     long as there are few lines, a thin line shows the validation accuracy during the training with the first seed and
-    the smallest budget, on a coarse level that on images of its size.
+    the smallest budget, on a coarse level that on images of its size. With more lines the axis of accuracies begins at
+    `LEAST_SHOWN`, and the legend tells what lies below.
 
     Args:
         published: name, TFLOPs and accuracy in per cent of others' trainings, marked in the first panel.
     """
     plt = pyplot()
     rows = [{**row, "line": _line_name(row)} for row in rows]
+    most = {
+        line: max(100 * r["test_accuracy"] for r in rows if r["line"] == line) for line in {r["line"] for r in rows}
+    }
     names, lines = list(dict.fromkeys(r["dynamics"] for r in rows)), list(dict.fromkeys(r["line"] for r in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names) + 1.4, 5.0), sharey=True, squeeze=False)
+    is_detailed = len(lines) <= len(COLOURS)
+    labels = {n: n if is_detailed or a >= LEAST_SHOWN else f"{n} (below, {a:.0f} %)" for n, a in most.items()}
+    ratios = [2.0] + [1.0] * (len(names) - 1)
+    shape = {"figsize": (3.4 * sum(ratios), 5.0), "width_ratios": ratios}
+    figure, axes = plt.subplots(1, len(names), sharex=True, sharey=True, squeeze=False, **shape)
     for axis, name in zip(axes[0], names, strict=True):
         for i, line in enumerate(lines):
             own = [r for r in rows if r["dynamics"] == name and r["line"] == line and r["flops"]]
             own.sort(key=lambda r: (r["seed"], r["flops"]))
             if not own:
                 continue
-            if len(lines) <= len(COLOURS):
+            if is_detailed:
                 curve = own[0]["curve"]
                 work, accuracies = [flops / 1e12 for _, flops, _ in curve], [100 * a for _, _, a in curve]
                 axis.plot(work, accuracies, **style(i, linewidth=0.8, alpha=0.5, marker=None))
             budgets = [[r for r in own if r["budget"] == b] for b in dict.fromkeys(r["budget"] for r in own)]
             points = sorted(_mean_point(part) for part in budgets)
             work, means, spreads = zip(*points, strict=True)
-            axis.errorbar(work, means, spreads, **style(i, label=line, ms=5, linewidth=1.4, capsize=2))
+            axis.errorbar(work, means, spreads, **style(i, label=labels[line], ms=5, linewidth=1.4, capsize=2))
         for k, (label, work, accuracy) in enumerate(published if name == names[0] else ()):
             axis.plot(work, accuracy, "*", color=COLOURS[0], markerfacecolor=("none", COLOURS[0])[k % 2], ms=10,
                       linestyle="none", label=f"{label}, as published")  # fmt: skip
@@ -66,6 +77,8 @@ def accuracy_against_work(
         axis.set_xlabel("work (TFLOPs, forwards and backwards)")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy (%)")
+    if not is_detailed:
+        axes[0, 0].set_ylim(bottom=max(LEAST_SHOWN, axes[0, 0].get_ylim()[0]))
     found = [axis.get_legend_handles_labels() for axis in axes[0]]
     handles = {label: h for parts in found for h, label in zip(*parts, strict=True)}
     figure.tight_layout()

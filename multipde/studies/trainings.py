@@ -55,6 +55,11 @@ def _results(
         pool.shutdown(cancel_futures=True)
 
 
+def _size(level: Level) -> int | str:
+    """The size of a level in a row; text where the images have another size than the mesh."""
+    return level.size if level.label == str(level.size) else level.label
+
+
 def measured_training(
     directory: Path,
     network: ModelSpec,
@@ -80,7 +85,7 @@ def measured_training(
     rows = read_metrics(directory / METRICS)
     return found | {
         "curve": [[row["size"], row["total_flops"], row["validation_accuracy"]] for row in rows],
-        "levels": [[level.size, round(level.epochs or 0, 4)] for level in levels],
+        "levels": [[_size(level), round(level.epochs or 0, 4)] for level in levels],
         "settings": asdict(settings),
         "threads": threads,
     }

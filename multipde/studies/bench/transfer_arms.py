@@ -1,6 +1,6 @@
 """The arms of ``multipde bench transfer``: ways to train from coarse to fine, rivals, and recipes for the optimizer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,10 +15,12 @@ class Part(NamedTuple):
     Args:
         size: side of the mesh as a fraction of the full size.
         share: share of the work of all levels.
+        detail: side of the images / side of the mesh.
     """
 
     size: float
     share: float
+    detail: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ ARMS = {
     "mixed": Arm(settings=COPY, mixed=True),
     "gradual": Arm(GRADUAL, {"transfer": "calibrated"}),
     "gradual copy": Arm(GRADUAL, COPY),
+    "detail": Arm((Part(1 / 4, 0.1), Part(1 / 2, 0.3), Part(1 / 2, 0.6, detail=2)), COPY),
+    "detail then full": Arm((Part(1 / 4, 0.1), Part(1 / 2, 0.2), Part(1 / 2, 0.3, detail=2), Part(1, 0.4)), COPY),
 }
 """The arms of the study; the learning rate goes through one cycle across all levels, measured in work."""
 

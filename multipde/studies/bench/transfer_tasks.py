@@ -7,13 +7,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from multipde.networks.config import NetworkConfig
-from multipde.networks.model_spec import ModelSpec
-from multipde.studies.bench.transfer_arms import OWN, RIVALS, arm_of, recipe_of
 from multipde.runtime.table import Row
+from multipde.studies.bench.transfer_arms import OWN, RIVALS, arm_of, recipe_of
 from multipde.studies.study import matching
 from multipde.training.budget import parse_budget
 from multipde.training.level import Level, level_flops
-from multipde.training.optimizers import make_optimizer, optimizer_flops
+from multipde.training.optimizers import planned_flops
 from multipde.training.schedule import Schedule
 
 EPOCH_PARTS = 20
@@ -72,29 +71,27 @@ class Task(NamedTuple):
         """
         arm, size, network = arm_of(self.arm), base.sizes[0], self.network(base)
         steps = arm.steps or (None,) * len(arm.parts)
-        levels = [Level(round(part.size * size), 1, n, **arm.level) for part, n in zip(arm.parts, steps, strict=True)]
-        schedule = Schedule(levels, network)
-        per_step = _optimizer_flops(network, str(self.settings.get("optimizer", "sgd")))
-        costs = [flops + per_step / level.batch for flops, level in zip(schedule.flops(), levels, strict=True)]
+        levels = [
+            Level(round(part.size * size), 1, n, detail=part.detail, **arm.level)
+            for part, n in zip(arm.parts, steps, strict=True)
+        ]
         if isinstance(self.budget, str):
             budget = parse_budget(self.budget).amount / num_images
-            units = [1 / max(1, num_images // level.batch) for level in levels]
+            units = [max(1, num_images // level.batch) for level in levels]
         else:
-            budget, units = self.budget * level_flops(Level(size, 1), base), [1 / EPOCH_PARTS] * len(levels)
-        wanted = [part.share * budget / cost for part, cost in zip(arm.parts, costs, strict=True)]
-        epochs = [max(1, round(e / unit)) * unit for e, unit in zip(wanted, units, strict=True)]
-        levels = [replace(level, epochs=e) for level, e in zip(levels, epochs, strict=True)]
+            budget, units = self.budget * level_flops(Level(size, 1), base), [EPOCH_PARTS] * len(levels)
+        step_flops = _planned_flops(network, str(self.settings.get("optimizer", "sgd")))
+        shares = [part.share for part in arm.parts]
+        levels = Schedule(levels, network).of_work(shares, budget, units, step_flops).levels
         if not arm.mixed:
-            return levels
+            return list(levels)
+        epochs = [level.epochs or 0 for level in levels]
         total = sum(epochs)
         mixed = tuple((level.size, e / total) for level, e in zip(levels, epochs, strict=True))
         return [replace(levels[-1], epochs=total, mixed=mixed)]
 
 
-@lru_cache(maxsize=64)
-def _optimizer_flops(network: ModelSpec, optimizer: str) -> float:
-    """Floating point operations of one optimizer step."""
-    return optimizer_flops(make_optimizer(network.build(), optimizer)) if optimizer == "muon" else 0.0
+_planned_flops = lru_cache(maxsize=64)(planned_flops)
 
 
 def budget_text(budget: Budget) -> str:
