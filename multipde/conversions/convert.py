@@ -14,7 +14,7 @@ from multipde.conversions.calibration import Calibration, calibrate
 from multipde.conversions.time_steps import with_steps
 from multipde.mesh.reparametrize import (
     check_unshared,
-    composed_layer,
+    composed_layers,
     detail_of,
     mesh_size,
     stencil_layers,
@@ -103,7 +103,7 @@ class Conversion:
     @torch.no_grad()
     def _move_composed(self, model: nn.Module) -> None:
         """K' = K + C (M - I) D K, where D averages an opening back to the mesh and C composes it again."""
-        layer = composed_layer(model)
+        layer = next(iter(composed_layers(model).values()), None)
         if layer is None:
             return
         if self.keep_reference:

@@ -12,7 +12,7 @@ from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.evaluation.candidates import Converted, Evaluator
 from multipde.evaluation.conversion_report import ConversionReport, LayerReport
 from multipde.mesh.pyramid import resize_images
-from multipde.mesh.reparametrize import detail_of, skipped_layers, stencil_layers
+from multipde.mesh.reparametrize import composed_layers, detail_of, skipped_layers, stencil_layers
 from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.detail import with_detail
 
@@ -96,7 +96,7 @@ def _layers(
     exponents: dict[str, float] | None = None,
     consistency: dict[str, float] | None = None,
 ) -> list[LayerReport]:
-    after = stencil_layers(new)
+    before, after = (composed_layers(model) | stencil_layers(model) for model in (old, new))
     return [
         LayerReport(
             name,
@@ -105,7 +105,7 @@ def _layers(
             (consistency or {}).get(name),
             (exponents or {}).get(name),
         )
-        for name, layer in stencil_layers(old).items()
+        for name, layer in before.items()
     ]
 
 

@@ -19,8 +19,12 @@ def stencil_layers(module: nn.Module) -> dict[str, _ConvNd]:
 
 
 def skipped_layers(module: nn.Module) -> dict[str, str]:
-    """The convolutions of a module that are no derivative stencils, by name, with the reason, such as "1x1"."""
-    reasons = {name: _reason_to_skip(layer) for name, layer in _convolutions(module).items()}
+    """The convolutions of a module that are no derivative stencils, by name, with the reason, such as "1x1".
+
+    An opening composed with a mean is not among them: `convert` moves it as the stencil that it is on the mesh.
+    """
+    composed = composed_layers(module)
+    reasons = {n: _reason_to_skip(layer) for n, layer in _convolutions(module).items() if n not in composed}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
@@ -29,9 +33,9 @@ def detail_of(module: nn.Module) -> int:
     return max((getattr(layer, "detail", 1) for layer in _convolutions(module).values()), default=1)
 
 
-def composed_layer(module: nn.Module) -> _ConvNd | None:
-    """The convolution of a module that is composed with a mean, see `with_detail`."""
-    return next((layer for layer in _convolutions(module).values() if detail_of(layer) > 1), None)
+def composed_layers(module: nn.Module) -> dict[str, _ConvNd]:
+    """The opening of a module by name if it is composed with a mean, see `with_detail`; empty otherwise."""
+    return {name: layer for name, layer in _convolutions(module).items() if detail_of(layer) > 1}
 
 
 def stencil_parametrization(layer: nn.Module) -> StencilParametrization | None:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from multipde.mesh.modes import eval_mode
 from multipde.mesh.parametrization import StencilParametrization
-from multipde.mesh.reparametrize import bake, composed_layer, detail_of, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import bake, composed_layers, detail_of, stencil_layers, stencil_parametrization
 from multipde.networks.model_spec import Model, ModelSpec, check_detail, find_spec
 
 
@@ -49,7 +49,7 @@ def set_detail(model: nn.Module, detail: int, example: Tensor | None = None) -> 
     check_detail(detail)
     spec, present = find_spec(model), detail_of(model)
     if detail != present:
-        found = composed_layer(model)
+        found = next(iter(composed_layers(model).values()), None)
         if found is None:
             if example is None and spec is not None:
                 example = next(model.parameters()).new_zeros(2, spec.in_channels, *spec.sizes)
