@@ -87,8 +87,8 @@ def test_convert_moves_mesh_and_opening_together(options, size, detail, capsys, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train --sizes 8 8:12", "sizes must be positive, and an image a whole multiple of its mesh, got 8:12"),
-        ("train --sizes 8 16:8", "sizes must be positive, and an image a whole multiple of its mesh, got 16:8"),
+        ("train --sizes 8 8:12", "size must be positive, and an image a whole multiple of its mesh, got 8:12"),
+        ("train --sizes 8 16:8", "size must be positive, and an image a whole multiple of its mesh, got 16:8"),
         ("train --sizes 8 a", "sizes must be SIZE or MESH:IMAGE such as 16 or 16:32, got 'a'"),
         ("train --sizes 8 8:16 --mixed --epochs 1 1", "detail must be 1 for mixed levels, got 2"),
         (
