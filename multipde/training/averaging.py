@@ -36,7 +36,8 @@ class Average:
     def update(self, num_images: int) -> None:
         """Include the weights after a step of so many images."""
         self.total = 1 + self.decay ** (num_images / Level.batch) * self.total
-        torch._foreach_lerp_(self.means, [p.detach() for p in self.net.parameters()], 1 / self.total)
+        weights = [p.detach() for p in self.net.parameters()]
+        torch._foreach_lerp_(self.means, weights, 1 / self.total)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def network(self) -> nn.Module:
