@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,7 @@ def with_detail(model: Model, detail: int, *, example: Tensor | None = None) -> 
         model: any module in which a single convolution, with zero or circular padding, reads the images and nothing
             else does. The module that is given is not changed.
         detail: side of the images / side of the mesh, at least 1; it replaces the present detail of the model.
-        example: a batch of images for the model, needed where it has no description: it is run once to find the
-            convolution.
+        example: a batch of images for the model, needed where it has no description. Only its shape matters.
 
     Raises:
         ValueError: the detail is no positive whole number, or the model has no opening that can be composed.
@@ -51,11 +51,10 @@ def set_detail(model: nn.Module, detail: int, example: Tensor | None = None) -> 
     if detail != present:
         found = next(iter(composed_layers(model).values()), None)
         if found is None:
-            if example is None and spec is not None:
-                example = next(model.parameters()).new_zeros(2, spec.in_channels, *spec.sizes)
-            if example is None:
+            if example is None and spec is None:
                 raise ValueError("example must be given for a model without a description, got None")
-            found = opening_of(model, example)
+            shape = (2, spec.in_channels, *spec.sizes) if spec and example is None else example.shape  # pyright: ignore
+            found = opening_of(model, shape)
         common = math.gcd(present, detail)
         _average_back(model, found, present // common)
         _compose(found, detail // common)
@@ -82,17 +81,24 @@ def averaged_taps(taps: Tensor, detail: int) -> Tensor:
     return taps
 
 
-def opening_of(model: nn.Module, example: Tensor) -> _ConvNd:
-    """The one convolution of a model that reads its images; ValueError with the reason if there is none."""
-    readers, others = _readers_of(model, example)
-    layer, rule = readers[0] if readers else None, "detail must be 1 where"
+def opening_of(model: nn.Module, shape: Sequence[int]) -> _ConvNd:
+    """The one convolution of a model that reads images of a shape; ValueError with the reason where there is none.
+
+    The model is run once on the meta device, which computes only shapes, or where it is if that fails.
+    """
+    try:
+        readers, others = _readers_of(copy.deepcopy(model).to("meta"), torch.zeros(*shape, device="meta"))
+    except (NotImplementedError, RuntimeError, TypeError):
+        readers, others = _readers_of(model, next(model.parameters()).new_zeros(*shape))
+    rule = "detail must be 1 where"
     if others:
         raise ValueError(f"{rule} anything but one convolution reads the images, got {others[0]}")
-    if layer is None or len(readers) > 1:
+    if len(readers) != 1:
         raise ValueError(f"{rule} not exactly one convolution reads the images, got {len(readers)}")
+    name = readers[0]
+    layer: _ConvNd = model.get_submodule(name)  # pyright: ignore[reportAssignmentType]
     shared = sum(p is layer.weight for m in model.modules() for p in m._parameters.values() if p is not None) > 1
     plain = isinstance(layer._parameters.get("weight"), nn.Parameter) or stencil_parametrization(layer)
-    name = next(name for name, module in model.named_modules() if module is layer)
     if layer.padding_mode not in ("zeros", "circular"):
         raise ValueError(f"{rule} the padding of the opening is neither zeros nor circular, got {layer.padding_mode!r}")
     if any(d != 1 for d in layer.dilation):
@@ -104,20 +110,20 @@ def opening_of(model: nn.Module, example: Tensor) -> _ConvNd:
     return layer
 
 
-def _readers_of(model: nn.Module, example: Tensor) -> tuple[list[_ConvNd], list[str]]:
-    """The convolutions that are called with the images themselves, and the other operations that read them."""
-    readers: list[_ConvNd] = []
-    watch = _Watch(example)
+def _readers_of(model: nn.Module, example: Tensor) -> tuple[list[str], list[str]]:
+    """The names of the convolutions that are called with the images, and the other operations that read them."""
+    readers: list[str] = []
+    example = example.to(next(model.parameters(), example).dtype)
+    watch, layers = _Watch(example), {m: name for name, m in model.named_modules() if isinstance(m, _ConvNd)}
 
     def enter(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if not isinstance(layer, _ConvTransposeNd) and inputs and inputs[0] is example:
-            readers.append(layer)  # pyright: ignore[reportArgumentType]
+            readers.append(layers[layer])  # pyright: ignore[reportArgumentType]
             watch.is_inside = True
 
     def leave(layer: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
         watch.is_inside = False
 
-    layers = [m for m in model.modules() if isinstance(m, _ConvNd)]
     handles = [layer.register_forward_pre_hook(enter) for layer in layers]
     handles += [layer.register_forward_hook(leave) for layer in layers]
     try:

@@ -214,3 +214,10 @@ def test_refused_arguments():
         with_detail(net, 2)(torch.zeros(1, 2, 15, 15))
     with pytest.raises(ValueError, match="multiple of the detail 2, got 15"):
         with_detail(net, 2).config.for_images(15)
+
+
+def test_a_network_that_needs_values_to_run():
+    """Its opening is found on the device of the model, since shapes alone do not get through it."""
+    torch.manual_seed(0)
+    model = Reader(lambda m, x: m.conv(x) * (1 + m.conv.bias.sum().item())).double()
+    assert_same(with_detail(model, 2, example=torch.zeros(1, 3, 8, 8)), model, images(3, 16, 2), 8)

@@ -59,6 +59,10 @@ def finetune_study(
     """
     net = load(checkpoint)
     net.config.on_mesh(size)
+    if net.config.detail > 1:
+        raise ValueError(
+            f"checkpoint must have detail 1, got {net.config.detail}; type multipde convert --detail 1 first"
+        )
     if data is None:
         raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
     images = load_data(data[0], size=max(size, *net.config.sizes), **data[1])
