@@ -70,7 +70,8 @@ class Transfer(Trained):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the second part (all dynamics and seeds), or for --arms."""
     recipes: tuple[str, ...] = ("sgd",)
-    """Recipes with which the arms are trained: sgd or muon. Rivals with a recipe of their own use that."""
+    """Recipes with which the arms are trained: sgd, muon, or fast as
+    in `train --recipe fast`. Rivals with a recipe of their own use that."""
     budget: float | str = 2.0
     """Work of every training in epochs at the full size, half of it for other dynamics than hamiltonian; or for
     instance 30TFLOPs, the same for all."""

@@ -34,6 +34,7 @@ class Feed:
         augment: Augmentation | None = None,
         share: float = 1.0,
         start: int = 0,
+        crop: int | None = None,
     ) -> Iterator[Batch]:
         """The batches of one epoch in random order, without a last batch that is not full, unless it is the only one.
 
@@ -45,6 +46,7 @@ class Feed:
             augment: what is done to the images at random; None for nothing.
             share: share of the epoch, in (0, 1].
             start: index of the first batch; the batches before it are not read.
+            crop: side of a random window that is taken of every image in the end; None for the whole image.
 
         Shape:
             - each: images (batch / num_processes, C, size, size), labels (batch / num_processes,), or the shares of
@@ -63,6 +65,7 @@ class Feed:
                 x = self.normalize(x)
             else:
                 x, labels = transforms[drawn[i]](x, labels, self.normalize, (*key, i), len(wholes[i]), shard)
+            x = x if crop is None else _windows(x, crop, (*key, i, "window"), len(wholes[i]), shard)
             yield _laid_out(x), labels
 
     def evaluation(self, indices: Tensor | None, size: int, batch: int = 250) -> Iterator[Batch]:
@@ -102,6 +105,15 @@ def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: Key) -> list
     edges = [round(num * sum(share for _, share in sizes[: i + 1])) for i in range(len(sizes))]
     repeated = [size for (size, _), a, b in zip(sizes, [0, *edges], edges, strict=False) for _ in range(b - a)]
     return [repeated[i] for i in torch.randperm(num, generator=stream(*key, "sizes"))]
+
+
+def _windows(x: Tensor, side: int, key: Key, num: int, shard: tuple[int, int]) -> Tensor:
+    """A random window (N, C, side, side) of every image (N, C, H, W) of this process's slice of a batch of ``num``."""
+    rooms = [size - side + 1 for size in x.shape[2:]]
+    corners = torch.stack([torch.randint(room, (num,), generator=stream(*key, i)) for i, room in enumerate(rooms)])
+    rows, columns = (shard_of(c, shard)[:, None] + torch.arange(side) for c in corners)
+    image, channel = torch.arange(len(x))[:, None, None, None], torch.arange(x.shape[1])[:, None, None]
+    return x[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _laid_out(x: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class Level:
         warm_up: share of the cycle, in [0, 1), in which the learning rate of ``"across"`` or ``"one_cycle"`` rises.
         detail: side of the images / side of the mesh. Above 1 the network sees finer images than its mesh, through an
             opening that is composed with a mean, see `with_detail`.
+        crop: side of random square windows of the training images on which the level trains instead of whole images;
+            mesh size h and stencils stay those of ``size``. None for whole images. Validation sees whole images.
 
     Raises:
         ValueError: a value is outside its range.
@@ -76,6 +78,7 @@ class Level:
     mixed: tuple[tuple[int, float], ...] = ()
     warm_up: float = 0.25
     detail: int = 1
+    crop: int | None = None
 
     def __post_init__(self):
         if isinstance(self.steps, list):
@@ -90,6 +93,8 @@ class Level:
             raise ValueError(f"epochs must be positive, got {self.epochs}")
         if self.mixed and self.detail > 1:
             raise ValueError(f"detail must be 1 for mixed levels, got {self.detail}")
+        if self.crop is not None and (self.mixed or self.detail > 1 or not 1 <= self.crop <= self.size):
+            raise ValueError(f"crop must lie between 1 and size {self.size}, without mixed or detail, got {self.crop}")
         if self.mixed:
             sizes, shares = zip(*self.mixed, strict=True)
             if max(sizes) != self.size or len(set(sizes)) != len(sizes):
@@ -124,12 +129,17 @@ class Level:
     @property
     def label(self) -> str:
         """The size as text: that of the mesh, and after a colon that of the images where it is another one."""
-        return size_text(self.size, self.image_size)
+        return size_text(self.size, self.image_size) + (f" crop {self.crop}" if self.crop else "")
 
     @property
     def sizes(self) -> tuple[tuple[int, float], ...]:
-        """The sizes of the images of the batches, each with its share."""
-        return self.mixed or ((self.image_size, 1.0),)
+        """The sizes of the images of the batches, or of their windows, each with its share."""
+        return self.mixed or ((self.crop or self.image_size, 1.0),)
+
+    @property
+    def crops_per_image(self) -> float:
+        """Work of a whole image / work of a window of it; 1 for a level without windows."""
+        return (self.image_size / (self.crop or self.image_size)) ** 2
 
     @property
     def num_epochs(self) -> int:

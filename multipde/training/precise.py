@@ -22,13 +22,14 @@ def num_precise(samples: Samples, level: Level) -> int:
     """Number of images on which BatchNorm is measured before a validation at a level.
 
     The forward pass of an image costs a third of its training step, so that a share s of the work of an epoch of N
-    images pays for 3 s N images.
+    images pays for 3 s N images. Whole images are measured, which cost more
+    where a level trains on windows of them.
     """
-    most = max(BATCH, round(3 * SHARE_OF_EPOCH * samples.num_in_epoch(level)))
+    most = max(BATCH, round(3 * SHARE_OF_EPOCH * samples.num_in_epoch(level) / level.crops_per_image))
     return min(samples.settings.precise_images, most, len(samples.indices)) // num_processes() * num_processes()
 
 
-def precise_statistics(net: nn.Module, samples: Samples, level: Level, index: int) -> int:
+def precise_statistics(net: nn.Module, samples: Samples, level: Level, index: int) -> float:
     """Measure the running statistics of BatchNorm on fixed training images of a level, without augmentation.
 
     Only evaluation reads these statistics, so that they do not influence the training.
@@ -37,14 +38,14 @@ def precise_statistics(net: nn.Module, samples: Samples, level: Level, index: in
         index: index of the level in the schedule.
 
     Returns:
-        The number of images that went through the network; 0 if the settings ask for running averages, or if the
-        network has no BatchNorm.
+        The number of images that went through the network, counted as images of the size that is trained; 0 if the
+        settings ask for running averages, or if the network has no BatchNorm.
     """
     num = num_precise(samples, level)
     if not num:
         return 0
     with samples.train.compute.autocast(), synchronized(net):
-        return num if recalibrate(net, _images(samples, level, num, index)) else 0
+        return num * level.crops_per_image if recalibrate(net, _images(samples, level, num, index)) else 0
 
 
 def _images(samples: Samples, level: Level, num: int, index: int) -> Iterator[Tensor]:

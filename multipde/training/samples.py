@@ -44,12 +44,13 @@ class Samples:
         """The batches of an epoch from the ``start``-th on; ``index`` is that of the level in the schedule."""
         return self.train.at(level.detail).training(
             self.indices,
-            level.sizes,
+            level.mixed or ((level.image_size, 1.0),),
             level.batch,
             key=(self.settings.seed, "train", index, epoch),
             augment=self.augment,
             share=level.share_of_epoch(epoch),
             start=start,
+            crop=level.crop,
         )
 
     def evaluator(self, index: int) -> Evaluator:

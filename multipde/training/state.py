@@ -82,12 +82,12 @@ class TrainState:
         self.loss_sum, self.num_correct = self._loss.item(), int(self._correct.item())
         return asdict(self)
 
-    def end_epoch(self, flops: float, validation: Metrics, num_precise: int = 0) -> dict[str, Any]:
+    def end_epoch(self, flops: float, validation: Metrics, num_precise: float = 0) -> dict[str, Any]:
         """End a validated epoch and return its row of the metrics file.
 
         Args:
             flops: those per training image, of which the forward pass has a third.
-            num_precise: number of images on which BatchNorm was measured for the validation.
+            num_precise: number of images on which BatchNorm was measured, as images of the size that is trained.
         """
         self.record()
         self.epoch, self.rows = self.epoch + 1, self.rows + 1

@@ -43,6 +43,8 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
         raise ValueError(f"momentum_rule must be map or reset for levels with a detail, got dual and detail {detail}")
     if detail > 1 and settings.coordinates == "finest":
         raise ValueError(f"coordinates must be level for levels with a detail, got finest and detail {detail}")
+    if settings.coordinates == "finest" and any(level.crop for level in schedule.levels):
+        raise ValueError("coordinates must be level for levels with a crop, got finest")
     if settings.auto_steps and (settings.coordinates == "finest" or not first.has_step_bounds):
         why = (
             f"{first.label} has no bound"

@@ -139,7 +139,7 @@ class Trainer:
 
     def _epoch_flops(self, index: int) -> float:
         level = self.schedule.levels[index]
-        images = self.samples.num_in_epoch(level) + num_precise(self.samples, level) / 3
+        images = self.samples.num_in_epoch(level) + num_precise(self.samples, level) * level.crops_per_image / 3
         return self.step.image_flops(level) * images
 
     def _begin_level(self) -> None:
@@ -218,7 +218,7 @@ class Trainer:
         for x, labels in batches:
             rate = p.rate_scale * self.schedule.rate(p.index, (p.epoch * num_epoch + p.num_images) / num_level)
             self._set_image_size(x.shape[-1])
-            loss, scores = self.step(x, labels, rate, x.shape[-1] == level.image_size)
+            loss, scores = self.step(x, labels, rate, x.shape[-1] == (level.crop or level.image_size))
             p.count(loss, scores, labels)
             p.epoch_seconds = time.perf_counter() - started
             text = f"size {level.label}, epoch {p.epoch + 1} of {level.num_epochs or 'auto'}"

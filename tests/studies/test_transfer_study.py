@@ -62,7 +62,7 @@ def row(arm, accuracy, seed=0, dynamics="hamiltonian", budget=2.0, flops=1e12, m
 
 
 def test_the_second_part_has_fine_only_copy_and_the_two_best():
-    accuracies = (0.5, 0.6, 0.1, 0.2, 0.7, 0.3, 0.65, 0.4, 0.45, 0.3, 0.3)
+    accuracies = (0.5, 0.6, 0.1, 0.2, 0.7, 0.3, 0.65, 0.4, 0.45, 0.3, 0.3, 0.3)
     rows = [row(arm, accuracy) for arm, accuracy in zip(ARMS, accuracies, strict=True)]
     rows += [row("galerkin", 0.9, seed=1), row("galerkin", 0.9, dynamics="parabolic")]
     assert finalists(rows) == ["fine only", "copy", "calibrated", "mixed"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from multipde.networks.external import ExternalModel
 from multipde.studies.bench import airbench
 from multipde.studies.bench.plain_networks import resnet18_model, small_resnet18_model
+from multipde.training.recipe import recipe_values
 
 
 class Part(NamedTuple):
@@ -16,11 +17,14 @@ class Part(NamedTuple):
         size: side of the mesh as a fraction of the full size.
         share: share of the work of all levels.
         detail: side of the images / side of the mesh.
+        crop: side of the windows of the images on which the level trains as a fraction of the full size; 1 for whole
+            images.
     """
 
     size: float
     share: float
     detail: int = 1
+    crop: float = 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ ARMS = {
     "mixed": Arm(settings=COPY, mixed=True),
     "gradual": Arm(GRADUAL, {"transfer": "calibrated"}),
     "gradual copy": Arm(GRADUAL, COPY),
+    "crop": Arm((Part(1, 0.125, crop=1 / 4), Part(1, 0.375, crop=1 / 2), Part(1, 0.5)), COPY),
     "detail": Arm((Part(1 / 4, 0.1), Part(1 / 2, 0.3), Part(1 / 2, 0.6, detail=2)), COPY),
     "detail then full": Arm((Part(1 / 4, 0.1), Part(1 / 2, 0.2), Part(1 / 2, 0.3, detail=2), Part(1, 0.4)), COPY),
 }
@@ -101,8 +106,9 @@ ALL = ARMS | IDEAS | RIVALS
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "sgd": {},
     "muon": {"optimizer": "muon"},
+    "fast": recipe_values("fast"),
 }
-"""Fields of `TrainSettings` by which all arms without a recipe of their own may be trained."""
+"""Fields of `TrainSettings` and `Level` by which all arms without a recipe of their own may be trained."""
 OWN = "own"
 """What rows have instead of a recipe for arms that have their own."""
 
@@ -114,8 +120,7 @@ def arm_of(name: str) -> Arm:
     return ALL[name]
 
 
-def recipe_of(name: str, arm: str) -> Mapping[str, Any]:
-    """The fields of `TrainSettings` for a recipe and an arm, without those of the seed and the device."""
-    if name != OWN and name not in RECIPES:
+def check_recipe(name: str) -> None:
+    """Raise ValueError for an unknown recipe."""
+    if name not in RECIPES:
         raise ValueError(f"recipes must be among {', '.join(RECIPES)}, got {name!r}")
-    return dict(RECIPES.get(name, {})) | dict(arm_of(arm).settings)

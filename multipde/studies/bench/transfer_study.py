@@ -18,7 +18,7 @@ from multipde.networks.presets import default_network
 from multipde.reports.plots import accuracy_against_work
 from multipde.runtime.console import Log
 from multipde.studies.bench.airbench import PUBLISHED
-from multipde.studies.bench.transfer_arms import ARMS, RECIPES
+from multipde.studies.bench.transfer_arms import ARMS, check_recipe
 from multipde.studies.bench.transfer_tables import tables
 from multipde.studies.bench.transfer_tasks import Budget, Task, checked_budget, finalists, tasks_of, work_text
 from multipde.studies.study import Study
@@ -61,8 +61,7 @@ def transfer_study(
         if name not in DYNAMICS:
             raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}, got {name!r}")
     for name in recipes:
-        if name not in RECIPES:
-            raise ValueError(f"recipes must be among {', '.join(RECIPES)}, got {name!r}")
+        check_recipe(name)
     if workers < 1:
         raise ValueError(f"workers must be positive, got {workers}")
     budget, seeds = checked_budget(budget, 0.25 if small else 1.0), seeds[:2] if small else seeds

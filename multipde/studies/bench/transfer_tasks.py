@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from multipde.networks.config import NetworkConfig
 from multipde.runtime.table import Row
-from multipde.studies.bench.transfer_arms import OWN, RIVALS, arm_of, recipe_of
+from multipde.studies.bench.transfer_arms import OWN, RECIPES, RIVALS, arm_of
 from multipde.studies.study import matching
 from multipde.training.budget import parse_budget
 from multipde.training.level import Level, level_flops
@@ -17,6 +17,8 @@ from multipde.training.schedule import Schedule
 
 EPOCH_PARTS = 20
 """With a budget in epochs, numbers of epochs are multiples of a twentieth; otherwise they are whole batches."""
+
+LEVEL_FIELDS = tuple(f.name for f in fields(Level))
 
 Budget = float | str
 """Epochs at the full size, or text such as ``30TFLOPs``."""
@@ -55,7 +57,8 @@ class Task(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """The fields of `TrainSettings` of its recipe and its arm."""
-        return {**recipe_of(self.recipe, self.arm), "seed": self.seed}
+        recipe = {key: value for key, value in RECIPES.get(self.recipe, {}).items() if key not in LEVEL_FIELDS}
+        return {**recipe, **arm_of(self.arm).settings, "seed": self.seed}
 
     def network(self, base: NetworkConfig, images: Any = None) -> Any:
         """The network of the arm at the full size; ``base`` unless it has another one, see `Arm`."""
@@ -70,9 +73,17 @@ class Task(NamedTuple):
             num_images: number of training images, needed for a budget in FLOPs.
         """
         arm, size, network = arm_of(self.arm), base.sizes[0], self.network(base)
+        recipe = {key: value for key, value in RECIPES.get(self.recipe, {}).items() if key in LEVEL_FIELDS}
         steps = arm.steps or (None,) * len(arm.parts)
         levels = [
-            Level(round(part.size * size), 1, n, detail=part.detail, **arm.level)
+            Level(
+                round(part.size * size),
+                1,
+                n,
+                detail=part.detail,
+                crop=None if part.crop == 1 else round(part.crop * size),
+                **{**recipe, **arm.level},
+            )
             for part, n in zip(arm.parts, steps, strict=True)
         ]
         if isinstance(self.budget, str):
