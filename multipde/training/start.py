@@ -155,8 +155,8 @@ def new_trainer(
         net = initial_network(plan.configs()[0], settings.seed, finest)
         if settings.whiten:
             level = plan.levels[0]
-            images = trainer.samples.evaluator(0).draw(WHITENING_IMAGES, level.image_size, level.detail)
-            whiten_opening(net, images)
+            drawn = trainer.samples.evaluator(0).draw(WHITENING_IMAGES, level.image_size, level.detail)
+            whiten_opening(net, drawn)
         trainer.begin(net)
     return trainer
 

@@ -95,5 +95,5 @@ def _first_convolution(net: nn.Module) -> _ConvNd:
     elif layer.out_channels < 2 or max(layer.weight.shape[2:]) == 1:
         why = f"{layer.out_channels} channels of {layer.weight[0, 0].numel()} taps in {name!r}"
     if layer is None or why:
-        raise ValueError(f"whiten must be off for a network whose opening cannot whiten, got {why}")
+        raise ValueError(f"whiten must be off for a network whose opening cannot whiten, got {why}; type --no-whiten")
     return layer
