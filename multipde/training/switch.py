@@ -16,6 +16,9 @@ from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
+COMPOSING = "composing the opening"
+"""The method of a move that only raises the detail."""
+
 
 def plan_move(
     net: nn.Module, level: Level, steps: tuple[int, ...], settings: TrainSettings, evaluator: Evaluator
@@ -64,7 +67,7 @@ def move_record(
         report: dt beside its bounds after the move; the record has the largest ratio in each block, and the numbers of
             steps that would meet the bounds.
     """
-    method = "composing the opening" if keeps_function(old, config) else move.method
+    method = COMPOSING if keeps_function(old, config) else move.method
     exponents = move.calibration.exponents() if move.calibration else None
     return {
         "from": old.sizes[0],
@@ -80,7 +83,10 @@ def move_record(
 
 
 def move_line(old: Level, level: Level, move: Mapping[str, Any]) -> str:
-    """The record of a move as a line on the screen."""
+    """The record of a move as a line on the screen; of one that changes no answer, only the accuracy before it."""
+    if move["method"] == COMPOSING:
+        accuracy = f"{move['accuracy_before']:.1%} before and after"
+        return f"move {old.label} -> {level.label} by {COMPOSING}: validation {accuracy}, since no answer changes"
     accuracies = ("accuracy_before", "before"), ("accuracy_moved", "after"), ("accuracy_recalibrated", "with BatchNorm")
     values = ", ".join(f"{move[key]:.1%} {name}" for key, name in accuracies)
     return f"move {old.label} -> {level.label} by {move['method']}: validation {values} recalibrated"
