@@ -1,5 +1,6 @@
 """Levels whose images are finer than their mesh: the switch changes nothing, and everything else goes on as always."""
 
+import copy
 import json
 
 import pytest
@@ -7,17 +8,22 @@ import torch
 from torch import nn
 
 from multipde import (
+    ExternalModel,
     Level,
     NetworkConfig,
     Schedule,
     TrainSettings,
+    bake,
     carry_optimizer_state,
     conversion,
     convert,
     count_flops,
+    describe,
     evaluate,
     load,
     load_data,
+    mesh_size,
+    preset,
     restrict_images,
     resume,
     save,
@@ -149,8 +155,6 @@ def test_a_standardising_network_is_the_same_at_the_switch(tmp_path):
 
 def test_a_step_costs_a_few_per_cent_more():
     """At 16:32 the network of the paper for CIFAR-10 needs 3 % more than at 16, where 32 needs four times as much."""
-    from multipde import preset
-
     config = preset("cifar10-hamiltonian")
     coarse, detail, fine = (
         level_flops(level, config) for level in (Level(16, 1), Level(16, 1, detail=2), Level(32, 1))
@@ -201,8 +205,6 @@ def test_what_cannot_be_is_refused_before_training():
 
 def test_stored_at_a_detail(tmp_path):
     """A checkpoint holds mesh and detail; one without the field has detail 1; a baked one is plain."""
-    from multipde import bake
-
     torch.manual_seed(0)
     net = NETWORK.build()
     x = torch.randn(2, 3, 16, 16)
@@ -216,3 +218,21 @@ def test_stored_at_a_detail(tmp_path):
         torch.testing.assert_close(convert(found, detail=1).opening[0].weight, net.opening[0].weight)
     record = {k: v for k, v in NETWORK.record().items() if k != "detail"}
     assert NetworkConfig(**record) == NETWORK
+
+
+@pytest.mark.parametrize("baked", [False, True])
+def test_a_module_is_stored_at_a_detail(baked, tmp_path):
+    """Its stencils have the mesh of its size, whether it is baked or not, and its opening gets it on the way back."""
+    torch.manual_seed(0)
+    net = ExternalModel("python:small_module", factory=small_module, classes=10, size=8, reference=8).build().eval()
+    x = torch.randn(2, 3, 16, 16)
+    new = with_detail(net, 2)
+    save(bake(copy.deepcopy(new)) if baked else new, tmp_path / "a")
+    found = load(tmp_path / "a", small_module)
+    assert torch.equal(found(x), new(x))
+    assert (mesh_size(found), spec_of(found).image_sizes) == (1 / 8, (16, 16))
+    back = convert(found, detail=1)
+    assert all(torch.equal(a, b) for a, b in zip(back.parameters(), net.parameters(), strict=True))
+    assert mesh_size(convert(found, size=16, detail=1, method="rediscretize")) == 1 / 16
+    described = describe(with_detail(small_module(), 2, example=x), size=8, classes=10)
+    assert spec_of(described).image_sizes == (16, 16)
