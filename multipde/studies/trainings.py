@@ -1,6 +1,7 @@
 """The trainings of a study: each is a row, whether it ends or diverges, and several may run at the same time."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from multipde.data.datasets import ImageData, split_indices
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import ModelSpec
 from multipde.storage.records import FORMAT, read_json
@@ -58,6 +60,18 @@ def _results(
 def _size(level: Level) -> int | str:
     """The size of a level in a row; text where the images have another size than the mesh."""
     return level.size if level.label == str(level.size) else level.label
+
+
+def num_training_images(images: ImageData, settings: TrainSettings) -> int:
+    """Number of the images of a data set that a training uses."""
+    return len(split_indices(len(images.train), settings.seed, settings.validation)[0])
+
+
+def threads_of(workers: int) -> int:
+    """Number of threads of each of several workers, which share the CPU cores; ValueError for less than one worker."""
+    if workers < 1:
+        raise ValueError(f"workers must be positive, got {workers}")
+    return torch.get_num_threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
 
 
 def measured_training(

@@ -7,10 +7,11 @@ import pytest
 
 from multipde import Schedule, preset
 from multipde.networks.dynamics import DYNAMICS
+from multipde.studies.bench.equal_work import checked_budget
 from multipde.studies.bench.transfer_arms import ALL, ARMS, IDEAS, RECIPES, arm_of
 from multipde.studies.bench.transfer_study import transfer_study
 from multipde.studies.bench.transfer_tables import tables, work_to_reach
-from multipde.studies.bench.transfer_tasks import Task, checked_budget, finalists, tasks_of
+from multipde.studies.bench.transfer_tasks import Task, finalists, tasks_of
 from multipde.studies.study import mean_and_spread
 from multipde.training.monitor import DivergenceError
 from multipde.training.optimizers import make_optimizer, optimizer_flops

@@ -1,6 +1,5 @@
 """``multipde bench transfer``: the accuracy of different ways to train from coarse to fine, for the same work."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,18 +10,19 @@ import torch
 from torch import Tensor
 
 from multipde.data.batches import Normalize
-from multipde.data.datasets import ImageData, data_label, load_data, split_indices
+from multipde.data.datasets import ImageData, data_label, load_data
 from multipde.evaluation.sizes import DataSource
 from multipde.networks.dynamics import DYNAMICS
 from multipde.networks.presets import default_network
 from multipde.reports.plots import accuracy_against_work
 from multipde.runtime.console import Log
 from multipde.studies.bench.airbench import PUBLISHED
+from multipde.studies.bench.equal_work import Budget, checked_budget, work_text
 from multipde.studies.bench.transfer_arms import ARMS, check_recipe
 from multipde.studies.bench.transfer_tables import tables
-from multipde.studies.bench.transfer_tasks import Budget, Task, checked_budget, finalists, tasks_of, work_text
+from multipde.studies.bench.transfer_tasks import Task, finalists, tasks_of
 from multipde.studies.study import Study
-from multipde.studies.trainings import add_trainings, measured_training
+from multipde.studies.trainings import add_trainings, measured_training, num_training_images, threads_of
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
@@ -62,8 +62,7 @@ def transfer_study(
             raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}, got {name!r}")
     for name in recipes:
         check_recipe(name)
-    if workers < 1:
-        raise ValueError(f"workers must be positive, got {workers}")
+    threads = threads_of(workers)
     budget, seeds = checked_budget(budget, 0.25 if small else 1.0), seeds[:2] if small else seeds
     for name in dynamics:  # a size that an arm cannot have is refused before anything is trained
         base = default_network(data[0], name, size).on_mesh(size)
@@ -71,7 +70,6 @@ def transfer_study(
             Schedule(task.levels(base, 1000), task.network(base))
     label = data_label(data[0], data[1].get("root"))
     study = Study(out, {"data": label, "size": size}, Task._fields, earlier={"recipe": "sgd"}, log=log)
-    threads = torch.get_num_threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
     settings, place = TrainSettings(device=device, amp=amp), run_dir / f"{label}-{size}"
     train = partial(_train, data=data, size=size, run_dir=place, settings=settings, threads=threads)
 
@@ -98,11 +96,6 @@ def _train(
     network, settings = task.network(base, _normalised(images, size)), replace(settings, **task.settings)
     levels = task.levels(base, num_training_images(images, settings))
     return measured_training(run_dir / task.name, network, levels, data, settings, threads)
-
-
-def num_training_images(images: ImageData, settings: TrainSettings) -> int:
-    """Number of the images of a data set that a training uses."""
-    return len(split_indices(len(images.train), settings.seed, settings.validation)[0])
 
 
 def _normalised(images: ImageData, size: int, num: int = 5000) -> Tensor:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from multipde.networks.dynamics import DYNAMICS
 from multipde.runtime.table import Row, Table
+from multipde.studies.bench.equal_work import Budget, work_text
 from multipde.studies.bench.transfer_arms import ALL, OWN, RECIPES
-from multipde.studies.bench.transfer_tasks import Budget, work_text
 from multipde.studies.study import matching, mean_and_spread
 
 MOMENTS = ("before", "moved", "recalibrated")
