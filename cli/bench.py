@@ -85,6 +85,29 @@ class Transfer(Trained):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ablation(Trained):
+    """Measure what each ingredient of the recipe fast is worth, left out of it and added to plain SGD."""
+
+    data: DataName = "shapes"
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    run_dir: Path = Path("runs/bench-ablation")
+    """Directory in which the trainings are recorded; one that was interrupted is continued."""
+    variants: tuple[str, ...] | None = None
+    """Train only these, for instance "full recipe" "without decay". Left out: all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trainings."""
+    budget: float | str = "10TFLOPs"
+    """Work of every training, in epochs at the full size or in FLOPs."""
+    workers: int = 1
+    """Number of trainings at the same time."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.ablation import ablation_study
+
+        ablation_study(**self.given(), run_dir=self.run_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Regimes(Trained):
     """Compare the methods of conversion for images and networks of different smoothness."""
 
@@ -177,6 +200,7 @@ class Input(Measurement):
 
 STUDIES = {
     "transfer": Transfer,
+    "ablation": Ablation,
     "regimes": Regimes,
     "finetune": Finetune,
     "step": Step,
