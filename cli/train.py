@@ -84,14 +84,14 @@ class Train(DataOptions):
     extend: tuple[str, ...] = ()
     """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. Each has its own cycle of the
     learning rate."""
-    recipe: Literal["fast", "paper"] | None = None
-    """Named set of settings, which replaces the defaults of options left out. paper: those of the paper. fast:
-    muon, smoothed labels, a whitened opening."""
+    recipe: Literal["fast", "paper"] = SETTINGS.recipe
+    """Named set of values for the options that are left out. fast: muon, smoothed labels, a whitened first convolution.
+    paper: stochastic gradient descent as in the paper."""
     seed: int = SETTINGS.seed
     """Seed of the weights, the validation split, the order of the images and their augmentation."""
     optimizer: OptimizerName | None = None
     """sgd: stochastic gradient descent with momentum. muon: orthogonalised momentum for the stencils of convolutions,
-    and SGD for the rest. adamw: AdamW at 0.04 times the learning rate. Left out: sgd."""
+    and SGD for the rest. adamw: AdamW at 0.04 times the learning rate. Left out: as the recipe says."""
     momentum: float | None = None
     """Momentum of stochastic gradient descent; beta1 of adamw. Left out: 0.9."""
     nesterov: bool | None = SETTINGS.nesterov
@@ -101,7 +101,8 @@ class Train(DataOptions):
     stencil_momentum: float | None = None
     """With muon: momentum of the stencils. Left out: 0.6."""
     weight_decay: float | None = SETTINGS.weight_decay
-    """Weight decay of the stencils, multiplied by their learning rate. Left out: 0.02 with adamw, otherwise 0."""
+    """Weight decay of the stencils, multiplied by their learning rate. Left out: 0.06 with muon, 0.02 with adamw, 0
+    with sgd."""
     bias_rate: float | None = None
     """Learning rate of the biases of normalisation layers as a multiple of --learning-rate. Left out: 1."""
     momentum_rule: Literal["map", "dual", "reset"] = SETTINGS.momentum_rule
@@ -113,11 +114,12 @@ class Train(DataOptions):
     box: float | None = None
     """Bound on the absolute values of the taps of the symmetric layers; 0 for no bound. Left out: 1."""
     whiten: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Start with a first convolution whose outputs are uncorrelated along the training images."""
+    """Start with a first convolution whose outputs are uncorrelated along the training images, as fast does."""
     no_whiten: tyro.conf.FlagCreatePairsOff[bool] = False
     """Do not whiten, although the recipe does."""
     label_smoothing: float | None = None
-    """Share of every label that is spread evenly over the classes, in the training loss. Left out: 0."""
+    """Share of every label that is spread evenly over the classes, in the training loss. Left out: 0.1, or 0 with the
+    recipe paper."""
     augment: str | None = None
     """Random changes of the training images: off, or names out of flip, crop, cutout, mixup, cutmix and randaugment,
     joined by commas. Left out: flip,crop."""

@@ -39,10 +39,8 @@ class Objective:
             return self.loss(scores, labels)
         return functional.cross_entropy(scores, labels, label_smoothing=label_smoothing)
 
-    def check_labels(self, label_smoothing: float, augment: Augmentation | None) -> None:
-        """Raise ValueError if a loss of the user meets label smoothing or mixed labels, which it does not know."""
-        if self.loss is not None and label_smoothing:
-            raise ValueError(f"label_smoothing must be 0 with a loss of your own, got {label_smoothing:g}")
+    def check_labels(self, augment: Augmentation | None) -> None:
+        """Raise ValueError if a loss of the user meets mixed labels, which it does not know."""
         if self.loss is not None and augment is not None and augment.mixes:
             raise ValueError(
                 f"augment must not mix labels with a loss of your own, got {','.join(augment.names)}; "

@@ -17,7 +17,8 @@ from multipde.training.muon import Muon
 OPTIMIZERS = ("sgd", "muon", "adamw")
 ADAMW_RATE = 0.04
 """Learning rate of AdamW as a multiple of that of the schedule, whose peak of 0.1 is one for SGD."""
-ADAMW_DECAY = 0.02
+WEIGHT_DECAY = {"sgd": 0.0, "muon": 0.06, "adamw": 0.02}
+"""Default weight decay of the stencils, which is multiplied by their learning rate."""
 
 
 def make_optimizer(
@@ -49,8 +50,9 @@ def make_optimizer(
         nesterov: use Nesterov's momentum; None for yes with ``"muon"``, and no with ``"sgd"``.
         stencil_rate: learning rate of orthogonalised stencils as a multiple of ``learning_rate``.
         stencil_momentum: momentum of orthogonalised stencils.
-        weight_decay: weight decay of the stencils, multiplied by their learning rate; None for 0.02 with ``"adamw"``,
-            otherwise 0. It is decoupled from the gradient, except that SGD adds it to the gradient.
+        weight_decay: weight decay of the stencils, multiplied by their learning rate; None for 0.06 with ``"muon"``,
+            0.02 with ``"adamw"`` and 0 with ``"sgd"``. It is decoupled from the gradient, except
+            that SGD adds it to the gradient.
         bias_rate: factor of the learning rate of the biases of norms.
 
     Raises:
@@ -66,7 +68,7 @@ def make_optimizer(
     others = [p for p in module.parameters() if id(p) not in known]
     is_adam, is_muon = name == "adamw", name == "muon"
     factor = ADAMW_RATE if is_adam else 1.0
-    decay = weight_decay if weight_decay is not None else ADAMW_DECAY if is_adam else 0.0
+    decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
     own = {"rate_factor": stencil_rate, "momentum": stencil_momentum, "orthogonal": True} if is_muon else {}
     groups: list[dict[str, Any]] = []
     for k, params in stencils.items():

@@ -11,6 +11,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": "sgd",
         "momentum": 0.9,
         "nesterov": False,
+        "weight_decay": 0.0,
+        "label_smoothing": 0.0,
+        "whiten": False,
         "learning_rate": 0.1,
         "alpha1": 2e-4,
         "alpha2": 2e-4,
@@ -24,8 +27,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Values of `TrainSettings` and of `Level` by name; everything else has its default.
 
-``paper``: stochastic gradient descent with momentum, without Nesterov's look-ahead, with the penalty and the box of
-Ruthotto & Haber (2018), section 5. ``fast``: orthogonalised momentum, smoothed labels and a whitened opening."""
+``fast``, the default: orthogonalised momentum, smoothed labels and a whitened opening. ``paper``: stochastic gradient
+descent with momentum, without Nesterov's look-ahead, with the penalty and the box of
+Ruthotto & Haber (2018), section 5."""
 
 
 def recipe_values(name: str | None) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def train(
     flops = 0.0 if work is None else flops_to_share(settings)
     function = settings.augment if callable(settings.augment) else None
     settings = settings if function is None else replace(settings, augment=None)
-    settings = replace(settings, whiten=settings.whiten and init is None and not isinstance(model, nn.Module))
+    whiten = settings.whiten and init is None and not isinstance(model, nn.Module)
+    settings = replace(settings, whiten=whiten, label_smoothing=0.0 if loss else settings.label_smoothing)
     options, objective = dict(data_options or {}), Objective(loss, metric, optimizer, function)
     given: Any = model if isinstance(model, str) or callable(model) else None
     spec, start = network_for(model, schedule, read_start(init, given))

@@ -30,8 +30,8 @@ class TrainSettings:
         nesterov: use Nesterov's momentum; None for yes with ``"muon"`` and no with ``"sgd"``.
         stencil_rate: with ``"muon"``, learning rate of the stencils as a multiple of that of the schedule, positive.
         stencil_momentum: with ``"muon"``, momentum of the stencils, in [0, 1).
-        weight_decay: weight decay of the stencils, multiplied by their learning rate; None for 0.02 with ``"adamw"``,
-            otherwise 0.
+        weight_decay: weight decay of the stencils, multiplied by their learning rate; None for 0.06 with ``"muon"``,
+            0.02 with ``"adamw"`` and 0 with ``"sgd"``.
         bias_rate: factor of the learning rate of the biases of norms, positive.
         momentum_rule: how momentum moves to the next level: ``"map"``, ``"dual"`` or ``"reset"``, see
             `carry_optimizer_state`.
@@ -42,8 +42,9 @@ class TrainSettings:
         budget: time or work for a schedule whose levels have epochs None, e.g. ``"10min"`` or ``"40TFLOPs"``.
         min_epochs, max_epochs: bounds on the epochs of each level of such a schedule; the last has no upper bound.
         whiten: start from random weights with a first convolution that whitens the training images, see
-            `whiten_opening`; weights that are given stay as they are.
-        label_smoothing: share s in [0, 1) of every label that is spread evenly over the classes, in the training loss.
+            `whiten_opening`; weights that are given stay as they are, and so does a convolution that cannot whiten.
+        label_smoothing: share s in [0, 1) of every label that is spread evenly over the classes, in the training loss;
+            without effect on a loss that the user gives.
         augment: random changes of the training images, see `Augmentation`: names joined by commas such as
             ``"flip,crop,cutout"``, or ``"off"``; True for flip and crop, False for none; None for True, unless
             `ImageData.transforms_itself`. In Python also a function of a batch of images on [0, 1] to such a batch,
@@ -75,7 +76,7 @@ class TrainSettings:
     transfer: str = "calibrated"
     coordinates: str = "level"
     conditioning: float = 1.0
-    optimizer: str = "sgd"
+    optimizer: str = "muon"
     momentum: float = 0.9
     nesterov: bool | None = None
     stencil_rate: float = 0.5
@@ -90,8 +91,8 @@ class TrainSettings:
     budget: str | None = None
     min_epochs: int = 1
     max_epochs: int = 100
-    whiten: bool = False
-    label_smoothing: float = 0.0
+    whiten: bool = True
+    label_smoothing: float = 0.1
     augment: str | bool | Callable[[Any], Any] | None = None
     validation: float = 0.2
     calibration_images: int = RECALIBRATION_IMAGES
@@ -104,11 +105,11 @@ class TrainSettings:
     tensorboard: bool = False
     device: str = "auto"
     amp: str = "off"
-    recipe: str | None = None
+    recipe: str | None = "fast"
 
     @classmethod
-    def of_recipe(cls, name: str | None, **values: Any) -> "TrainSettings":
-        """The settings of a recipe, see `RECIPES`, with other values in place of some of its own; None for defaults.
+    def of_recipe(cls, name: str = "fast", **values: Any) -> "TrainSettings":
+        """The settings of a recipe, see `RECIPES`, with other values in place of some of its own.
 
         The learning rates and batches of a recipe belong to the levels, see `level_values`.
         """

@@ -156,7 +156,10 @@ def new_trainer(
         if settings.whiten:
             level = plan.levels[0]
             drawn = trainer.samples.evaluator(0).draw(WHITENING_IMAGES, level.image_size, level.detail)
-            whiten_opening(net, drawn)
+            try:
+                whiten_opening(net, drawn)
+            except ValueError as error:
+                log.say(f"note: the network starts without whitening: {error}")
         trainer.begin(net)
     return trainer
 

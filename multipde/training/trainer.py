@@ -68,7 +68,7 @@ class Trainer:
         self.objective = objective or Objective()
         self.compute = Compute.of(settings.device, settings.amp).distributed()
         self.samples = Samples(data, settings, schedule.configs()[0], self.compute, self.objective.augment)
-        self.objective.check_labels(settings.label_smoothing, self.samples.augment)
+        self.objective.check_labels(self.samples.augment)
         for level in schedule.levels:
             check_batch(min(level.batch, len(self.samples.indices)), num_processes())
         self.stopping = stopping_rule(schedule, settings)

@@ -68,7 +68,7 @@ def finetune_study(
     images = load_data(data[0], size=max(size, *net.config.sizes), **data[1])
     check_classes(net.config, images)
     seed, validation = recorded_split(checkpoint)
-    settings = TrainSettings(seed=seed, validation=validation, device=device, amp=amp)
+    settings = TrainSettings.of_recipe("paper", seed=seed, validation=validation, device=device, amp=amp)
     shared = {"checkpoint": str(checkpoint), "data": images.name, "size": size}
     study = Study(out, shared, ("name", "method", "amount"), log=log)
     plan = [("recalibrated", method, float(n)) for method in methods for n in recalibration]

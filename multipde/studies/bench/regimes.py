@@ -118,7 +118,8 @@ def _measure(
     net: Mapping[str, Any], data: ImageData, size: int, epochs: int, num_images: int, device: str, amp: str
 ) -> dict[str, Any]:
     config = replace(preset("shapes-hamiltonian"), **net).on_mesh(size // 2)
-    settings, plan = TrainSettings(device=device, amp=amp), Schedule([Level(size // 2, epochs, policy="one_cycle")])
+    settings = TrainSettings.of_recipe("paper", device=device, amp=amp)
+    plan = Schedule([Level(size // 2, epochs, policy="one_cycle")])
     with tempfile.TemporaryDirectory() as place:
         run = train(config, plan, data, Path(place) / "run", settings=settings, quiet=True)
     evaluator = Evaluator.of(data, Compute.of(device, amp), num_images=num_images)

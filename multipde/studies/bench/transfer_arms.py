@@ -103,6 +103,9 @@ RIVALS = {
 
 ALL = ARMS | IDEAS | RIVALS
 
+PLAIN: Mapping[str, Any] = {"optimizer": "sgd", "label_smoothing": 0.0, "whiten": False}
+"""Fields of `TrainSettings` that hold unless the recipe or the arm has others."""
+
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "sgd": {},
     "muon": {"optimizer": "muon"},

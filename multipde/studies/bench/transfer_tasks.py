@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from multipde.networks.config import NetworkConfig
 from multipde.runtime.table import Row
 from multipde.studies.bench.equal_work import LEVEL_FIELDS, Budget, budget_text, checked_budget, levels_of_work
-from multipde.studies.bench.transfer_arms import OWN, RECIPES, RIVALS, arm_of
+from multipde.studies.bench.transfer_arms import OWN, PLAIN, RECIPES, RIVALS, arm_of
 from multipde.studies.study import matching
 from multipde.training.level import Level
 
@@ -34,8 +34,14 @@ class Task(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
+<<<<<<< HEAD
         """Its fields of `TrainSettings`, apart from the device."""
         return {key: value for key, value in self.values.items() if key not in LEVEL_FIELDS} | {"seed": self.seed}
+=======
+        """The fields of `TrainSettings` of its recipe and its arm."""
+        recipe = {key: value for key, value in RECIPES.get(self.recipe, {}).items() if key not in LEVEL_FIELDS}
+        return {**PLAIN, **recipe, **arm_of(self.arm).settings, "seed": self.seed}
+>>>>>>> c417b7b (Orthogonalised momentum, smoothed labels and a whitened opening are the default (recipe fast); the paper's recipe by name)
 
     def network(self, base: NetworkConfig, images: Any = None) -> Any:
         """The network of the arm at the full size; ``base`` unless it has another one, see `Arm`."""

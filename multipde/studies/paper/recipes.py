@@ -105,7 +105,9 @@ class Training:
 
     def settings(self, num: int, seed: int, device: str, amp: str, compile: bool = False) -> TrainSettings:
         """Settings for a data set of ``num`` training images, of which a fifth is held back in any case."""
-        settings = TrainSettings(seed=seed, device=device, amp=amp, compile=compile, augment=self.share is None)
+        settings = TrainSettings.of_recipe(
+            "paper", seed=seed, device=device, amp=amp, compile=compile, augment=self.share is None
+        )
         alpha1, alpha2 = RECIPES[self.data].alpha1, RECIPES[self.data].alpha2
         return replace(settings, alpha1=alpha1, alpha2=alpha2, validation=num_held_back(num) / self.num_images(num))
 
