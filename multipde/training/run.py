@@ -124,8 +124,8 @@ def train(
     flops = 0.0 if work is None else flops_to_share(settings)
     function = settings.augment if callable(settings.augment) else None
     settings = settings if function is None else replace(settings, augment=None)
-    whiten = settings.whiten and init is None and not isinstance(model, nn.Module)
-    settings = replace(settings, whiten=whiten, label_smoothing=0.0 if loss else settings.label_smoothing)
+    whiten, smoothing = settings.whiten and init is None and not isinstance(model, nn.Module), settings.label_smoothing
+    settings = replace(settings, whiten=whiten, label_smoothing=0.0 if loss else smoothing)
     options, objective = dict(data_options or {}), Objective(loss, metric, optimizer, function)
     given: Any = model if isinstance(model, str) or callable(model) else None
     spec, start = network_for(model, schedule, read_start(init, given))
@@ -146,6 +146,8 @@ def train(
         trainer = new_trainer(plan, images, settings, run_dir, log, start, objective)
         if settings.recipe is not None:
             log.say(recipe_text(settings.recipe, asdict(schedule.levels[0]) | asdict(settings)))
+        if loss and smoothing:
+            log.say("note: labels are not smoothed, because the loss is your own")
         record = {
             "format": FORMAT,
             "network": spec.record(),

@@ -76,8 +76,9 @@ def test_train_shows_its_plan_progress_and_result(capsys, tmp_path, monkeypatch,
     arguments = "--data folder --root data --sizes 8 16 --epochs 1 1 --batch 30 --steps 2 3 --preset shapes-parabolic"
     out = call(capsys, "train", *arguments.split())
     lines = out.splitlines()
-    assert "MFLOPs/image" in lines[1]
-    assert [line.split()[1] for line in lines[2:4]] == ["8", "16"]
+    assert lines[0] == "recipe fast: optimizer muon, label_smoothing 0.1, whiten True"
+    assert "MFLOPs/image" in lines[2]
+    assert [line.split()[1] for line in lines[3:5]] == ["8", "16"]
     assert any(line.startswith("move 8 -> 16 by calibrated") for line in lines)
     assert lines[-2].startswith("test accuracy")
     assert "runs/folder-parabolic-1" in lines[-2]
@@ -169,7 +170,7 @@ def test_train_within_a_budget_on_mixed_levels_and_with_steps_that_follow(capsys
     data = ["train", "--data", "folder", "--root", place / "data", "--sizes", "8", "16", "--batch", "30"]
     auto = [*data, "--epochs", "auto", "--budget", "0.2GFLOPs", "--transfer", "calibrated", "--steps", "auto"]
     out = call(capsys, *auto, "--run", tmp_path / "a")
-    assert "auto" in out.splitlines()[2]
+    assert "auto" in out.splitlines()[3]
     assert "move 8 -> 16 by calibrated" in out
     record = json.loads((tmp_path / "a/run.json").read_text())
     assert (record["settings"]["auto_steps"], record["settings"]["budget"]) == (True, "0.2GFLOPs")
@@ -277,7 +278,7 @@ def test_every_default_of_train_is_that_of_the_library():
     added = {"no_augment", "no_whiten"}
     assert own.keys() - library.keys() == {"data", "preset", "dynamics", "sizes", "run", "resume", "extend"} | added
     assert {own[name] for name in set().union(*RECIPES.values()) - {"whiten"}} == {None}  # a recipe may decide
-    decided = {name for name, default in own.items() if default is not None} & library.keys()
+    decided = {name for name, default in own.items() if default is not None} & library.keys() - {"whiten"}
     assert {name: own[name] for name in decided} == {name: library[name] for name in decided}
     assert {f.name for f in fields(TrainSettings)} - own.keys() == {"auto_steps", "calibration_images"}
 

@@ -109,7 +109,7 @@ def test_trainings_count_the_work_of_their_optimizer(memory, wishes, tmp_path, m
 
     monkeypatch.setattr(Trainer, "begin", begin)
     plan = Schedule([Level(8, 1, batch=30), Level(16, 1, batch=30)])
-    network, settings = replace(NETWORK, memory=memory), TrainSettings(device="cpu", calibration_images=40, **wishes)
+    network, settings = replace(NETWORK, memory=memory), TrainSettings(device="cpu", precise_images=0, **wishes)
     done = train(
         network, plan, "shapes", tmp_path / "a", settings=settings, data_options={"num_train": 75, "num_test": 20}
     )

@@ -14,9 +14,10 @@ from multipde.training.recipe import RECIPES, level_values, recipe_text, recipe_
 SMALL = ["train", "--sizes", "4", "--epochs", "0.02", "--device", "cpu"]
 
 
-def test_the_paper_has_the_neutral_settings():
+def test_the_paper_has_plain_stochastic_gradient_descent():
     paper = TrainSettings.of_recipe("paper", seed=3)
-    assert paper == replace(TrainSettings(seed=3), recipe="paper", nesterov=False)
+    own = {"optimizer": "sgd", "nesterov": False, "weight_decay": 0.0, "label_smoothing": 0.0, "whiten": False}
+    assert paper == replace(TrainSettings(seed=3), recipe="paper", **own)
     assert level_values("paper") == {"learning_rate": Level.learning_rate}
 
 
@@ -30,8 +31,8 @@ def test_a_recipe_sets_its_values_and_what_is_given_goes_first(name):
     assert (changed.optimizer, changed.label_smoothing, changed.recipe) == ("adamw", 0.3, name)
 
 
-def test_no_recipe_is_the_default():
-    assert TrainSettings.of_recipe(None) == TrainSettings()
+def test_fast_is_the_default():
+    assert TrainSettings.of_recipe("fast") == TrainSettings.of_recipe() == TrainSettings()
     with pytest.raises(ValueError, match="recipe must be one of paper, fast, got 'slow'"):
         TrainSettings.of_recipe("slow")
     assert recipe_text("fast", {}) == "recipe fast: all of its values are replaced"
@@ -54,7 +55,7 @@ def test_a_training_says_what_its_recipe_sets_and_records_it(tmp_path, capsys):
         ({"recipe": "fast"}, TrainSettings.of_recipe("fast")),
         ({"recipe": "fast", "no_whiten": True, "box": 0.0}, TrainSettings.of_recipe("fast", whiten=False, box=0.0)),
         ({"recipe": "paper", "optimizer": "muon"}, TrainSettings.of_recipe("paper", optimizer="muon")),
-        ({"whiten": True, "momentum": 0.9}, TrainSettings(whiten=True)),
+        ({"whiten": True, "recipe": "paper"}, TrainSettings.of_recipe("paper", whiten=True)),
     ],
 )
 def test_options_of_the_command_go_before_its_recipe(options, expected):
@@ -68,7 +69,7 @@ def test_a_recipe_may_decide_rates_and_batches(monkeypatch):
     for options, expected in (
         ({"recipe": "fast"}, Level(8, 5, batch=50, learning_rate=0.2, warm_up=0.1)),
         ({"recipe": "fast", "batch": (25,), "warm_up": 0.0}, Level(8, 5, batch=25, learning_rate=0.2, warm_up=0.0)),
-        ({"learning_rate": (0.3,)}, Level(8, 5, learning_rate=0.3)),
+        ({"recipe": "paper", "learning_rate": (0.3,)}, Level(8, 5, learning_rate=0.3)),
     ):
         with pytest.raises(KeyboardInterrupt):
             Train(sizes=(8,), epochs=(5,), **options).run_command()
