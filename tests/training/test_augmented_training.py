@@ -48,7 +48,9 @@ def test_accuracy_of_mixed_images_counts_the_class_with_the_largest_share():
     assert state.record()["num_correct"] == 2
 
 
-@pytest.mark.parametrize("augment", ["flip,crop,mixup,cutmix", "randaugment,cutout", darker], ids=str)
+@pytest.mark.parametrize(
+    "augment", ["flip,crop,mixup,cutmix", "randaugment,cutout", darker], ids=["mixed", "randaugment", "own"]
+)
 def test_an_augmented_training_is_resumed_bit_for_bit(augment, tmp_path, signal_at_step):
     settings, again = {"label_smoothing": 0.1, "augment": augment}, {"augment": augment} if callable(augment) else {}
     done = run(tmp_path / "a", **settings)

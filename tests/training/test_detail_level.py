@@ -52,7 +52,8 @@ def small_module(num_classes=10):
 
 def run(model, directory, plan=PLAN, **options):
     settings = TrainSettings(
-        **{"calibration_images": 60, "precise_images": 0, "device": "cpu"} | options.pop("settings", {})
+        **{"calibration_images": 60, "precise_images": 0, "optimizer": "sgd", "device": "cpu"}
+        | options.pop("settings", {})
     )
     return train(model, plan, "shapes", directory, settings=settings, data_options=OPTIONS, quiet=True, **options)
 

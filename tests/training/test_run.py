@@ -32,6 +32,7 @@ from multipde.runtime.signals import Interrupted
 from multipde.storage.run_directory import recorded_data
 from multipde.training.checkpoint import read_checkpoint
 from multipde.training.listeners import Listeners
+from multipde.training.optimizers import planned_flops
 from multipde.training.run import next_run_directory
 from multipde.training.start import initial_network, network_for, new_trainer, read_start
 from multipde.training.trainer import Trainer
@@ -59,7 +60,9 @@ def test_a_run_is_recorded_from_settings_to_result(finished):
     assert rows[-1]["steps"] == [4, 4]
     flops = [w * 150 for w in SCHEDULE.of(finished.model.config).of(NETWORK).work()]  # 160 in batches of 50
     precise = 1 + 160 / 3 / 150  # forward passes of the images that measure BatchNorm
-    assert rows[-1]["total_flops"] == pytest.approx(precise * sum(flops))
+    configs = SCHEDULE.of(NETWORK).configs()
+    products = 6 * sum(planned_flops(config, "muon") for config in configs)  # of the optimizer, in each step
+    assert rows[-1]["total_flops"] == pytest.approx(precise * sum(flops) + products)
     (move,) = finished.result["moves"]
     assert (move["from"], move["to"], move["method"]) == (8, 16, "calibrated")
     assert {"accuracy_before", "accuracy_moved", "accuracy_recalibrated"} <= set(move)

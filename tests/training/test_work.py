@@ -12,7 +12,7 @@ LEVELS = [Level(4, 1, batch=20), Level(8, 1, batch=20)]
 
 
 def test_a_training_costs_the_shares_of_its_budget(tmp_path):
-    settings = TrainSettings(device="cpu", calibration_images=20, budget="0.1GFLOPs", precise_images=0)
+    settings = TrainSettings(device="cpu", calibration_images=20, budget="0.1GFLOPs", precise_images=0, optimizer="sgd")
     options = {"data_options": {"num_train": 200, "num_test": 20}, "quiet": True}
     done = train(NETWORK, Schedule(LEVELS), "shapes", tmp_path / "a", settings=settings, work=(1, 3), **options)
     flops = Schedule(LEVELS, done.model.multipde_spec).flops()

@@ -30,18 +30,12 @@ class Task(NamedTuple):
     @property
     def values(self) -> dict[str, Any]:
         """The fields of `TrainSettings` and `Level` of its recipe, and those of `TrainSettings` of its arm."""
-        return {**RECIPES.get(self.recipe, {}), **arm_of(self.arm).settings}
+        return {**PLAIN, **RECIPES.get(self.recipe, {}), **arm_of(self.arm).settings}
 
     @property
     def settings(self) -> dict[str, Any]:
-<<<<<<< HEAD
         """Its fields of `TrainSettings`, apart from the device."""
         return {key: value for key, value in self.values.items() if key not in LEVEL_FIELDS} | {"seed": self.seed}
-=======
-        """The fields of `TrainSettings` of its recipe and its arm."""
-        recipe = {key: value for key, value in RECIPES.get(self.recipe, {}).items() if key not in LEVEL_FIELDS}
-        return {**PLAIN, **recipe, **arm_of(self.arm).settings, "seed": self.seed}
->>>>>>> c417b7b (Orthogonalised momentum, smoothed labels and a whitened opening are the default (recipe fast); the paper's recipe by name)
 
     def network(self, base: NetworkConfig, images: Any = None) -> Any:
         """The network of the arm at the full size; ``base`` unless it has another one, see `Arm`."""
