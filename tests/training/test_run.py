@@ -62,7 +62,7 @@ def test_a_run_is_recorded_from_settings_to_result(finished):
     precise = 1 + 160 / 3 / 150  # forward passes of the images that measure BatchNorm
     configs = SCHEDULE.of(NETWORK).configs()
     products = 6 * sum(planned_flops(config, "muon") for config in configs)  # of the optimizer, in each step
-    assert rows[-1]["total_flops"] == pytest.approx(precise * sum(flops) + products)
+    assert rows[-1]["total_flops"] == pytest.approx(precise * (sum(flops) + products))
     (move,) = finished.result["moves"]
     assert (move["from"], move["to"], move["method"]) == (8, 16, "calibrated")
     assert {"accuracy_before", "accuracy_moved", "accuracy_recalibrated"} <= set(move)
