@@ -7,6 +7,8 @@ import pytest
 
 from multipde import Schedule, preset
 from multipde.networks.dynamics import DYNAMICS
+from multipde.reports.plots import accuracy_against_work
+from multipde.studies.bench.airbench import PUBLISHED
 from multipde.studies.bench.equal_work import checked_budget
 from multipde.studies.bench.transfer_arms import ALL, ARMS, IDEAS, RECIPES, arm_of
 from multipde.studies.bench.transfer_study import transfer_study
@@ -185,3 +187,13 @@ def test_bad_studies_are_named(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         transfer_study(("shapes", {}), tmp_path / "rows.jsonl", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_of_many_lines_names_what_lies_below_and_marks_what_others_published(tmp_path):
+    rows = [row(arm, 0.8 + 0.01 * seed, seed, flops=5e13) | {"curve": []} for arm in ARMS for seed in (0, 1)]
+    rows += [row("copy", 0.9, recipe="muon", flops=2e13) | {"curve": []}]
+    rows += [row("momentum dual", 0.2, dynamics="resnet", flops=2e13) | {"curve": []}]
+    accuracy_against_work(rows, tmp_path / "many.svg", PUBLISHED)
+    drawn = (tmp_path / "many.svg").read_text()
+    for text in ("copy, muon", "momentum dual (below, 20 %)", "airbench94, as published", "hamiltonian", "resnet"):
+        assert f"<!-- {text} -->" in drawn
