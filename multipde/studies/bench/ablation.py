@@ -15,6 +15,7 @@ from multipde.studies.bench.equal_work import LEVEL_FIELDS, Budget, budget_text,
 from multipde.studies.bench.transfer_arms import COPY, Arm, Part
 from multipde.studies.study import Study, matching
 from multipde.studies.trainings import add_trainings, measured_training, num_training_images, threads_of
+from multipde.training.optimizers import WEIGHT_DECAY
 from multipde.training.recipe import recipe_values
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -27,15 +28,16 @@ NONE: Mapping[str, Any] = {
     "optimizer": "sgd",
     "label_smoothing": 0.0,
     "whiten": False,
-    "weight_decay": None,
+    "weight_decay": 0.0,
     "precise_images": 0,
     "augment": "off",
+    "recipe": None,
 }
 """SGD with momentum and the penalty of the paper, and no ingredient."""
 
 FULL: Mapping[str, Any] = {
     **NONE,
-    "weight_decay": 0.06,
+    "weight_decay": WEIGHT_DECAY["muon"],
     "precise_images": TrainSettings.precise_images,
     "augment": "flip,crop",
     **recipe_values("fast"),

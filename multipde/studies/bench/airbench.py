@@ -36,10 +36,11 @@ RECIPE: Mapping[str, Any] = {
     "nesterov": True,
     "bias_rate": 64.0,
     "alpha2": 0.0153 / 11.5,
+    "weight_decay": 0.0,
     "label_smoothing": 0.2,
     "augment": "flip,crop",
 }
-"""The settings; the crop pads images of 32 pixels by two. The decay is published as a multiple of the rate."""
+"""The settings; the crop pads images of 32 pixels by two. The decay, a multiple of the rate, is alpha2."""
 
 SPECTRAL: Mapping[str, Any] = {**RECIPE, "optimizer": "muon", "stencil_rate": 0.24 / RATE, "stencil_momentum": 0.6}
 """The settings of its version with orthogonalised momentum, whose stencils have a rate of 0.24."""

@@ -103,13 +103,13 @@ RIVALS = {
 
 ALL = ARMS | IDEAS | RIVALS
 
-PLAIN: Mapping[str, Any] = {"optimizer": "sgd", "label_smoothing": 0.0, "whiten": False}
+PLAIN: Mapping[str, Any] = {"optimizer": "sgd", "label_smoothing": 0.0, "whiten": False, "recipe": None}
 """Fields of `TrainSettings` that hold unless the recipe or the arm has others."""
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "sgd": {},
     "muon": {"optimizer": "muon"},
-    "fast": recipe_values("fast"),
+    "fast": recipe_values("fast") | {"recipe": "fast"},
 }
 """Fields of `TrainSettings` and `Level` by which all arms without a recipe of their own may be trained."""
 OWN = "own"
