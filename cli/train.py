@@ -39,7 +39,7 @@ class Train(DataOptions):
     the network that was trained on 16 pixels sees the detail of finer images, for a few per cent more work."""
     epochs: tuple[float, ...] | Literal["auto"] | None = None
     """Epochs per level, or auto with --budget: a level ends when the next one is expected to gain more accuracy for the
-    same work. Left out: 5, and 2 on the last level."""
+    same work. Left out: 5, and 1 on the last level."""
     work: tuple[float, ...] | None = None
     """Instead of --epochs, with --budget in FLOPs: share of the budget that each level may cost, e.g. 10 30 60."""
     budget: str | None = SETTINGS.budget

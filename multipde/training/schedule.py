@@ -188,10 +188,10 @@ def levels_from_lists(
     """Levels from a list per property, as long as that of the sizes; batch and learning rate may have one entry.
 
     >>> [level.epochs for level in levels_from_lists([8, 16, 32])]
-    [5, 5, 2]
+    [5, 5, 1]
 
     Args:
-        epochs: None for 5 on each level and 2 on the last.
+        epochs: None for 5 on each level and 1 on the last.
         mixed: join the levels to one whose batches have random sizes, in proportion to the epochs.
         auto: find the numbers of epochs while training; the learning rate rises on the first level and falls on the
             last.
@@ -202,7 +202,7 @@ def levels_from_lists(
     if not num:
         raise ValueError("sizes must name at least one level, got none")
     lists = {
-        "epochs": (None,) * num if auto else [*(5,) * (num - 1), 2] if epochs is None else epochs,
+        "epochs": (None,) * num if auto else [*(5,) * (num - 1), 1] if epochs is None else epochs,
         "steps": (None,) * num if steps is None else steps,
         "batch": tuple(batch) * num if len(batch) == 1 else batch,
         "learning_rate": tuple(learning_rate) * num if len(learning_rate) == 1 else learning_rate,

@@ -288,7 +288,7 @@ def test_train_without_arguments_is_a_training_of_default_levels_and_settings(mo
     monkeypatch.setattr("multipde.training.run.train", called)
     with pytest.raises(KeyboardInterrupt):
         COMMANDS["train"]().run_command()
-    assert called.call_args.args[1] == Schedule([Level(8, 5), Level(16, 5), Level(32, 2)])
+    assert called.call_args.args[1] == Schedule([Level(8, 5), Level(16, 5), Level(32, 1)])
     assert called.call_args.kwargs["settings"] == TrainSettings()
 
 
