@@ -23,6 +23,7 @@ from multipde.mesh.reparametrize import (
 )
 from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import CALIBRATED, METHODS, check_factor, check_method, map_stencil, transfer_matrix
+from multipde.networks.a_trous import a_trous
 from multipde.networks.detail import averaged_taps, composed_taps, set_detail, with_detail
 from multipde.networks.model_spec import Model, ModelSpec, check_detail, check_mesh, find_spec, spec_of
 
@@ -45,6 +46,7 @@ class Conversion:
         detail: new detail of the opening, see `with_detail`; None keeps it. The largest common divisor of the old and
             the new detail is kept while the mesh changes: of a composed opening, the stencil that acts on averaged
             images is converted by the method (copied by calibrated ones), and the remainder is copied.
+        a_trous: put a network with a detail on the mesh of its images, with dilated blocks, see `a_trous`.
     """
 
     factor: float | tuple[float, ...] = 1.0
@@ -54,6 +56,7 @@ class Conversion:
     keep_reference: bool = False
     block_scales: tuple[float, ...] | None = None
     detail: int | None = None
+    a_trous: bool = False
 
     def __call__(self, model: Model) -> Model:
         return self._applied(model)
@@ -79,7 +82,7 @@ class Conversion:
             check_mesh(model)
         elif self.steps is not None:
             raise ValueError(f"steps must be left out for a model without a description, got {self.steps}")
-        model = copy.deepcopy(model)
+        model = a_trous(model) if self.a_trous else copy.deepcopy(model)
         detail = detail_of(model) if self.detail is None else self.detail
         set_detail(model, self.common_detail(model))
         for name, layer in stencil_layers(model).items():

@@ -52,6 +52,9 @@ class NetworkConfig(SpecBase):
         std: standard deviation of each input channel, by which the images are divided; empty for no normalisation.
         standardize: normalise every image by its own mean and standard deviation instead.
         detail: side of the images / side of the mesh: above 1 the opening is composed with a mean, see `with_detail`.
+        opening_width: taps per axis of the opening, even or odd, at detail 1; None for ``width``.
+        dilation: distance of the taps of each block in pixels, one number or one per block; 1 up to some block and one
+            number after it, see `a_trous`.
 
     Raises:
         ValueError: a value is outside its range.
@@ -81,11 +84,14 @@ class NetworkConfig(SpecBase):
     std: tuple[float, ...] = ()
     standardize: bool = False
     detail: int = 1
+    opening_width: int | None = None
+    dilation: int | tuple[int, ...] = 1
     has_energy = True
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("channels", "out_channels", "steps", "classes", "in_channels", "size", "width", "controls"):
+        counts = "channels", "out_channels", "steps", "classes", "in_channels", "size", "width", "controls"
+        for name in (*counts, "opening_width", "dilation"):
             value = getattr(self, name)
             if not all(v is None or type(v) is int for v in (value if isinstance(value, tuple) else (value,))):
                 raise ValueError(f"{name} must be whole numbers, got {value!r}")
@@ -106,10 +112,23 @@ class NetworkConfig(SpecBase):
         if self.width**self.dim > MANY_TAPS:
             raise ValueError(f"width must give stencils of at most {MANY_TAPS} taps, got {self.width}^{self.dim}")
         self._check_times()
-        check_size(self.sizes, self.num_blocks)
+        self._check_dilation()
+        check_size(self.sizes, self.num_blocks, max(self.block_dilation))
         if min(self.references) < 1:
             raise ValueError(f"reference must be positive, got {self.reference}")
         check_data_fields(self)
+
+    def _check_dilation(self) -> None:
+        if self.opening_width is not None and not 1 <= self.opening_width**self.dim <= MANY_TAPS:
+            raise ValueError(f"opening_width must give 1 to {MANY_TAPS} taps, got {self.opening_width}^{self.dim}")
+        if self.detail > 1 and (self.opening_width is not None or max(self.block_dilation) > 1):
+            raise ValueError(f"detail must be 1 with a dilation or an opening_width, got {self.detail}")
+        later = self.block_dilation[sum(d == 1 for d in self.block_dilation) :]
+        if len(self.block_dilation) != self.num_blocks or len(set(later)) > 1 or min(self.block_dilation) < 1:
+            raise ValueError(
+                f"dilation must be one number, or per block ({self.num_blocks}) 1 and then one number, "
+                f"got {self.dilation}"
+            )
 
     def _check_times(self) -> None:
         for name in ("steps", "dt", "controls"):
@@ -136,8 +155,8 @@ class NetworkConfig(SpecBase):
 
     @property
     def size_multiple(self) -> int:
-        """2^(blocks-1), because the size is halved between the blocks."""
-        return 2 ** (self.num_blocks - 1)
+        """2^(blocks-1), because the size is halved between the blocks; for each of the shifts of dilated blocks."""
+        return max(self.block_dilation) * 2 ** (self.num_blocks - 1)
 
     @property
     def has_step_bounds(self) -> bool:
@@ -157,6 +176,10 @@ class NetworkConfig(SpecBase):
         return tuple(s if c is None else c for c, s in zip(controls, self.block_steps, strict=True))
 
     @property
+    def block_dilation(self) -> tuple[int, ...]:
+        return self._per_block("dilation")
+
+    @property
     def final_times(self) -> tuple[float, ...]:
         """T = dt · steps of each block."""
         return tuple(dt * n for dt, n in zip(self.block_dt, self.block_steps, strict=True))
@@ -170,6 +193,14 @@ class NetworkConfig(SpecBase):
             return self
         dt = tuple(t / n for t, n in zip(self.final_times, blocks, strict=True))
         return replace(self, steps=steps, dt=dt[0] if len(set(dt)) == 1 else dt)
+
+    def a_trous(self) -> "NetworkConfig":
+        size = self.image_sizes[0] if len(set(self.image_sizes)) == 1 else self.image_sizes
+        moved = self.on_mesh(size, 1)
+        return replace(moved, opening_width=self.width * self.detail, dilation=self.detail)
+
+    def plain(self) -> "NetworkConfig":
+        return replace(self, dilation=1)
 
     def build(self) -> PDENet:
         return PDENet(self)

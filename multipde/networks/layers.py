@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
+from multipde.networks.kernels.dispatch import with_layout_of
 from multipde.networks.kernels.tv_norm import tv_norm
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -152,6 +153,8 @@ class Opening(nn.Sequential):
         dim: number of axes of the images, 1 to 3.
         detail: image pixels per pixel of that mesh along every axis; the convolution then has width · detail taps and
             the stride ``detail``, see `with_detail`.
+        own_width: number of taps per axis instead of the width, even or odd, at detail 1; an even one reads one pixel
+            more on the right of its own than on the left. None for the width.
 
     Shape:
         - input: (N, in_channels, *(detail · size))
@@ -160,16 +163,28 @@ class Opening(nn.Sequential):
 
     compiled = False
 
-    def __init__(self, in_channels: int, channels: int, width: int = 3, dim: int = 2, detail: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        width: int = 3,
+        dim: int = 2,
+        detail: int = 1,
+        own_width: int | None = None,
+    ):
         taps = {"kernel_size": width * detail, "stride": detail, "padding": width // 2 * detail}
+        if own_width is not None:
+            taps = {"kernel_size": own_width}
         conv = CONV[dim](in_channels, channels, **taps, bias=False)
         if detail > 1:
             conv.detail = detail  # pyright: ignore[reportArgumentType]
         super().__init__(conv, BATCH_NORM[dim](channels), nn.ReLU(inplace=True))
         self.dim = dim
+        self.pads = () if own_width is None else ((own_width - 1) // 2, own_width // 2) * dim
 
     def forward(self, x: Tensor, pool: bool = False) -> Tensor:
         conv, norm, relu = self
+        x = functional.pad(x, self.pads) if self.pads else x
         y, side = conv(x), 2 if pool else 1
         if self.compiled and self.training and is_fused(norm, y, side):  # pyright: ignore[reportArgumentType]
             return pooled_batch_norm(y, norm, side)  # pyright: ignore[reportArgumentType]
@@ -189,3 +204,20 @@ class Connector(Opening):
 
     def __init__(self, channels_from: int, channels_to: int, dim: int = 2):
         super().__init__(channels_from, channels_to, 1, dim)
+
+
+def split_shifts(y: Tensor, dilation: int) -> Tensor:
+    """The features at every ``dilation``-th pixel, one image for each of the dilation^dim shifts.
+
+    A layer that acts on them is the layer at this dilation on y, zero padding included.
+
+    Shape:
+        - y: (N, C, *size)
+        - result: (N · dilation^dim, C, *(size / dilation)), the shifts of an image one after the other
+    """
+    dim, cells = y.dim() - 2, y.movedim(1, -1)
+    for axis in range(dim, 0, -1):
+        cells = cells.unflatten(axis, (-1, dilation))
+    pixels, shifts = range(1, 2 * dim, 2), range(2, 2 * dim + 1, 2)
+    parts = cells.permute(0, *shifts, *pixels, 2 * dim + 1).flatten(0, dim)
+    return with_layout_of(parts.movedim(-1, 1), y)

@@ -106,6 +106,12 @@ class ModelSpec(Protocol):
     def for_images(self, size: int | tuple[int, ...]) -> Self:
         """The description for images of another size, with the same detail."""
 
+    def a_trous(self) -> Self:
+        """The description on the mesh of its images, with all blocks dilated; ValueError for external networks."""
+
+    def plain(self) -> Self:
+        """The description with blocks that are not dilated."""
+
     def with_steps(self, steps: int | tuple[int, ...]) -> Self:
         """The same network with other numbers of time steps over the same final times."""
 
@@ -132,6 +138,7 @@ class SpecBase:
     size: int | tuple[int, ...]
     dim: int
     detail: int
+    label: Any
     reference: int | tuple[int, ...] | None
 
     def __post_init__(self):
@@ -158,6 +165,12 @@ class SpecBase:
         if any(r != round(r) for r in moved):
             raise ValueError(f"reference must stay a whole number of pixels, got {moved} at size {size}")
         return replace(self, size=size, detail=detail, reference=tuple(round(r) for r in moved))
+
+    def a_trous(self) -> Self:
+        raise ValueError(f"a_trous must be left out for networks other than those of PDEs, got {self.label}")
+
+    def plain(self) -> Self:
+        return self
 
     def for_images(self, size: int | tuple[int, ...]) -> Self:
         sides = per_axis(size, self.dim, "size")

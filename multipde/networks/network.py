@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from multipde.mesh.reparametrize import reparametrize
 from multipde.networks.cost import num_weights
 from multipde.networks.dynamics import Block
-from multipde.networks.layers import POOL, Connector, Opening
+from multipde.networks.layers import POOL, Connector, Opening, split_shifts
 
 if TYPE_CHECKING:
     from multipde.networks.config import NetworkConfig
@@ -40,7 +40,8 @@ class PDENet(nn.Module):
     def __init__(self, config: "NetworkConfig"):
         super().__init__()
         self.config = config
-        self.opening = Opening(config.in_channels, config.channels[0], config.width, config.dim, config.detail)
+        opening = config.width, config.dim, config.detail, config.opening_width
+        self.opening = Opening(config.in_channels, config.channels[0], *opening)
         self.blocks, self.connectors = nn.ModuleList(), nn.ModuleList()
         names = ("width", "dim", "norm", "activation", "eps", "interpolation", "memory")
         shared = {name: getattr(config, name) for name in names}
@@ -67,13 +68,17 @@ class PDENet(nn.Module):
         if c.width == 1:
             return
         mesh_size, reference = [1 / s for s in c.sizes], [1 / s for s in c.references]
-        opening = [(self.opening, 1)] if c.detail == 1 else []
-        for part, stride in [*opening, *((block, 2**k) for k, block in enumerate(self.blocks))]:
+        opening = [(self.opening, 1)] if c.detail == 1 and c.opening_width is None else []
+        strides = [2**k * dilation for k, dilation in enumerate(c.block_dilation)]
+        for part, stride in [*opening, *zip(self.blocks, strides, strict=True)]:
             own = {"coordinates": c.coordinates, "reaction": c.reaction, "stride": stride}
             reparametrize(part, mesh_size, reference=reference, **own)
 
     def features(self, x: Tensor) -> Tensor:
         """The input of the classifier: the features on the last mesh, averaged over its pixels.
+
+        From the first dilated block on, the pixels are divided into the shifts of a coarser mesh, on which the rest of
+        the network acts without dilation: that is the same, means included, and faster.
 
         Shape:
             - x: (N, in_channels, *size)
@@ -85,11 +90,15 @@ class PDENet(nn.Module):
         if any(s % self.config.detail for s in x.shape[2:]):
             detail = self.config.detail
             raise ValueError(f"input must have a multiple of {detail} pixels per axis (detail), got {tuple(x.shape)}")
-        check_size([s // self.config.detail for s in x.shape[2:]], self.config.num_blocks)
-        y = self.opening(x)
-        for k, (block, connector) in enumerate(zip(self.blocks, self.connectors, strict=True)):
-            y = connector(block(y), pool=k + 1 < len(self.blocks))
-        return POOL[self.config.dim](y, y.shape[2:]).flatten(1)  # its gradient has the memory format of y
+        mesh = [s // self.config.detail for s in x.shape[2:]]
+        check_size(mesh, self.config.num_blocks, max(self.config.block_dilation))
+        y, split = self.opening(x), 1
+        for k, dilation in enumerate(self.config.block_dilation):
+            if dilation > split:
+                y, split = split_shifts(y, dilation), dilation
+            y = self.connectors[k](self.blocks[k](y), pool=k + 1 < len(self.blocks))
+        y = POOL[self.config.dim](y, y.shape[2:]).flatten(1)  # its gradient has the memory format of y
+        return y if split == 1 else y.unflatten(0, (len(x), -1)).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
@@ -111,9 +120,9 @@ class PDENet(nn.Module):
         return "\n".join(lines)
 
 
-def check_size(sizes: Sequence[int], num_blocks: int) -> None:
-    """Raise ValueError unless every axis can be halved between all blocks."""
-    divisor = 2 ** (num_blocks - 1)
+def check_size(sizes: Sequence[int], num_blocks: int, dilation: int = 1) -> None:
+    """Raise ValueError unless the shifts of every axis can be halved between all blocks."""
+    divisor = dilation * 2 ** (num_blocks - 1)
     if any(s < 1 or s % divisor for s in sizes):
         shown = sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
         raise ValueError(

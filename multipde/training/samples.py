@@ -13,6 +13,9 @@ from multipde.runtime.device import Compute
 from multipde.training.level import Level
 from multipde.training.settings import TrainSettings
 
+UNKNOWN_EPOCHS = 10
+"""Number of epochs that the learning rate assumes for a level whose number of epochs is not known."""
+
 
 class Samples:
     """Draws images at random by (seed, purpose, level, epoch, batch) and normalises them for the network."""
@@ -39,6 +42,11 @@ class Samples:
         """Number of images in all epochs of a level."""
         epochs = range(level.num_epochs or epochs_if_unknown)
         return sum(self.num_in_epoch(level, level.share_of_epoch(e)) for e in epochs)
+
+    def shares(self, level: Level, epoch: int, num_images: int) -> tuple[float, float]:
+        """The share of a level that is done after so many images of an epoch, and that after another batch."""
+        num = epoch * self.num_in_epoch(level) + num_images
+        return tuple(n / self.num_in_level(level, UNKNOWN_EPOCHS) for n in (num, num + level.batch))
 
     def epoch(self, level: Level, index: int, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from the ``start``-th on; ``index`` is that of the level in the schedule."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from multipde.networks.model_spec import ModelSpec
-from multipde.training.level import Level, level_flops, steps_text
+from multipde.training.level import Level, level_flops, size_text, steps_text
 
 LEAST_STEPS = 16
 """Least number of steps that an epoch of a coarse level keeps when its batch is enlarged."""
@@ -113,6 +113,11 @@ class Schedule:
             config = replace(config, steps=first.steps) if has_steps else config.with_steps(first.steps)
         configs = []
         for level in self.levels:
+            if level.a_trous:
+                if config.detail == 1 or config.image_sizes != (level.size,) * config.dim:
+                    sizes = size_text(config.sizes[0], config.image_sizes[0])
+                    raise ValueError(f"a_trous must follow a level such as 16:32 at the size 32, got {sizes}")
+                config = config.a_trous().plain()
             config = config.on_mesh(level.size, level.detail)
             config = config if level.steps is None else config.with_steps(level.steps)
             for size, _ in level.mixed:
@@ -184,6 +189,7 @@ def levels_from_lists(
     auto: bool = False,
     warm_up: float = Level.warm_up,
     detail: Sequence[int] | None = None,
+    a_trous: bool = False,
 ) -> list[Level]:
     """Levels from a list per property, as long as that of the sizes; batch and learning rate may have one entry.
 
@@ -197,6 +203,7 @@ def levels_from_lists(
             last.
         warm_up: share of the cycle of the learning rate in which it rises.
         detail: side of the images / side of the mesh; None for 1.
+        a_trous: see `Level`, for every level without a detail that follows one with a detail.
     """
     num = len(sizes)
     if not num:
@@ -208,6 +215,10 @@ def levels_from_lists(
         "learning_rate": tuple(learning_rate) * num if len(learning_rate) == 1 else learning_rate,
         "detail": (1,) * num if detail is None else detail,
     }
+    details = lists["detail"]
+    lists["a_trous"] = [a_trous and i > 0 and details[i] == 1 < details[i - 1] for i in range(len(details))]
+    if a_trous and not any(lists["a_trous"]):
+        raise ValueError(f"a_trous must be left out for sizes without one such as 16:32 before 32, got {tuple(sizes)}")
     for name, values in lists.items():
         if len(values) != num:
             raise ValueError(f"{name} must have one entry per size ({num}), got {len(values)}: {tuple(values)}")

@@ -29,6 +29,8 @@ def plan_move(
     its bound, and by a larger factor than before, gets up to twice as many steps over the same final time; if that does
     not suffice, its stencils are scaled down too.
     """
+    if level.a_trous:
+        return Conversion(steps=steps or None, a_trous=True)
     if settings.coordinates == "finest":
         return replace(conversion(net, size=level.size, steps=steps or None), keep_reference=True)
     wanted, num = "auto" if settings.auto_steps else steps or None, min(CALIBRATION_IMAGES, settings.calibration_images)
@@ -67,7 +69,7 @@ def move_record(
         report: dt beside its bounds after the move; the record has the largest ratio in each block, and the numbers of
             steps that would meet the bounds.
     """
-    method = COMPOSING if keeps_function(old, config) else move.method
+    method = COMPOSING if keeps_function(old, config) else "a trous" if move.a_trous else move.method
     exponents = move.calibration.exponents() if move.calibration else None
     return {
         "from": old.sizes[0],

@@ -12,6 +12,7 @@ from multipde.data.datasets import ImageData
 from multipde.data.images import Batch
 from multipde.evaluation.metrics import Metrics, evaluate_batches
 from multipde.mesh.reparametrize import set_mesh_size
+from multipde.networks.a_trous import end_dilation
 from multipde.networks.detail import keeps_function
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Advance
@@ -38,9 +39,6 @@ from multipde.training.switch import check_moves, move_line, move_record, plan_m
 
 MOVE_IMAGES = 2000
 """Number of validation images on which the accuracy before and after a move between levels is measured."""
-
-UNKNOWN_EPOCHS = 10
-"""Number of epochs that the learning rate assumes for a level whose number of epochs is not known."""
 
 
 class Trainer:
@@ -211,12 +209,14 @@ class Trainer:
         """Train the rest of a pass over the training images; a checkpoint can be written after every step."""
         p = self.state
         batches = self.samples.epoch(level, p.index, p.epoch, p.batch)
-        num_epoch, num_level = self.samples.num_in_epoch(level), self.samples.num_in_level(level, UNKNOWN_EPOCHS)
         self.net.train()
         started = time.perf_counter() - p.epoch_seconds
         p.on_device(self.compute.device)
         for x, labels in batches:
-            rate = p.rate_scale * self.schedule.rate(p.index, (p.epoch * num_epoch + p.num_images) / num_level)
+            done, after = self.samples.shares(level, p.epoch, p.num_images)
+            if level.a_trous and end_dilation(self.net, after):
+                p.best_accuracy = -1.0  # of another network
+            rate = p.rate_scale * self.schedule.rate(p.index, done)
             self._set_image_size(x.shape[-1])
             loss, scores = self.step(x, labels, rate, x.shape[-1] == (level.crop or level.image_size))
             p.count(loss, scores, labels)
