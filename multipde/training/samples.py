@@ -45,8 +45,8 @@ class Samples:
 
     def shares(self, level: Level, epoch: int, num_images: int) -> tuple[float, float]:
         """The share of a level that is done after so many images of an epoch, and that after another batch."""
-        num = epoch * self.num_in_epoch(level) + num_images
-        return tuple(n / self.num_in_level(level, UNKNOWN_EPOCHS) for n in (num, num + level.batch))
+        num, whole = epoch * self.num_in_epoch(level) + num_images, self.num_in_level(level, UNKNOWN_EPOCHS)
+        return num / whole, (num + level.batch) / whole
 
     def epoch(self, level: Level, index: int, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from the ``start``-th on; ``index`` is that of the level in the schedule."""
