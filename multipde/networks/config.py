@@ -123,8 +123,8 @@ class NetworkConfig(SpecBase):
             raise ValueError(f"opening_width must give 1 to {MANY_TAPS} taps, got {self.opening_width}^{self.dim}")
         if self.detail > 1 and (self.opening_width is not None or max(self.block_dilation) > 1):
             raise ValueError(f"detail must be 1 with a dilation or an opening_width, got {self.detail}")
-        later = self.block_dilation[sum(d == 1 for d in self.block_dilation) :]
-        if len(self.block_dilation) != self.num_blocks or len(set(later)) > 1 or min(self.block_dilation) < 1:
+        found = self.block_dilation
+        if len(found) != self.num_blocks or list(found) != sorted(found) or len({*found, 1}) > 2 or min(found) < 1:
             raise ValueError(
                 f"dilation must be one number, or per block ({self.num_blocks}) 1 and then one number, "
                 f"got {self.dilation}"
