@@ -62,7 +62,7 @@ def levels_of_work(
     levels = []
     for part, steps in zip(arm.parts, arm.steps or (None,) * len(arm.parts), strict=True):
         crop = None if part.crop == 1 else round(part.crop * size)
-        own |= {"steps": steps, "detail": part.detail, "crop": crop}
+        own |= {"steps": steps, "detail": part.detail, "crop": crop, "a_trous": part.a_trous}
         levels.append(Level(round(part.size * size), 1, **{**own, **arm.level}))
     if isinstance(budget, str):
         per_image = parse_budget(budget).amount / num_images

@@ -19,12 +19,14 @@ class Part(NamedTuple):
         detail: side of the images / side of the mesh.
         crop: side of the windows of the images on which the level trains as a fraction of the full size; 1 for whole
             images.
+        a_trous: whether the level starts with dilated blocks, see `Level`.
     """
 
     size: float
     share: float
     detail: int = 1
     crop: float = 1
+    a_trous: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ ARMS = {
 """The arms of the study; the learning rate goes through one cycle across all levels, measured in work."""
 
 IDEAS = {
+    "detail, a trous": Arm(
+        (Part(1 / 4, 0.1), Part(1 / 2, 0.2), Part(1 / 2, 0.3, detail=2), Part(1, 0.4, a_trous=True)), COPY
+    ),
     "one cycle per level": Arm(settings=COPY, level={"policy": "one_cycle"}),
     "twice the steps": Arm(settings=COPY, steps=(3, 3, 6)),
     "momentum reset": Arm(settings={"transfer": "copy", "momentum_rule": "reset"}),
