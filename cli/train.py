@@ -37,9 +37,9 @@ class Train(DataOptions):
     sizes: tuple[int | str, ...] = (8, 16, 32)
     """Image sides in pixels, one per level, in the order of training. 16:32 trains a mesh of 16 on images of 32 pixels:
     the network that was trained on 16 pixels sees the detail of finer images, for a few per cent more work."""
-    a_trous: bool = False
-    """Go from sizes such as 16:32 to 32 by dilated stencils, which nearly keeps the answers; the blocks lose their
-    dilation one after the other in the first half of the level. Left out: average the opening and use --transfer."""
+    a_trous: int | None = None
+    """Go from sizes such as 16:32 to 32 by dilated stencils, which nearly keeps the answers; so many blocks, from the
+    finest on, lose their dilation in the first half of the level. Left out: average the opening, and use --transfer."""
     epochs: tuple[float, ...] | Literal["auto"] | None = None
     """Epochs per level, or auto with --budget: a level ends when the next one is expected to gain more accuracy for the
     same work. Left out: 5, and 1 on the last level."""

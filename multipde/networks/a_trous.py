@@ -1,6 +1,5 @@
 """The à-trous way from a network that sees finer images than its mesh to the same network on the mesh of the images."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,22 +38,24 @@ def a_trous(model: Model) -> Model:
     return new
 
 
-def end_dilation(net: nn.Module, fraction: float) -> bool:
+def end_dilation(net: nn.Module, fraction: float, most: int) -> bool:
     """Give the blocks the dilation 1, with the same taps, that have it after this fraction of an à-trous level.
 
-    Of K blocks, block k = 0, 1, ... gets it at (k + 1) / 2K, so that the second half trains the plain network.
+    Of K blocks, block k = 0, 1, ... gets it at (k + 1) / 2K, so that the second half trains the final network.
+
+    Args:
+        most: number of blocks that lose their dilation.
 
     Returns:
         whether the network has changed.
     """
     spec: Any = spec_of(net)
-    num = min(spec.num_blocks, int(2 * spec.num_blocks * fraction + 1e-9))
-    dilation = (1,) * num + spec.block_dilation[num:]
-    if dilation == spec.block_dilation:
+    new = spec.plain(min(most, int(2 * spec.num_blocks * fraction + 1e-9)))
+    if new == spec:
         return False
-    net.multipde_spec = replace(spec, dilation=1 if num == spec.num_blocks else dilation)
+    net.multipde_spec = new
     for k, block in enumerate(net.blocks):  # pyright: ignore
         for layer in stencil_layers(block).values():
             if p := stencil_parametrization(layer):
-                p.stride = (2.0**k * dilation[k],) * spec.dim
+                p.stride = (2.0**k * new.block_dilation[k],) * spec.dim
     return True

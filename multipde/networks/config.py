@@ -199,8 +199,11 @@ class NetworkConfig(SpecBase):
         moved = self.on_mesh(size, 1)
         return replace(moved, opening_width=self.width * self.detail, dilation=self.detail)
 
-    def plain(self) -> "NetworkConfig":
-        return replace(self, dilation=1)
+    def plain(self, num: int) -> "NetworkConfig":
+        if not 0 <= num <= self.num_blocks:
+            raise ValueError(f"a_trous must lie between 0 and the number of blocks ({self.num_blocks}), got {num}")
+        dilation = (1,) * num + self.block_dilation[num:]
+        return replace(self, dilation=dilation if len(set(dilation)) > 1 else dilation[0])
 
     def build(self) -> PDENet:
         return PDENet(self)

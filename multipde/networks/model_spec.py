@@ -109,8 +109,8 @@ class ModelSpec(Protocol):
     def a_trous(self) -> Self:
         """The description on the mesh of its images, with all blocks dilated; ValueError for external networks."""
 
-    def plain(self) -> Self:
-        """The description with blocks that are not dilated."""
+    def plain(self, num: int) -> Self:
+        """The description in which so many blocks, from the finest on, are not dilated."""
 
     def with_steps(self, steps: int | tuple[int, ...]) -> Self:
         """The same network with other numbers of time steps over the same final times."""
@@ -169,7 +169,7 @@ class SpecBase:
     def a_trous(self) -> Self:
         raise ValueError(f"a_trous must be left out for networks other than those of PDEs, got {self.label}")
 
-    def plain(self) -> Self:
+    def plain(self, num: int) -> Self:
         return self
 
     def for_images(self, size: int | tuple[int, ...]) -> Self:

@@ -65,8 +65,9 @@ class Level:
         crop: side of random square windows of the training images on which the level trains instead of whole images;
             mesh size h and stencils stay those of ``size``. None for whole images. Validation sees whole images.
         a_trous: on the mesh of the images of the previous level, whose detail is above 1: begin with its opening and
-            with blocks at this dilation, which nearly keeps its function, see `a_trous`; the blocks get the dilation 1
-            one after the other in the first half of the level. False to average the opening and convert all stencils.
+            with blocks at this dilation, which nearly keeps its function, see `a_trous`; so many blocks, from the
+            finest on, get the dilation 1 in the first half of the level, one after the other, and the others keep it.
+            None to average the opening and convert all stencils.
 
     Raises:
         ValueError: a value is outside its range.
@@ -82,7 +83,7 @@ class Level:
     warm_up: float = 0.25
     detail: int = 1
     crop: int | None = None
-    a_trous: bool = False
+    a_trous: int | None = None
 
     def __post_init__(self):
         if isinstance(self.steps, list):
@@ -99,8 +100,8 @@ class Level:
             raise ValueError(f"detail must be 1 for mixed levels, got {self.detail}")
         if self.crop is not None and (self.mixed or self.detail > 1 or not 1 <= self.crop <= self.size):
             raise ValueError(f"crop must lie between 1 and size {self.size}, without mixed or detail, got {self.crop}")
-        if self.a_trous and (self.mixed or self.detail > 1 or self.crop is not None or self.epochs is None):
-            raise ValueError("a_trous must be left out for levels with mixed, detail, crop or epochs auto, got True")
+        if self.a_trous is not None and (self.mixed or self.detail > 1 or self.crop is not None or self.epochs is None):
+            raise ValueError("a_trous must be left out for levels with mixed, detail, crop or epochs auto, got a value")
         if self.mixed:
             sizes, shares = zip(*self.mixed, strict=True)
             if max(sizes) != self.size or len(set(sizes)) != len(sizes):

@@ -75,7 +75,7 @@ def extended(plan: Schedule, levels: Sequence[tuple[int, float]]) -> Schedule:
     if last.epochs is None:
         raise ValueError("extend must follow a schedule with numbers of epochs, got one with auto")
     more = [
-        replace(last, size=size, epochs=epochs, steps=None, mixed=(), detail=1, a_trous=False, policy="one_cycle")
+        replace(last, size=size, epochs=epochs, steps=None, mixed=(), detail=1, a_trous=None, policy="one_cycle")
         for size, epochs in levels
     ]
     return Schedule([*plan.levels, *more], plan.network)

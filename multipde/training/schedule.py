@@ -113,11 +113,11 @@ class Schedule:
             config = replace(config, steps=first.steps) if has_steps else config.with_steps(first.steps)
         configs = []
         for level in self.levels:
-            if level.a_trous:
+            if level.a_trous is not None:
                 if config.detail == 1 or config.image_sizes != (level.size,) * config.dim:
                     sizes = size_text(config.sizes[0], config.image_sizes[0])
                     raise ValueError(f"a_trous must follow a level such as 16:32 at the size 32, got {sizes}")
-                config = config.a_trous().plain()
+                config = config.a_trous().plain(level.a_trous)
             config = config.on_mesh(level.size, level.detail)
             config = config if level.steps is None else config.with_steps(level.steps)
             for size, _ in level.mixed:
@@ -189,7 +189,7 @@ def levels_from_lists(
     auto: bool = False,
     warm_up: float = Level.warm_up,
     detail: Sequence[int] | None = None,
-    a_trous: bool = False,
+    a_trous: int | None = None,
 ) -> list[Level]:
     """Levels from a list per property, as long as that of the sizes; batch and learning rate may have one entry.
 
@@ -216,8 +216,9 @@ def levels_from_lists(
         "detail": (1,) * num if detail is None else detail,
     }
     details = lists["detail"]
-    lists["a_trous"] = [a_trous and i > 0 and details[i] == 1 < details[i - 1] for i in range(len(details))]
-    if a_trous and not any(lists["a_trous"]):
+    follows = [i > 0 and details[i] == 1 < details[i - 1] for i in range(len(details))]
+    lists["a_trous"] = [a_trous if after else None for after in follows]
+    if a_trous is not None and not any(follows):
         raise ValueError(f"a_trous must be left out for sizes without one such as 16:32 before 32, got {tuple(sizes)}")
     for name, values in lists.items():
         if len(values) != num:

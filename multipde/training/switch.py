@@ -29,7 +29,7 @@ def plan_move(
     its bound, and by a larger factor than before, gets up to twice as many steps over the same final time; if that does
     not suffice, its stencils are scaled down too.
     """
-    if level.a_trous:
+    if level.a_trous is not None:
         return Conversion(steps=steps or None, a_trous=True)
     if settings.coordinates == "finest":
         return replace(conversion(net, size=level.size, steps=steps or None), keep_reference=True)

@@ -214,7 +214,7 @@ class Trainer:
         p.on_device(self.compute.device)
         for x, labels in batches:
             done, after = self.samples.shares(level, p.epoch, p.num_images)
-            if level.a_trous and end_dilation(self.net, after):
+            if level.a_trous and end_dilation(self.net, after, level.a_trous):
                 p.best_accuracy = -1.0  # of another network
             rate = p.rate_scale * self.schedule.rate(p.index, done)
             self._set_image_size(x.shape[-1])

@@ -80,9 +80,9 @@ def test_blocks_lose_their_dilation_one_after_the_other():
     net = a_trous(network(channels=(4, 6, 6), size=8))
     x, seen = images(16, 2), []
     for fraction, dilation in ((0.16, 2), (0.17, (1, 2, 2)), (0.34, (1, 1, 2)), (0.5, 1)):
-        changed = end_dilation(net, fraction)
+        changed = end_dilation(net, fraction, 3)
         assert changed == (dilation != 2)
-        assert not end_dilation(net, fraction)
+        assert not end_dilation(net, fraction, 3)
         assert net.config.dilation == dilation
         fresh = net.config.build().double().eval()
         fresh.load_state_dict(net.state_dict())

@@ -12,6 +12,7 @@ from multipde import (
     TrainSettings,
     carry_optimizer_state,
     count_flops,
+    evaluate,
     load,
     resume,
     train,
@@ -25,7 +26,7 @@ from multipde.training.level import level_flops
 from multipde.training.schedule import levels_from_lists
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
-PLAN = Schedule([Level(8, 1, batch=30, detail=2), Level(16, 2, batch=30, a_trous=True)])
+PLAN = Schedule([Level(8, 1, batch=30, detail=2), Level(16, 2, batch=30, a_trous=2)])
 
 
 def run(directory, plan=PLAN, **settings):
@@ -81,6 +82,18 @@ def test_best_weights_are_those_of_the_plain_network(tmp_path, monkeypatch):
     assert done.result["levels"][1]["validation_accuracy"] == 0.4
 
 
+@pytest.mark.parametrize(("most", "dilation"), [(0, 2), (1, (1, 2))])
+def test_blocks_may_keep_their_dilation(most, dilation, tmp_path):
+    """The network is stored, loaded, tested and extended as any other."""
+    done = run(tmp_path / "a", Schedule([replace(PLAN.levels[0], epochs=0.4), replace(PLAN.levels[1], a_trous=most)]))
+    spec = spec_of(load(done.directory))
+    assert (spec.size, spec.dilation, spec.size_multiple) == (16, dilation, 4)
+    seen = evaluate(load(done.directory), "shapes", data_options={"num_train": 150, "num_test": 40}, device="cpu")
+    assert seen.accuracy == done.result["test_accuracy"]
+    longer = resume(done.directory, extend=[(32, 0.4)], quiet=True)
+    assert (spec_of(longer.model).size, spec_of(longer.model).dilation) == (32, dilation)
+
+
 def test_momentum_stays():
     torch.manual_seed(0)
     net = with_detail(NETWORK.build(), 2)
@@ -98,19 +111,21 @@ def test_momentum_stays():
 
 def test_levels_from_lists_and_refusals():
     lists = {"detail": [1, 2, 1, 1], "epochs": [1, 1, 1, 1]}
-    levels = levels_from_lists([8, 8, 16, 32], **lists, a_trous=True)
-    assert [level.a_trous for level in levels] == [False, False, True, False]
-    assert not any(level.a_trous for level in levels_from_lists([8, 8, 16, 32], **lists))
+    levels = levels_from_lists([8, 8, 16, 32], **lists, a_trous=1)
+    assert [level.a_trous for level in levels] == [None, None, 1, None]
+    assert all(level.a_trous is None for level in levels_from_lists([8, 8, 16, 32], **lists))
     with pytest.raises(
         ValueError, match=r"a_trous must be left out for sizes without one such as 16:32 before 32, got"
     ):
-        levels_from_lists([8, 16], epochs=[1, 1], a_trous=True)
+        levels_from_lists([8, 16], epochs=[1, 1], a_trous=0)
     for changed in ({"detail": 2}, {"epochs": None}, {"crop": 8}, {"mixed": ((8, 0.5), (16, 0.5))}):
         with pytest.raises(ValueError, match="a_trous must be left out for levels with mixed, detail, crop or epochs"):
-            Level(**({"size": 16, "epochs": 1, "a_trous": True} | changed))
-    for levels in ([Level(16, 1, a_trous=True)], [Level(8, 1, detail=2), Level(32, 1, a_trous=True)]):
+            Level(**({"size": 16, "epochs": 1, "a_trous": 0} | changed))
+    for levels in ([Level(16, 1, a_trous=1)], [Level(8, 1, detail=2), Level(32, 1, a_trous=2)]):
         with pytest.raises(ValueError, match="a_trous must follow a level such as 16:32 at the size 32, got 8"):
             Schedule(levels, NETWORK)
+    with pytest.raises(ValueError, match=r"a_trous must lie between 0 and the number of blocks \(2\), got 3"):
+        Schedule([PLAN.levels[0], replace(PLAN.levels[1], a_trous=3)], NETWORK)
     with pytest.raises(
         ValueError, match="a_trous must be left out for networks other than those of PDEs, got resnet18"
     ):

@@ -19,14 +19,14 @@ class Part(NamedTuple):
         detail: side of the images / side of the mesh.
         crop: side of the windows of the images on which the level trains as a fraction of the full size; 1 for whole
             images.
-        a_trous: whether the level starts with dilated blocks, see `Level`.
+        a_trous: as in `Level`.
     """
 
     size: float
     share: float
     detail: int = 1
     crop: float = 1
-    a_trous: bool = False
+    a_trous: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ ARMS = {
 
 IDEAS = {
     "detail, a trous": Arm(
-        (Part(1 / 4, 0.1), Part(1 / 2, 0.2), Part(1 / 2, 0.3, detail=2), Part(1, 0.4, a_trous=True)), COPY
+        (Part(1 / 4, 0.1), Part(1 / 2, 0.2), Part(1 / 2, 0.3, detail=2), Part(1, 0.4, a_trous=1)), COPY
     ),
     "one cycle per level": Arm(settings=COPY, level={"policy": "one_cycle"}),
     "twice the steps": Arm(settings=COPY, steps=(3, 3, 6)),
