@@ -3,6 +3,7 @@
 import fcntl
 import functools
 import multiprocessing
+import os
 import shutil
 from multiprocessing import context
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 from PIL import Image
 
 from multipde.data import shapes
+from multipde.evaluation import candidates
 from multipde.networks import presets
 from multipde.networks.compilation import check_compiler
 from multipde.networks.kernels import native
+from multipde.stability import norms
 
 torch.set_num_threads(1)  # two test processes on two cores
 
@@ -74,6 +77,27 @@ def _workers_share_one_import():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _trainings_are_short():
+    """No file waits for the disk, and the bounds on dt at a switch are measured by two power iterations."""
+
+    def roughly(measure):
+        def call(*args, **options):
+            with pytest.MonkeyPatch.context() as patch:
+                precise = norms.jacobian_norm
+                patch.setattr(norms, "operator_norm", functools.partial(norms.operator_norm, num_iterations=2))
+                patch.setattr(norms, "jacobian_norm", lambda force, y, num, seed: precise(force, y, 2, seed))
+                return measure(*args, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        patch.setattr(candidates, "stability_report", roughly(candidates.stability_report))
+        patch.setattr(candidates, "stabilized", roughly(candidates.stabilized))
+        yield
+
+
 @pytest.fixture(scope="module")
 def spawned():
     """Processes are spawned as users have it: torch watches those that this process has started itself."""
@@ -105,14 +129,18 @@ def folder(tmp_path):
     return write_folder(tmp_path / "shapes3")
 
 
+def narrow(patch: pytest.MonkeyPatch) -> None:
+    """Give the presets few channels."""
+    for options in presets._DATA.values():
+        patch.setitem(options, "channels", tuple(4 + 2 * i for i in range(len(options["channels"]))))
+        patch.setitem(options, "out_channels", 8)
+
+
 @pytest.fixture(scope="module")
 def narrow_presets():
     """The presets with few channels, for tests of what is done with them."""
     with pytest.MonkeyPatch.context() as patch:
-        for options in presets._DATA.values():
-            narrow = tuple(4 + 2 * i for i in range(len(options["channels"])))
-            patch.setitem(options, "channels", narrow)
-            patch.setitem(options, "out_channels", 8)
+        narrow(patch)
         yield
 
 

@@ -26,7 +26,7 @@ from multipde.studies.paper.recipes import (
     full_trainings,
 )
 from multipde.training.level import level_flops
-from tests.conftest import write_folder
+from tests.conftest import narrow, write_folder
 
 WEIGHTS = {
     ("stl10", "parabolic"): 618_554,
@@ -48,7 +48,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch, root):
-    """Arguments for `reproduce`: one epoch of 40 images, two shares of the data; the tests share the trainings."""
+    """Arguments for `reproduce`: narrow networks, one epoch of 40 images, two shares; the tests share the trainings."""
+    narrow(monkeypatch)
     monkeypatch.setitem(BUDGETS, "smoke", PaperBudget(flops=1.0, num_train=40, num_test=20))
     monkeypatch.setattr(paper, "SHARES", (0.2, 0.8))
     return {"data": ["cifar10"], "root": root, "budget": "smoke", "run_dir": root / "runs"}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ from multipde.training.plan import extended
 from multipde.training.schedule import levels_from_lists
 from multipde.training.switch import check_moves
 
-NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
+NETWORK = NetworkConfig("hamiltonian", (4,), 6, steps=1, size=8)
 PLAN = Schedule([Level(8, 1, batch=30), Level(8, 2, batch=30, detail=2), Level(16, 1, batch=30)])
 OPTIONS = {"num_train": 150, "num_test": 40}
 
@@ -144,7 +145,7 @@ def test_images_are_standardised_by_the_mean_and_deviation_of_their_average():
 
 
 def test_a_standardising_network_is_the_same_at_the_switch(tmp_path):
-    network = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8, standardize=True)
+    network = replace(NETWORK, standardize=True)
     done = run(network, tmp_path / "a", Schedule(PLAN.levels[:2]))
     move = done.result["moves"][0]
     assert move["accuracy_before"] == move["accuracy_moved"] == move["accuracy_recalibrated"]

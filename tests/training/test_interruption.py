@@ -18,7 +18,7 @@ from multipde.storage.run_directory import newest_checkpoint
 from multipde.training.checkpoint import read_checkpoint
 from multipde.training.trainer import Trainer
 
-NETWORK = NetworkConfig("second_order", (4, 6), 8, steps=2, size=8)
+NETWORK = NetworkConfig("second_order", (4,), 6, steps=1, size=8)
 OPTIONS = {"num_train": 150, "num_test": 40}
 
 

@@ -93,7 +93,6 @@ def test_adamw_has_its_own_rate_and_decays_stencils():
 @pytest.mark.parametrize(
     ("memory", "wishes"),
     [
-        ("store", {"optimizer": "muon"}),
         ("reversible", {"optimizer": "muon", "coordinates": "finest", "weight_decay": 0.1}),
         ("store", {"optimizer": "muon", "amp": "bf16", "momentum_rule": "dual", "nesterov": False}),
         ("store", {"optimizer": "adamw", "momentum_rule": "map"}),
@@ -109,7 +108,8 @@ def test_trainings_count_the_work_of_their_optimizer(memory, wishes, tmp_path, m
 
     monkeypatch.setattr(Trainer, "begin", begin)
     plan = Schedule([Level(8, 1, batch=30), Level(16, 1, batch=30)])
-    network, settings = replace(NETWORK, memory=memory), TrainSettings(device="cpu", precise_images=0, **wishes)
+    network = replace(NETWORK, memory=memory, steps=1)
+    settings = TrainSettings(device="cpu", precise_images=0, calibration_images=40, **wishes)
     done = train(
         network, plan, "shapes", tmp_path / "a", settings=settings, data_options={"num_train": 75, "num_test": 20}
     )

@@ -14,7 +14,7 @@ from multipde.storage.rows import read_metrics
 from multipde.training import tensorboard
 from multipde.training.snapshot import read_snapshots
 
-NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
+NETWORK = NetworkConfig("hamiltonian", (4,), 6, steps=1, size=16)
 SCHEDULE = Schedule([Level(8, 2, batch=40), Level(16, 2, batch=40)])
 OPTIONS = {"num_train": 150, "num_test": 30}
 SETTINGS = TrainSettings(transfer="copy", calibration_images=60, device="cpu", tensorboard=True)
@@ -58,15 +58,13 @@ def test_events_are_the_rows_of_the_run(finished):
     check(finished)
 
 
-@pytest.mark.parametrize("stop_at", [5, 12])
-def test_a_resumed_run_has_no_step_twice(finished, tmp_path, stop_at, signal_at_step):
-    signal_at_step(stop_at, signal.SIGTERM)
+def test_a_resumed_run_has_no_step_twice(finished, tmp_path, signal_at_step):
+    signal_at_step(8, signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(tmp_path / "b")
     signal_at_step(None)
-    lost = tmp_path / "b/metrics.jsonl"
-    if lost.exists():  # a row whose checkpoint was never written
-        lost.write_text(lost.read_text() + lost.read_text().splitlines()[-1] + "\n")
+    lost = tmp_path / "b/metrics.jsonl"  # with a row whose checkpoint was never written
+    lost.write_text(lost.read_text() + lost.read_text().splitlines()[-1] + "\n")
     resume(tmp_path / "b", quiet=True)
     check(tmp_path / "b")
     for name in ("level-1-8px.safetensors", "level-2-16px.safetensors"):

@@ -1,0 +1,27 @@
+"""What the tests of the commands share."""
+
+import shutil
+
+import pytest
+
+from multipde import NetworkConfig, PDENet, save
+from multipde.cli.main import main
+from tests.conftest import write_folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, narrow_presets):
+    """A folder data set, a run trained on it by the command, a plain checkpoint."""
+    root = tmp_path_factory.mktemp("cli")
+    write_folder(root / "data")
+    arguments = "--dynamics hamiltonian --sizes 8 16 --epochs 1 1 --batch 30 --quiet --device cpu"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multipde.reports.page.report_at_end", lambda *args: None)
+        main(
+            ["train", "--data", "folder", "--root", str(root / "data"), "--run", str(root / "run"), *arguments.split()]
+        )
+    save(PDENet(NetworkConfig("parabolic", (4, 6), 8, size=16)), root / "net")
+    damaged = bytearray((shutil.copytree(root / "net", root / "damaged") / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (root / "damaged/model.safetensors").write_bytes(damaged)
+    return root
