@@ -59,9 +59,10 @@ def test_the_table_has_means_standard_errors_and_differences_for_equal_seeds():
                      "over sgd": "-", "TFLOPs": "10.0", "minutes": "1.5"}  # fmt: skip
 
 
+@pytest.mark.usefixtures("narrow_presets")
 def test_rows_have_the_settings_and_are_measured_once(tmp_path, monkeypatch):
     def run():
-        options = {"size": 16, "variants": ("full recipe", "sgd"), "seeds": (3,), "budget": "0.01TFLOPs"}
+        options = {"size": 16, "variants": ("full recipe", "sgd"), "seeds": (3,), "budget": "0.001TFLOPs"}
         return ablation_study(("shapes", OPTIONS), tmp_path / "rows.jsonl", run_dir=tmp_path / "runs", **options)
 
     full, plain = run()
