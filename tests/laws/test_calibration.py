@@ -55,7 +55,7 @@ def test_it_is_rediscretisation_on_smooth_data_and_gets_closer_as_h_does(method,
         return ((new - exact).norm() / exact.norm()).item()
 
     assert distance(64) < 0.1
-    assert distance(64) / distance(128) == pytest.approx(4, rel=0.35)
+    assert distance(64) / distance(128) == pytest.approx(4, rel=0.1)
 
 
 def test_its_exponents_are_one_on_smooth_data_and_its_scales_the_powers_of_the_factor():

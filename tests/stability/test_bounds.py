@@ -76,7 +76,7 @@ def test_rediscretising_onto_a_finer_mesh_lowers_the_bound_and_copying_does_not(
     bounds = {m: min(s.bound for s in stability_report(convert(net, size=16, method=m), fine)) for m in
               ("copy", "rediscretize")}  # fmt: skip
     own = min(s.bound for s in stability_report(net, x))
-    assert bounds["copy"] == pytest.approx(own, rel=0.3)
+    assert 0.75 * own < bounds["copy"] <= own  # a larger mesh holds the smaller one, so |K| cannot shrink
     assert bounds["rediscretize"] < own / 10
 
 

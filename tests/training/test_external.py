@@ -3,6 +3,7 @@
 # pyright: reportOptionalMemberAccess=false
 
 import json
+import re
 import signal
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from multipde import Level, Schedule, TrainSettings, count_flops, evaluate, load, resume, train
+from multipde import Level, Schedule, TrainSettings, count_flops, evaluate, load, load_data, report, resume, train
 from multipde.cli.main import main
+from multipde.evaluation.errors import examine
+from multipde.runtime.device import Compute
 from multipde.runtime.signals import Interrupted
 from multipde.storage.run_directory import newest_checkpoint
 from multipde.training.checkpoint import read_checkpoint
@@ -122,6 +125,23 @@ def test_stencils_follow_the_mesh_and_the_penalty_is_weight_decay(finished):
             torch.testing.assert_close(p.grad, 0.5 * p.detach())
         else:
             assert p.grad is None, name
+
+
+def test_its_report_has_every_level_every_switch_and_the_confusion(finished, tmp_path):
+    page = report(finished, tmp_path / "page.html", model=Small, device="cpu").read_text()
+    cells = re.findall(r"<td>(\d+)</td><td>(\d+)</td><td>([\d.]+)</td><td>(\d+)</td>", page)
+    assert cells == [("1", "8", "0.12500", "30"), ("2", "16", "0.06250", "30")]
+    words = re.findall(r"<td class=word>([^<]*)</td>", page)
+    assert words == ["8 → 16 pixels", "calibrated"]
+    (move,) = json.loads((finished / "result.json").read_text())["moves"]
+    for key in ("accuracy_before", "accuracy_moved", "accuracy_recalibrated"):
+        assert f">{100 * move[key]:.1f}</text>" in page
+    seen = examine(load(finished, model=Small), load_data("shapes", size=16, **OPTIONS), Compute.of("cpu"))
+    wrong = (seen.confusion - seen.confusion.diag().diag()).flatten().sort(descending=True).values
+    shown = re.findall(r'<td class="word">\w+</td><td class="word">\w+</td><td>(\d+)</td>', page)
+    assert [int(num) for num in shown] == [num for num in wrong.tolist() if num][: len(shown)]
+    assert len(shown) == min(10, int((wrong > 0).sum()))
+    assert {f'id="stencils-{i}-figure_1"' in page for i in range(2)} == {True}
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_what_is_recorded_is_what_was_done(finished):
         assert moves[0]["steps"] == list(net.config.block_steps)
         assert net.config.final_times == (2.0, 2.0)
         assert all(n in (2, 3, 4) for n in net.config.block_steps)
-        assert min(moves[0]["block_scales"] or [1.0]) <= 1.0
+        assert all(0 < scale <= 1 for scale in moves[0]["block_scales"])
     if recipe == "auto epochs":
         assert found.result["flops"] == pytest.approx(8e8, rel=0.1)
         assert [r["size"] for r in found.result["levels"]] == [8, 16]
