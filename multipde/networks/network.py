@@ -117,6 +117,8 @@ class PDENet(nn.Module):
                 f"{k:>5} {sizes:>9} {2**k / c.sizes[-1]:>9.5f} {c.channels[k]:>8} {c.block_steps[k]:>5} "
                 f"{c.block_dt[k]:>6.3g} {c.block_controls[k]:>8} {num_weights(block):>9,}"
             )
+        if max(c.block_dilation) > 1:
+            lines.append(f"dilation of the blocks: {', '.join(map(str, c.block_dilation))}")
         return "\n".join(lines)
 
 

@@ -88,6 +88,7 @@ def test_blocks_may_keep_their_dilation(most, dilation, tmp_path):
     done = run(tmp_path / "a", Schedule([replace(PLAN.levels[0], epochs=0.4), replace(PLAN.levels[1], a_trous=most)]))
     spec = spec_of(load(done.directory))
     assert (spec.size, spec.dilation, spec.size_multiple) == (16, dilation, 4)
+    assert repr(done.model).endswith(f"dilation of the blocks: {', '.join(map(str, spec.block_dilation))}")
     seen = evaluate(load(done.directory), "shapes", data_options={"num_train": 150, "num_test": 40}, device="cpu")
     assert seen.accuracy == done.result["test_accuracy"]
     longer = resume(done.directory, extend=[(32, 0.4)], quiet=True)
