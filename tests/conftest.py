@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from multipde.conversions import stable_conversion
 from multipde.data import shapes
 from multipde.evaluation import candidates
 from multipde.networks import presets
 from multipde.networks.compilation import check_compiler
 from multipde.networks.kernels import native
-from multipde.stability import norms
+from multipde.stability import bounds, norms
 
 torch.set_num_threads(1)  # two test processes on two cores
 
@@ -96,6 +97,13 @@ def _trainings_are_short():
         patch.setattr(candidates, "stability_report", roughly(candidates.stability_report))
         patch.setattr(candidates, "stabilized", roughly(candidates.stabilized))
         yield
+
+
+@pytest.fixture
+def precise_bounds(monkeypatch):
+    """The bounds on dt are measured as users have them."""
+    monkeypatch.setattr(candidates, "stability_report", bounds.stability_report)
+    monkeypatch.setattr(candidates, "stabilized", stable_conversion.stabilized)
 
 
 @pytest.fixture(scope="module")

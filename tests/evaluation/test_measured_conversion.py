@@ -125,6 +125,7 @@ def test_without_images_it_copies_and_measures_nothing(data):
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), new.parameters(), strict=True))
 
 
+@pytest.mark.usefixtures("precise_bounds")
 def test_steps_alone_and_steps_that_follow_the_bound(data, evaluator):
     net = network(data)
     new, report = convert_reported(net, evaluator, old_size=16, new_size=16, steps=4)
