@@ -76,7 +76,10 @@ def test_compiled_steps_are_the_usual_ones(amp, tolerance, either_kernels):
     torch.manual_seed(0)
     net = Compute(CPU).place(PDENet(config).train())
     other = copy.deepcopy(net)
-    steps = [TrainStep(n, TrainSettings(compile=c), Compute(CPU, amp)) for n, c in ((net, False), (other, True))]
+    steps = [
+        TrainStep(n, TrainSettings(compile=c, optimizer="sgd"), Compute(CPU, amp))
+        for n, c in ((net, False), (other, True))
+    ]
     x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
     for _ in range(3):
         usual, compiled = (step(x, labels, 0.1)[0] for step in steps)
