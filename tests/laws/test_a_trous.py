@@ -57,11 +57,10 @@ def test_features_are_the_mean_over_all_shifts(dynamics, dim, detail):
 def test_a_layer_on_the_shifts_is_the_dilated_layer(dim, dilation):
     """Up to the border, with padding by the dilation."""
     torch.manual_seed(0)
-    layer, y = (
-        SymmetricLayer(3, dim=dim, norm="tv").double(),
-        images(4 * dilation, dim).repeat(1, 2, *(1,) * dim)[:, :3],
-    )
+    layer = SymmetricLayer(3, dim=dim, norm="tv").double()
+    y = images(4 * dilation, dim).repeat(1, 2, *(1,) * dim)[:, :3]
     wide = {"padding": dilation, "dilation": dilation}
+    assert layer.norm is not None
     hidden = torch.relu(layer.norm(CONVOLVE[dim](y, layer.conv.weight, **wide)))
     wanted = -CONVOLVE_TRANSPOSED[dim](hidden, layer.conv.weight, **wide)
     assert_close(layer(split_shifts(y, dilation)), split_shifts(wanted, dilation))
