@@ -90,7 +90,14 @@ def matching(rows: Iterable[RowType], **values: Any) -> list[RowType]:
     return [row for row in rows if all(row.get(name) == value for name, value in values.items())]
 
 
-def mean_and_spread(values: Sequence[float], sign: bool = False) -> str:
-    """The text "mean ± standard deviation", or only the mean for a single value."""
+def mean_and_spread(values: Sequence[float], sign: bool = False, of_mean: bool = False) -> str:
+    """The text "mean ± standard deviation", or only the mean for a single value.
+
+    Args:
+        sign: write the sign of the mean also where it is positive.
+        of_mean: give the standard error of the mean instead of the standard deviation of the values.
+    """
     mean = f"{statistics.mean(values):{'+' if sign else ''}.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / (len(values) ** 0.5 if of_mean else 1):.2f}"

@@ -22,8 +22,7 @@ def num_precise(samples: Samples, level: Level) -> int:
     """Number of images on which BatchNorm is measured before a validation at a level.
 
     The forward pass of an image costs a third of its training step, so that a share s of the work of an epoch of N
-    images pays for 3 s N images. Whole images are measured, which cost more
-    where a level trains on windows of them.
+    images pays for 3 s N images. Whole images are measured, which cost more where a level trains on windows of them.
     """
     most = max(BATCH, round(3 * SHARE_OF_EPOCH * samples.num_in_epoch(level) / level.crops_per_image))
     return min(samples.settings.precise_images, most, len(samples.indices)) // num_processes() * num_processes()

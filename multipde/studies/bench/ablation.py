@@ -12,8 +12,8 @@ from multipde.networks.presets import default_network
 from multipde.runtime.console import Log
 from multipde.runtime.table import Row, Table
 from multipde.studies.bench.equal_work import LEVEL_FIELDS, Budget, budget_text, checked_budget, levels_of_work
-from multipde.studies.bench.transfer_arms import COPY, Arm, Part
-from multipde.studies.study import Study, matching
+from multipde.studies.bench.transfer_arms import COPY, PLAIN, Arm, Part
+from multipde.studies.study import Study, matching, mean_and_spread
 from multipde.studies.trainings import add_trainings, measured_training, num_training_images, threads_of
 from multipde.training.optimizers import WEIGHT_DECAY
 from multipde.training.recipe import recipe_values
@@ -25,13 +25,10 @@ DETAIL = Arm((Part(1 / 4, 0.1), Part(1 / 2, 0.3), Part(1 / 2, 0.6, detail=2)))
 
 NONE: Mapping[str, Any] = {
     **COPY,
-    "optimizer": "sgd",
-    "label_smoothing": 0.0,
-    "whiten": False,
+    **PLAIN,
     "weight_decay": 0.0,
     "precise_images": 0,
     "augment": "off",
-    "recipe": None,
 }
 """SGD with momentum and the penalty of the paper, and no ingredient."""
 
@@ -164,17 +161,11 @@ def ablation_table(rows: Sequence[Row]) -> Table:
         if not own:
             continue
         line = {"variant": name, "seeds": str(len(own))}
-        line["accuracy %"] = _mean_and_error([100 * row["test_accuracy"] for row in own])
+        line["accuracy %"] = mean_and_spread([100 * row["test_accuracy"] for row in own], of_mean=True)
         for other in ("full recipe", "sgd"):
             reference = {row["seed"]: row["test_accuracy"] for row in matching(rows, variant=other)}
             gains = [100 * (r["test_accuracy"] - reference[r["seed"]]) for r in own if r["seed"] in reference]
-            line[f"over {other}"] = _mean_and_error(gains, "+") if gains and name != other else "-"
+            line[f"over {other}"] = mean_and_spread(gains, sign=True, of_mean=True) if gains and name != other else "-"
         line["TFLOPs"] = f"{statistics.mean(row['flops'] for row in own) / 1e12:.1f}"
         table.append(line | {"minutes": f"{statistics.mean(row['seconds'] for row in own) / 60:.1f}"})
     return table
-
-
-def _mean_and_error(values: Sequence[float], sign: str = "") -> str:
-    """The text "mean ± standard error of the mean", or only the mean for a single value."""
-    mean = f"{statistics.mean(values):{sign}.2f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
