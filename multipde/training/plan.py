@@ -15,7 +15,15 @@ from multipde.training.optimizers import planned_flops
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
-FORMER = {"precise_images": 0, "optimizer": "sgd", "label_smoothing": 0.0, "whiten": False, "recipe": None}
+FORMER = {
+    "precise_images": 0,
+    "optimizer": "sgd",
+    "label_smoothing": 0.0,
+    "whiten": False,
+    "alpha1": 2e-4,
+    "alpha2": 2e-4,
+    "recipe": None,
+}
 """Settings of runs whose records do not have them, where the default has another value."""
 
 

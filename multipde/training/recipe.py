@@ -23,11 +23,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": "muon",
         "label_smoothing": 0.1,
         "whiten": True,
+        "alpha1": 0.0,
+        "alpha2": 0.0,
     },
 }
 """Values of `TrainSettings` and of `Level` by name; everything else has its default.
 
-``fast``, the default: orthogonalised momentum, smoothed labels and a whitened opening. ``paper``: stochastic gradient
+``fast``, the default: orthogonalised momentum with decay in place of the penalty, smoothed labels and
+a whitened opening. ``paper``: stochastic gradient
 descent with momentum, without Nesterov's look-ahead, with the penalty and the box of
 Ruthotto & Haber (2018), section 5."""
 

@@ -35,7 +35,8 @@ class TrainSettings:
         bias_rate: factor of the learning rate of the biases of norms, positive.
         momentum_rule: how momentum moves to the next level: ``"map"``, ``"dual"`` or ``"reset"``, see
             `carry_optimizer_state`.
-        alpha1, alpha2: weights in the penalty of the total variation in time and of the squares, eq. (13).
+        alpha1, alpha2: weights in the penalty of the total variation in time and of the squares, eq. (13); 0, with
+            which the decay of the optimizer is all that keeps weights small, or 2e-4 with the recipe ``"paper"``.
         box: bound on the absolute values of the taps of the symmetric layers' stencils, which are dimensionless
             weights of the convolution; 0 for no bound.
         auto_steps: use more time steps on a level where the converted network would be less stable.
@@ -84,8 +85,8 @@ class TrainSettings:
     weight_decay: float | None = None
     bias_rate: float = 1.0
     momentum_rule: str = "map"
-    alpha1: float = 2e-4
-    alpha2: float = 2e-4
+    alpha1: float = 0.0
+    alpha2: float = 0.0
     box: float = 1.0
     auto_steps: bool = False
     budget: str | None = None

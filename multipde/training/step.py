@@ -37,7 +37,8 @@ class TrainStep:
         if settings.compile:
             compile_layers(net)
         self.model = data_parallel(net)
-        self.penalty = spec.penalty(net, settings.alpha1, settings.alpha2)
+        alphas = (settings.alpha1, settings.alpha2)
+        self.penalty = spec.penalty(net, *alphas) if any(alphas) else None
         if self.objective.optimizer is not None:
             self.optimizer: torch.optim.Optimizer = self.objective.optimizer(net.parameters())
         else:
@@ -78,7 +79,8 @@ class TrainStep:
             raise DivergenceError(f"{error} in {place}") from None
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.penalty.add()
+        if self.penalty is not None:
+            self.penalty.add()
         if self.preconditioner is not None:
             self.preconditioner(self.net)
         self.optimizer.step()

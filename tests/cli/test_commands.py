@@ -55,7 +55,7 @@ def test_train_shows_its_plan_progress_and_result(capsys, tmp_path, monkeypatch,
     arguments = "--data folder --root data --sizes 8 16 --epochs 1 1 --batch 30 --steps 2 3 --preset shapes-parabolic"
     out = call(capsys, "train", *arguments.split())
     lines = out.splitlines()
-    assert lines[0] == "recipe fast: optimizer muon, label_smoothing 0.1, whiten True"
+    assert lines[0] == "recipe fast: optimizer muon, label_smoothing 0.1, whiten True, alpha1 0.0, alpha2 0.0"
     assert "MFLOPs/image" in lines[2]
     assert [line.split()[1] for line in lines[3:5]] == ["8", "16"]
     assert any(line.startswith("move 8 -> 16 by calibrated") for line in lines)

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from multipde import evaluate, load, load_data, report, resume
-from multipde.storage.provenance import versions
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import recorded_data
 
@@ -56,7 +55,5 @@ def test_an_interrupted_run_is_resumed_to_the_finished_one(tmp_path):
         (1, 4, 1),
         (2, 8, 1),
     ]  # not (0, 8, 1)
-    recorded = json.loads((FINISHED / "run.json").read_text())["provenance"]["versions"]
-    if recorded["torch"] == versions()["torch"] and torch.backends.cpu.get_cpu_capability() == "AVX512":
-        assert (done.directory / "model.safetensors").read_bytes() == (FINISHED / "model.safetensors").read_bytes()
-        assert timeless(done.metrics) == timeless(rows)
+    for row, earlier in zip(timeless(done.metrics), timeless(rows), strict=True):
+        assert row == pytest.approx(earlier, rel=1e-3)

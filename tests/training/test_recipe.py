@@ -17,6 +17,7 @@ SMALL = ["train", "--sizes", "4", "--epochs", "0.02", "--device", "cpu"]
 def test_the_paper_has_plain_stochastic_gradient_descent():
     paper = TrainSettings.of_recipe("paper", seed=3)
     own = {"optimizer": "sgd", "nesterov": False, "weight_decay": 0.0, "label_smoothing": 0.0, "whiten": False}
+    own |= {"alpha1": 2e-4, "alpha2": 2e-4}
     assert paper == replace(TrainSettings(seed=3), recipe="paper", **own)
     assert level_values("paper") == {"learning_rate": Level.learning_rate}
 
@@ -42,7 +43,7 @@ def test_a_training_says_what_its_recipe_sets_and_records_it(tmp_path, capsys):
     settings = TrainSettings.of_recipe("fast", optimizer="sgd", device="cpu", calibration_images=20)
     network, options = NetworkConfig("second_order", (8,), 8, size=4), {"num_train": 60, "num_test": 20}
     train(network, Schedule([Level(4, 1, 20)]), "shapes", tmp_path / "a", settings=settings, data_options=options)
-    assert "recipe fast: label_smoothing 0.1, whiten True\n" in capsys.readouterr().out
+    assert "recipe fast: label_smoothing 0.1, whiten True, alpha1 0.0, alpha2 0.0\n" in capsys.readouterr().out
     record = json.loads((tmp_path / "a/run.json").read_text())["settings"]
     found = {name: record[name] for name in ("recipe", "optimizer", "label_smoothing", "whiten")}
     assert found == {"recipe": "fast", "optimizer": "sgd", "label_smoothing": 0.1, "whiten": True}

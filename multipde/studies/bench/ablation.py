@@ -52,6 +52,9 @@ INGREDIENTS: Mapping[str, tuple[str, ...]] = {
 }
 """The fields of `TrainSettings` and `Level` of each ingredient; the detail level is one of the levels instead."""
 
+PENALTY = ("alpha1", "alpha2")
+"""The weights of the penalty (13), the only ingredient of SGD that the full recipe leaves out."""
+
 SGD_DECAY = 5e-4
 """Decay of the stencils with SGD, where that of orthogonalised stencils would be far too large."""
 
@@ -72,12 +75,15 @@ def _all_variants() -> dict[str, Variant]:
         if name == "optimizer" and left["weight_decay"]:
             left["weight_decay"] = SGD_DECAY
         found[f"without {name}"] = Variant(left, COARSE if name == "detail level" else DETAIL)
+    penalty = {key: NONE[key] for key in PENALTY}
+    found["full recipe with penalty"] = Variant({**FULL, **penalty}, DETAIL)
     found["sgd"] = Variant(NONE, COARSE)
     for name, keys in INGREDIENTS.items():
         added = {**NONE, **{key: FULL[key] for key in keys if key in FULL}}
         if name == "decay":
             added["weight_decay"] = SGD_DECAY
         found[f"sgd with {name}"] = Variant(added, DETAIL if name == "detail level" else COARSE)
+    found["sgd without penalty"] = Variant({**NONE, **dict.fromkeys(PENALTY, 0.0)}, COARSE)
     return found
 
 

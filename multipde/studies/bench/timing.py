@@ -79,7 +79,9 @@ def step_of(
         clock: a list to which each call appends the seconds of its optimizer.
     """
     labels = torch.arange(len(x), device=x.device) % net.config.classes
-    step = TrainStep(net, TrainSettings(compile=compile, optimizer=optimizer), compute)
+    recipe = "paper" if optimizer == "sgd" else "fast"
+    settings = TrainSettings.of_recipe(recipe, compile=compile, optimizer=optimizer)
+    step = TrainStep(net, settings, compute)
     if clock is not None:
         step.optimizer.register_step_pre_hook(lambda *_: clock.append(-_now(x.device)))
         step.optimizer.register_step_post_hook(lambda *_: clock.append(clock.pop() + _now(x.device)))
