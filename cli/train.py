@@ -111,8 +111,8 @@ class Train(DataOptions):
     momentum_rule: Literal["map", "dual", "reset"] = SETTINGS.momentum_rule
     """How momentum is converted to the next level: like the stencils, like gradients, or set to zero."""
     alpha1: float | None = None
-    """Weight in the penalty of the total variation of the blocks' weights in time, eq. (13). Left out: 0, or 2e-4 with the
-    recipe paper."""
+    """Weight in the penalty of the total variation of the blocks' weights in time, eq. (13). Left out: 0, or 2e-4 with
+    the recipe paper."""
     alpha2: float | None = None
     """Weight in the penalty of the squares of the weights, eq. (13). Left out: 0, or 2e-4 with the recipe paper."""
     box: float | None = None
