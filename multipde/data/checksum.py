@@ -1,6 +1,7 @@
 """SHA-256 checksums of the images of a training: of their pixels, or of their files where these are streamed."""
 
 import hashlib
+import os
 import stat
 import threading
 from pathlib import Path
@@ -60,16 +61,20 @@ class FileChecksum:
                     if self._ended.is_set():
                         return
                     digest.update(f"{label} {path.parent.name}/{path.name} ".encode(errors="surrogateescape"))
-                    digest.update(_file_digest(path))
+                    digest.update(file_digest(path))
             self._found = digest.hexdigest()
         except OSError as error:
             self._error = ValueError(f"image must be readable, got {path} ({error.strerror})")
 
 
-def _file_digest(path: Path) -> bytes:
-    if not stat.S_ISREG(path.stat().st_mode):
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of the contents of a regular file; OSError for anything else."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "no regular file", str(path))
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
+        if status.st_size < 2**20:  # the function below takes a large buffer for every file
+            return hashlib.sha256(file.readall()).digest()
         return hashlib.file_digest(file, "sha256").digest()
 
 

@@ -32,8 +32,9 @@ def load_data(
 
     Args:
         source: ``"shapes"`` (rendered by this library), ``"cifar10"``, ``"cifar100"``, ``"stl10"`` (as torchvision
-            stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``); or a pair (train, test), each
-            a torchvision-style data set or (images, labels) tensors, images uint8 or on [0, 1]; or an `ImageData`.
+            stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``val`` for
+            ``test``); or a pair (train, test), each a torchvision-style data set or (images, labels), images uint8 or
+            on [0, 1]; or an `ImageData`.
         root: directory of the data set; not needed for the shapes and for data given in Python.
         size: largest image side in pixels that is needed. Shapes are rendered at this size. Images of a folder are
             resized to it, unless all are squares of one smaller size. Other data keep their own size.

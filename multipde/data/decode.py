@@ -1,7 +1,5 @@
-"""Decoding of image files to square tensors, and a cache of the decoded images for the next start."""
+"""Decoding of image files to square tensors."""
 
-import hashlib
-import json
 import os
 import stat
 from collections import Counter
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from multipde.data.pixels import picture_pixels
 from multipde.mesh.pyramid import cell_average_matrix, resize_images
 from multipde.mesh.separable import apply_along_axes
 
@@ -27,30 +26,47 @@ MANY_PIXELS = 64 * 10**6
 """An image with more pixels than this is refused as a decompression bomb."""
 SCALES = (8, 4, 2)
 """A JPEG can be decoded at its size divided by one of these."""
-DECODING = 2
+FLIPS = {1: (), 2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
+"""Axes of (C, H, W) that each orientation mirrors, after H and W have been exchanged from the fifth on."""
+DECODING = 3
 """Version of the decoding: a change of the code that changes pixels must raise it, so that old caches are ignored."""
 
 
 def decode_image(path: Path, size: int | None = None) -> Tensor:
     """Decode an image file to RGB (3, height, width) in uint8; with a ``size`` it is averaged to a square of this side.
 
-    Grey is repeated in all channels, and transparency is dropped. A JPEG of at least twice the wanted size is decoded
-    at 1/2, 1/4 or 1/8 of its own size, as means of 2x2, 4x4 or 8x8 pixels, which are then averaged to the wanted size.
+    Grey is repeated in all channels, transparency is dropped, and the picture is turned upright as its orientation tag
+    says. All other rules are those of `picture_pixels`; of several frames the first is taken. A JPEG of at least twice
+    the wanted size is decoded at 1/2, 1/4 or 1/8 of its own size, as means of 2x2, 4x4 or 8x8 pixels, which are then
+    averaged to the wanted size.
     """
-    import numpy as np
-
     with _opened(path) as file:
         shape = file.height, file.width
         scale = 1 if size is None else _reduce(file, size)
-        pixels = torch.from_numpy(np.array(file.convert("RGB")))
-    image = pixels.permute(2, 0, 1).contiguous()
+        file.load()
+        image, orientation = picture_pixels(file).expand(3, -1, -1), _orientation(file)
     if size is None or shape == (size, size):
-        return image
+        return _upright(image, orientation)
     if scale == 1:
         averaged = resize_images(image[None].float(), (size, size))[0]
     else:
         averaged = apply_along_axes([_matrix_from_reduced(num, scale, size) for num in shape], image.float())
-    return averaged.round().to(torch.uint8)
+    return _upright(averaged.round().to(torch.uint8), orientation)
+
+
+def _orientation(file: "Image.Image") -> int:
+    """The orientation tag of an image that is loaded, 1 to 8; 1 if there is none that can be read."""
+    try:
+        orientation = file.getexif().get(0x0112, 1)
+    except Exception:  # damaged tags leave the pixels as they are
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    """Turn and mirror an image (C, H, W) as the orientation tag of EXIF says."""
+    image = image.mT if orientation >= 5 else image
+    return image.flip(FLIPS[orientation]).contiguous()
 
 
 def _reduce(file: "Image.Image", size: int) -> int:
@@ -77,15 +93,21 @@ def _matrix_from_reduced(num: int, scale: int, size: int) -> Tensor:
     return matrix.unflatten(1, (-1, scale)).sum(2).float()
 
 
-def image_sizes(paths: Sequence[Path]) -> Counter[tuple[int, int]]:
-    """The number of files of every (height, width), from their headers; ValueError for a file that is no image."""
+def image_sizes(paths: Sequence[Path]) -> tuple[Counter[tuple[int, int]], int]:
+    """From the headers of files, the number of every (height, width), and of files with several frames.
 
-    def read(path: Path) -> tuple[int, int]:
+    ValueError for a file that is no image.
+    """
+
+    def read(path: Path) -> tuple[tuple[int, int], bool]:
         with _opened(path) as file:
-            return file.height, file.width
+            size = (file.height, file.width)
+            is_turned = file.format in ("JPEG", "MPO", "WEBP") and _orientation(file) >= 5  # others have to be loaded
+            return size[::-1] if is_turned else size, getattr(file, "is_animated", False) and file.format != "MPO"
 
     with ThreadPoolExecutor() as pool:
-        return Counter(pool.map(read, paths))
+        sizes, several = zip(*pool.map(read, paths), strict=True)
+    return Counter(sizes), sum(several)
 
 
 @contextmanager
@@ -114,49 +136,3 @@ def decode_images(paths: Sequence[Path], size: int) -> Tensor:
         for _ in pool.map(lambda i: images[i].copy_(decode_image(paths[i], size)), range(len(paths))):
             pass
     return images
-
-
-class DecodedCache:
-    """A file of decoded images, which is valid for the same size, paths, lengths and modification times of files."""
-
-    def __init__(self, paths: Sequence[Path], size: int | None):
-        self.num = len(paths)
-        digest = hashlib.sha256(f"rgb {DECODING} {size}".encode())
-        for path in paths:
-            stat = os.stat(path)
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        self.file = cache_directory() / f"images-{digest.hexdigest()[:24]}.safetensors"
-
-    def read(self) -> tuple[Tensor, list[str]] | None:
-        """The images and the notes that were written with them; None if there is no readable file."""
-        from safetensors import SafetensorError, safe_open
-
-        if not self.file.exists():
-            return None
-        try:
-            with safe_open(self.file, "pt") as stored:
-                images, notes = stored.get_tensor("images"), json.loads(stored.metadata()["notes"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError):
-            return None
-        is_ours = images.dtype == torch.uint8 and images.dim() == 4 and len(images) == self.num
-        return (images, notes) if is_ours else None
-
-    def write(self, images: Tensor, notes: Sequence[str]) -> None:
-        """Write the images and their notes; an error in writing is ignored, since no run depends on the cache."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        partial = self.file.with_suffix(f".{os.getpid()}.partial")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"images": images}, partial, metadata={"notes": json.dumps(list(notes))})
-            os.replace(partial, self.file)
-        except (OSError, SafetensorError):
-            partial.unlink(missing_ok=True)
-
-
-def cache_directory() -> Path:
-    """The directory of decoded images: MULTIPDE_CACHE if that is set, else one in the user's cache directory."""
-    if chosen := os.environ.get("MULTIPDE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multipde"

@@ -1,64 +1,126 @@
 """Image folders, one per class, whose files are decoded once into memory or streamed batch by batch."""
 
 import os
+from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from multipde.data.decode import DecodedCache, decode_images, image_sizes
+from multipde.data.decode import decode_images, image_sizes
+from multipde.data.decoded_cache import DecodedCache
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
 
+TEST_FOLDERS = ("test", "val")
+"""Folders of test images; the first that exists is taken."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Endings of images, those of torchvision."""
+
 
 def load_folder(root: Path, size: int | None, stream_files: bool | None) -> ImageData:
-    """The images of ``root/train/CLASS/*`` and ``root/test/CLASS/*``, under the name of the folder."""
-    names, train_paths, train_labels = _list_classes(root / "train")
-    test_names, test_paths, test_labels = _list_classes(root / "test")
+    """The images of ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/val``, under the name of the folder.
+
+    As in torchvision, a file counts if its name has the ending of an image, at any depth and behind links to folders.
+    Hidden files and folders are left out, and a note says what else was.
+    """
+    left_out: Counter[str] = Counter()
+    there = [name for name in TEST_FOLDERS if (root / name).is_dir()] or [TEST_FOLDERS[0]]
+    names, train_paths, train_labels = _list_classes(root / "train", left_out)
+    test_names, test_paths, test_labels = _list_classes(root / there[0], left_out)
     if test_names != names:
         odd = sorted(set(names) ^ set(test_names))
-        raise ValueError(f"root must hold the same classes in train and test, got {odd[0]!r} in only one of them")
+        raise ValueError(f"root must hold the same classes in train and {there[0]}, got {odd[0]!r} in only one of them")
     paths = [*train_paths, *test_paths]
-    cache = DecodedCache(paths, size)
-    images, notes = (None if stream_files else cache.read()) or (None, [])
+    listed = [f"the test images are those in {root / there[0]}"] if there[0] != TEST_FOLDERS[0] else []
+    left_out.update({f"folder {name}": 1 for name in there[1:]})
+    if +left_out:
+        listed.append(left_out_text(root, +left_out))
+    cache = None if stream_files else DecodedCache(paths, size)
+    images, notes = (cache and cache.read()) or (None, [])
     if images is None:
-        side, notes = _common_side(image_sizes(paths), size)
+        counts, num_several = image_sizes(paths)
+        side, notes = _common_side(counts, size)
+        if num_several:
+            notes.append(f"{num_several:,} files hold several frames: the first is taken")
         num_bytes = 3 * side**2 * len(paths)
-        if stream_files or (stream_files is None and num_bytes > MEMORY_BYTES):
-            notes.append(f"{len(paths):,} images streamed from their files ({num_bytes / 2**30:.2f} GiB decoded)")
+        if cache is None or (stream_files is None and num_bytes > MEMORY_BYTES):
+            listed.append(f"{len(paths):,} images streamed from their files ({num_bytes / 2**30:.2f} GiB decoded)")
         else:
             images = decode_images(paths, side)
-            cache.write(images, notes)
+            if reason := cache.write(images, notes):
+                listed.append(f"the decoded images are not kept for the next start: {reason}")
     if images is None:
         train, test = StreamedImages(train_paths, train_labels), StreamedImages(test_paths, test_labels)
     else:
         num, side = len(train_paths), images.shape[-1]
         train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
-    return ImageData(root.name, train, test, tuple(names), side, *channel_statistics(train, side), tuple(notes))
+    statistics = channel_statistics(train, side)
+    return ImageData(root.name, train, test, tuple(names), side, *statistics, (*notes, *listed))
 
 
-def image_files(directory: Path) -> list[Path]:
-    """All files below a directory that have the ending of an image, sorted by path."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+def image_files(directory: Path) -> tuple[list[Path], Counter[str]]:
+    """All files below a directory that have the ending of an image, sorted by path, and numbers of those left out.
 
-    paths = sorted(Path(base) / name for base, _, names in os.walk(directory) for name in names)
-    return [path for path in paths if path.suffix.lower() in IMG_EXTENSIONS]
+    Links to folders are followed, unless they lead back to a folder that they are in.
+    """
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    for base, folders, names in os.walk(directory, onerror=_refuse, followlinks=True):
+        if os.path.islink(base) and _leads_back(Path(base)):
+            left_out["links to a folder that they are in"] += 1
+            folders.clear()
+            continue
+        left_out["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(base, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in ENDINGS:
+                found.append(path)
+            else:
+                left_out[f"with the ending {path.suffix}" if path.suffix else "without an ending"] += 1
+    return sorted(found), +left_out
 
 
-def _list_classes(directory: Path) -> tuple[list[str], list[Path], Tensor]:
-    """Class names, files and labels of DIR/CLASS/*, sorted by name."""
+def _leads_back(link: Path) -> bool:
+    """Whether a link leads to a folder that it is in, by its path or by that of the folder it really lies in."""
+    real = link.parent.resolve()
+    return any(os.path.samefile(link, above) for above in {*link.absolute().parents, real, *real.parents})
+
+
+def left_out_text(directory: Path, left_out: Counter[str]) -> str:
+    """A line that says how many files of a folder are left out and why."""
+    ordered = sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
+    return f"left out of {directory}: " + ", ".join(f"{num:,} {what}" for what, num in ordered)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise ValueError(f"image folder must be readable, got {error.filename}: {error.strerror}") from None
+
+
+def _list_classes(directory: Path, left_out: Counter[str]) -> tuple[list[str], list[Path], Tensor]:
+    """Class names, files and labels of DIR/CLASS/*, sorted by name; what is left out is counted."""
     if not directory.is_dir():
         raise ValueError(f"root must hold train/CLASS/* and test/CLASS/*, got no directory {directory}")
-    class_names = sorted(p.name for p in directory.iterdir() if p.is_dir())
+    try:
+        entries = sorted(directory.iterdir())
+    except OSError as error:
+        _refuse(error)
+    left_out["hidden"] += sum(p.name.startswith(".") for p in entries)
+    entries = [p for p in entries if not p.name.startswith(".")]
+    left_out["beside the folders of the classes"] += sum(not p.is_dir() for p in entries)
+    class_names = [p.name for p in entries if p.is_dir()]
     if not class_names:
         raise ValueError(f"root must hold a folder per class, got none in {directory}")
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
-        files = image_files(directory / name)
+        files, others = image_files(directory / name)
+        left_out.update(others)
         if not files:
-            raise ValueError(f"class folder must hold images, got none in {directory / name}")
+            what = f" ({left_out_text(directory / name, others)})" if others else ""
+            raise ValueError(f"class folder must hold images, got none in {directory / name}{what}")
         paths += files
         labels += [label] * len(files)
     return class_names, paths, torch.tensor(labels)

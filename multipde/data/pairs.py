@@ -8,7 +8,8 @@ from torch import Tensor
 
 from multipde.data.image_data import ImageData, channel_statistics
 from multipde.data.images import TensorImages
-from multipde.data.transformed import TransformedImages, read_items, to_uint8, transforms_at_random
+from multipde.data.pixels import to_uint8
+from multipde.data.transformed import TransformedImages, read_items, transforms_at_random
 
 TRANSFORMS_ITSELF = (
     "the data set transforms its training images at random: they are read anew in every epoch, "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multipde.data.images import Batch, Key, Part, TensorImages, stream_seed
+from multipde.data.pixels import image_pixels
 from multipde.mesh.pyramid import resize_images
 
 NUM_READS = 32
@@ -82,33 +83,18 @@ def transforms_at_random(data_set: Any, which: str) -> bool:
     )
 
 
-def to_uint8(images: Tensor, name: str) -> Tensor:
-    """Convert images that are uint8 or lie on [0, 1] to uint8; ValueError with the name for any others."""
-    if images.dtype == torch.uint8:
-        return images
-    if images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all()):
-        return (images * 255).round().to(torch.uint8)
-    values = f"{images.min():g} to {images.max():g}; leave out Normalize"
-    raise ValueError(
-        f"{name} must be uint8 or lie in [0, 1], got {values if images.is_floating_point() else images.dtype}"
-    )
-
-
 def _read(data_set: Any, which: str, index: int, seed: int) -> tuple[Tensor, int]:
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
     torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would move those of GPUs too
     random.seed(seed)
     np.random.seed(seed % 2**32)
     try:
         image, label = data_set[index]
-        image = image if isinstance(image, Tensor) else pil_to_tensor(image)
         if int(label) != label:
             raise ValueError(f"label {label}")
     except Exception as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{which} item {index} must be an image with a whole number as label, got {found}") from error
-    return to_uint8(image, f"{which} item {index}"), int(label)
+    return image_pixels(image, f"{which} item {index}"), int(label)
 
 
 def _resized(image: Tensor, shape: Sequence[int], index: int) -> Tensor:

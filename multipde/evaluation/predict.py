@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multipde.conversions.convert import convert
 from multipde.data.batches import Normalize
 from multipde.data.decode import decode_image
-from multipde.data.folder import image_files
+from multipde.data.folder import image_files, left_out_text
 from multipde.evaluation.views import with_views
 from multipde.mesh.pyramid import resize_images
 from multipde.networks.model_spec import spec_of
@@ -60,6 +60,7 @@ def predict(
     device: str = "auto",
     amp: str = "off",
     views: int = 1,
+    log: Log | None = None,
 ) -> list[Prediction]:
     """Classify image files with a trained network.
 
@@ -72,6 +73,7 @@ def predict(
             averages the image to that size; BatchNorm then keeps its running statistics of the old size. In both cases
             images that are not square are resized to squares.
         device, amp, views: device, precision and views of every image, as in `evaluate`.
+        log: is told which files of a folder are left out.
 
     Returns:
         One `Prediction` per image, in their order.
@@ -81,7 +83,7 @@ def predict(
     """
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
-    net, compute, files = load(checkpoint, model), Compute.of(device, amp), _files(images)
+    net, compute, files = load(checkpoint, model), Compute.of(device, amp), _files(images, log or Log(quiet=True))
     spec = spec_of(net)
     if spec.dim != 2 or spec.in_channels != 3:
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
@@ -119,12 +121,14 @@ def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool 
         log.say(f"{right} of {len(known)} images whose folder names their class are classified correctly")
 
 
-def _files(images: Sequence[str | Path]) -> list[Path]:
+def _files(images: Sequence[str | Path], log: Log) -> list[Path]:
     files: list[Path] = []
     for image in map(Path, images):
-        inside = image_files(image) if image.is_dir() else [image]
+        inside, left_out = image_files(image) if image.is_dir() else ([image], None)
         if not inside:
             raise ValueError(f"image folder must hold images, got none in {image}")
+        if left_out:
+            log.say(f"note: {left_out_text(image, left_out)}")
         files += inside
     if not files:
         raise ValueError("images must name at least one file or folder, got none")

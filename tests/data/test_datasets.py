@@ -9,7 +9,8 @@ from PIL import Image
 
 from multipde import load_data, render_shapes
 from multipde.data.datasets import split_indices
-from multipde.data.decode import DecodedCache, decode_image
+from multipde.data.decode import decode_image
+from multipde.data.decoded_cache import DecodedCache
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
 from tests.conftest import write_folder

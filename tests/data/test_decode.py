@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageFile
 
 from multipde import render_shapes, resize_images
-from multipde.data.decode import decode_image, decode_images
+from multipde.data.decode import decode_image, decode_images, image_sizes
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
 from multipde.studies.bench.consistency import band_limited
@@ -116,11 +116,34 @@ def test_nothing_changes_above_half_the_size_and_for_other_formats(tmp_path, dec
             assert torch.equal(decode_image(file, size), expected), name
 
 
-def test_what_a_camera_says_about_the_orientation_is_not_heeded_at_any_size(tmp_path):
+TURNS = Image.Transpose
+SEEN_AS = {  # orientation tag: how a viewer turns what is stored
+    **{1: None, 2: TURNS.FLIP_LEFT_RIGHT, 3: TURNS.ROTATE_180, 4: TURNS.FLIP_TOP_BOTTOM, 5: TURNS.TRANSPOSE},
+    **{6: TURNS.ROTATE_270, 7: TURNS.TRANSVERSE, 8: TURNS.ROTATE_90},
+}
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", SEEN_AS)
+def test_pictures_are_upright_at_every_size(tmp_path, orientation, ending):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    file = save(smooth_picture(64, 64), tmp_path / "a.jpg", exif=exif, **SHARP)
-    assert (decode_image(file, 16) - whole(file, 16)).abs().max() <= ROUNDING
+    exif[0x0112] = orientation
+    stored, turn = Image.fromarray(smooth_picture(90, 70).permute(1, 2, 0).numpy()), SEEN_AS[orientation]
+    file, seen = tmp_path / f"a{ending}", tmp_path / "seen.png"
+    stored.save(file, exif=exif, **(SHARP if ending == ".jpg" else {"lossless": True}))
+    (stored if turn is None else stored.transpose(turn)).save(seen)
+    for size in (None, 60, 10, 7):
+        a, b = decode_image(file, size).int(), decode_image(seen, size).int()
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= (ROUNDING + 4 if ending == ".jpg" else 0)
+    if ending != ".png":  # whose tag may come after the pixels
+        assert image_sizes([file]) == image_sizes([seen])
+
+
+def test_a_damaged_orientation_tag_leaves_the_pixels(tmp_path):
+    picture = smooth_picture(16, 16)
+    file = save(picture, tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert torch.equal(decode_image(file), picture)
 
 
 def test_a_cut_jpeg_is_refused_at_every_size(tmp_path):

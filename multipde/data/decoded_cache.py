@@ -1,0 +1,112 @@
+"""A cache of decoded images for the next start, known by the contents of their files."""
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multipde.data.checksum import file_digest
+from multipde.data.decode import DECODING
+from multipde.data.image_data import MEMORY_BYTES
+
+
+class DecodedCache:
+    """One file of decoded images, which belongs to the contents and the order of the image files and to the size.
+
+    Neither paths nor times count, so that no other images can be taken for these. Where files of more than 4 GiB would
+    have to be read for that, or no directory can be had, nothing is kept.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int | None):
+        self.paths, self.size, self.key = paths, size, None
+        try:
+            is_small = sum(os.stat(path).st_size for path in paths) <= MEMORY_BYTES
+            self.key = _key(paths, size) if is_small else None
+        except OSError as error:
+            raise ValueError(f"image must be readable, got {error.filename}: {error.strerror}") from None
+
+    @property
+    def file(self) -> Path:
+        """The file in the cache; OSError or RuntimeError if the user has no directory for it."""
+        return cache_directory() / f"images-{self.key}.safetensors"
+
+    def read(self) -> tuple[Tensor, list[str]] | None:
+        """The images and the notes that were written with them; None if there is no file that is whole and our own."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if self.key is None or not _is_own(self.file):
+                return None
+            with safe_open(self.file, "pt") as stored:
+                images, record = stored.get_tensor("images"), stored.metadata()
+            images = images.clone()  # the tensor of the file would change with it, and crash where it is cut
+            notes = json.loads(record["notes"])
+            is_right = self._fits(images) and record["sha256"] == _checksum(images)
+            return (images, notes) if is_right and all(isinstance(note, str) for note in notes) else None
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError):
+            return None
+
+    def write(self, images: Tensor, notes: Sequence[str]) -> str | None:
+        """Write the images and their notes; where that fails, no run depends on it, and the reason is returned."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        if self.key is None:
+            return None
+        partial = None
+        try:
+            if _key(self.paths, self.size) != self.key:
+                return "the files changed while they were decoded"
+            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(dir=self.file.parent, prefix=".images-", suffix=".partial")
+            os.close(handle)
+            save_file({"images": images}, partial, {"notes": json.dumps(list(notes)), "sha256": _checksum(images)})
+            os.chmod(partial, 0o600)
+            os.replace(partial, self.file)
+            return None
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if partial is not None:
+                with suppress(OSError):
+                    os.unlink(partial)
+            return " ".join(str(error).split())[:200]
+
+    def _fits(self, images: Tensor) -> bool:
+        side = images.shape[-1]
+        is_fitting = 0 < side <= (self.size or side)
+        return images.dtype == torch.uint8 and images.shape == (len(self.paths), 3, side, side) and is_fitting
+
+
+def cache_directory() -> Path:
+    """The directory of decoded images: MULTIPDE_CACHE if that is set, else one in the user's cache directory."""
+    if chosen := os.environ.get("MULTIPDE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "multipde"
+
+
+def _key(paths: Sequence[Path], size: int | None) -> str:
+    digest = hashlib.sha256(f"rgb {DECODING} {size}".encode())
+    for path in paths:
+        digest.update(file_digest(path))
+    return digest.hexdigest()[:32]
+
+
+def _checksum(images: Tensor) -> str:
+    pixels: Any = images.contiguous().numpy()
+    return hashlib.sha256(pixels).hexdigest()
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a file is regular, of this user, and such that nobody else can have written it."""
+    if not os.path.lexists(file):
+        return False
+    status = os.lstat(file)
+    is_ours = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+    return stat.S_ISREG(status.st_mode) and is_ours
