@@ -25,7 +25,7 @@ class Measurement:
         for name, value in vars(self).items():
             if value == ():
                 raise ValueError(f"{name} must name at least one, got none")
-        return vars(self) | {"log": Log()}
+        return vars(self) | {"log": Log(needed=self.out is None)}
 
 
 @dataclass(frozen=True, kw_only=True)

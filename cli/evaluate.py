@@ -53,7 +53,12 @@ class Evaluate(DataOptions):
 
         self._check_given()
         checkpoints = (self.checkpoint, *self.others)
-        shared = {"model": self.arch, "num_images": self.num_images, "device": self.device, "log": Log()}
+        shared = {
+            "model": self.arch,
+            "num_images": self.num_images,
+            "device": self.device,
+            "log": Log(needed=self.out is None),
+        }
         if self.robustness:
             from multipde.studies.robustness_study import compare_robustness
 

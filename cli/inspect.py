@@ -21,4 +21,4 @@ class Inspect:
         from multipde.runtime.console import Log
         from multipde.storage.stored_network import load
 
-        inspect_network(load(self.checkpoint, self.arch), self.physical, Log())
+        inspect_network(load(self.checkpoint, self.arch), self.physical, Log(needed=True))

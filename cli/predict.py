@@ -33,16 +33,13 @@ class Predict:
     """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
 
     def run_command(self) -> None:
-        from rich.console import Console
-
         from multipde.evaluation.predict import predict, tell_predictions
         from multipde.reports.plots import check_figure_file, prediction_figure
         from multipde.runtime.console import Log
 
         if self.plot is not None:
             check_figure_file(self.plot)
-        log = Log()
-        notes = Log(console=Console(stderr=True, highlight=False, soft_wrap=True))
+        log, notes = Log(needed=True), Log(stream="stderr")
         how = {"fit": self.fit, "device": self.device, "amp": self.amp, "views": self.views, "log": notes}
         found = predict(self.checkpoint, self.images, model=self.arch, **how)
         tell_predictions(found, log, as_json=self.json)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tyro
 
-from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName
+from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName, PolicyName
 from multipde.training.level import Level, parsed_size
 from multipde.training.settings import TrainSettings
 
@@ -61,7 +61,7 @@ class Train(DataOptions):
     images as have the same number of pixels, with the learning rate scaled by the same factor. Left out: 125."""
     learning_rate: tuple[float, ...] | None = None
     """Peak learning rate, one number or one per level. Left out: 0.1."""
-    policy: Literal["across", "one_cycle", "piecewise", "piecewise_long"] = LEVEL.policy
+    policy: PolicyName = LEVEL.policy
     """Learning rate. across: one cycle over the work of all levels. one_cycle: one on each level. piecewise: 1, 1/5,
     1/25 of the peak for 60, 20, 20 per cent of each level, as in the paper. piecewise_long: down to 1/625 for 30, 20,
     20, 20, 10 per cent, as in the paper for CIFAR-100."""

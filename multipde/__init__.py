@@ -5,9 +5,8 @@ run time the same statements are parsed, and a name is imported when it is first
 not import torch.
 """
 
-import ast
+from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -87,19 +86,30 @@ if TYPE_CHECKING:
     from multipde.training.schedule import Schedule as Schedule
     from multipde.training.settings import TrainSettings as TrainSettings
 else:
-    _imports = [node for node in ast.walk(ast.parse(Path(__file__).read_text())) if isinstance(node, ast.ImportFrom)]
-    _MODULES = {alias.asname: node.module for node in _imports for alias in node.names if alias.asname}
-    __all__ = sorted(_MODULES)
 
     def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
+        if name == "_MODULES":
+            value = _index()
+        elif name == "__all__":
+            value = sorted(_index())
+        elif name in _index():
+            value = getattr(import_module(_index()[name]), name)
+        else:
             raise AttributeError(f"module 'multipde' has no attribute {name!r}")
-        value = getattr(import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *_index()})
+
+    @cache
+    def _index() -> dict[str, str]:
+        """The module of every public name, from the statements above."""
+        import ast
+
+        with open(__file__, encoding="utf-8") as source:
+            nodes = [node for node in ast.walk(ast.parse(source.read())) if isinstance(node, ast.ImportFrom)]
+        return {alias.asname: node.module or "" for node in nodes for alias in node.names if alias.asname}
 
 
 __version__ = "0.1.0"

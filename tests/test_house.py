@@ -62,6 +62,19 @@ def test_only_the_command_line_imports_tyro_and_only_the_log_prints(room, path):
 
 
 @pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: getattr(v, "stem", v))
+def test_text_is_utf_8_whatever_the_locale_is_and_only_the_log_uses_rich(room, path):
+    source = path.read_text()
+    assert path.name == "console.py" or "from rich" not in source
+    for call in [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]:
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        options = {option.arg: ast.unparse(option.value) for option in call.keywords}
+        mode = [ast.unparse(a) for a in call.args if ast.unparse(a).strip("'") in ("r", "w", "a", "r+", "w+", "a+")]
+        opens = ast.unparse(call.func) in ("open", "os.fdopen") and len(call.args) == 1
+        if name in ("read_text", "write_text") or opens or (mode and name in ("open", "fdopen")) or "text" in options:
+            assert "encoding" in options or name == "Text", ast.unparse(call)
+
+
+@pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: getattr(v, "stem", v))
 def test_files_stay_small(room, path):
     assert len(path.read_text().splitlines()) <= 300
 

@@ -1,6 +1,5 @@
 """``multipde predict``: a trained network classifies image files."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +111,7 @@ def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool 
     """Print a table with the two most probable classes of every image, or one line of JSON per image."""
     if as_json:
         for p in predictions:
-            log.say(json.dumps(p.record()))
+            log.json(p.record())
         return
     log.table([_row(p) for p in predictions])
     known = [p for p in predictions if p.true is not None]

@@ -13,7 +13,8 @@ from multipde.runtime.console import Log
 def inspect_network(net: nn.Module, physical: bool, log: Log) -> None:
     """Print the description of a network, its cost, and the root mean squares of its coefficients, see `order_rms`."""
     spec = spec_of(net)
-    log.say(spec.summary(net))
+    for line in spec.summary(net).splitlines():
+        log.say(line)
     flops = count_flops(spec), count_flops(spec, training=True)
     log.say(f"{flops[0] / 1e6:.1f} MFLOPs per image, {flops[1] / 1e6:.1f} in training")
     if spec.class_names:

@@ -96,7 +96,7 @@ def _examined(
 def _page(run: RunRecord, seen: Examination | None, missing: str) -> str:
     import jinja2
 
-    template = resources.files("multipde.reports").joinpath(TEMPLATE).read_text()
+    template = resources.files("multipde.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

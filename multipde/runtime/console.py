@@ -1,53 +1,145 @@
 """Output for the user: lines, tables and a progress bar. Only this module prints."""
 
+import json
+import math
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from multipde.runtime.table import table_lines
+from multipde.runtime.text import printable
 
 Advance = Callable[[float, str], None]
 
 
-class Log:
-    """Output for the user: a progress bar with the remaining time in a terminal, plain lines elsewhere."""
+class StandardOutput:
+    """The present standard output, or that for errors, as a file; characters that its encoding lacks are written as escape sequences.
 
-    def __init__(self, quiet: bool = False, console: Console | None = None):
-        self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
+    Standard output may be closed, be on a full disk, or have lost its reader. That is told once on standard error, and
+    the program goes on, because what it computes is worth more than what it tells.
+
+    Args:
+        needed: let such an error through, for commands whose result is what they print.
+        stream: ``"stdout"`` or ``"stderr"``.
+    """
+
+    is_lost = False
+    """Whether a line could not be written in this process."""
+
+    def __init__(self, needed: bool = False, stream: str = "stdout"):
+        self.needed, self.name = needed, stream
+
+    @property
+    def stream(self) -> Any:
+        """The present stream, None if it was closed before the program started."""
+        return getattr(sys, self.name)
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self.stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        try:
+            return self.stream.isatty()
+        except (AttributeError, OSError, ValueError):  # none, or closed
+            return False
+
+    def write(self, text: str) -> int:
+        try:
+            if self.stream is None:
+                raise OSError("it is closed")
+            self.stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+            self.stream.flush()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            if self.needed:
+                raise (
+                    error
+                    if isinstance(error, BrokenPipeError)
+                    else OSError(f"standard output must be writable, got: {reason}")
+                ) from None
+            if not StandardOutput.is_lost:
+                StandardOutput.is_lost = True
+                complain(f"note: nothing can be shown any more, because standard output fails: {reason}")
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing, because every text is flushed when it is written."""
+
+
+def complain(text: str) -> None:
+    """Print a line on standard error, if that is possible."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"multipde: {printable(' '.join(text.split()))}\n")
+            sys.stderr.flush()
+
+
+class Log:
+    """Output for the user: a progress bar with the remaining time in a terminal, plain lines elsewhere.
+
+    Args:
+        quiet: print nothing.
+        needed: raise an error where standard output cannot be written, see `StandardOutput`.
+        stream: ``"stdout"``, or ``"stderr"`` for notes beside a result.
+    """
+
+    def __init__(self, quiet: bool = False, needed: bool = False, stream: str = "stdout"):
+        self.quiet, self.out = quiet, StandardOutput(needed, stream)
+        self._bar: Any = None
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False)
+        self._show([printable(text)])
 
     def table(self, rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
         """Print rows with the same keys as a table, numbers aligned to the right."""
-        if self.console.is_terminal:
-            table = Table(title=title, title_justify="left", title_style="bold")
-            for name in rows[0]:
-                table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
-            for row in rows:
-                table.add_row(*row.values())
-            self.console.print(table)
+        width = shutil.get_terminal_size().columns if self.out.isatty() else None
+        self._show([*([printable(title)] if title else []), *table_lines(rows, width)])
+
+    def json(self, record: Mapping[str, Any]) -> None:
+        """Print a record as a line of JSON, which has no NaN and no infinity: they become null."""
+        self._show([json.dumps(_finite(record), allow_nan=False)])
+
+    def _show(self, lines: Sequence[str]) -> None:
+        text = "\n".join(lines)
+        if self.quiet:
             return
-        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-        if title:
-            self.say(title)
-        for row in [{name: name for name in rows[0]}, *rows]:
-            cells = (v.ljust(widths[k]) if k in LEFT else v.rjust(widths[k]) for k, v in row.items())
-            self.say("  ".join(cells).rstrip())
+        if self._bar is None:
+            self.out.write(f"{text}\n")
+            return
+        from rich.text import Text
+
+        self._bar.console.print(Text(text), soft_wrap=True)
 
     @contextmanager
     def progress(self, total: float, done: float = 0.0) -> Iterator[Advance]:
         """A progress bar for the total work, which the returned function advances; it is shown in a terminal only."""
-        if not self.console.is_terminal or self.console.quiet:
+        if self.quiet or not self.out.isatty():
             yield lambda amount, text: None
             return
-        columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        text = TextColumn("{task.description}", markup=False)
+        columns = [text, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
+        console: Any = Console(file=StandardOutput(), markup=False, emoji=False, highlight=False)  # pyright: ignore
+        ours = {"redirect_stdout": False, "redirect_stderr": False}
+        with Progress(*columns, console=console, transient=True, **ours) as bar:
             task = bar.add_task("", total=total, completed=done)  # pyright: ignore[reportArgumentType]
-            yield lambda amount, text: bar.update(task, advance=amount, description=text)
+            self._bar = bar
+            try:
+                yield lambda amount, text: bar.update(task, advance=amount, description=printable(text))
+            finally:
+                self._bar = None
 
 
-LEFT = ("name", "class", "second", "true", "layer", "order", "method", "part", "verdict", "arm")
-"""Columns of text, aligned to the left."""
+def _finite(value: Any) -> Any:
+    """The value with None for every float that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

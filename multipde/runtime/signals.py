@@ -4,11 +4,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 STOP = ("SIGINT", "SIGTERM", "SIGHUP")
 SAVE = ("SIGUSR1",)
+
+LATER = 0.05
+"""Seconds after which a signal that was received during an import is received again."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,12 +22,11 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
-@dataclass
 class PendingSignals:
     """Requests received so far: ``stop`` is the number of the signal to stop, 0 for none; ``save`` a checkpoint."""
 
-    stop: int = 0
-    save: bool = False
+    def __init__(self):
+        self.stop, self.save = 0, False
 
     def receive(self, signum: int, frame: object = None) -> None:
         """Record a request; a second SIGINT raises KeyboardInterrupt at once."""
@@ -45,14 +47,36 @@ def pending_signals(names: tuple[str, ...] = (*STOP, *SAVE)) -> Iterator[Pending
 
 
 @contextmanager
-def raising_on_signals(names: tuple[str, ...] = STOP[1:]) -> Iterator[None]:
-    """Within the context signals raise an exception, as SIGINT does, so that the code inside can clean up."""
+def raising_on_signals(names: tuple[str, ...] = STOP) -> Iterator[None]:
+    """Within the context signals raise an exception, so that the code inside can clean up.
 
-    def interrupt(signum: int, frame: object = None) -> None:
+    An import is finished first: an exception would leave a module half imported, or be taken for a missing package. A
+    request to save a checkpoint has no effect, since there is none to be saved outside of a training.
+    """
+    noted: dict[int, threading.Timer] = {}
+
+    def interrupt(signum: int, frame: FrameType | None = None) -> None:
+        if _is_importing(frame):
+            noted[signum] = threading.Timer(LATER, signal.raise_signal, (signum,))
+            noted[signum].daemon = True
+            noted[signum].start()
+            return
+        noted.clear()
         raise Interrupted("", signum)
 
-    with _handled(names, interrupt):
+    with _handled(SAVE, lambda signum, frame: None), _handled(names, interrupt):
         yield
+        for signum, again in noted.items():
+            again.cancel()
+            raise Interrupted("", signum)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

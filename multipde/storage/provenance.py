@@ -119,7 +119,7 @@ def _changed_data(recorded: Any, found: str) -> str:
 def _processor() -> str:
     """The processor's name, and its family and model, which distinguish generations of the same name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     except OSError:
         lines = []
     known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -33,7 +33,8 @@ from multipde import (
     train,
 )
 from multipde.cli import options
-from multipde.cli.main import COMMANDS, main
+from multipde.cli.commands import COMMANDS
+from multipde.cli.main import main
 from multipde.data.datasets import DATA_NAMES
 from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.dynamics import DYNAMICS

@@ -85,7 +85,7 @@ def _launched(num: int, threads: int, task: dict[str, Any]) -> list[dict[str, An
         command += ["-m", "multipde.studies.bench.scaling", json.dumps(task), str(file)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         nowhere, kept = subprocess.DEVNULL, subprocess.PIPE
-        started = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=kept, text=True)
+        started = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=kept, encoding="utf-8", errors="replace")
         try:
             _, errors = started.communicate()
         except BaseException:  # an interrupted study must leave no processes
@@ -95,7 +95,7 @@ def _launched(num: int, threads: int, task: dict[str, Any]) -> list[dict[str, An
         if not file.exists():
             last = [line for line in errors.splitlines() if "Error" in line][:1]
             raise ValueError(f"processes must finish, got {' '.join(last)[:200] or 'no result'} from {num}")
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _measure(task: dict[str, Any], file: Path) -> None:
@@ -108,7 +108,7 @@ def _measure(task: dict[str, Any], file: Path) -> None:
             step = step_of(compute.place(PDENet(config)).train(), x, compute)
             seconds = alternated({"step": step}, task["repeats"], compute.device)
             rows.append({"dynamics": name, "size": size, "seconds": seconds["step"]})
-    on_rank_zero(lambda: file.write_text(json.dumps(rows)))
+    on_rank_zero(lambda: file.write_text(json.dumps(rows), encoding="utf-8"))
 
 
 if __name__ == "__main__":

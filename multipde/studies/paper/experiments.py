@@ -143,7 +143,7 @@ def reproduce(
             training.settings(num, seed, device, amp, compile),
             sets[training.data].options,
             num_train=training.num_images(num),
-            quiet=study.log.console.quiet or training.share is not None,
+            quiet=study.log.quiet or training.share is not None,
         )
         row: dict[str, Any] = {
             "weights": num_weights(run.model),

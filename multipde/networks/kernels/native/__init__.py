@@ -61,7 +61,7 @@ def _compiled_by(compiler: str) -> ctypes.CDLL:
 def _compile_to(compiler: str, target: Path) -> None:
     for flags in FOR_THIS_PROCESSOR:
         command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(target)]
-        tried = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        tried = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if tried.returncode == 0:
             return
     output = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]

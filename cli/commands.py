@@ -1,0 +1,99 @@
+"""The commands by name, and their parser."""
+
+import difflib
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from typing import Any
+
+import tyro
+
+from multipde.cli.bench import STUDIES, Bench
+from multipde.cli.convert import Convert
+from multipde.cli.evaluate import Evaluate
+from multipde.cli.inspect import Inspect
+from multipde.cli.list import List
+from multipde.cli.predict import Predict
+from multipde.cli.report import Report
+from multipde.cli.reproduce import Reproduce
+from multipde.cli.train import Train
+from multipde.runtime.allocator import keep_freed_memory
+from multipde.runtime.console import Log
+from multipde.runtime.launch import num_launched
+
+COMMANDS = {
+    "train": Train,
+    "convert": Convert,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "inspect": Inspect,
+    "report": Report,
+    "reproduce": Reproduce,
+    "bench": Bench,
+    "list": List,
+}
+
+DESCRIPTION = """Convolution stencils as differential operators: networks that move between image resolutions.
+
+Start with `multipde train`: it trains coarse to fine on embedded data and needs no arguments. `multipde --version`
+shows the versions of multipde and torch and the device.
+
+Exit status: 0 when all is done; 2 for wrong input, or where memory or a file system does not suffice, with one line
+that says what to type; 128 + N when signal N has ended the command (130: Ctrl-C, 143: SIGTERM); 1 with a traceback for
+an error of multipde itself."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments and run their command."""
+    if list(arguments) == ["--version"]:
+        _tell_version()
+        return
+    command = _parsed(arguments)
+    if num_launched() > 1 and not isinstance(command, Train):
+        raise ValueError(f"processes must be one for all commands but train, got {num_launched()}; leave torchrun out")
+    keep_freed_memory()
+    command.run_command()
+
+
+def _parsed(arguments: Sequence[str]) -> Any:
+    """The command with its options; ValueError for an unknown name, which names the nearest one."""
+    name, *others = arguments or [""]
+    if name not in COMMANDS:
+        _check_name("command", name, COMMANDS)
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="multipde", description=DESCRIPTION, args=arguments, sort_subcommands=False
+        )
+    prog, kind = f"multipde {name}", COMMANDS[name]
+    if kind is Bench and others:
+        _check_name("study", others[0], STUDIES)
+        kind = STUDIES.get(others[0], Bench)
+        prog += f" {others[0]}" * (kind is not Bench)
+    known = [option for entry in fields(kind) for option in (entry.name, f"no_{entry.name}")]
+    for typed in [word.partition("=")[0] for word in others if word.startswith("--")]:
+        _check_name("option", typed, ["--help", *(f"--{option.replace('_', '-')}" for option in known)], prog)
+    return tyro.cli(COMMANDS[name], prog=f"multipde {name}", args=others)
+
+
+def _check_name(what: str, name: str, known: Collection[str], prog: str = "") -> None:
+    """Raise ValueError for a name that is not known; no name, and options in place of one, are left to the parser."""
+    if not name or name.replace("_", "-") in known or name in known or (name.startswith("-") and not prog):
+        return
+    near = difflib.get_close_matches(name, known, 1)
+    advice = f"did you mean {near[0]}?" if near else f"type {prog or 'multipde'} --help"
+    names = f"those of {prog}" if prog else ", ".join(known)
+    raise ValueError(f"{what} must be one of {names}, got {name!r}; {advice}")
+
+
+def _tell_version() -> None:
+    """Print the versions, and the device that ``--device auto`` takes."""
+    from multipde import __version__
+
+    log = Log(needed=True)
+    log.say(f"multipde {__version__}")
+    import torch
+
+    from multipde.runtime.device import choose_device
+
+    device = choose_device("auto")
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    log.say(f"Python {sys.version.split()[0]}, torch {torch.__version__}, device {device}{name}")
