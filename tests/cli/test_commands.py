@@ -6,6 +6,7 @@
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,7 +39,11 @@ from multipde.cli.main import main
 from multipde.data.datasets import DATA_NAMES
 from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.dynamics import DYNAMICS
-from multipde.runtime.device import AMP
+from multipde.networks.presets import preset_names
+from multipde.runtime.device import AMP, choose_device
+from multipde.runtime.signals import Interrupted, raising_on_signals
+from multipde.training.level import CYCLES, POLICIES
+from multipde.training.optimizers import OPTIMIZERS
 from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
 from multipde.training.start import starting_network
@@ -230,6 +235,8 @@ def test_choices_are_those_of_the_library():
     assert set(get_args(options.DynamicsName)) == set(DYNAMICS)
     assert set(get_args(options.MethodName)) == {*METHODS, *CALIBRATED}
     assert set(get_args(options.AmpName)) == set(AMP)
+    assert set(get_args(options.PolicyName)) <= {*POLICIES, *CYCLES}
+    assert set(get_args(options.OptimizerName)) == set(OPTIMIZERS)
 
 
 def test_every_default_of_train_is_that_of_the_library():
@@ -269,8 +276,40 @@ def test_help_is_there_for_every_command_and_quick(capsys):
     )
     done = subprocess.run([sys.executable, "-c", code, "train", "--help"], capture_output=True, text=True, check=True)
     assert {"torch", "numpy"}.isdisjoint(done.stdout.splitlines()[-1].split())  # half a second, and not five
+
+
+def test_the_version_names_torch_and_device_and_the_help_the_exit_status(capsys):
     main(["--version"])
-    assert capsys.readouterr().out == f"multipde {multipde.__version__}\n"
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"multipde {multipde.__version__}"
+    assert f"torch {torch.__version__}, device {choose_device('auto')}" in second
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "Exit status: 0 when all is done; 2 for wrong input" in capsys.readouterr().out
+
+
+def test_list_shows_the_names_that_the_commands_take(capsys):
+    shown = dict(line.split(": ", 1) for line in call(capsys, "list").splitlines())
+    assert shown["--dynamics"].split(", ") == list(DYNAMICS)
+    assert shown["train --preset"].split(", ") == preset_names()
+    assert set(shown["--recipe"].split(", ")) == set(RECIPES)
+    assert json.loads(call(capsys, "list", "--json"))["--data"] == list(DATA_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("trian", r"command must be one of train, .*, got 'trian'; did you mean train\?"),
+        ("bench stpe", r"study must be one of transfer, .*, got 'stpe'; did you mean step\?"),
+        ("train --sice 8", r"option must be one of those of multipde train, got '--sice'; did you mean --sizes\?"),
+        ("bench step --zzz", r"option must be one of .* bench step, got '--zzz'; type multipde bench step --help"),
+    ],
+)
+def test_the_nearest_name_is_offered_for_a_wrong_one(typed, line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(typed.split())
+    assert stop.value.code == 2
+    assert re.fullmatch(f"multipde: {line}\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["bench", "--help"]])
@@ -280,6 +319,48 @@ def test_a_reader_that_has_left_is_no_error(arguments):
     done = subprocess.run([sys.executable, "-m", "multipde", *arguments], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_during_an_import_is_obeyed_when_it_is_done(name, tmp_path, monkeypatch, capsys):
+    source = f"import signal\nsignal.raise_signal(signal.{name})\nis_whole = True\n"
+    (tmp_path / "received_while_importing.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work(self):
+        import received_while_importing as module  # pyright: ignore[reportMissingImports]
+
+        assert module.is_whole
+        if name != "SIGUSR1":
+            time.sleep(20)
+
+    monkeypatch.setattr(COMMANDS["list"], "run_command", work)
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)
+    try:
+        if name == "SIGUSR1":  # there is nothing to be saved yet
+            main(["list"])
+        else:
+            with pytest.raises(SystemExit) as stop:
+                main(["list"])
+            assert stop.value.code == 128 + getattr(signal, name)
+            assert capsys.readouterr().err == "multipde: interrupted\n"
+    finally:
+        signal.signal(getattr(signal, name), before)
+        sys.modules.pop("received_while_importing", None)
+
+
+def test_a_signal_in_the_very_last_import_is_not_lost(monkeypatch, tmp_path):
+    (tmp_path / "received_at_last.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Interrupted), raising_on_signals():
+        import received_at_last  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+
+def test_what_starts_with_the_command_is_little():
+    """Before the first line of `main` a signal ends the program in Python's way."""
+    code = "import sys; before = set(sys.modules); import multipde.cli.main; print(len(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40
 
 
 def test_a_signal_stops_the_command_which_says_how_to_go_on(place, tmp_path):

@@ -85,7 +85,9 @@ def _launched(num: int, threads: int, task: dict[str, Any]) -> list[dict[str, An
         command += ["-m", "multipde.studies.bench.scaling", json.dumps(task), str(file)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         nowhere, kept = subprocess.DEVNULL, subprocess.PIPE
-        started = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=kept, encoding="utf-8", errors="replace")
+        started = subprocess.Popen(
+            command, env=environment, stdout=nowhere, stderr=kept, encoding="utf-8", errors="replace"
+        )
         try:
             _, errors = started.communicate()
         except BaseException:  # an interrupted study must leave no processes
