@@ -15,7 +15,7 @@ Advance = Callable[[float, str], None]
 
 
 class StandardOutput:
-    """The present standard output, or that for errors, as a file; characters that its encoding lacks are written as escape sequences.
+    """The present standard output, or that for errors, as a file. What its encoding lacks becomes an escape sequence.
 
     Standard output may be closed, be on a full disk, or have lost its reader. That is told once on standard error, and
     the program goes on, because what it computes is worth more than what it tells.
