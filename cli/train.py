@@ -139,6 +139,8 @@ class Train(DataOptions):
     """Decay per step of the average of the weights that is validated and kept in their place, e.g. 0.99; 0 for none."""
     checkpoint_every: float = SETTINGS.checkpoint_every
     """Minutes between checkpoints within an epoch; another one is written after every epoch."""
+    keep: int = SETTINGS.keep
+    """Number of checkpoints that are kept. If the newest one is damaged, --resume goes on from the one before."""
     on_divergence: Literal["stop", "rollback"] = SETTINGS.on_divergence
     """What to do when loss, activations or stencils are too large or not finite: stop, or return to the last checkpoint
     with half the learning rate, at most three times."""

@@ -5,6 +5,7 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
 from multiprocessing import context
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from multipde.networks import presets
 from multipde.networks.compilation import check_compiler
 from multipde.networks.kernels import native
 from multipde.stability import bounds, norms
+from multipde.training.step import TrainStep
 
 torch.set_num_threads(1)  # two test processes on two cores
 
@@ -199,3 +201,22 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", savefig)
     return saved
+
+
+@pytest.fixture
+def signal_at_step(monkeypatch):
+    """A function: this process gets a signal within the num-th step from now on; none for None."""
+    original = TrainStep.__call__
+
+    def at(num, signum=signal.SIGTERM):
+        calls = []
+
+        def step(self, *args, **options):
+            calls.append(1)
+            if len(calls) == num:
+                os.kill(os.getpid(), signum)
+            return original(self, *args, **options)
+
+        monkeypatch.setattr(TrainStep, "__call__", step)
+
+    return at

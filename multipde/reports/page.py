@@ -16,12 +16,12 @@ from multipde.reports.run_record import RunRecord, read_run
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.launch import is_rank_zero_launched
-from multipde.storage.files import write_file
+from multipde.storage.files import check_own, write_file
 from multipde.storage.records import brief
-from multipde.storage.run_directory import recorded_data
+from multipde.storage.run_directory import PAGE, PAGE_MARK, recorded_data
 from multipde.storage.stored_network import Given
 
-PAGE, TEMPLATE = "report.html", "report.html.jinja"
+TEMPLATE = "report.html.jinja"
 
 
 def report(
@@ -41,7 +41,7 @@ def report(
 
     Args:
         run_dir: the run directory.
-        out: the file, which is replaced if it exists; report.html in the run directory if left out.
+        out: the file, which is replaced if it is such a report; report.html in the run directory if left out.
         data: the data of the run, as in `load_data`; None for the data that the run names.
         model: for a network that was given in Python or by an import path, the same again, as in `load`.
         data_options: keyword arguments of `load_data`, where data is a name.
@@ -50,12 +50,13 @@ def report(
 
     Raises:
         ValueError: there is no finished run in run_dir, or it is damaged; the data do not suit the network.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or exists and is no report.
     """
     run = read_run(run_dir, model)
     out = Path(out) if out is not None else run.directory / PAGE
     if out.is_dir():
         raise ValueError(f"out must be a file, got the directory {out}")
+    check_own(out, PAGE_MARK, "a report")
     Compute.of(device)  # raises for a missing device before images are read
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be positive, got {num_images}")

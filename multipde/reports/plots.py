@@ -1,5 +1,6 @@
 """Figures, one function each, from rows to a file; they can be read in grey and by the colour-blind."""
 
+import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any, BinaryIO
 from multipde.data.decode import decode_image
 from multipde.evaluation.conversion_report import ConversionReport
 from multipde.evaluation.predict import Prediction
+from multipde.storage.files import check_own, write_file
+from multipde.storage.opening import make_directory
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B2A300")
 MARKERS = "osD^v<>PX"
@@ -195,20 +198,32 @@ def pyplot():
     return plt
 
 
-def check_figure_file(file: Path) -> None:
-    """Raise ValueError for a file name that does not end in .png, .svg or .pdf."""
-    known = ("png", "svg", "pdf")
-    if file.suffix.removeprefix(".").lower() not in known:
-        raise ValueError(f"plot must end in one of .{', .'.join(known)}, got {file}")
+MARKS = {
+    "png": ("Software", b"Software\0multipde"),
+    "svg": ("Creator", b"<dc:title>multipde</dc:title>"),
+    "pdf": ("Creator", b"/Creator (multipde)"),
+}
+"""For every kind of figure the entry of its metadata that names us, and the bytes by which it is known again."""
+
+
+def check_figure_file(file: Path) -> str:
+    """The kind of a figure by the ending of its file; ValueError for another, FileExistsError for a foreign file."""
+    kind = file.suffix.removeprefix(".").lower()
+    if kind not in MARKS:
+        raise ValueError(f"plot must end in one of .{', .'.join(MARKS)}, got {file}")
+    check_own(file, MARKS[kind][1], "a figure")
+    return kind
 
 
 def save(figure: Any, file: Path | BinaryIO) -> None:
     """Write a figure to a file, or as SVG to a stream, and close it; equal figures give equal bytes."""
+    kind = check_figure_file(file) if isinstance(file, Path) else "svg"
+    metadata = {MARKS[kind][0]: "multipde"} | ({"Date": None} if kind == "svg" else {})
+    stream = io.BytesIO() if isinstance(file, Path) else file
+    figure.savefig(stream, format=kind, bbox_inches="tight", metadata=metadata, dpi=150)
     if isinstance(file, Path):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    kind = file.suffix.removeprefix(".") if isinstance(file, Path) else "svg"
-    metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(file, format=kind, bbox_inches="tight", metadata=metadata, dpi=150)
+        make_directory(file.parent)
+        write_file(file, stream.getvalue())  # pyright: ignore[reportAttributeAccessIssue]
     pyplot().close(figure)
 
 

@@ -2,59 +2,79 @@
 
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from multipde.storage.records import read_file, regular
+from multipde.storage.lock import check_lock
+from multipde.storage.opening import (
+    make_directory,
+    open_regular,
+    partial_of,
+    remove_flat,
+    sync_directory,
+    write_new,
+    writing,
+)
+from multipde.storage.records import RECORD_BYTES, read_file, regular
 
-SUMS, LOCK, PARTIAL = "SHA256SUMS", ".lock", ".*.partial-*"
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Replace any OSError raised in the context by one that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{target} must be writable, got: {error.strerror or error}") from None
+SUMS = "SHA256SUMS"
 
 
 def write_file(file: Path, data: bytes) -> None:
     """Write a file under another name, sync it to disk and rename it; on an OSError the previous file remains."""
-    partial = _partial(file)
+    partial = partial_of(file)
+    check_lock(file)
     with writing(file):
         try:
-            _write(partial, data)
+            write_new(partial, data)
+            check_lock(file)
             os.replace(partial, file)
-        finally:
+        except BaseException:
             with suppress(OSError):
-                partial.unlink(missing_ok=True)
-        _sync_directory(file.parent)
+                os.unlink(partial)
+            raise
+        sync_directory(file.parent)
 
 
 def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write a new directory of files and their checksums; on an OSError no directory is left."""
-    partial = _partial(directory)
+    partial = partial_of(directory)
+    check_lock(directory)
     with writing(directory):
+        make_directory(partial.parent)
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            os.mkdir(partial)
             for name, data in {**files, SUMS: checksums(files)}.items():
-                _write(partial / name, data)
-            _sync_directory(partial)
+                write_new(partial / name, data)
+            sync_directory(partial)
+            check_lock(directory)
             os.replace(partial, directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        _sync_directory(directory.parent)
+        except BaseException:
+            with suppress(OSError):
+                remove_flat(partial)
+            raise
+        sync_directory(directory.parent)
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write files into an existing directory, each with `write_file`, and finally their checksums."""
     for name, data in {**files, SUMS: checksums(files)}.items():
         write_file(directory / name, data)
+
+
+def check_own(file: Path, mark: bytes, what: str) -> None:
+    """Raise FileExistsError for a file that exists, is not empty, and does not hold the mark that our files have."""
+    if not os.path.lexists(file):
+        return
+    try:
+        with os.fdopen(open_regular(file, os.O_RDONLY), "rb") as handle:
+            data = handle.read(RECORD_BYTES)
+        is_ours = not data or mark in data
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        raise FileExistsError(f"{file} must be new, or {what} that multipde wrote, got another; name a new file")
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
@@ -73,35 +93,3 @@ def check_sums(directory: Path, *names: str) -> None:
             found = hashlib.file_digest(handle, "sha256").hexdigest()
         if sums.get(name) != found:
             raise ValueError(f"{directory / name} must have its checksum in {SUMS}, got another: it is damaged")
-
-
-def is_scratch(path: Path) -> bool:
-    """Whether a path is a lock or a partially written file or directory."""
-    return path.name == LOCK or fnmatch(path.name, PARTIAL)
-
-
-def clear_partials(directory: Path) -> None:
-    """Remove partially written files and directories."""
-    for partial in directory.glob(PARTIAL):
-        shutil.rmtree(partial) if partial.is_dir() and not partial.is_symlink() else partial.unlink()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
-
-
-def _write(file: Path, data: bytes) -> None:
-    with open(file, "wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    """Sync the entries of a directory to disk, where the operating system supports it."""
-    with suppress(OSError):
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,67 +1,106 @@
 """A lock that gives one process at a time access to a run directory."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from multipde.storage.files import LOCK, writing
+from multipde.storage.opening import NEW, PLAIN, open_regular, write_all, writing
+
+LOCK = ".lock"
+OWNER = re.compile(rb"(process [0-9]{1,20})?")
+"""What a lock file holds: the process that has it, or had it when it was killed."""
+
+_HELD: list[tuple[Path, list[int]]] = []
+"""Locked directories, and for each a list of the handle of its lock file; it is empty in a forked child."""
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[bool]:
     """Hold the lock of a directory within the context; ValueError if another process holds it.
 
-    The operating system releases the lock whenever the process ends, and child processes do not inherit it. On a file
-    system without locks nothing is locked.
+    The operating system releases the lock whenever the process ends, and child processes do not inherit it.
+
+    Yields:
+        Whether the directory is locked; False on a file system without locks.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    file = directory / LOCK
+    file, has_locks = directory / LOCK, True
     while True:
-        with writing(file):
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _opened(file)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            has_locks = _lock(handle)
         except BlockingIOError:
             owner = os.pread(handle, 40, 0).decode(errors="replace") or "another process"
             os.close(handle)
             raise ValueError(f"run must not be in use, got {directory}, which {owner} is training") from None
-        except OSError:
-            pass  # a file system without locks
         if _is_same(handle, file):
             break
         os.close(handle)  # its owner removed the file meanwhile
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()}".encode(), 0)
+    with writing(file):
+        os.ftruncate(handle, 0)
+        write_all(handle, f"process {os.getpid()}".encode())
     held = [handle]
-    _HELD.append(held)
+    _HELD.append((directory, held))
     try:
-        yield
+        yield has_locks
     finally:
-        _HELD.remove(held)
+        _HELD.remove((directory, held))
         if held:
             if _is_same(handle, file):
                 file.unlink(missing_ok=True)
             os.close(handle)
 
 
-_HELD: list[list[int]] = []
+def check_lock(path: Path) -> None:
+    """Raise OSError before a write into a directory that this process has locked and another one has replaced."""
+    for directory, held in _HELD:
+        if held and directory in path.parents and not _is_same(held[0], directory / LOCK):
+            found = "another" if directory.is_dir() else "none"
+            raise OSError(f"run directory must stay where it is while it is trained, got {found} at {directory}")
+
+
+def _opened(file: Path) -> int:
+    """A handle of the lock file: of a new one, or of one that a killed process of this user has left."""
+    while True:
+        with writing(file):
+            try:
+                return os.open(file, os.O_RDWR | NEW | PLAIN, 0o644)
+            except FileExistsError:
+                pass
+            try:
+                handle = open_regular(file, os.O_RDWR, own=True)
+            except FileNotFoundError:
+                continue
+        if OWNER.fullmatch(os.pread(handle, 100, 0)):
+            return handle
+        os.close(handle)
+        raise OSError(f"{file} must be the lock of a training, got another file")
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file; False where that is impossible, BlockingIOError where another process has locked it."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _is_same(handle: int, file: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(file))
+        return os.path.samestat(os.fstat(handle), os.lstat(file))
     except OSError:
         return False
 
 
 def _drop_in_child() -> None:
     """Close a forked child's copies of the open lock files, so that it does not keep the locks."""
-    for held in _HELD:
+    for _, held in _HELD:
         os.close(held.pop())
 
 

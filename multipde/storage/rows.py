@@ -1,48 +1,92 @@
 """Files with one JSON record per line (rows), to which rows are appended; reading stops at an incomplete line."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from multipde.storage.files import writing
+from multipde.storage.files import write_file
+from multipde.storage.lock import check_lock
+from multipde.storage.opening import open_regular, write_all, writing
 
 LONG_LINE = 2**20
 """Largest length of a row in bytes."""
 
 
-def check_rows(file: Path) -> None:
-    """Raise OSError for a file to which no rows can be appended; the file system is left as it was."""
+def is_measured(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one of a study, which records its machine."""
+    machine = row.get("machine")
+    return isinstance(machine, dict) and {"processor", "cores"} <= set(machine)
+
+
+def is_epoch(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one of the metrics of a run."""
+    return {"epoch", "total_flops"} <= set(row)
+
+
+def check_rows(file: Path, is_ours: Callable[[Any], bool] = is_measured) -> None:
+    """Raise OSError for a file to which no rows can be appended; the file system is left as it was.
+
+    That is also a file which is not empty and does not begin with a row that is ours.
+    """
+    is_new, missing = not os.path.lexists(file), [folder for folder in file.parents if not folder.exists()]
+    if not is_new:
+        with writing(file):
+            os.close(_own_rows(file, is_ours))
+        return
     with writing(file):
-        is_new, missing = not file.exists(), [folder for folder in file.parents if not folder.exists()]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("ab").close()
-        if is_new:
-            file.unlink()
-        for folder in missing:
-            with suppress(OSError):  # another process has written into it
-                folder.rmdir()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(file.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        finally:
+            for folder in missing:
+                with suppress(OSError):  # another process has written into it
+                    folder.rmdir()
 
 
-def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a file, after removing an incomplete last line; OSError if the file cannot be written."""
-    with writing(file), open(file, "ab+") as handle:
-        _repair(handle)
-        handle.write((json.dumps(row) + "\n").encode())
-        handle.flush()
-        os.fsync(handle.fileno())
+def append_row(file: Path, row: Mapping[str, Any], is_ours: Callable[[Any], bool] = is_measured) -> None:
+    """Append a row to a file, after removing an incomplete last line; OSError if the file cannot be written.
+
+    Args:
+        is_ours: whether a row is of the kind that the file must begin with; any other file is left as it is.
+    """
+    data = (json.dumps(row) + "\n").encode()
+    if not os.path.lexists(file):
+        write_file(file, data)
+        return
+    check_lock(file)
+    with writing(file):
+        handle = _own_rows(file, is_ours)
+        try:
+            _repair(handle)
+            write_all(handle, data)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
-def _repair(handle: BinaryIO) -> None:
+def _own_rows(file: Path, is_ours: Callable[[Any], bool]) -> int:
+    """A handle of a file that is empty or begins with such a row; OSError for any other."""
+    handle = open_regular(file, os.O_RDWR | os.O_APPEND)
+    first, newline, _ = os.pread(handle, LONG_LINE, 0).partition(b"\n")
+    with suppress(ValueError, TypeError, RecursionError):
+        if not (first or newline) or (newline and is_ours(dict(json.loads(first)))):
+            return handle
+    os.close(handle)
+    raise OSError("a file that does not begin with a row of this kind; name a new file")
+
+
+def _repair(handle: int) -> None:
     """Truncate a file after its last complete line."""
-    end = handle.seek(0, os.SEEK_END)
+    end = os.fstat(handle).st_size
     start = max(0, end - LONG_LINE)
-    handle.seek(start)
-    tail = handle.read()
+    tail = os.pread(handle, end - start, start)
     if tail and not tail.endswith(b"\n"):
-        handle.truncate(start + tail.rfind(b"\n") + 1)
+        os.ftruncate(handle, start + tail.rfind(b"\n") + 1)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

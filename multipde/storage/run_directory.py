@@ -1,29 +1,87 @@
-"""The directory of a run: the names of its files, its record, and the lock under which it is written."""
+"""The directory of a run: the names of its files, its record, its checkpoints, and the lock while it is written."""
 
 import inspect
+import os
+import re
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from multipde.data.datasets import load_data
-from multipde.storage.files import clear_partials, is_scratch, write_file, writing
-from multipde.storage.lock import locked
+from multipde.storage.files import check_own, write_file
+from multipde.storage.lock import LOCK, check_lock, locked
+from multipde.storage.opening import make_directory, remove_flat, writing
 from multipde.storage.records import FORMAT, check_kind, json_bytes, read_json
 
-RECORD, RESULT, METRICS, PAGE = "run.json", "result.json", "metrics.jsonl", "report.html"
+RECORD, RESULT, METRICS, PAGE, TRAINER = "run.json", "result.json", "metrics.jsonl", "report.html", "trainer.json"
+PAGE_MARK = b": multipde report</title>"
+"""The bytes by which a report is known to be ours."""
+
+CHECKPOINT = re.compile(r"checkpoint-([0-9]{4,9})")
+PARTIAL = re.compile(
+    r"\.((?:run|result|config)\.json|metrics\.jsonl|report\.html|SHA256SUMS|(?:model|level-[0-9]+-[0-9]+px)\.safetensors"
+    r"|checkpoint-[0-9]+)\.partial-([0-9a-f]{16}|[0-9]+)"
+)
+"""Names of what a killed run leaves of a file or checkpoint that it was writing or removing."""
+
+LOCKLESS = "note: the file system of {} has no locks: a second training there would not be noticed"
 
 
-def check_new(directory: Path, advice: str = "") -> None:
-    """Raise FileExistsError for a directory that holds more than a lock or partially written files."""
-    if directory.exists() and (not directory.is_dir() or any(not is_scratch(path) for path in directory.iterdir())):
+def check_new(directory: Path, advice: str = "", may_hold: re.Pattern[str] | None = None) -> None:
+    """Raise FileExistsError for a directory that holds anything.
+
+    Args:
+        may_hold: names of regular files that it may hold all the same.
+    """
+    if not os.path.lexists(directory):
+        return
+    if not directory.is_dir() or any(
+        not (may_hold and may_hold.fullmatch(path.name) and path.is_file() and not path.is_symlink())
+        for path in directory.iterdir()
+    ):
         raise FileExistsError(f"directory must be new or empty, got {directory}{advice}")
+
+
+def check_new_run(run_dir: Path, advice: str) -> None:
+    """Raise FileExistsError for a directory that holds more than what a run leaves that was killed as it began."""
+    check_new(run_dir, advice, re.compile(rf"{re.escape(LOCK)}|\.{re.escape(RECORD)}\.partial-[0-9a-f]{{16}}"))
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; a copy under another number is none."""
+    found = {int(match[1]): path for path in run.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))}
+    return [found[number] for number in sorted(found, reverse=True) if _is_number_of(found[number], number)]
 
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The directory of the newest training checkpoint of a run; None if there is none."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    return next(iter(checkpoints_of(run)), None)
+
+
+def last_number(run: Path) -> int:
+    """The largest number of a checkpoint of a run, or of a copy of one; 0 if there is none."""
+    return max((int(match[1]) for path in run.iterdir() if (match := CHECKPOINT.fullmatch(path.name))), default=0)
+
+
+def _is_number_of(checkpoint: Path, number: int) -> bool:
+    """Whether a checkpoint was written under this number, or is too damaged to tell."""
+    try:
+        state = read_json(checkpoint / TRAINER, FORMAT).get("state")
+    except ValueError:
+        return True
+    return not isinstance(state, dict) or state.get("checkpoints", number) == number
+
+
+def clear_partials(directory: Path) -> None:
+    """Remove what a killed run has not finished writing or removing; a directory that holds one is left alone."""
+    for partial in sorted(directory.iterdir()):
+        if not PARTIAL.fullmatch(partial.name):
+            continue
+        if not partial.is_dir() or partial.is_symlink():
+            os.unlink(partial)
+        elif not any(path.is_dir() and not path.is_symlink() for path in partial.iterdir()):
+            remove_flat(partial)
 
 
 def part_of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -56,26 +114,33 @@ def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
     }  # only what the user types may start a download
 
 
-def take_directory(run_dir: Path, held: ExitStack, record: Mapping[str, Any] | None = None) -> None:
+def take_directory(run_dir: Path, held: ExitStack, record: Mapping[str, Any] | None = None) -> str:
     """Lock a run directory until the stack is closed, and remove what an interrupted write has left there.
 
     For a new run the directory is made, and ``record`` is written into it.
+
+    Returns:
+        A note for the user where nothing can be locked, else nothing.
     """
     if record is not None:
         with writing(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
-    held.enter_context(locked(run_dir))
+            make_directory(run_dir)
+    has_locks = held.enter_context(locked(run_dir))
     if record is not None:
-        check_new(run_dir, "; another run took it meanwhile")
+        check_new_run(run_dir, "; another run took it meanwhile")
     clear_partials(run_dir)
     if record is not None:
         write_file(run_dir / RECORD, json_bytes(record))
+    return "" if has_locks else LOCKLESS.format(run_dir)
 
 
 def write_extended(run_dir: Path, record: Mapping[str, Any]) -> None:
     """Replace the record of a finished run by one with more levels, and remove its result and report."""
-    for name in (RESULT, PAGE):
-        (run_dir / name).unlink(missing_ok=True)
+    check_lock(run_dir / RESULT)
+    (run_dir / RESULT).unlink(missing_ok=True)
+    with suppress(FileExistsError):
+        check_own(run_dir / PAGE, PAGE_MARK, "a report")
+        (run_dir / PAGE).unlink(missing_ok=True)
     write_file(run_dir / RECORD, json_bytes(record))
 
 

@@ -10,7 +10,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.table import Row, Table
 from multipde.storage.files import write_file
 from multipde.storage.provenance import machine, versions
-from multipde.storage.rows import append_row, check_rows, read_metrics
+from multipde.storage.rows import append_row, check_rows, is_measured, read_metrics
 
 RowType = TypeVar("RowType", bound=Row)
 Task = TypeVar("Task", bound=tuple[Any, ...])
@@ -26,6 +26,8 @@ class Study:
         anew: ignore the rows that the file already has.
         replaces: write the whole file when the study is closed, instead of appending to it.
         earlier: values of keys that rows of earlier versions lack.
+        first: values that the first row of a file of earlier versions has, by which the file is known to be ours; those
+            of this study if left out.
     """
 
     def __init__(
@@ -37,10 +39,13 @@ class Study:
         anew: bool = False,
         replaces: bool = False,
         earlier: Row | None = None,
+        first: Sequence[str] = (),
         log: Log | None = None,
     ):
+        needed = set(first) if first else {*shared, *keys} - set(earlier or {})
+        self._is_ours: Callable[[Any], bool] = lambda row: is_measured(row) or needed <= set(row)
         if file is not None:
-            check_rows(file)
+            check_rows(file, self._is_ours)
         self.file, self.shared, self.keys, self.replaces = file, shared, keys, replaces
         self.log = log or Log(quiet=True)
         found = [] if file is None or anew or replaces else read_metrics(file)
@@ -63,7 +68,7 @@ class Study:
         self.rows.append(row)
         if self.file is not None and not self.replaces:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            append_row(self.file, row)
+            append_row(self.file, row, self._is_ours)
         return row
 
     def close(

@@ -1,20 +1,27 @@
 """Checkpoints: current and best weights, optimizer state and the record of the training's state, with checksums."""
 
 import math
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multipde.storage.files import check_sums, write_directory
-from multipde.storage.records import FORMAT, json_bytes, read_json
+from multipde.storage.files import SUMS, check_sums, write_directory
+from multipde.storage.lock import check_lock
+from multipde.storage.opening import partial_of, remove_flat, sync_directory, writing
+from multipde.storage.records import FORMAT, json_bytes, read_file, read_json
+from multipde.storage.run_directory import TRAINER
 from multipde.storage.stored_network import Given, network_files, read_network
 from multipde.storage.tensors import BEST, CONFIG, MODEL, read_tensors, stored_shapes, tensor_bytes
+from multipde.training.schedule import Schedule
+from multipde.training.state import TrainState, state_from_record
 
-TRAINER, MOMENTUM = "trainer.json", "momentum.safetensors"
+MOMENTUM = "momentum.safetensors"
+FILES = (MODEL, CONFIG, BEST, TRAINER, MOMENTUM)
 
 
 def write_checkpoint(
@@ -24,27 +31,83 @@ def write_checkpoint(
     best: Mapping[str, Tensor],
     state: Mapping[str, Any],
     optimizer_state: Mapping[str, Tensor],
-) -> None:
-    """Write checkpoint-NNNN, then remove older ones; on an OSError the previous checkpoint remains."""
+    keep: int = 2,
+) -> dict[str, str]:
+    """Write checkpoint-NNNN, then remove the oldest; on an OSError the previous checkpoints remain.
+
+    Args:
+        state: `TrainState.record`; only the checkpoints that it says were written by this run are removed.
+        keep: number of checkpoints that are kept.
+
+    Returns:
+        The checkpoints of this run that are left, see `own`.
+    """
     directory = run / f"checkpoint-{number:04d}"
     files = network_files(model) | {
         BEST: tensor_bytes(best or model.state_dict()),
-        TRAINER: json_bytes({"format": FORMAT, "state": state}),
+        TRAINER: json_bytes({"format": FORMAT, "state": {**state, "checkpoints": number}}),
         MOMENTUM: tensor_bytes(optimizer_state),
     }
     if not run.is_dir():
         raise OSError(f"run directory must stay where it is while it is trained, got none at {run}")
     write_directory(directory, files)
-    for older in run.glob("checkpoint-*"):
-        if older != directory:
-            shutil.rmtree(older, ignore_errors=True)
+    written = {**state.get("written", {}), **own(directory)}
+    names = list(written)
+    for name in names[:-keep]:
+        remove_checkpoint(run / name, written.pop(name))
+    return written
+
+
+def own(checkpoint: Path) -> dict[str, str]:
+    """The name of a checkpoint and the SHA-256 of its checksums, by which a run knows it again."""
+    return {checkpoint.name: _sum_of_sums(checkpoint)}
+
+
+def remove_checkpoint(checkpoint: Path, expected: str) -> None:
+    """Remove a checkpoint that has this fingerprint and holds nothing but its own files; any other one is left."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir() or _sum_of_sums(checkpoint) != expected:
+        return
+    if set(os.listdir(checkpoint)) != {*FILES, SUMS}:
+        return
+    hidden = partial_of(checkpoint)
+    check_lock(checkpoint)
+    with writing(checkpoint):
+        os.replace(checkpoint, hidden)
+        sync_directory(checkpoint.parent)
+        remove_flat(hidden)
+
+
+def read_newest(
+    checkpoints: Sequence[Path], schedule: Schedule
+) -> tuple[tuple[nn.Module, dict[str, Tensor], TrainState, dict[str, Tensor]], str]:
+    """Read the first of the checkpoints that is whole, with its state; return a note too where others come before it.
+
+    Raises:
+        ValueError: that of the first, where none can be read.
+    """
+    found: list[ValueError] = []
+    for checkpoint in checkpoints:
+        try:
+            net, best, record, optimizer_state = read_checkpoint(checkpoint, schedule.network)
+            state = state_from_record(record, schedule, checkpoint)
+        except ValueError as error:
+            found.append(error)
+            continue
+        state.written |= own(checkpoint)
+        return (
+            net,
+            best,
+            state,
+            optimizer_state,
+        ), f"note: {found[0]}: going on from {checkpoint.name}" if found else ""
+    raise found[0]
 
 
 def read_checkpoint(
     directory: Path, given: Given = None
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
     """Read network, best weights, state of the training and state of the optimizer; arguments, errors as in `load`."""
-    check_sums(directory, MODEL, CONFIG, BEST, TRAINER, MOMENTUM)
+    check_sums(directory, *FILES)
     model = read_network(directory, MODEL, given)
     parameters = {name: p.shape for name, p in model.named_parameters()}
     stored = stored_shapes(directory / MOMENTUM)
@@ -55,6 +118,13 @@ def read_checkpoint(
     if not isinstance(state, dict):
         raise ValueError(f"{directory / TRAINER} must hold the state of a training, got {type(state).__name__}")
     return model, best, state, momentum
+
+
+def _sum_of_sums(checkpoint: Path) -> str:
+    try:
+        return sha256(read_file(checkpoint / SUMS)).hexdigest()
+    except ValueError:  # a checkpoint of an old version
+        return ""
 
 
 def _is_state(name: str, shape: tuple[int, ...], parameters: Mapping[str, torch.Size]) -> bool:

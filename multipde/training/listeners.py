@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multipde.runtime.console import Advance, Log
 from multipde.storage.files import write_file
-from multipde.storage.rows import append_row, read_metrics
+from multipde.storage.rows import append_row, is_epoch, read_metrics
 from multipde.training.level import size_text
 from multipde.training.snapshot import Snapshot, write_snapshot
 
@@ -47,7 +47,7 @@ class RunFiles(Listener):
         write_file(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def row(self, row: Mapping[str, Any], planned_epochs: int) -> None:
-        append_row(self.metrics, row)
+        append_row(self.metrics, row, is_epoch)
 
     def level(self, index: int, size: int, snapshot: Snapshot) -> None:
         write_snapshot(self.metrics.parent, index, size, snapshot)

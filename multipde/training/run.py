@@ -32,8 +32,8 @@ from multipde.storage.run_directory import (
     METRICS,
     RECORD,
     RESULT,
-    check_new,
-    newest_checkpoint,
+    check_new_run,
+    checkpoints_of,
     part_of,
     recorded_data,
     take_directory,
@@ -120,7 +120,7 @@ def train(
         Interrupted: a signal stopped the training; a checkpoint is saved, from which `resume` continues.
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
-    on_rank_zero(lambda: check_new(run_dir, "; type --resume to go on with a run"))
+    on_rank_zero(lambda: check_new_run(run_dir, "; type --resume to go on with a run"))
     flops = 0.0 if work is None else flops_to_share(settings)
     function = settings.augment if callable(settings.augment) else None
     settings = settings if function is None else replace(settings, augment=None)
@@ -161,7 +161,8 @@ def train(
             "provenance": provenance(images),
         }
         with ExitStack() as held:
-            on_rank_zero(lambda: take_directory(run_dir, held, record))
+            if note := on_rank_zero(lambda: take_directory(run_dir, held, record)):
+                log.say(note)
             return _finish(trainer, images)
 
 
@@ -222,17 +223,18 @@ def resume(
     check_data(record, images, count_only=is_larger)
     plan.flops()
     with determinism(settings.deterministic), ExitStack() as held, pending_signals(SAVE):
-        on_rank_zero(lambda: take_directory(run_dir, held))
-        newest = on_rank_zero(lambda: newest_checkpoint(run_dir))
-        start = read_start(init, model) if newest is None and init is not None else None
-        trainer = new_trainer(plan, images, settings, run_dir, log, start, objective, newest)
+        if note := on_rank_zero(lambda: take_directory(run_dir, held)):
+            log.say(note)
+        found = on_rank_zero(lambda: checkpoints_of(run_dir))
+        start = read_start(init, model) if not found and init is not None else None
+        trainer = new_trainer(plan, images, settings, run_dir, log, start, objective, found)
         if extend:
             origin = part_of(record, "provenance") | ({"data": data_record(images)} if is_larger else {})
             more = {"levels": [asdict(level) for level in plan.levels], "provenance": origin}
             on_rank_zero(lambda: write_extended(run_dir, {**record, **more}))
         for line in differences(part_of(record, "provenance")):
             log.say(f"note: {line}: the last bits may differ from an undisturbed run")
-        if newest is None:
+        if not found:
             log.say(f"{run_dir} has no checkpoint: starting again")
         else:
             state = trainer.state

@@ -59,6 +59,7 @@ class TrainSettings:
         average: decay per step of the average of the weights that is validated in their place, in [0, 1), e.g. 0.99; 0
             for the weights themselves; see `Average`.
         checkpoint_every: minutes between checkpoints within an epoch; every epoch ends with one, too.
+        keep: number of checkpoints that are kept, the newest ones; at least 1.
         on_divergence: what to do when loss, activations or stencils are out of bounds: ``"stop"``, or ``"rollback"`` to
             the last checkpoint with half the learning rate, at most three times.
         deterministic: use only algorithms that give the same bits again on the same machine.
@@ -100,6 +101,7 @@ class TrainSettings:
     precise_images: int = 1000
     average: float = 0.0
     checkpoint_every: float = 10.0
+    keep: int = 2
     on_divergence: str = "stop"
     deterministic: bool = False
     compile: bool = False
@@ -165,5 +167,7 @@ class TrainSettings:
             raise ValueError("precise_images must be positive with average, whose BatchNorm is measured, got 0")
         if not self.checkpoint_every > 0:
             raise ValueError(f"checkpoint_every must be positive, got {self.checkpoint_every}")
+        if self.keep < 1:
+            raise ValueError(f"keep must be positive, got {self.keep}")
         if self.on_divergence not in ON_DIVERGENCE:
             raise ValueError(f"on_divergence must be one of {', '.join(ON_DIVERGENCE)}, got {self.on_divergence!r}")

@@ -1,6 +1,6 @@
 """The start of a run: its network with first weights, on the mesh of the first level."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,12 +141,12 @@ def new_trainer(
     log: Listeners,
     start: Start | None,
     objective: Objective | None = None,
-    checkpoint: Path | None = None,
+    checkpoints: Sequence[Path] = (),
 ) -> Trainer:
-    """A trainer at a checkpoint, or at the first level with the weights of a trained network or random ones."""
+    """A trainer at the first of the checkpoints that is whole, or at the first level with given or random weights."""
     trainer = Trainer(plan, images, settings, run_dir, log, objective)
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
+    if checkpoints:
+        trainer.restore(checkpoints)
     elif start is not None:
         trainer.begin(_on_first_level(start.net, trainer))
         broadcast_weights(trainer.net)

@@ -1,7 +1,7 @@
 """The state of a training as plain data, which together with network and optimizer state suffices to resume it."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from multipde.evaluation.metrics import Metrics
 from multipde.runtime.processes import from_rank_zero, num_processes, sum_over_processes
 from multipde.storage.records import from_record
+from multipde.storage.run_directory import CHECKPOINT
+from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 
 PACE_KEYS = ("began", "accuracy", "gain", "price", "leave", "planned")
@@ -26,13 +28,14 @@ class TrainState:
         epoch: number of finished epochs of this level.
         batch: number of finished batches of the current epoch, to which ``num_images``, ``loss_sum``, ``num_correct``
             and ``epoch_seconds`` refer.
-        checkpoints: number of checkpoints written.
+        checkpoints: number of the last checkpoint.
         rows: number of rows in the metrics file.
         flops, seconds: total of all finished epochs.
         best_accuracy: largest metric on the validation images at this level.
         levels, moves, rollbacks: a record for every finished level, move between levels and rollback.
         pace: state of the `StoppingRule`, where the numbers of epochs are found while training.
         rate_scale: factor of the learning rate, halved by every rollback.
+        written: the checkpoints that this run has written and not yet removed, see `own`.
     """
 
     index: int = 0
@@ -52,6 +55,7 @@ class TrainState:
     pace: dict[str, Any] = field(default_factory=dict)
     rate_scale: float = 1.0
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
+    written: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self.on_device(torch.device("cpu"))
@@ -71,6 +75,11 @@ class TrainState:
         self._loss += loss * num
         self._correct += sum_over_processes((scores.argmax(1) == labels).sum())
         self.batch, self.num_images = self.batch + 1, self.num_images + num
+
+    def level_of(self, schedule: Schedule) -> Level:
+        """The current level, with the number of epochs that the stopping rule has fixed for it, if any."""
+        level, planned = schedule.levels[self.index], self.pace.get("planned")
+        return level if planned is None else replace(level, epochs=planned)
 
     def reached(self, size: str) -> str:
         """The position in the training as text, such as "size 8 after 1 epochs and 2 steps"."""
@@ -140,6 +149,8 @@ def _is_sound(state: TrainState, schedule: Schedule) -> bool:
     if min(counts) < 0 or not all(math.isfinite(x) for x in numbers) or not 0 < state.rate_scale <= 1:
         return False
     if not 0 <= state.index < len(schedule.levels) or len(state.moves) != state.index:
+        return False
+    if not all(CHECKPOINT.fullmatch(name) for name in state.written):
         return False
     level, is_new = schedule.levels[state.index], state.epoch == state.batch == 0
     planned = state.pace.get("planned")

@@ -1,6 +1,7 @@
 """TensorBoard files of a run: scalars of every epoch, stencils and confusion matrix of every level."""
 
-import shutil
+import itertools
+import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from multipde.evaluation.pictures import confusion_figure, stencil_figure
 from multipde.networks.model_spec import ModelSpec
+from multipde.storage.files import write_file
+from multipde.storage.lock import check_lock
 from multipde.training.listeners import Listener
 from multipde.training.snapshot import Snapshot, read_snapshots
 
-FOLDER = "tensorboard"
+FOLDER, OURS = "tensorboard", ".multipde"
+"""The folder of the event files, and the file by which a run knows that it has made the folder."""
 
 SCALARS = {
     "accuracy/train": "train_accuracy",
@@ -29,6 +33,8 @@ SCALARS = {
 
 class Board(Listener):
     """Writes event files into RUN/tensorboard from the first row on; ValueError if TensorBoard is not installed.
+
+    Where something else has this name, which the run has not made, the folder is RUN/tensorboard-2, and so on.
 
     The step of ``accuracy/...``, ``loss/...`` and figures is the number of epochs on all levels, that of ``work/...``
     the GFLOPs spent. The wall time is that of training, without interruptions. ``sizes`` are those of the levels.
@@ -45,11 +51,26 @@ class Board(Listener):
     @property
     def writer(self) -> Any:
         """The writer of the event file, created at its first use."""
+        check_lock(self.run_dir / FOLDER)
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.run_dir / FOLDER), purge_step=0)  # readers discard earlier events
+            self._writer = SummaryWriter(str(self._folder()), purge_step=0)  # readers discard earlier events
         return self._writer
+
+    def _folder(self) -> Path:
+        """A folder that this run has made, without event files."""
+        for number in itertools.count(1):
+            folder = self.run_dir / (FOLDER if number == 1 else f"{FOLDER}-{number}")
+            if not os.path.lexists(folder):
+                os.mkdir(folder)
+                write_file(folder / OURS, b"The event files in this folder are replaced when the run is resumed.\n")
+                return folder
+            if not folder.is_symlink() and (folder / OURS).is_file():
+                break
+        for events in folder.glob("events.out.tfevents.*"):
+            events.unlink()
+        return folder
 
     def row(self, row: Mapping[str, Any], planned_epochs: int = 0) -> None:
         self.num_rows += 1
@@ -70,7 +91,6 @@ class Board(Listener):
     def restart(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the event files by those of these rows and of the levels that were finished by then."""
         self.close()
-        shutil.rmtree(self.run_dir / FOLDER, ignore_errors=True)
         self.num_rows, self._began = 0, time.time() - (rows[-1]["total_seconds"] if rows else 0.0)
         for row in rows:
             self.row(row)

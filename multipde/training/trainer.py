@@ -1,7 +1,7 @@
 """The trainer from coarse to fine: it trains a level, converts the network, and trains the next level."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from multipde.runtime.console import Advance
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import broadcast_weights, check_batch, largest, num_processes, on_rank_zero
 from multipde.runtime.signals import Interrupted, PendingSignals
-from multipde.storage.run_directory import newest_checkpoint, resume_command
-from multipde.training.checkpoint import read_checkpoint, write_checkpoint
+from multipde.storage.run_directory import checkpoints_of, last_number, resume_command
+from multipde.training.checkpoint import read_newest, write_checkpoint
 from multipde.training.divergence import rollback_record
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
@@ -32,7 +32,7 @@ from multipde.training.samples import Samples
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 from multipde.training.snapshot import Snapshot, opening_stencils
-from multipde.training.state import TrainState, state_from_record
+from multipde.training.state import TrainState
 from multipde.training.step import TrainStep
 from multipde.training.stopping import stopping_rule
 from multipde.training.switch import check_moves, move_line, move_record, plan_move
@@ -83,12 +83,13 @@ class Trainer:
         self.step = TrainStep(self.net, self.settings, self.compute, self.objective)
         self.saved_at = time.monotonic()
 
-    def restore(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint; ValueError for one that is damaged or of another schedule."""
-        net, self.best, record, optimizer_state = read_checkpoint(checkpoint, self.schedule.network)
-        self.state = state_from_record(record, self.schedule, checkpoint)
+    def restore(self, checkpoints: Sequence[Path]) -> None:
+        """Continue from the first checkpoint that is whole; ValueError if there is none for this schedule."""
+        (net, self.best, self.state, optimizer_state), note = read_newest(checkpoints, self.schedule)
         self.begin(net)  # synchronises the processes: all have read the checkpoint before rank zero writes the next one
         self.step.set_state(optimizer_state)
+        if note:
+            self.log.say(note)
 
     def run(self) -> nn.Module:
         """Train the rest of the schedule and return the network with the best weights of the last level.
@@ -99,7 +100,7 @@ class Trainer:
             OSError: a checkpoint cannot be written; the previous one remains.
         """
         with self.log.progress(self._planned_flops(), self.state.flops) as advance:
-            if self._newest_checkpoint() is None:
+            if not self._checkpoints():
                 self._write_checkpoint()
             while not self._is_finished():
                 try:
@@ -117,8 +118,7 @@ class Trainer:
     @property
     def level(self) -> Level:
         """The current level, with the number of epochs that the stopping rule has fixed for it, if any."""
-        level, planned = self.schedule.levels[self.state.index], self.state.pace.get("planned")
-        return level if planned is None else replace(level, epochs=planned)
+        return self.state.level_of(self.schedule)
 
     def _is_finished(self) -> bool:
         p = self.state
@@ -242,16 +242,14 @@ class Trainer:
 
     def _recover(self, error: DivergenceError) -> None:
         """Return to the last checkpoint with half the learning rate; DivergedError where the training gives up."""
-        p, last = self.state, self._newest_checkpoint()
-        rollback = rollback_record(error, p, self.level, self.settings.on_divergence, last)
-        assert last is not None  # rollback_record raises without a checkpoint
-        self.restore(last)
+        p, found = self.state, self._checkpoints()
+        rollback = rollback_record(error, p, self.level, self.settings.on_divergence, next(iter(found), None))
+        self.restore(found)
         self.state.rate_scale, self.state.rollbacks = p.rate_scale / 2, [*p.rollbacks, rollback]
-        self.state.checkpoints = p.checkpoints
         self.log.keep_rows(self.state.rows)
         self._write_checkpoint()
         reached, rate = self.state.reached(self.level.label), rollback["learning_rate"]
-        self.log.say(f"{rollback['error']}: back to {last.name}, {reached}; learning rate {rate:g} from here")
+        self.log.say(f"{rollback['error']}: back to {found[0].name}, {reached}; learning rate {rate:g} from here")
 
     def _next_level(self) -> None:
         """Convert network and optimizer state to the next level, recalibrate BatchNorm, and report the accuracies."""
@@ -290,11 +288,11 @@ class Trainer:
         self._set_image_size(self.level.size)
         kept = self.step.state()
         check_finite(dict(self.net.state_dict()), kept)
-        self.state.checkpoints += 1
-        record, number, best = self.state.record(), self.state.checkpoints, self.best
-        on_rank_zero(lambda: write_checkpoint(self.run_dir, number, self.net, best, record, kept))
+        p, what = self.state, (self.net, self.best, self.state.record(), kept, self.settings.keep)
+        p.checkpoints = 1 + on_rank_zero(lambda: last_number(self.run_dir))
+        p.written = on_rank_zero(lambda: write_checkpoint(self.run_dir, p.checkpoints, *what))
         self.saved_at = time.monotonic()
 
-    def _newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that rank zero finds."""
-        return on_rank_zero(lambda: newest_checkpoint(self.run_dir))
+    def _checkpoints(self) -> list[Path]:
+        """The checkpoints that rank zero finds, the newest first."""
+        return on_rank_zero(lambda: checkpoints_of(self.run_dir))

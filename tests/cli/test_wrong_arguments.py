@@ -1,7 +1,9 @@
 """Wrong arguments of every command: one line, exit status 2, and nothing is written."""
 
 import pytest
+from PIL import Image
 
+from multipde import report
 from multipde.cli.main import main
 from multipde.data import shapes
 
@@ -27,6 +29,7 @@ WRONG = [
     ("train --init {place}/data", "checkpoint must hold model.safetensors"),
     ("train --init {place}/net --dynamics resnet", "dynamics must be that of the checkpoint"),
     ("train --device gpu9", "device must be one that torch has here, got 'gpu9'"),
+    ("train --keep 0", "keep must be positive, got 0"),
     ("train --checkpoint-every 0", "checkpoint_every must be positive, got 0.0"),
     ("train --batch 0", "batch must be positive, got 0"),
     ("train --learning-rate 0", "learning_rate must be positive, got 0.0"),
@@ -173,3 +176,34 @@ def test_usage_errors_are_the_parsers_with_status_2(arguments, capsys):
     captured = capsys.readouterr()
     assert stop.value.code == 2
     assert "Traceback" not in captured.out + captured.err
+
+
+def test_commands_leave_the_files_of_others(tmp_path, place, capsys):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("of the user")
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (16, 16)).save(picture)
+    before = picture.read_bytes()
+    (tmp_path / "link.svg").symlink_to(precious)
+    for command in (
+        f"evaluate {place}/run --robustness --device cpu --out {precious}",
+        f"report {place}/run --device cpu --out {precious}",
+        f"predict {place}/run {picture} --device cpu --plot {picture}",
+        f"predict {place}/run {picture} --device cpu --plot {tmp_path}/link.svg",
+        f"evaluate {place}/run --robustness --device cpu --plot {picture}",
+        f"bench input --device cpu --out {precious}",
+        f"convert {place}/run --size 8 --out {precious}",
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(command.split())
+        assert stop.value.code == 2, command
+        assert capsys.readouterr().err.count("\n") == 1, command
+    assert picture.read_bytes() == before
+    assert precious.read_text() == "of the user"
+
+
+def test_a_report_replaces_one_of_ours(tmp_path, place, monkeypatch):
+    monkeypatch.setattr("multipde.reports.page._page", lambda *args: "<title>a: multipde report</title>")
+    monkeypatch.setattr("multipde.reports.page._examined", lambda *args: (None, ""))
+    for _ in range(2):
+        report(place / "run", tmp_path / "page.html", device="cpu")

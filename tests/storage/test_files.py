@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from multipde import NetworkConfig, PDENet, load, save
 from multipde.storage import files
-from multipde.storage.files import check_sums, clear_partials, write_directory, write_file
+from multipde.storage.files import check_sums, write_directory, write_file
 from multipde.storage.records import read_json
 from multipde.storage.rows import append_row, read_metrics
-from multipde.storage.run_directory import newest_checkpoint
+from multipde.storage.run_directory import clear_partials, newest_checkpoint
 from multipde.storage.stored_network import read_spec
 from multipde.training.checkpoint import write_checkpoint
 from multipde.training.level import Level
@@ -81,23 +81,26 @@ def test_a_run_directory_that_is_gone_or_no_directory_is_told(tmp_path):
         save(PDENet(NETWORK), tmp_path / "file/net")
 
 
+MACHINE = {"machine": {"processor": "x", "cores": 2}}
+
+
 def test_a_torn_row_is_cut_off_before_the_next(tmp_path):
     file = tmp_path / "rows.jsonl"
-    append_row(file, {"a": 1})
+    append_row(file, MACHINE | {"a": 1})
     with file.open("a") as handle:
         handle.write('{"a": 2, "torn')
-    append_row(file, {"a": 3})
-    assert file.read_text() == '{"a": 1}\n{"a": 3}\n'
-    file.write_text('{"torn')
-    append_row(file, {"a": 4})
-    assert read_metrics(file) == [{"a": 4}]
+    append_row(file, MACHINE | {"a": 3})
+    assert [row["a"] for row in read_metrics(file)] == [1, 3]
+    assert file.read_text().count("\n") == 2
 
 
 def test_what_an_interrupted_writer_left_is_removed(tmp_path):
     (tmp_path / ".checkpoint-0003.partial-7").mkdir()
-    (tmp_path / ".run.json.partial-7").write_text("{")
+    (tmp_path / ".checkpoint-0003.partial-7/a").write_text("{")
+    (tmp_path / ".run.json.partial-0123456789abcdef").write_text("{")
+    (tmp_path / ".own.partial-7").write_text("of the user")
     clear_partials(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".own.partial-7"]
 
 
 @pytest.fixture

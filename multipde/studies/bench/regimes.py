@@ -61,7 +61,7 @@ def regimes_study(
     """
     label = data_label(data[0], data[1].get("root"))
     study = Study(out, {"size": size}, ("data", "blur", "net", "epochs"), log=log)
-    waves = Study(out, {"data": "waves"}, ("frequency", "depth"))
+    waves = Study(out, {"data": "waves"}, ("frequency", "depth"), first=("data", "exponent"))
     left = study.left([(label, *case, epochs) for case in cases], "cases")
     images = load_data(data[0], size=size, **data[1]) if left else None
     for task in waves.left(WAVES, "wave fields"):
