@@ -56,7 +56,7 @@ def open_regular(file: Path, flags: int, own: bool = False) -> int:
     try:
         handle = os.open(file, flags | PLAIN)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+        if error.errno in (errno.ELOOP, errno.ENXIO):
             raise OSError(error.errno, "no regular file") from None
         raise
     found = os.fstat(handle)

@@ -61,7 +61,9 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def last_number(run: Path) -> int:
     """The largest number of a checkpoint of a run, or of a copy of one; 0 if there is none."""
-    return max((int(match[1]) for path in run.iterdir() if (match := CHECKPOINT.fullmatch(path.name))), default=0)
+    return max(
+        (int(match[1]) for path in run.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))), default=0
+    )
 
 
 def _is_number_of(checkpoint: Path, number: int) -> bool:

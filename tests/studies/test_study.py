@@ -61,7 +61,7 @@ def test_the_end_shows_the_tables_and_says_where_rows_and_figure_are(tmp_path, c
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
-    with pytest.raises(OSError, match=f"{tmp_path} must be writable, got: no regular file"):
+    with pytest.raises(OSError, match=f"{tmp_path} must be writable, got: Is a directory"):
         study(tmp_path)
 
 
