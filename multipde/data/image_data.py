@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from multipde.data.images import ImageSet
+from multipde.data.images import ImageSet, TensorImages
 from multipde.data.streamed import StreamedImages
+from multipde.data.transformed import TransformedImages
 
 MEMORY_BYTES = 4 * 2**30
 """Folders whose decoded images would take more bytes are streamed; more shapes than fit into it are refused."""
@@ -34,6 +35,23 @@ class ImageData:
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
     transforms_itself: bool = False
+
+    def __post_init__(self):
+        self.class_names = tuple(self.class_names)
+        for which, part in (("train", self.train), ("test", self.test)):
+            if not len(part):
+                raise ValueError(f"{which} must hold images, got none")
+            low, high, num = int(part.labels.min()), int(part.labels.max()), len(self.class_names)
+            if low < 0 or high >= num:
+                raise ValueError(f"{which} labels must lie in 0..{num - 1}, got {low} to {high}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std must have an entry per channel, got {len(self.mean)} and {len(self.std)}")
+
+    @property
+    def dim(self) -> int:
+        """Number of axes of the images besides the channels."""
+        part = self.train.fixed if isinstance(self.train, TransformedImages) else self.train
+        return part.images.dim() - 2 if isinstance(part, TensorImages) else 2
 
 
 def channel_statistics(images: ImageSet, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,14 +1,18 @@
-"""Pairs (train, test) that the user gives in Python: torchvision-style data sets, or tensors."""
+"""Pairs (train, test) that the user gives in Python: torchvision-style data sets, or images with their labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from multipde.data.image_data import ImageData, channel_statistics
 from multipde.data.images import TensorImages
-from multipde.data.pixels import to_uint8
+from multipde.data.labels import class_names, image_and_label, same_names, whole_labels
+from multipde.data.pixels import batch_pixels, stack
 from multipde.data.transformed import TransformedImages, read_items, transforms_at_random
 
 TRANSFORMS_ITSELF = (
@@ -20,53 +24,92 @@ TRANSFORMS_ITSELF = (
 def load_pair(pair: Sequence[Any]) -> ImageData:
     """The `ImageData` of a pair (train, test) that the user gives.
 
-    Training images that their data set transforms at random may have any shape, and are resized to that of the test
-    images. Other training images, and all test images, are read once and kept.
+    Each is a data set, or its images and labels as a pair or as a dictionary: tensors, arrays or lists. Where both name
+    their classes, these must be the same. Training images that their data set transforms at random may have any shape,
+    and are resized to that of the test images. Other training images, and all test images, are read once and kept.
     """
-    test = _in_memory(pair[1], "test")
-    is_random = not _is_tensors(pair[0]) and transforms_at_random(_checked(pair[0], "train"), "train")
-    train = TransformedImages.read(pair[0], test.images.shape[1:]) if is_random else _in_memory(pair[0], "train")
+    parts = [_checked(part, which) for part, which in zip(pair, ("train", "test"), strict=True)]
+    given = [class_names(part, which) for part, which in zip(parts, ("train", "test"), strict=True)]
+    names = same_names(list(zip(given, ("train", "test"), strict=True))) or _names_in(parts[0])
+    test = _in_memory(parts[1], "test", names)
+    is_random = not _is_whole(parts[0]) and transforms_at_random(parts[0], "train", names)
+    train = (
+        TransformedImages.read(parts[0], test.images.shape[1:], names)
+        if is_random
+        else _in_memory(parts[0], "train", names)
+    )
     fixed = train.fixed if isinstance(train, TransformedImages) else train
     found, expected = tuple(fixed.images.shape[1:]), tuple(test.images.shape[1:])
     if found != expected:
         raise ValueError(f"train and test images must have one shape, got {found} and {expected}")
-    labels = torch.cat([train.labels, test.labels])
-    num_classes = int(labels.max()) + 1
-    names = tuple(getattr(pair[0], "classes", None) or [str(k) for k in range(num_classes)])
-    if labels.min() < 0 or num_classes > len(names):
-        raise ValueError(f"labels must lie in 0..{len(names) - 1}, got {int(labels.min())} to {num_classes - 1}")
-    notes = (TRANSFORMS_ITSELF,) if is_random else ()
-    return ImageData("own", train, test, names, found[-1], *channel_statistics(train, found[-1]), notes, is_random)
+    if names is None:
+        names = tuple(str(k) for k in range(int(torch.cat([train.labels, test.labels]).max()) + 1))
+    notes = [TRANSFORMS_ITSELF] if is_random else []
+    present = set(train.labels.tolist())
+    if missing := [repr(name) for k, name in enumerate(names) if k not in present]:
+        more = f" and {len(missing) - 3:,} others" if len(missing) > 3 else ""
+        notes.append(f"no training image has the class {', '.join(missing[:3])}{more}")
+    statistics = channel_statistics(train, found[-1])
+    return ImageData("own", train, test, names, found[-1], *statistics, tuple(notes), is_random)
 
 
-def _is_tensors(part: Any) -> bool:
-    return isinstance(part, (tuple, list)) and len(part) == 2 and all(isinstance(t, Tensor) for t in part)
+def _is_whole(part: Any) -> bool:
+    """Whether these are all images with their labels: two tensors, arrays or lists, and not two items of a data set."""
+    if isinstance(part, Mapping):
+        return True
+    if not isinstance(part, (tuple, list)) or len(part) != 2:
+        return False
+    if any(isinstance(each, Mapping) for each in part):
+        return False
+    return all(hasattr(each, "__array__") or isinstance(each, (tuple, list)) for each in part) and not _is_item(part[1])
+
+
+def _is_item(entry: Any) -> bool:
+    """Whether an entry is an image with its label, rather than a list of labels."""
+    is_pair = isinstance(entry, (tuple, list)) and len(entry) == 2
+    return is_pair and (isinstance(entry[0], Image.Image) or getattr(entry[0], "ndim", 0) > 1)
 
 
 def _checked(part: Any, which: str) -> Any:
-    if not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
+    """A data set, or a pair of all images and labels; ValueError for anything else."""
+    if isinstance(part, DataLoader):
+        raise ValueError(f"{which} must be a data set, got a DataLoader; type loader.dataset")
+    if isinstance(part, IterableDataset) or (hasattr(part, "__iter__") and not hasattr(part, "__getitem__")):
+        raise ValueError(
+            f"{which} must be a data set whose images can be read in any order, got {type(part).__name__}, which "
+            "gives one after the other; collect them in two lists (images, labels)"
+        )
+    if not hasattr(part, "__getitem__") or not hasattr(part, "__len__") or isinstance(part, (str, bytes)):
         raise ValueError(f"{which} must be a data set or (images, labels) tensors, got {type(part).__name__}")
+    if _is_whole(part):
+        return image_and_label(part, which)
+    if isinstance(part, (Tensor, np.ndarray)):
+        raise ValueError(f"{which} must be a pair (images, labels), got the images alone")
     if not len(part):
         raise ValueError(f"{which} must hold images, got none")
     return part
 
 
-def _in_memory(part: Any, which: str) -> TensorImages:
+def _names_in(part: Any) -> tuple[str, ...] | None:
+    """The names among the labels of a pair (images, labels), sorted; None for numbers."""
+    if not _is_whole(part) or isinstance(part[1], Tensor):
+        return None
+    labels = list(np.asarray(part[1]).flat) if hasattr(part[1], "__array__") else list(part[1])
+    return tuple(sorted(map(str, set(labels)))) if labels and all(isinstance(each, str) for each in labels) else None
+
+
+def _in_memory(part: Any, which: str, names: tuple[str, ...] | None) -> TensorImages:
     """Read all images and labels of a data set into memory."""
-    if _is_tensors(part):
-        images, labels = part
+    if _is_whole(part):
+        images, labels = batch_pixels(part[0], f"{which} images"), whole_labels(part[1], names, which)
     else:
-        items = read_items(_checked(part, which), which, range(len(part)))
-        found = {tuple(image.shape) for image, _ in items}
-        if len(found) > 1:
-            raise ValueError(f"{which} images must have one shape, got {sorted(found)[:2]}; add a Resize transform")
-        images, labels = torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+        items = read_items(part, which, range(len(part)), names)
+        images = stack([image for image, _ in items], f"{which} images")
+        labels = torch.tensor([label for _, label in items])
     if images.dim() < 3 or len(images) != len(labels) or not len(images):
         raise ValueError(
             f"{which} must hold images (N, C, *size) and as many labels, got {tuple(images.shape)} and {len(labels)}"
         )
     if len(set(images.shape[2:])) != 1:
         raise ValueError(f"{which} images must be square, got {tuple(images.shape[2:])}")
-    if labels.is_floating_point() and bool((labels != labels.round()).any()):
-        raise ValueError(f"{which} labels must be whole numbers, got {labels.tolist()[:3]}")
-    return TensorImages(to_uint8(images, f"{which} images"), labels.long())
+    return TensorImages(images, labels)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multipde.data.images import Batch, Key, Part, TensorImages, stream_seed
+from multipde.data.labels import image_and_label, plain_label, whole_labels
 from multipde.data.pixels import image_pixels
 from multipde.mesh.pyramid import resize_images
 
@@ -30,23 +31,24 @@ class TransformedImages:
     data_set: Any
     fixed: TensorImages
     indices: Tensor
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self):
         self.labels = self.fixed.labels
 
     @classmethod
-    def read(cls, data_set: Any, shape: Sequence[int]) -> "TransformedImages":
+    def read(cls, data_set: Any, shape: Sequence[int], names: tuple[str, ...] | None) -> "TransformedImages":
         """Read the fixed draw of a data set, with all images resized to the shape (C, *size)."""
-        items = read_items(data_set, "train", range(len(data_set)))
+        items = read_items(data_set, "train", range(len(data_set)), names)
         images = [_resized(image, shape, i).round().to(torch.uint8) for i, (image, _) in enumerate(items)]
         fixed = TensorImages(torch.stack(images), torch.tensor([label for _, label in items]))
-        return cls(data_set, fixed, torch.arange(len(items)))
+        return cls(data_set, fixed, torch.arange(len(items)), names)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "TransformedImages":
-        return TransformedImages(self.data_set, self.fixed.take(indices), self.indices[indices])
+        return replace(self, fixed=self.fixed.take(indices), indices=self.indices[indices])
 
     def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
         if key is None:
@@ -56,26 +58,32 @@ class TransformedImages:
         for size, index in parts:
             shape, indices = (num_channels, *[size] * len(sides)), self.indices[index].tolist()
             images, labels = torch.empty(len(indices), *shape), self.labels[index]
-            for k, (image, label) in enumerate(read_items(self.data_set, "train", indices, key)):
+            for k, (image, label) in enumerate(read_items(self.data_set, "train", indices, self.names, key)):
                 images[k] = _resized(image, shape, indices[k])
                 if label != labels[k]:
                     raise ValueError(f"train item {indices[k]} must keep its label {labels[k]}, got {label}")
             yield images.to(device), labels.to(device)
 
 
-def read_items(data_set: Any, which: str, indices: Sequence[int], key: Key | None = None) -> list[tuple[Tensor, int]]:
-    """Read items as pairs of a uint8 image and a label; random transforms depend on the key and the index alone."""
+def read_items(
+    data_set: Any, which: str, indices: Sequence[int], names: tuple[str, ...] | None, key: Key | None = None
+) -> list[tuple[Tensor, int]]:
+    """Read items as pairs of a uint8 image and a label; random transforms depend on the key and the index alone.
+
+    The label of an item is a number, or one of the names of the classes where the data set has any.
+    """
+    seeds = [stream_seed(*(key or ("fixed draw",)), "transform", i) for i in indices]
     with _random_states_restored():
-        return [_read(data_set, which, i, stream_seed(*(key or ("fixed draw",)), "transform", i)) for i in indices]
+        return [_read(data_set, which, i, seed, names) for i, seed in zip(indices, seeds, strict=True)]
 
 
-def transforms_at_random(data_set: Any, which: str) -> bool:
+def transforms_at_random(data_set: Any, which: str, names: tuple[str, ...] | None) -> bool:
     """Whether the first item depends on the random seed; ValueError if one seed gives different images."""
     with _random_states_restored():
-        first, _ = _read(data_set, which, 0, 0)
-        if all(torch.equal(first, _read(data_set, which, 0, seed)[0]) for seed in range(1, NUM_READS)):
+        first, _ = _read(data_set, which, 0, 0, names)
+        if all(torch.equal(first, _read(data_set, which, 0, seed, names)[0]) for seed in range(1, NUM_READS)):
             return False
-        if all(torch.equal(first, _read(data_set, which, 0, 0)[0]) for _ in range(NUM_READS)):
+        if all(torch.equal(first, _read(data_set, which, 0, 0, names)[0]) for _ in range(NUM_READS)):
             return True
     raise ValueError(
         f"{which} must draw random numbers from the global CPU generators of torch, random or numpy, "
@@ -83,18 +91,18 @@ def transforms_at_random(data_set: Any, which: str) -> bool:
     )
 
 
-def _read(data_set: Any, which: str, index: int, seed: int) -> tuple[Tensor, int]:
+def _read(data_set: Any, which: str, index: int, seed: int, names: tuple[str, ...] | None) -> tuple[Tensor, int]:
     torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would move those of GPUs too
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    name = f"{which} item {index}"
     try:
-        image, label = data_set[index]
-        if int(label) != label:
-            raise ValueError(f"label {label}")
+        image, label = image_and_label(data_set[index], name)
+        label = plain_label(label)
     except Exception as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ValueError(f"{which} item {index} must be an image with a whole number as label, got {found}") from error
-    return image_pixels(image, f"{which} item {index}"), int(label)
+        raise ValueError(f"{name} must be an image with a whole number as label, got {found}") from error
+    return image_pixels(image, name), int(whole_labels([label], names, name))
 
 
 def _resized(image: Tensor, shape: Sequence[int], index: int) -> Tensor:

@@ -13,6 +13,7 @@ from multipde.data.batches import Normalize, drawn_indices
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.feed import Feed
 from multipde.data.images import Batch
+from multipde.data.labels import difference
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import eval_mode
 from multipde.networks.cost import count_flops
@@ -105,7 +106,8 @@ def evaluate(
     indices = None if num_images is None else drawn_indices(len(chosen), num_images, (0, part))
     side = images.size if target is None else target
     feed = Feed(chosen, Normalize.of(config or images), compute)
-    metrics = evaluate_batches(compute.place(seen), feed.evaluation(indices, side, batch), compute)
+    batches, classes = feed.evaluation(indices, side, batch), len(images.class_names)
+    metrics = evaluate_batches(compute.place(seen), batches, compute, classes=classes)
     flops = views * count_flops(config.for_images(side)) if config else None
     return replace(metrics, flops=flops)
 
@@ -118,6 +120,7 @@ def evaluate_batches(
     *,
     loss: Score | None = None,
     metric: Score | None = None,
+    classes: int | None = None,
 ) -> Metrics:
     """Measure accuracy and loss of a model over normalised batches; its training flags are restored afterwards.
 
@@ -126,11 +129,15 @@ def evaluate_batches(
     Args:
         loss: function of (scores, labels) to the mean loss of a batch; cross entropy if left out.
         metric: function of (scores, labels) to the mean of a metric, which is measured besides the accuracy.
+        classes: number of classes of the images, which the scores must have.
     """
     start, device, num = time.perf_counter(), compute.device, 0
     confusion: Tensor | int = 0
     sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     for scores, labels in scored_batches(model, batches, compute):
+        if classes is not None and scores.shape[1:] != (classes,):
+            got = tuple(scores.shape)
+            raise ValueError(f"model must give scores (N, {classes}), one per class of the data, got shape {got}")
         if loss is None:
             sums[0] += functional.cross_entropy(scores, labels, reduction="sum")
         else:
@@ -160,6 +167,8 @@ def scored_batches(model: nn.Module, batches: Iterable[Batch], compute: Compute)
                 continue  # fewer images than processes
             with compute.autocast():
                 scores = model(x)
+            if not isinstance(scores, Tensor):
+                raise ValueError(f"model must return a tensor of scores (N, classes), got {type(scores).__name__}")
             yield scores.float(), labels
 
 
@@ -176,12 +185,13 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 def check_classes(config: ModelSpec, images: ImageData) -> None:
     """Raise ValueError unless the data have the classes and channels of the network."""
-    names = config.class_names or tuple(images.class_names[: config.classes])
-    if len(images.class_names) != config.classes or images.class_names != names:
-        raise ValueError(
-            f"data must have the {config.classes} classes of the network ({_some(names)}), got "
-            f"{len(images.class_names)} ({_some(images.class_names)})"
-        )
+    names, found = config.class_names, images.class_names
+    if len(found) != config.classes or found != (names or found):
+        first = f": {difference(names, found)}" if len(names) == len(found) else ""
+        known, got = f" ({_some(names)})" if names else "", f"{len(found)} ({_some(found)}){first}"
+        raise ValueError(f"data must have the {config.classes} classes of the network{known}, got {got}")
+    if images.dim != config.dim:
+        raise ValueError(f"data must have images with the network's {config.dim} axes, got {images.dim}")
     if len(images.mean) != config.in_channels:
         raise ValueError(f"data must have the network's {config.in_channels} channels, got {len(images.mean)}")
 

@@ -111,6 +111,8 @@ def fit_to_data(spec: Any, images: ImageData, is_trained: bool) -> Any:
     """The description with classes, input channels and normalisation of the data; a trained network must have them."""
     if spec.dim != 2:
         raise ValueError(f"dim must be 2 for a network that is trained on images, got {spec.dim}")
+    if images.dim != 2:
+        raise ValueError(f"data must be images (N, C, H, W) to be trained on, got {images.dim} axes besides channels")
     if is_trained or spec.class_names:
         check_classes(spec, images)
     return replace(

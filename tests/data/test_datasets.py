@@ -179,7 +179,7 @@ def test_tensors_and_data_sets_of_the_user():
         ((torch.zeros(2, 3, 8, 8, dtype=torch.int16), torch.zeros(2)), "train images must be uint8 or lie in .*int16"),
         ((torch.full((2, 3, 8, 8), torch.nan), torch.zeros(2)), "train images must be uint8 or lie in"),
         ((torch.zeros(2, 3, 8, 8), torch.tensor([0.5, 1.0])), "train labels must be whole numbers"),
-        ((torch.zeros(2, 3, 8, 8), torch.tensor([-1, 1])), "labels must lie in 0..1, got -1 to 1"),
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([-1, 1])), "train labels must lie in 0..999999, got -1"),
         ((torch.zeros(2, 3, 8, 4), torch.zeros(2)), r"train images must be square, got \(8, 4\)"),
         ((torch.zeros(2, 3, 6, 6), torch.zeros(2)), "train and test images must have one shape"),
         (7, "train must be a data set or .images, labels. tensors, got int"),
