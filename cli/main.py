@@ -6,6 +6,7 @@ What a command needs is imported inside `main`, where a signal ends the program 
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -16,11 +17,12 @@ from multipde.runtime.signals import raising_on_signals
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 with one line on bad input, 128 and the signal when interrupted."""
     try:
-        with raising_on_signals():
+        with raising_on_signals(), warnings.catch_warnings():
             _open_standard_files()
             from multipde.cli.commands import run
-            from multipde.runtime.console import StandardOutput
+            from multipde.runtime.console import StandardOutput, complain
 
+            warnings.showwarning = lambda message, *where, **more: complain(f"note: {message}")
             run(sys.argv[1:] if args is None else args)
             if (error := _flush()) and not StandardOutput.is_lost:
                 raise error
@@ -32,8 +34,12 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", 128 + getattr(error, "signum", 2))
     except (RuntimeError, MemoryError, ImportError) as error:
+        from multipde.data.worker_failure import failure_text
+
         if _is_lost(error):
             _fail("processes must all run until the end, got one that has ended", 2)
+        if line := failure_text(str(error)):
+            _fail(line, 2)
         if not _is_memory(error):
             raise
         _fail(f"memory must suffice, got: {str(error)[:200] or 'too little'}; type a smaller --batch or --sizes", 2)

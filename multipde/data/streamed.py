@@ -3,8 +3,8 @@
 import atexit
 import contextlib
 import os
-import re
 import signal
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from multipde.data.decode import decode_image
 from multipde.data.images import Batch, Key, Part
+from multipde.data.worker_failure import failure_text
+from multipde.runtime.spawning import spawning
 
 
 @dataclass
@@ -23,7 +25,7 @@ class StreamedImages:
     """Images that worker processes decode from files batch by batch, at the size that is asked for.
 
     Only paths and labels (int64) are kept in memory, in one array each, so that large sets need little memory in every
-    process. If a worker dies, the error names its file. With ``num_workers=0`` the calling process decodes.
+    process. If one dies, the error names its file or the cause. With ``num_workers=0`` the calling process decodes.
     """
 
     paths: Sequence[Path]
@@ -39,19 +41,21 @@ class StreamedImages:
         return len(self.labels)
 
     def batches(self, parts: Sequence[Part], device: torch.device, key: Key | None = None) -> Iterator[Batch]:
-        files = self._loaded(device)
         self._order.parts = parts
+        files, loaded = self._begun(device)
         try:
-            for images, (_, index) in zip(files.loader, parts, strict=True):
+            for images, (_, index) in zip(loaded, parts, strict=True):
                 yield images.to(device, non_blocking=True).float(), self.labels[index].to(device, non_blocking=True)
         except ValueError as error:  # the message holds the traceback of the worker; its last line names the file
             self.close()
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
         except RuntimeError as error:
+            ended = files.ended()  # before they are closed
             self.close()
-            if "DataLoader worker" not in str(error):
+            names = [str(self.paths[i]) for pid, i in files.decoder.present.tolist() if pid in ended and i >= 0]
+            if (text := failure_text(str(error), names, next(iter(ended.values()), None))) is None:
                 raise
-            raise ValueError(self._killer(files, str(error))) from None
+            raise ValueError(text) from None
 
     def take(self, indices: Tensor) -> "StreamedImages":
         return StreamedImages([self.paths[i] for i in indices.tolist()], self.labels[indices], self.num_workers)
@@ -62,15 +66,27 @@ class StreamedImages:
             self._files.close()
             self._files = None
 
+    def _begun(self, device: torch.device) -> tuple["_Files", Iterator[Tensor]]:
+        """The data loader and a pass over it; where no process can be started, this one decodes."""
+        try:
+            files = self._loaded(device)
+            with spawning(deaf=True):
+                return files, iter(files.loader)
+        except (OSError, RuntimeError) as error:
+            self.close()
+            if not self.num_workers:
+                raise
+            reason = failure_text(str(error)) or " ".join(str(error).split())[:200]
+            warnings.warn(f"images are decoded without other processes, which is slower: {reason}", stacklevel=3)
+            self.num_workers = 0
+            files = self._loaded(device)
+            return files, iter(files.loader)
+
     def _loaded(self, device: torch.device) -> "_Files":
         if self._files is None or self._files.num_workers != self.num_workers:
+            self.close()
             self._files = _Files(self.paths, self._order, self.num_workers, device.type == "cuda")
         return self._files
-
-    def _killer(self, files: "_Files", message: str) -> str:
-        pids = {int(pid) for pid in re.findall(r"\d+", message.partition("pid")[2])}
-        names = [str(self.paths[i]) for pid, i in files.decoder.present.tolist() if pid in pids and i >= 0]
-        return f"image must not crash the process that decodes it, got {', '.join(names) or 'an unknown file'}"
 
 
 class _Paths(Sequence):
@@ -105,7 +121,9 @@ class _Decoder(torch.utils.data.Dataset):
 
     def __init__(self, paths: Sequence[Path], num_workers: int):
         self.paths = paths
-        self.present = torch.full((max(1, num_workers), 2), -1, dtype=torch.int64).share_memory_()
+        self.present = torch.full((max(1, num_workers), 2), -1, dtype=torch.int64)
+        if num_workers:
+            self.present.share_memory_()
 
     def __getitem__(self, item: tuple[int, int]) -> Tensor:
         size, index = item
@@ -138,6 +156,13 @@ class _Files:
             multiprocessing_context="spawn" if num_workers else None,
         )
         _OPEN.add(self)
+
+    def ended(self) -> dict[int, int]:
+        """Process number and exit status of every worker that has failed."""
+        workers = getattr(getattr(self.loader, "_iterator", None), "_workers", [])
+        for worker in workers:
+            worker.join(0.1)  # its end is known a little later than its silence
+        return {worker.pid: worker.exitcode for worker in workers if worker.exitcode}
 
     def close(self) -> None:
         """End the workers."""

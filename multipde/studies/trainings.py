@@ -14,6 +14,7 @@ import torch
 from multipde.data.datasets import ImageData, split_indices
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import ModelSpec
+from multipde.runtime.spawning import spawning
 from multipde.storage.records import FORMAT, read_json
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import METRICS, RECORD
@@ -51,7 +52,8 @@ def _results(
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
-        futures = {pool.submit(train, task): task for task in tasks}
+        with spawning():
+            futures = {pool.submit(train, task): task for task in tasks}
         yield from ((futures[future], future.result()) for future in as_completed(futures))
     finally:
         pool.shutdown(cancel_futures=True)

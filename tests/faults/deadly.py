@@ -18,5 +18,5 @@ class DeadlyPaths(Sequence):
 
     def __getitem__(self, index):
         if self.paths[index].name == "deadly.png" and get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGABRT)
         return self.paths[index]

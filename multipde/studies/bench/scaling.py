@@ -19,6 +19,7 @@ from multipde.networks.presets import preset
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import check_batch, check_devices, on_rank_zero, process_group
+from multipde.runtime.spawning import SAFE_PATH
 from multipde.runtime.table import table_of
 from multipde.studies.bench.timing import alternated, random_images, step_of
 from multipde.studies.study import Study
@@ -83,7 +84,7 @@ def _launched(num: int, threads: int, task: dict[str, Any]) -> list[dict[str, An
         file = Path(directory) / "rows.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
         command += ["-m", "multipde.studies.bench.scaling", json.dumps(task), str(file)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        environment = os.environ | SAFE_PATH | {"OMP_NUM_THREADS": str(threads)}
         nowhere, kept = subprocess.DEVNULL, subprocess.PIPE
         started = subprocess.Popen(
             command, env=environment, stdout=nowhere, stderr=kept, encoding="utf-8", errors="replace"
