@@ -52,7 +52,10 @@ def run(arguments: Sequence[str]) -> None:
     if num_launched() > 1 and not isinstance(command, Train):
         raise ValueError(f"processes must be one for all commands but train, got {num_launched()}; leave torchrun out")
     keep_freed_memory()
-    command.run_command()
+    if isinstance(command, Train):
+        command.run_command(arguments[1:])
+    else:
+        command.run_command()
 
 
 def _parsed(arguments: Sequence[str]) -> Any:

@@ -1,5 +1,7 @@
 """``multipde train``"""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +9,7 @@ from typing import Any, Literal
 import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName, PolicyName
+from multipde.cli.resume import check_options, typed_options
 from multipde.training.level import Level, parsed_size
 from multipde.training.settings import TrainSettings
 
@@ -82,8 +85,8 @@ class Train(DataOptions):
     run: Path | None = None
     """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
     resume: bool = False
-    """Continue the run in --run; everything else is taken from its record. A network from an import path must be named
-    again with --arch."""
+    """Continue the run in --run with the options of its record; --device may be another one. A network from an import
+    path must be named again with --arch."""
     extend: tuple[str, ...] = ()
     """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. Each has its own cycle of the
     learning rate."""
@@ -157,17 +160,20 @@ class Train(DataOptions):
     quiet: bool = False
     """Print nothing."""
 
-    def run_command(self) -> None:
+    def run_command(self, words: Sequence[str] = ()) -> None:
+        """Train; ``words`` are the options as they were typed."""
         from multipde.reports.page import report_at_end
         from multipde.runtime.console import Log
+        from multipde.storage.free_directory import free_directory
         from multipde.training.recipe import level_values
-        from multipde.training.run import next_run_directory, resume, train
+        from multipde.training.run import resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.start import read_start, starting_network
 
         if self.resume or self.extend:
             levels = [_extension(text) for text in self.extend]
-            done = resume(self._run_to_resume(), model=self.arch, extend=levels, quiet=self.quiet)
+            run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
+            done = resume(run, model=self.arch, extend=levels, device=device, quiet=self.quiet)
             report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
             return
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
@@ -201,19 +207,19 @@ class Train(DataOptions):
             memory=self.memory,
             standardize=self.standardize,
         )
-        run = self.run or next_run_directory(self.data, config.label)
-        done = train(
-            config,
-            Schedule(levels),
-            self.data,
-            run,
-            settings=self._settings(),
-            init=start,
-            data_options=self.options(),
-            balance=self.batch == "auto",
-            work=self.work,
-            quiet=self.quiet,
-        )
+        with nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
+            done = train(
+                config,
+                Schedule(levels),
+                self.data,
+                run,
+                settings=self._settings(),
+                init=start,
+                data_options=self.options(),
+                balance=self.batch == "auto",
+                work=self.work,
+                quiet=self.quiet,
+            )
         report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
 
     def _settings(self) -> TrainSettings:
@@ -229,15 +235,11 @@ class Train(DataOptions):
             given["augment"] = False
         return TrainSettings.of_recipe(self.recipe, **given, auto_steps=self.steps == "auto")
 
-    def _run_to_resume(self) -> Path:
+    def _run_to_resume(self, words: Sequence[str]) -> Path:
         if self.run is None:
             flag = "--resume" if self.resume else "--extend SIZE:EPOCHS"
             raise ValueError(f"run must be given with {flag.split()[0]}; type --run DIR {flag}")
-        own = ("run", "resume", "extend", "arch", "quiet")
-        changed = [f.name for f in fields(self) if f.name not in own and getattr(self, f.name) != f.default]
-        if changed:
-            flag = changed[0].replace("_", "-")
-            raise ValueError(f"resume takes everything from the run, got --{flag} too; leave it out")
+        check_options(words, self, self.run)
         return self.run
 
 

@@ -1,6 +1,5 @@
 """Train a network and record the training in a directory; resume an interrupted one."""
 
-import itertools
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -173,6 +172,7 @@ def resume(
     *,
     model: Given = None,
     extend: Sequence[tuple[int, float]] = (),
+    device: str | None = None,
     loss: Score | None = None,
     metric: Score | None = None,
     optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
@@ -188,6 +188,7 @@ def resume(
         model: needed where `train` was given a module, a function or an import path: the same one.
         extend: (size, epochs) of levels to train after the end of a finished run, each with its own learning-rate
             cycle; batch and peak learning rate are those of the last level.
+        device: another device than that of the settings, for which the results may differ in the last bits.
         loss: the loss that `train` was given, if any; likewise metric, optimizer, and a function to augment images.
         quiet: print nothing.
 
@@ -208,6 +209,7 @@ def resume(
     if extend and not is_finished:
         raise ValueError(f"run must be finished to be extended, got {run_dir}; type --resume instead of --extend")
     began, settings, init = recorded_plan(record, file, model)
+    settings = settings if device is None else replace(settings, device=device)
     plan = extended(began, extend)
     size = plan.image_size
     is_larger = size > began.image_size  # its checksum is then unknown
@@ -232,6 +234,9 @@ def resume(
             origin = part_of(record, "provenance") | ({"data": data_record(images)} if is_larger else {})
             more = {"levels": [asdict(level) for level in plan.levels], "provenance": origin}
             on_rank_zero(lambda: write_extended(run_dir, {**record, **more}))
+        was = part_of(record, "settings").get("device")
+        if device not in (None, was):
+            log.say(f"note: the device is {device}, and was {was} when the run began: the last bits may differ")
         for line in differences(part_of(record, "provenance")):
             log.say(f"note: {line}: the last bits may differ from an undisturbed run")
         if not found:
@@ -250,11 +255,6 @@ def _listeners(run_dir: Path, quiet: bool, plan: Schedule, settings: TrainSettin
     sizes = [level.size for level in plan.levels]
     boards = [Board(run_dir, plan.configs()[0], sizes)] if settings.tensorboard else []
     return Listeners(Log(quiet=quiet), run_dir / METRICS, boards)
-
-
-def next_run_directory(data: str, dynamics: str) -> Path:
-    """The path runs/DATA-DYNAMICS-N with the smallest N that does not exist yet."""
-    return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{data}-{dynamics}-{n}").exists())
 
 
 def _finish(trainer: Trainer, images: ImageData) -> Run:

@@ -25,7 +25,7 @@ WRONG = [
     ("train --run {place}/run", "directory must be new or empty"),
     ("train --resume", "run must be given with --resume; type --run DIR --resume"),
     ("train --resume --run {place}/net", "run must be a directory with a run.json"),
-    ("train --resume --run {place}/run --sizes 8", "resume takes everything from the run, got --sizes too"),
+    ("train --resume --run {place}/run --sizes 8", "sizes must be that of the run, 8 16, got --sizes 8"),
     ("train --init {place}/data", "checkpoint must hold model.safetensors"),
     ("train --init {place}/net --dynamics resnet", "dynamics must be that of the checkpoint"),
     ("train --device gpu9", "device must be one that torch has here, got 'gpu9'"),

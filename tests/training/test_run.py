@@ -33,7 +33,6 @@ from multipde.storage.run_directory import recorded_data
 from multipde.training.checkpoint import read_checkpoint
 from multipde.training.listeners import Listeners
 from multipde.training.optimizers import planned_flops
-from multipde.training.run import next_run_directory
 from multipde.training.start import initial_network, network_for, new_trainer, read_start
 from multipde.training.trainer import Trainer
 
@@ -273,12 +272,6 @@ def test_a_baked_network_is_saved_and_comes_back_on_its_mesh(tmp_path):
     again = load(tmp_path / "net")
     torch.testing.assert_close(again(x), net(x))
     assert mesh_size(again) == 1 / 16
-
-
-def test_free_run_directories_are_numbered(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/shapes-resnet-1").mkdir(parents=True)
-    assert next_run_directory("shapes", "resnet").name == "shapes-resnet-2"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""The options beside ``--resume``: those that agree with the record of the run pass, the others are refused by name."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+OWN = ("run", "resume", "extend", "arch", "quiet", "device")
+"""Options that are not settings of the training, or may change when it is resumed."""
+
+
+def typed_options(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The words after each option, by the name of the option in Python.
+
+    >>> typed_options(["--sizes", "8", "16", "--amp=off", "--no-mixed"])
+    {'sizes': ('8', '16'), 'amp': ('off',), 'no_mixed': ()}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            option, is_given, value = word[2:].partition("=")
+            name = option.replace("-", "_")
+            found[name] = (value,) if is_given else ()
+        elif name:
+            found[name] += (word,)
+    return found
+
+
+def check_options(words: Sequence[str], given: Any, run_dir: Path) -> None:
+    """Raise ValueError for an option that does not agree with the record of a run, by its name and both values.
+
+    An option agrees if it was typed in the same way when the run began, or if the record has its value.
+
+    Args:
+        words: the command as it was typed.
+        given: the options as they were parsed.
+    """
+    from multipde.storage.records import FORMAT, read_json
+    from multipde.storage.run_directory import RECORD, part_of
+
+    file = run_dir / RECORD
+    if not file.exists():
+        return  # the training says so
+    record = read_json(file, FORMAT)
+    began: dict[str, tuple[str, ...]] = {}
+    with suppress(ValueError):  # a record may hold any text
+        began = typed_options(shlex.split(str(part_of(record, "provenance").get("command", ""))))
+    values = _recorded(record, file, given)
+    for name, typed in typed_options(words).items():
+        field = name if hasattr(given, name) else name.removeprefix("no_")
+        if field in OWN or began.get(name) == typed:
+            continue
+        value = getattr(given, field)
+        if field not in values or values[field] != _comparable(field, value, values[field]):
+            plain = field.removeprefix("no_")
+            was = f", {_text(values[plain])}" if plain in values else ""
+            shown = f"--{name.replace('_', '-')}" + ("" if value is True or name != field else f" {_text(value)}")
+            raise ValueError(f"{plain} must be that of the run{was}, got {shown}; leave it out")
+
+
+def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, Any]:
+    """The values of options that the record of a run has."""
+    from multipde.training.plan import recorded_plan
+
+    plan, settings, init = recorded_plan(record, file, given.arch)
+    levels, options = plan.levels, record.get("data_options") or {}
+    values: dict[str, Any] = {**asdict(settings), **_of_network(plan.configs()[0])}
+    values |= {"no_augment": settings.augment is False, "no_whiten": not settings.whiten}
+    values |= {name: [getattr(level, name) for level in levels] for name in ("epochs", "steps", "batch", "policy")}
+    values |= {name: [getattr(level, name) for level in levels] for name in ("learning_rate", "warm_up")}
+    values |= {"sizes": [level.label for level in levels], "mixed": any(level.mixed for level in levels)}
+    values |= {"data": record.get("data"), "stream": options.get("stream_files"), "init": init}
+    return values | {"root": options.get("root")} | ({"steps": "auto"} if settings.auto_steps else {})
+
+
+def _of_network(spec: Any) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in ("dynamics", "memory", "standardize") if hasattr(spec, name)}
+
+
+def _comparable(name: str, value: Any, recorded: Any) -> Any:
+    """The value of an option as the record has it, for a list with one entry per level."""
+    if isinstance(value, Path):
+        return str(value.resolve())
+    if not isinstance(recorded, list):
+        return value
+    if value == "auto":
+        return [None] * len(recorded)
+    values = list(value) if isinstance(value, tuple) else [value]
+    values = values * len(recorded) if len(values) == 1 else values
+    return [str(each) for each in values] if name == "sizes" else values
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
