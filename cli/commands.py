@@ -11,6 +11,7 @@ import tyro
 from multipde.cli.bench import STUDIES, Bench
 from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
+from multipde.cli.export import Export
 from multipde.cli.inspect import Inspect
 from multipde.cli.list import List
 from multipde.cli.predict import Predict
@@ -26,6 +27,7 @@ COMMANDS = {
     "convert": Convert,
     "evaluate": Evaluate,
     "predict": Predict,
+    "export": Export,
     "inspect": Inspect,
     "report": Report,
     "reproduce": Reproduce,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from multipde.evaluation.predict import predict as predict
     from multipde.evaluation.robustness import Robustness as Robustness
     from multipde.evaluation.robustness import robustness as robustness
+    from multipde.exports.export import Exported as Exported
+    from multipde.exports.export import export as export
     from multipde.mesh.parametrization import StencilParametrization as StencilParametrization
     from multipde.mesh.pyramid import image_pyramid as image_pyramid
     from multipde.mesh.pyramid import prolong_images as prolong_images
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from multipde.networks.external import ExternalModel as ExternalModel
     from multipde.networks.external import describe as describe
     from multipde.networks.external import external_model as external_model
+    from multipde.networks.folding import folded as folded
     from multipde.networks.layers import Connector as Connector
     from multipde.networks.layers import Opening as Opening
     from multipde.networks.layers import ResidualLayer as ResidualLayer

@@ -21,6 +21,7 @@ ORDER = (
     "data",
     "storage",
     "evaluation",
+    "exports",
     "training",
     "reports",
     "studies",

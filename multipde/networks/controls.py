@@ -32,9 +32,9 @@ def interpolation_matrix(num_from: int, num_to: int, interpolation: str = "linea
     return matrix
 
 
-def combine(rows: list[tuple[Tensor, ...]], weights: Tensor) -> tuple[Tensor, ...]:
+def combine(rows: list[tuple[Tensor, ...]], weights: list[float]) -> tuple[Tensor, ...]:
     """Σ_i weights[i] rows[i] for tuples of tensors, without zero weights; a single row of weight one is not copied."""
-    used = [(w, row) for w, row in zip(weights.tolist(), rows, strict=True) if w]
+    used = [(w, row) for w, row in zip(weights, rows, strict=True) if w]
     if len(used) == 1 and used[0][0] == 1:
         return used[0][1]
     (w, first), *others = used

@@ -159,7 +159,7 @@ class Block(nn.Module):
             )
             for _ in range(num_controls)
         )
-        self.time_weights = interpolation_matrix(num_controls, steps, interpolation)
+        self.time_weights: list[list[float]] = interpolation_matrix(num_controls, steps, interpolation).tolist()
 
     @property
     def scheme(self) -> Dynamics:

@@ -131,22 +131,25 @@ class ExternalModel(SpecBase):
     def record(self) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "factory"}
 
-    def _made(self) -> nn.Module:
+    def call(self) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+        """The function that makes the network, and its keyword arguments."""
         kind, _, name = self.arch.partition(":")
         arguments = dict(self.arguments)
         if self.factory is not None:
             accepted = architectures.parameters_of(self.factory)
             offered = {"num_classes": self.classes, "in_channels": self.in_channels, "in_chans": self.in_channels}
-            arguments = {k: v for k, v in offered.items() if k in accepted} | arguments
-            make = self.factory
-        elif kind == "torchvision":
-            make, arguments = architectures.torchvision_factory(name), {"num_classes": self.classes} | arguments
-        elif kind == "timm":
-            make = architectures.timm_factory(name)
+            return self.factory, {k: v for k, v in offered.items() if k in accepted} | arguments
+        if kind == "torchvision":
+            return architectures.torchvision_factory(name), {"num_classes": self.classes} | arguments
+        if kind == "timm":
             arguments = {"num_classes": self.classes, "in_chans": self.in_channels} | arguments
-        else:
-            how = "pass model= in Python" if kind == PYTHON else f"type --arch {self.arch}, or pass model= in Python"
-            raise ValueError(f"network must be given again, got a record of one that was made by {self.arch}; {how}")
+            return architectures.timm_factory(name), arguments
+        how = "pass model= in Python" if kind == PYTHON else f"type --arch {self.arch}, or pass model= in Python"
+        raise ValueError(f"network must be given again, got a record of one that was made by {self.arch}; {how}")
+
+    def _made(self) -> nn.Module:
+        kind = self.arch.partition(":")[0]
+        make, arguments = self.call()
         try:
             # a function of the working directory may import what is beside it when it is called
             with nullcontext() if kind in ("torchvision", "timm", PYTHON) else architectures.working_directory_first():

@@ -206,6 +206,13 @@ class Connector(Opening):
         super().__init__(channels_from, channels_to, 1, dim)
 
 
+def mean_over_pixels(y: Tensor) -> Tensor:
+    """The mean of every channel: features (N, C, *size) to (N, C)."""
+    if torch.compiler.is_compiling():
+        return y.mean(tuple(range(2, y.dim())))  # for any size, also one that is not known
+    return POOL[y.dim() - 2](y, y.shape[2:]).flatten(1)  # its gradient has the memory format of y
+
+
 def split_shifts(y: Tensor, dilation: int) -> Tensor:
     """The features at every ``dilation``-th pixel, one image for each of the dilation^dim shifts.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from multipde.mesh.reparametrize import reparametrize
 from multipde.networks.cost import num_weights
 from multipde.networks.dynamics import Block
-from multipde.networks.layers import POOL, Connector, Opening, split_shifts
+from multipde.networks.layers import Connector, Opening, mean_over_pixels, split_shifts
 
 if TYPE_CHECKING:
     from multipde.networks.config import NetworkConfig
@@ -97,8 +97,8 @@ class PDENet(nn.Module):
             if dilation > split:
                 y, split = split_shifts(y, dilation), dilation
             y = self.connectors[k](self.blocks[k](y), pool=k + 1 < len(self.blocks))
-        y = POOL[self.config.dim](y, y.shape[2:]).flatten(1)  # its gradient has the memory format of y
-        return y if split == 1 else y.unflatten(0, (len(x), -1)).mean(1)
+        y = mean_over_pixels(y)
+        return y if split == 1 else y.unflatten(0, (x.shape[0], -1)).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
