@@ -104,7 +104,7 @@ def _convolution(layer: _ConvNd) -> str:
 
 def _without_imports(file: str, imports: set[str]) -> str:
     """The source of a file after its docstring and its imports, which are added to the set."""
-    text = Path(file).read_text()
+    text = Path(file).read_text(encoding="utf-8")
     nodes = ast.parse(text).body
     rest = next(i for i, node in enumerate(nodes) if i and not isinstance(node, ast.Import | ast.ImportFrom))
     imports.update(ast.unparse(node) for node in nodes[1:rest])
