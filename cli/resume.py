@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-OWN = ("run", "resume", "extend", "arch", "quiet", "device")
+OWN = ("run", "resume", "extend", "arch", "quiet", "device", "root")
 """Options that are not settings of the training, or may change when it is resumed."""
 
 
@@ -73,7 +73,7 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
     values |= {name: [getattr(level, name) for level in levels] for name in ("learning_rate", "warm_up")}
     values |= {"sizes": [level.label for level in levels], "mixed": any(level.mixed for level in levels)}
     values |= {"data": record.get("data"), "stream": options.get("stream_files"), "init": init}
-    return values | {"root": options.get("root")} | ({"steps": "auto"} if settings.auto_steps else {})
+    return values | ({"steps": "auto"} if settings.auto_steps else {})
 
 
 def _of_network(spec: Any) -> dict[str, Any]:

@@ -85,8 +85,8 @@ class Train(DataOptions):
     run: Path | None = None
     """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
     resume: bool = False
-    """Continue the run in --run with the options of its record; --device may be another one. A network from an import
-    path must be named again with --arch."""
+    """Continue the run in --run with the options of its record; --device may be another one. Data that have moved are
+    named by --root, and a network from an import path must be named again with --arch."""
     extend: tuple[str, ...] = ()
     """Train the finished run in --run further: SIZE:EPOCHS of each new level, e.g. 32:3. Each has its own cycle of the
     learning rate."""
@@ -173,7 +173,8 @@ class Train(DataOptions):
         if self.resume or self.extend:
             levels = [_extension(text) for text in self.extend]
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
-            done = resume(run, model=self.arch, extend=levels, device=device, quiet=self.quiet)
+            given = {"model": self.arch, "root": self.root, "device": device}
+            done = resume(run, extend=levels, quiet=self.quiet, **given)
             report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
             return
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs

@@ -59,7 +59,7 @@ def load_data(
     if source == "folder":
         return load_folder(_existing(source, root), size, stream_files)
     if source in DATA_NAMES:
-        directory = root if download and root is not None else _existing(source, root)
+        directory = Path(root).expanduser() if download and root is not None else _existing(source, root)
         return _load_torchvision(source, str(directory), download)
     raise ValueError(f"data must be one of {', '.join(DATA_NAMES)}, or a pair (train, test), got {source!r}")
 
@@ -114,6 +114,7 @@ def _stored(part: Any) -> TensorImages:
 def _existing(name: str, root: str | Path | None) -> Path:
     if root is None:
         raise ValueError(f"root must be given for data {name!r}; type --root DIR")
-    if not Path(root).is_dir():
-        raise ValueError(f"root must be a directory, got {root}")
-    return Path(root)
+    directory = Path(root).expanduser()
+    if not directory.is_dir():
+        raise ValueError(f"root must be a directory, got {root}; type --root DIR")
+    return directory

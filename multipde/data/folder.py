@@ -58,7 +58,7 @@ def load_folder(root: Path, size: int | None, stream_files: bool | None) -> Imag
         num, side = len(train_paths), images.shape[-1]
         train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
     statistics = channel_statistics(train, side)
-    return ImageData(root.name, train, test, tuple(names), side, *statistics, (*notes, *listed))
+    return ImageData(root.resolve().name, train, test, tuple(names), side, *statistics, (*notes, *listed))
 
 
 def image_files(directory: Path) -> tuple[list[Path], Counter[str]]:

@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,18 @@ class ChecksumWriter:
         """Stop reading."""
         if self.checksum is not None:
             self.checksum.close()
+
+
+def record_moved(images: ImageData, file: Path, root: str) -> str:
+    """Write where images that have moved are now, once the contents of streamed ones are compared; returns a note."""
+    with closing(ChecksumWriter(images, file)) as checksum:
+        checksum.update(wait=True)
+    record = read_json(file, FORMAT)
+    options = part_of(record, "data_options")
+    note = f"note: the images are read from {root}, no longer from {options.get('root')}"
+    options["root"] = root
+    on_rank_zero(lambda: write_file(file, json_bytes(record)))
+    return note
 
 
 def check_data(record: Mapping[str, Any], images: ImageData, count_only: bool) -> None:

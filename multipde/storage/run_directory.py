@@ -116,6 +116,23 @@ def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
     }  # only what the user types may start a download
 
 
+def moved_data(
+    recorded: tuple[str, dict[str, Any]] | None, root: str | Path, is_named: bool
+) -> tuple[str, dict[str, Any]]:
+    """Recorded data at another root; ValueError for data that were given in Python or have no root."""
+    name, options = recorded or ("data without a name", {})
+    if not is_named or not options.get("root"):
+        raise ValueError(
+            f"root must be left out for a run on {name if is_named else 'data that are given'}, got {root}"
+        )
+    return name, options | {"root": resolved(root)}
+
+
+def resolved(root: str | Path) -> str:
+    """The directory of a data set as it is recorded: the same from every working directory."""
+    return str(Path(root).expanduser().resolve())
+
+
 def take_directory(run_dir: Path, held: ExitStack, record: Mapping[str, Any] | None = None) -> str:
     """Lock a run directory until the stack is closed, and remove what an interrupted write has left there.
 

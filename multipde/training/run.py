@@ -24,7 +24,7 @@ from multipde.runtime.processes import (
     rank_zero_first,
 )
 from multipde.runtime.signals import SAVE, pending_signals
-from multipde.storage.provenance import ChecksumWriter, check_data, data_record, differences, provenance
+from multipde.storage.provenance import ChecksumWriter, check_data, data_record, differences, provenance, record_moved
 from multipde.storage.records import FORMAT, read_json
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import (
@@ -33,8 +33,10 @@ from multipde.storage.run_directory import (
     RESULT,
     check_new_run,
     checkpoints_of,
+    moved_data,
     part_of,
     recorded_data,
+    resolved,
     take_directory,
     write_extended,
 )
@@ -153,7 +155,7 @@ def train(
             "levels": [asdict(level) for level in schedule.levels],
             "settings": asdict(settings),
             "data": data if isinstance(data, str) else None,
-            "data_options": {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in options.items()},
+            "data_options": options | ({"root": resolved(options["root"])} if options.get("root") else {}),
             "num_train": len(images.train),
             "init": None if start is None or start.path is None else str(start.path.resolve()),
             "objective": objective.record(),
@@ -171,6 +173,7 @@ def resume(
     data: Any = None,
     *,
     model: Given = None,
+    root: str | Path | None = None,
     extend: Sequence[tuple[int, float]] = (),
     device: str | None = None,
     loss: Score | None = None,
@@ -186,6 +189,7 @@ def resume(
     Args:
         data: needed where `train` was given the data themselves and not a name: the same data.
         model: needed where `train` was given a module, a function or an import path: the same one.
+        root: directory where the data are now, if they have moved; their checksum must be that of the run.
         extend: (size, epochs) of levels to train after the end of a finished run, each with its own learning-rate
             cycle; batch and peak learning rate are those of the last level.
         device: another device than that of the settings, for which the results may differ in the last bits.
@@ -200,9 +204,13 @@ def resume(
     run_dir = from_rank_zero(Path(run_dir))
     if not (run_dir / RECORD).exists():
         raise ValueError(f"run must be a directory with a {RECORD}, got {run_dir}; leave --resume out to start one")
-    record, file = read_json(run_dir / RECORD, FORMAT), run_dir / RECORD
+    record, file, recorded = read_json(run_dir / RECORD, FORMAT), run_dir / RECORD, recorded_data(run_dir)
+    if root is not None and recorded and recorded[1].get("root") == resolved(root):
+        root = None
     is_finished = (run_dir / RESULT).exists()
     if is_finished and not extend:
+        if root is not None:
+            raise ValueError(f"root must be left out for {run_dir}, which is finished, got {root}")
         Log(quiet=quiet or not is_rank_zero()).say(f"{run_dir} is finished; nothing to do")
         rows = read_metrics(run_dir / METRICS)
         return Run(run_dir, load(run_dir, model), read_json(run_dir / RESULT, FORMAT), rows)
@@ -216,11 +224,14 @@ def resume(
     objective = Objective(loss, metric, optimizer, augment)
     objective.check_same(record.get("objective"))
     log = _listeners(run_dir, quiet, plan, settings)
-    recorded = recorded_data(run_dir)
+    if root is not None:
+        recorded = moved_data(recorded, root, data is None)
     source, options = (data, recorded[1] if recorded else {}) if data is not None else recorded or (None, {})
     if source is None:
         raise ValueError(f"data must be given to resume {run_dir}, which was trained on data without a name")
     images = rank_zero_first(lambda: load_data(source, size=size, **options))
+    if root is not None and is_larger:
+        check_data(record, load_data(source, size=began.image_size, **options), count_only=False)
     check_classes(plan.configs()[0], images)
     check_data(record, images, count_only=is_larger)
     plan.flops()
@@ -230,6 +241,9 @@ def resume(
         found = on_rank_zero(lambda: checkpoints_of(run_dir))
         start = read_start(init, model) if not found and init is not None else None
         trainer = new_trainer(plan, images, settings, run_dir, log, start, objective, found)
+        if root is not None:
+            log.say(record_moved(images, file, options["root"]))
+            record = read_json(file, FORMAT)
         if extend:
             origin = part_of(record, "provenance") | ({"data": data_record(images)} if is_larger else {})
             more = {"levels": [asdict(level) for level in plan.levels], "provenance": origin}
