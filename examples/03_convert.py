@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from multipde import Level, Schedule, TrainSettings, convert, evaluate, load_data, preset, recalibrate, train
-from multipde.data.batches import Normalize
 from multipde.mesh.transfer import METHODS
+from multipde.networks.inputs import Normalize
 
 NETWORK = preset("shapes-hamiltonian")
 

@@ -12,6 +12,7 @@ from multipde.conversions.layer_inputs import WatchedCopy
 from multipde.mesh.pyramid import resize_images
 from multipde.mesh.stencil import StencilBasis
 from multipde.mesh.transfer import CALIBRATED, check_factor, map_stencil, scaling_matrix
+from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
 from multipde.networks.model_spec import find_spec
 
 SHARED_SWEEPS = 8
@@ -44,7 +45,7 @@ class Calibration:
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, factor: float | Sequence[float], images: Tensor, method: str = "calibrated"
+    model: nn.Module, factor: float | Sequence[float], images: ImageBatch, method: str = "calibrated"
 ) -> Calibration:
     """Measure on images how the derivative terms of every stencil must be scaled to keep the size of their responses.
 
@@ -67,7 +68,8 @@ def calibrate(
     Args:
         model: the network to be converted; it is not changed.
         factor: new size / old size, one number or one per axis.
-        images: a few hundred normalised images on the finer of the two meshes; cell averages give the coarser ones.
+        images: a few hundred normalised images on the finer of the two meshes, as a tensor or as a batch of a loader;
+            cell averages give the coarser ones. Images in uint8 are normalised by the description of the model.
         method: ``"calibrated"`` or ``"calibrated_full"``.
 
     Raises:
@@ -75,8 +77,7 @@ def calibrate(
     """
     if method not in CALIBRATED:
         raise ValueError(f"method must be one of {', '.join(CALIBRATED)} to be calibrated, got {method!r}")
-    if not isinstance(images, Tensor):
-        raise ValueError(f"calibration must be a tensor of images (N, C, *size), got {type(images).__name__}")
+    images = network_inputs(model, images, "calibration")
     factors = check_factor(factor, images.dim() - 2)
     old_size, new_size = _sizes(model, factors, images)
     covariances = _covariances(WatchedCopy(model), resize_images(images, old_size))
@@ -139,7 +140,8 @@ def _covariances(
             seen(name, covariance)
         sums.setdefault(name, []).append(covariance)
 
-    copy_.run(images, watch, batch_statistics=True)
+    with one_batch("calibration"):
+        copy_.run(images, watch, batch_statistics=True)
     return {name: torch.stack(uses).mean(0) for name, uses in sums.items()}
 
 
@@ -190,7 +192,10 @@ def _sizes(model: nn.Module, factor: Sequence[float], images: Tensor) -> tuple[t
     old = tuple(float(s) for s in sizes)
     new = tuple(s * f for s, f in zip(old, factor, strict=True))
     finer = tuple(round(max(o, n)) for o, n in zip(old, new, strict=True))
-    if got != finer or any(abs(s - round(s)) > 1e-6 for s in (*old, *new)):
+    if any(abs(s - round(s)) > 1e-6 for s in (*old, *new)):
+        sides = f"{' x '.join(f'{s:g}' for s in old)} and {' x '.join(f'{s:g}' for s in new)}"
+        raise ValueError(f"calibration must have whole pixels on both meshes, got {sides} for images of {got}")
+    if got != finer:
         raise ValueError(
             f"calibration must hold images on the finer mesh, {finer} pixels for a factor {tuple(factor)}, got {got}"
         )

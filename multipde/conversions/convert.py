@@ -25,6 +25,7 @@ from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import CALIBRATED, METHODS, check_factor, check_method, map_stencil, transfer_matrix
 from multipde.networks.a_trous import a_trous
 from multipde.networks.detail import averaged_taps, composed_taps, set_detail, with_detail
+from multipde.networks.inputs import ImageBatch
 from multipde.networks.model_spec import Model, ModelSpec, check_detail, check_mesh, find_spec, spec_of
 
 
@@ -168,7 +169,7 @@ def convert(
     factor: float | Sequence[float] | None = None,
     method: str | None = None,
     steps: int | Sequence[int] | None = None,
-    calibration: Tensor | None = None,
+    calibration: ImageBatch | None = None,
     detail: int | None = None,
 ) -> Model:
     """Convert a trained network to another mesh, for images of another size; the result is a new module.
@@ -210,7 +211,7 @@ def conversion(
     factor: float | Sequence[float] | None = None,
     method: str | None = None,
     steps: int | Sequence[int] | None = None,
-    calibration: Tensor | None = None,
+    calibration: ImageBatch | None = None,
     detail: int | None = None,
 ) -> Conversion:
     """The `Conversion` that `convert` would apply to a model; `carry_optimizer_state` needs it. It converts nothing.

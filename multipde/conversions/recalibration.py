@@ -1,7 +1,7 @@
 """The running statistics of BatchNorm: measured again at another size, or kept unchanged within a context."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.mesh.modes import eval_mode
+from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
 from multipde.runtime.processes import num_processes
 
 
@@ -46,7 +47,7 @@ class _Pooled:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
+def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
     """Measure the running statistics of every BatchNorm layer again, mean and variance of its inputs, in place.
 
     Every image has the same weight, however the images are divided into batches. A layer whose inputs depend on an
@@ -56,14 +57,17 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     Args:
         model: the network, usually after `convert`.
         batches: batches of normalised images of the network's size, a few hundred images in all; within `synchronized`
-            the slices of this process.
+            the slices of this process. Batches of a loader may have labels, which are left out, and images in uint8
+            are normalised by the description of the model.
 
     Returns:
         The number of BatchNorm layers that were measured.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or one is not of images that the model takes.
     """
+    if isinstance(batches, Tensor | Mapping):
+        raise ValueError("batches must be a list or a loader of batches, got one batch; type [images]")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momentum = [m.momentum for m in norms]
     saved = [copy.deepcopy(m.state_dict()) for m in norms]
@@ -77,7 +81,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
                 m.momentum = 1.0
                 m.train()
             for images in batches if norms else ():
-                model(images)
+                inputs = network_inputs(model, images, "batches")
+                with one_batch("batches"):
+                    model(inputs)
                 num_batches += 1
         for m, state, found in zip(norms, saved, pooled, strict=True):
             if found.num:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from multipde.data.augmentation import Augment, Augmentation
-from multipde.data.batches import Normalize, drawn_indices, images_per_epoch, shard_of
+from multipde.data.batches import drawn_indices, images_per_epoch, shard_of
 from multipde.data.images import Batch, ImageSet, Key, stream
+from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IMAGE_KEYS = ("image", "img", "images", "pixel_values")
+from multipde.networks.inputs import IMAGE_KEYS
+
 LABEL_KEYS = ("label", "labels", "target", "targets")
-"""Names of the two entries of an item or a batch that is a dictionary."""
+"""Names of the labels in an item or a batch that is a dictionary."""
 MANY_CLASSES = 10**6
 """Labels from this number on are refused."""
 

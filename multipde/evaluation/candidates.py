@@ -11,7 +11,7 @@ from multipde.conversions.convert import Conversion, conversion
 from multipde.conversions.recalibration import recalibrate
 from multipde.conversions.sample_sizes import CALIBRATION_IMAGES, RECALIBRATION_IMAGES
 from multipde.conversions.stable_conversion import STABILITY_IMAGES, stabilized
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.feed import Feed
 from multipde.data.images import ImageSet, Key
@@ -22,6 +22,7 @@ from multipde.mesh.reparametrize import detail_of
 from multipde.mesh.transfer import CALIBRATED
 from multipde.networks.cost import model_flops
 from multipde.networks.detail import keeps_function
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import find_spec, spec_of
 from multipde.runtime.device import Compute
 from multipde.stability.bounds import StepStability, stability_report, step_ratios

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData
 from multipde.data.feed import Feed
 from multipde.data.images import ImageSet
 from multipde.evaluation.metrics import check_classes, confusion_matrix, scored_batches
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
 from multipde.stability.energy import StateEnergy, state_energies

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.feed import Feed
 from multipde.data.images import Batch
@@ -17,6 +17,7 @@ from multipde.data.labels import difference
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import eval_mode
 from multipde.networks.cost import count_flops
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec, find_spec
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import largest, sum_over_processes

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import convert
-from multipde.data.batches import Normalize
 from multipde.data.decode import decode_image
 from multipde.data.folder import image_files, left_out_text
 from multipde.evaluation.views import with_views
 from multipde.mesh.pyramid import resize_images
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute

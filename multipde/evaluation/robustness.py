@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData
 from multipde.data.feed import Feed
 from multipde.evaluation.attacks import Scores, ascent, fgsm, pgd, random_start
 from multipde.evaluation.corruptions import CORRUPTIONS, corrupt
 from multipde.evaluation.metrics import check_classes
 from multipde.mesh.modes import eval_mode
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
 from multipde.stability.energy import StateEnergy, state_energies

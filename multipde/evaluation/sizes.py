@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multipde.data.batches import Normalize
 from multipde.data.datasets import load_data
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.metrics import check_classes
 from multipde.evaluation.views import with_views
 from multipde.networks.cost import count_flops
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute

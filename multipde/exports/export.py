@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import convert
-from multipde.data.batches import Normalize
 from multipde.data.datasets import load_data
 from multipde.evaluation.metrics import check_classes
 from multipde.exports.measured import Examples, checked_difference, images_per_second, noise
@@ -22,6 +21,7 @@ from multipde.exports.source import python_source
 from multipde.networks.architectures import working_directory_first
 from multipde.networks.cost import count_flops
 from multipde.networks.folding import folded
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.networks.normalized import Normalized
 from multipde.runtime.console import Log

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.feed import Feed
 from multipde.data.images import Batch, ImageSet
 from multipde.evaluation.metrics import evaluate_batches
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.device import Compute
 

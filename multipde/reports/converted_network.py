@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from multipde.conversions.state_dict import convert_state_dict, network_with_weights, read_state_dict
-from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import ConversionReport
@@ -17,6 +16,7 @@ from multipde.evaluation.measured_conversion import check_conversion_method, con
 from multipde.evaluation.metrics import check_classes
 from multipde.networks.cost import count_flops
 from multipde.networks.external import IMAGENET
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute

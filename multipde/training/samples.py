@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 from multipde.data.augmentation import Augmentation, ImageFunction
-from multipde.data.batches import Normalize, images_per_epoch
+from multipde.data.batches import images_per_epoch
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.feed import Feed
 from multipde.data.images import Batch
 from multipde.evaluation.candidates import Evaluator
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.device import Compute
 from multipde.training.level import Level

@@ -5,9 +5,9 @@ import torch
 
 from multipde import render_shapes
 from multipde.data.augmentation import NAMES, Augment, Augmentation, augmentation_names
-from multipde.data.batches import Normalize
 from multipde.data.feed import Feed
 from multipde.data.images import TensorImages
+from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 
 CPU = torch.device("cpu")

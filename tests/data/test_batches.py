@@ -5,10 +5,11 @@ import torch
 
 from multipde import load_data, render_shapes
 from multipde.data.augmentation import Augmentation
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.data.feed import Feed
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
+from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 from tests.conftest import write_folder
 

@@ -22,12 +22,12 @@ from multipde import (
     train,
 )
 from multipde.data.augmentation import Augmentation
-from multipde.data.batches import Normalize
 from multipde.data.checksum import data_checksum
 from multipde.data.feed import Feed
 from multipde.data.image_data import ImageData
 from multipde.data.images import TensorImages
 from multipde.data.transformed import NUM_READS, TransformedImages
+from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import Interrupted
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from multipde import NetworkConfig, PDENet, load_data, save
-from multipde.data.batches import Normalize
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.measured_conversion import convert_reported
 from multipde.evaluation.sizes import evaluate_sizes
+from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 
 OPTIONS = {"num_train": 300, "num_test": 60}

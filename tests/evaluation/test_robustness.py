@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from multipde import NetworkConfig, PDENet, convert, corrupt, evaluate, fgsm, load_data, pgd, robustness, save
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.evaluation import robustness as module
 from multipde.evaluation.attacks import random_start
 from multipde.evaluation.corruptions import CORRUPTIONS
 from multipde.evaluation.robustness import ATTACKS, FGSM, PGD, pixel_scores
+from multipde.networks.inputs import Normalize
 from multipde.studies.robustness_study import compare_robustness
 from multipde.studies.robustness_tables import tables
 

@@ -7,10 +7,10 @@ from torch import nn
 
 from multipde import NetworkConfig, PDENet, evaluate, load_data, predict, save
 from multipde.cli.main import main
-from multipde.data.batches import Normalize
 from multipde.data.feed import Feed
 from multipde.evaluation.sizes import evaluate_sizes
 from multipde.evaluation.views import TwoViews, with_views
+from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 
 OPTIONS = {"num_train": 40, "num_test": 30}

@@ -23,12 +23,12 @@ from multipde import (
     with_detail,
 )
 from multipde.cli.main import main
-from multipde.data.batches import Normalize
 from multipde.exports import measured
 from multipde.exports.measured import noise
 from multipde.exports.onnx_model import OnnxNetwork
 from multipde.networks.a_trous import a_trous
 from multipde.networks.dynamics import DYNAMICS
+from multipde.networks.inputs import Normalize
 from multipde.networks.normalized import Normalized
 
 SMALL = {"channels": (2, 4), "out_channels": 4, "steps": 2, "dt": 0.3, "size": 8}

@@ -5,9 +5,9 @@ import torch
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, train
 from multipde.data.augmentation import Augmentation
-from multipde.data.batches import Normalize
 from multipde.data.feed import Feed
 from multipde.data.images import TensorImages
+from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=1, size=16)

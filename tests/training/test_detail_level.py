@@ -31,8 +31,8 @@ from multipde import (
     train,
     with_detail,
 )
-from multipde.data.batches import Normalize
 from multipde.networks.detail import composed_taps
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.signals import Interrupted
 from multipde.training.level import level_flops, parsed_size, size_text

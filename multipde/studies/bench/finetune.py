@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.metrics import check_classes
 from multipde.evaluation.sizes import DataSource
+from multipde.networks.inputs import Normalize
 from multipde.networks.network import PDENet
 from multipde.reports.plots import accuracy_against_images
 from multipde.runtime.console import Log

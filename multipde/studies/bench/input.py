@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from multipde.data.augmentation import Augmentation
-from multipde.data.batches import Normalize
 from multipde.data.decode import decode_image
 from multipde.data.feed import Feed
 from multipde.data.images import Batch, ImageSet, Key, Part, TensorImages
 from multipde.data.shapes import FINE_SIZE, render_shapes
 from multipde.data.streamed import StreamedImages
 from multipde.mesh.pyramid import prolong_images, resize_images
+from multipde.networks.inputs import Normalize
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize
 from multipde.data.datasets import ImageData, data_label, load_data
 from multipde.evaluation.sizes import DataSource
 from multipde.networks.dynamics import DYNAMICS
+from multipde.networks.inputs import Normalize
 from multipde.networks.presets import default_network
 from multipde.reports.plots import accuracy_against_work
 from multipde.runtime.console import Log

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.feed import Feed
 from multipde.data.images import Batch, stream
 from multipde.evaluation.metrics import evaluate_batches, scored_batches
 from multipde.networks.cost import num_weights
+from multipde.networks.inputs import Normalize
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import Row, Table, table_of
