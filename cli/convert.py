@@ -41,6 +41,15 @@ class Convert(DataOptions):
     """Mean and standard deviation with which images for --arch are normalised: those of ImageNet, or of the data."""
     num_images: int = 2000
     """Number of test images, and of training images held back to choose the method."""
+    finish: str = "auto"
+    """How long the old network then teaches the converted one, on images that need no labels: 2min, 20000images, auto
+    (until they agree no better, at most 2min, where there are images) or none."""
+    images: Path | None = None
+    """Folder of images, flat or in classes, from which it learns. Left out: the training images of the data."""
+    rivals: bool = False
+    """Test also training on the labels of the same images, and training from scratch, with as many images."""
+    compile: bool = False
+    """Use compiled kernels for the finish."""
     out: Path | None = None
     """New directory for the converted checkpoint."""
     device: str = "auto"
@@ -69,6 +78,10 @@ class Convert(DataOptions):
             data=data,
             need_data=self.data is not None or self.root is not None,
             num_images=self.num_images,
+            finish=self.finish,
+            unlabelled=self.images,
+            rivals=self.rivals,
+            compile=self.compile,
             device=self.device,
             amp=self.amp,
             log=Log(quiet=self.quiet),

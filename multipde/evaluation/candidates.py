@@ -1,6 +1,7 @@
 """Candidates for another image size: every network is converted, recalibrated and tested in the same way."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -133,13 +134,18 @@ class Evaluator:
         detail: int | None = None,
     ) -> Converted:
         """Convert a network, test it, recalibrate it and test it again. Arguments and errors as for `plan`."""
+        started = time.perf_counter()
         move = self.plan(net, old_size, size, method, steps, detail=detail)
         new = self.compute.place(move(net))
-        measured = [self.candidate(method, new, size)]
-        old = find_spec(net)
+        num = len(self.drawable)
+        learned, spent = min(num, CALIBRATION_IMAGES) if move.calibration else 0, time.perf_counter() - started
+        measured = [replace(self.candidate(method, new, size), num_learned=learned, seconds=spent)]
+        old, started = find_spec(net), time.perf_counter() - spent
         num = 0 if old and keeps_function(old, spec_of(new)) else self.recalibrate(new, size)
         if num:
-            measured.append(replace(self.candidate(f"{method}, recalibrated", new, size), recalibrated=True))
+            learned, spent = learned + min(len(self.drawable), RECALIBRATION_IMAGES), time.perf_counter() - started
+            found = self.candidate(f"{method}, recalibrated", new, size)
+            measured.append(replace(found, recalibrated=True, num_learned=learned, seconds=spent))
         return Converted(new, move, num, measured)
 
     def recalibrate(self, net: nn.Module, size: int, num_images: int = RECALIBRATION_IMAGES) -> int:

@@ -10,7 +10,8 @@ from multipde.stability.bounds import StepStability
 LAYER_COLUMNS = """layer: {layer} | norm before: {norm_before:.3g} | after: {norm_after:.3g}
     | consistency error: {error} | exponent: {power}"""
 CANDIDATE_COLUMNS = """name: {name} | size: {size} | accuracy: {accuracy:.1%} | loss: {loss:.3f}
-    | validation: {validation:.1%} | MFLOPs/image: {mflops:.1f} | images/s: {images_per_second:.0f}"""
+    | validation: {validation:.1%} | learned from: {num_learned} | seconds: {seconds:.1f}
+    | MFLOPs/image: {mflops:.1f} | images/s: {images_per_second:.0f}"""
 STABILITY_COLUMNS = """block: {block} | step: {step} | |K|: {norm} | dt: {dt:.3g} | bound (no norm): {bound:.3g}
     | on data: {measured:.3g} | on data before: {before} | verdict: {verdict}"""
 
@@ -46,6 +47,8 @@ class Candidate:
         validation: accuracy on training images held back from the calibration, by which ``auto`` chooses.
         accuracy, loss: accuracy in [0, 1] and mean cross entropy on test images.
         flops: floating point operations of the forward pass for one image.
+        num_learned: number of training images that were used to make it from the old network, repetitions included.
+        seconds: wall time of making it from the old network.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Candidate:
     loss: float
     flops: int
     images_per_second: float
+    num_learned: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

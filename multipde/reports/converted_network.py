@@ -1,6 +1,7 @@
 """``multipde convert``: converts a network from disk to another size, and writes it with its report."""
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from multipde.conversions.state_dict import convert_state_dict, network_with_weights, read_state_dict
 from multipde.data.datasets import ImageData, load_data
+from multipde.data.unlabelled import load_unlabelled
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import ConversionReport
 from multipde.evaluation.measured_conversion import check_conversion_method, convert_reported
@@ -18,6 +20,7 @@ from multipde.networks.cost import count_flops
 from multipde.networks.external import IMAGENET
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
+from multipde.reports.finished_conversion import ConversionFinish, taught_data
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
@@ -25,8 +28,12 @@ from multipde.storage.records import json_bytes
 from multipde.storage.run_directory import check_new
 from multipde.storage.stored_network import load, network_files
 from multipde.storage.tensors import tensor_bytes
+from multipde.training.finish import FinishSettings, finish_budget
 from multipde.training.level import size_text
 from multipde.training.plan import recorded_split
+
+LONGEST = 120.0
+"""Seconds after which a finish that ends by itself is ended."""
 
 REPORT, FIGURE, WEIGHTS = "report.json", "report.svg", "model.safetensors"
 
@@ -48,6 +55,10 @@ def convert_to_directory(
     data: DataSource | None = None,
     need_data: bool = True,
     num_images: int = 2000,
+    finish: str = "none",
+    unlabelled: Path | None = None,
+    rivals: bool = False,
+    compile: bool = False,
     device: str = "auto",
     amp: str = "off",
     log: Log | None = None,
@@ -67,6 +78,10 @@ def convert_to_directory(
         data: source and options for `load_data`; None for a conversion without measurements.
         need_data: whether data that cannot be read are an error; otherwise a line is printed and they are left out.
         num_images: number of test images, and of images held back to choose the method.
+        finish: how long the old network teaches the converted one, see `finish_budget`; ``"none"`` for not at all.
+        unlabelled: folder of images, with or without classes, from which it learns; those of the data if left out.
+        rivals: test also what else could be done with the same images in the same number of steps.
+        compile: use compiled kernels for the finish.
 
     Returns:
         The measurements; None for a state dict without its network.
@@ -76,6 +91,9 @@ def convert_to_directory(
     if out is None:
         raise ValueError("out must be given; type --out DIR")
     check_new(out)
+    budget = None if finish in ("auto", "none") else finish_budget(finish)
+    if unlabelled is not None and finish == "none":
+        raise ValueError(f"images must come with a finish, got {unlabelled}; type --finish auto")
     if source is None and arch is None:
         raise ValueError("checkpoint or --arch must be given, got neither; type multipde convert CHECKPOINT --size N")
     if weights is not None and (arch is None or source is not None):
@@ -83,7 +101,7 @@ def convert_to_directory(
     if from_size < 1:
         raise ValueError(f"from_size must be positive, got {from_size}")
     if source is not None and source.is_file():
-        given = {"steps": steps, "data": data, "arch": arch, "detail": detail}
+        given = {"steps": steps, "data": data, "arch": arch, "detail": detail, "images": unlabelled, "finish": budget}
         if what := next((name for name, value in given.items() if value is not None), None):
             raise ValueError(f"{what} must be left out without a network, got it; type --arch NAME --weights FILE")
         _convert_file(source, out, _needed(size), from_size, "copy" if method == "auto" else method, log)
@@ -102,7 +120,12 @@ def convert_to_directory(
         raise ValueError(f"steps must be a number without images, and for {spec.label} if it has no bound, got auto")
     if isinstance(steps, int):
         spec.with_steps(steps)
+    compute = Compute.of(device, amp)
     images = _images(data, max(old, new), need_data, log)
+    other = None if unlabelled is None else load_unlabelled(unlabelled, max(old, new))
+    if images is None and other is not None:
+        images, other = taught_data(net, other, unlabelled.name, compute), None
+        log.say("the images have no labels: accuracy is the agreement with the old network")
     if images is not None:
         check_classes(spec, images)
         if source is None and normalize == "data":
@@ -111,16 +134,24 @@ def convert_to_directory(
     sizes = " -> ".join(size_text(each.sizes[0], each.image_sizes[0]) for each in (spec, wanted))
     log.say(f"{name}: size {sizes}" + ("" if images is None else f", on images of {images.name}"))
     if images is None:
-        log.say("no data: nothing is measured, BatchNorm keeps the statistics of the old size; type --data NAME")
+        if budget is not None:
+            raise ValueError(f"finish must be left out without images, got {finish}; type --images DIR or --data NAME")
+        log.say(
+            "no data: nothing is measured or finished, BatchNorm keeps the statistics of the old size;"
+            " type --data NAME, or --images DIR"
+        )
         if is_moved and method in ("auto", "copy"):
             what = "the mesh and the time steps change" if steps else "the mesh changes"
             log.say(f"the stencils are copied, so that only {what}; type --data NAME for a calibrated conversion")
     evaluator = None
     if images is not None:
-        compute, split = Compute.of(device, amp), recorded_split(source)
+        split = recorded_split(source)
         evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
     how = {"old_size": old, "new_size": new, "method": method, "steps": steps, "detail": detail}
     converted, report = convert_reported(net, evaluator, **how)
+    if evaluator is not None and finish != "none":
+        settings = FinishSettings(budget, longest=math.inf if budget else LONGEST, seed=split[0], compile=compile)
+        converted, report = ConversionFinish(evaluator, settings, other, rivals)(net, converted, report, log)
     _write(converted.cpu(), report, out)
     _tell(report, converted, log)
     log.say(f"written to {out}")

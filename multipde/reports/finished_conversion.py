@@ -1,0 +1,105 @@
+"""The last stage of ``multipde convert``: the old network teaches the converted one, beside what else could be done."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from multipde.data.batches import Normalize
+from multipde.data.datasets import split_indices
+from multipde.data.feed import Feed
+from multipde.data.image_data import ImageData, channel_statistics
+from multipde.data.images import ImageSet
+from multipde.evaluation.candidates import Evaluator
+from multipde.evaluation.conversion_report import Candidate, ConversionReport
+from multipde.mesh.modes import eval_mode
+from multipde.networks.model_spec import spec_of
+from multipde.runtime.console import Log
+from multipde.runtime.device import Compute
+from multipde.runtime.signals import STOP, pending_signals
+from multipde.training.budget import Budget
+from multipde.training.finish import FIRST_ROUND, GOOD_AGREEMENT, Finish, Finished, FinishSettings
+from multipde.training.level import Level
+
+
+@dataclass(frozen=True)
+class ConversionFinish:
+    """Finishes a converted network, and adds what was measured to the report of the conversion.
+
+    Args:
+        evaluator: tests the networks; its training images are learned from.
+        settings: how the network learns.
+        unlabelled: other images to learn from.
+        rivals: whether a network that is trained on the labels of the same images instead, and one that is trained
+            from scratch, are tested as well.
+    """
+
+    evaluator: Evaluator
+    settings: FinishSettings
+    unlabelled: ImageSet | None = None
+    rivals: bool = False
+
+    def __call__(
+        self, old: nn.Module, new: nn.Module, report: ConversionReport, log: Log
+    ) -> tuple[nn.Module, ConversionReport]:
+        """The finished network, which is the given one where nothing was gained, and the report with further rows."""
+        found = self._trained(old, copy.deepcopy(new), self.settings, log)
+        if found is None:
+            return new, report
+        share, before = f"{found.after:.1%} of {found.num_held_back:,} held-back images", f"{found.before:.1%}"
+        if found.after <= found.before:
+            log.say(f"finish: nothing gained, the networks agree on {share}")
+            return new, report
+        log.say(f"finish: the networks agree on {share}, and on {before} before it")
+        own = [c for c in report.candidates if c.name.partition(",")[0] == report.method]
+        candidates = [*report.candidates, self._row(f"{report.method}, finished", found, own[-1])]
+        if self.rivals and self.unlabelled is None:
+            same = replace(self.settings, budget=Budget(found.num_images, "images"), label_share=1.0)
+            tuned = self._trained(old, copy.deepcopy(new), same, log)
+            torch.manual_seed(self.settings.seed)
+            fresh = self._trained(old, spec_of(new).build(), replace(same, learning_rate=Level.learning_rate), log)
+            candidates += [self._row(n, f) for n, f in (("labels instead", tuned), ("from scratch", fresh)) if f]
+        bounds = self.evaluator.step_bounds(found.net, report.new_size)
+        return found.net, replace(report, candidates=candidates, stability_after=bounds)
+
+    def _trained(self, old: nn.Module, new: nn.Module, settings: FinishSettings, log: Log) -> Finished | None:
+        """A network after learning, with a line on it; None where it agrees with the old one already."""
+        e, images, parts = self.evaluator, self.unlabelled, (self.evaluator.drawable, self.evaluator.held_back)
+        if images is None:
+            images = e.data.train
+        else:
+            parts = split_indices(len(images), settings.seed)
+        held_back = parts[1][: len(e.held_back)]
+        with pending_signals(STOP) as signals:
+            finish = Finish(new, old, images, parts[0], held_back, e.compute, settings, signals)
+            is_automatic = settings.budget is None
+            if is_automatic and finish.agreement() >= GOOD_AGREEMENT:
+                return None
+            with log.progress(settings.budget.amount if settings.budget else FIRST_ROUND) as advance:
+                found = finish.run(advance, keep_last=settings.label_share == 1)
+        if found.stopped:
+            log.say("stopped by a signal: the best network so far is kept")
+        return found
+
+    def _row(self, name: str, found: Finished, start: Candidate | None = None) -> Candidate:
+        """The measurements of a network that has learned, after those of the network from which it came."""
+        learned, seconds = (start.num_learned, start.seconds) if start else (0, 0.0)
+        row = self.evaluator.candidate(name, found.net, spec_of(found.net).image_sizes[0])
+        return replace(row, recalibrated=True, num_learned=learned + found.num_images, seconds=seconds + found.seconds)
+
+
+def taught_data(old: nn.Module, images: ImageSet, name: str, compute: Compute) -> ImageData:
+    """Images with the answers of a network in place of labels; a fifth of them are test images.
+
+    Accuracy on these data is agreement with the network.
+    """
+    spec = spec_of(old)
+    feed = Feed(images, Normalize.of(spec), compute)
+    with torch.no_grad(), eval_mode(compute.place(old)):
+        batches = feed.evaluation(None, spec.image_sizes[0])
+        images.labels = torch.cat([old(x).argmax(1).cpu() for x, _ in batches])
+    names = spec.class_names or tuple(f"class {k}" for k in range(spec.classes))
+    train, test = (images.take(part) for part in split_indices(len(images), 0))
+    side = spec.image_sizes[0]
+    return ImageData(f"{name}, unlabelled", train, test, names, side, *channel_statistics(train, side))

@@ -1,0 +1,234 @@
+"""The finish of a conversion: the old network teaches the converted one, on images that need no labels."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from multipde.conversions.recalibration import recalibrate
+from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
+from multipde.data.augmentation import Augmentation
+from multipde.data.batches import Normalize
+from multipde.data.feed import Feed
+from multipde.data.images import ImageSet, Key
+from multipde.mesh.modes import eval_mode
+from multipde.mesh.pyramid import resize_images
+from multipde.networks.model_spec import spec_of
+from multipde.runtime.console import Advance
+from multipde.runtime.device import Compute
+from multipde.runtime.signals import PendingSignals
+from multipde.training.budget import IMAGE_UNITS, Budget, parse_budget
+from multipde.training.objective import Objective
+from multipde.training.settings import TrainSettings
+from multipde.training.step import TrainStep
+
+FIRST_ROUND = 5000
+"""Images of the first round where the end is found automatically; every further round has twice as many."""
+LEAST_GAIN = 0.0025
+"""A round that adds less agreement on the held-back images than this is the last one."""
+GOOD_AGREEMENT = 0.99
+"""With this agreement nothing is left to learn from the old network."""
+
+
+@dataclass(frozen=True)
+class FinishSettings:
+    """How the converted network learns from the old one.
+
+    The loss of an image is T² times the cross entropy between softmax(z/T) of the converted network's scores z and
+    the target (1-s) softmax(t/T) + s y, where t are the scores of the old network and y is the label.
+
+    Args:
+        budget: time, or a number of training images; None ends by itself: rounds of 5,000, 10,000, ... images follow
+            each other until the agreement with the old network on held-back images grows by less than 0.25 points.
+        longest: seconds after which it ends in any case.
+        temperature: T, positive; labels alone are learned at temperature 1.
+        label_share: s in [0, 1], positive only for images with labels.
+        learning_rate: of the first step; it falls linearly to zero, in every round.
+        batch: images per step.
+        seed: seed of the order of the images and of their augmentation.
+        compile: use compiled kernels, see `compile_layers`.
+
+    Reference: Hinton, Vinyals & Dean (2015), Distilling the Knowledge in a Neural Network.
+    """
+
+    budget: Budget | None = None
+    longest: float = math.inf
+    temperature: float = 2.0
+    label_share: float = 0.0
+    learning_rate: float = 0.02
+    batch: int = 125
+    seed: int = 0
+    compile: bool = False
+
+    def __post_init__(self):
+        if self.budget is not None and self.budget.unit not in ("seconds", "images"):
+            raise ValueError(f"finish must be a time or a number of images, got {self.budget.unit}; type --finish 2min")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not 0 <= self.label_share <= 1:
+            raise ValueError(f"label_share must lie in [0, 1], got {self.label_share}")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The result of a finish.
+
+    Args:
+        net: the network with the largest agreement; the converted one where nothing was gained.
+        num_images: number of images that were learned from, repetitions included.
+        seconds: wall time.
+        before, after: share of the held-back images for which old and new network name the same class.
+        rounds: images, seconds and agreement at the end of every round.
+        num_held_back: number of held-back images.
+        stopped: the signal that ended it early, 0 for none.
+    """
+
+    net: nn.Module
+    num_images: int
+    seconds: float
+    before: float
+    after: float
+    rounds: list[tuple[int, float, float]] = field(default_factory=list)
+    stopped: int = 0
+    num_held_back: int = 0
+
+
+def finish_budget(text: str) -> Budget | None:
+    """The budget in a text such as ``2min`` or ``20000images``, None for ``auto``; ValueError for any other text."""
+    return None if text == "auto" else parse_budget(text, IMAGE_UNITS, "s, min or images, or auto, such as 2min")
+
+
+class Finish:
+    """Trains a converted network on the answers of the old one, each of which sees the images at its own size.
+
+    Args:
+        new, old: the converted and the old network, with their descriptions; new is changed.
+        images: images at least as fine as the finer size, learned from at ``indices`` and compared at ``held_back``.
+    """
+
+    def __init__(
+        self,
+        new: nn.Module,
+        old: nn.Module,
+        images: ImageSet,
+        indices: Tensor,
+        held_back: Tensor,
+        compute: Compute,
+        settings: FinishSettings | None = None,
+        signals: PendingSignals | None = None,
+    ):
+        self.settings, self.compute, self.signals = settings or FinishSettings(), compute, signals or PendingSignals()
+        self.new, self.old = compute.place(new), compute.place(old)
+        self.images, self.indices, self.held_back = images, indices, held_back
+        self.side = max(spec_of(net).image_sizes[0] for net in (new, old))
+        grey = (0.5,) * spec_of(new).in_channels
+        self.feed = Feed(images, Normalize(grey, (1.0,) * len(grey)), compute)  # the augmentation fills with grey
+        own = TrainSettings(seed=self.settings.seed, compile=self.settings.compile)
+        self.deadline = math.inf
+        self.step = TrainStep(self.new, own, compute, Objective(loss=self._loss))
+        self.expected = self._answers(self.old).argmax(1)
+        if len(self.expected.unique()) < 2:
+            raise ValueError(f"images must show more than one class, got {len(held_back)} held-back images of one")
+
+    def run(self, advance: Advance = lambda amount, text: None, keep_last: bool = False) -> Finished:
+        """Train until the budget is used, or until the agreement grows no longer; a signal ends it, too.
+
+        Args:
+            advance: is told of the work, see `Log.progress`.
+            keep_last: keep the last weights, and not those with the largest agreement.
+        """
+        started, done, budget = time.perf_counter(), 0, self.settings.budget
+        self.deadline = started + self.settings.longest
+        before = best = self.agreement()
+        weights, rounds = copy.deepcopy(self.new.state_dict()), []
+        while not self._is_over() and (budget is not None or best < GOOD_AGREEMENT):
+            length = budget or Budget(FIRST_ROUND << len(rounds), "images")
+            done += self._round(len(rounds), length, started, advance)
+            self._recalibrate()
+            found, previous = self.agreement(), best
+            rounds.append((done, time.perf_counter() - started, found))
+            if found > best or keep_last:
+                best, weights = found, copy.deepcopy(self.new.state_dict())
+            if budget is not None or found < previous + LEAST_GAIN:
+                break
+        self.new.load_state_dict(weights)
+        return Finished(
+            self.new, done, time.perf_counter() - started, before, best, rounds, self.signals.stop, len(self.held_back)
+        )
+
+    @property
+    def temperature(self) -> float:
+        """T, which is 1 for labels alone."""
+        return 1.0 if self.settings.label_share == 1 else self.settings.temperature
+
+    def _is_over(self) -> bool:
+        return bool(self.signals.stop) or time.perf_counter() > self.deadline
+
+    def agreement(self) -> float:
+        """Share of the held-back images for which both networks name the same class."""
+        return (self._answers(self.new).argmax(1) == self.expected).double().mean().item()
+
+    def _round(self, index: int, budget: Budget, started: float, advance: Advance) -> int:
+        """Train on so many images, or until so many seconds after the start; return the number of images."""
+        done, before, begun, is_timed = 0, 0.0, time.perf_counter() - started, budget.unit == "seconds"
+        self.new.train()
+        for x, labels in self._batches(index):
+            spent = time.perf_counter() - started if is_timed else done
+            share = (spent - begun) / max(budget.amount - begun, 1e-9) if is_timed else spent / budget.amount
+            if share >= 1 or self._is_over():
+                break
+            self.step(self._seen(self.new, x), self._target(x, labels), self.settings.learning_rate * (1 - share))
+            done += len(x)
+            advance(spent - before, f"finish, round {index + 1}")
+            before = spent
+        self.step.monitor.settle()
+        return done
+
+    def _batches(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented images on 0..255 and their labels, pass after pass."""
+        epoch, augment = 0, Augmentation.of(True, spec_of(self.new).classes)
+        while True:
+            key: Key = (self.settings.seed, "finish", index, epoch)
+            sizes = ((self.side, 1.0),)
+            for x, labels in self.feed.training(self.indices, sizes, self.settings.batch, key=key, augment=augment):
+                yield 255 * (x + 0.5), labels
+            epoch += 1
+
+    @torch.no_grad()
+    def _target(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The shares of the classes (N, classes) that the new network is to learn."""
+        s, own = self.settings.label_share, functional.one_hot(labels, spec_of(self.new).classes).float()
+        if s == 1:
+            return own
+        with eval_mode(self.old), self.compute.autocast():
+            taught = self.old(self._seen(self.old, x)).float()
+        return (1 - s) * functional.softmax(taught / self.temperature, 1) + s * own
+
+    def _loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        t = self.temperature
+        return t**2 * functional.cross_entropy(scores / t, target)
+
+    def _recalibrate(self) -> None:
+        spec = spec_of(self.new)
+        feed = Feed(self.images, Normalize.of(spec), self.compute)
+        key = (self.settings.seed, "finish", "precise")
+        recalibrate(self.new, feed.drawn(self.indices, RECALIBRATION_IMAGES, spec.image_sizes[0], key))
+
+    @torch.no_grad()
+    def _answers(self, net: nn.Module) -> Tensor:
+        """The scores (num, classes) of a network for the held-back images."""
+        spec = spec_of(net)
+        feed = Feed(self.images, Normalize.of(spec), self.compute)
+        with eval_mode(net), self.compute.autocast():
+            return torch.cat([net(x).float() for x, _ in feed.evaluation(self.held_back, spec.image_sizes[0])])
+
+    def _seen(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Images as a network sees them: at its size, normalised."""
+        spec = spec_of(net)
+        seen = Normalize.of(spec)(resize_images(x, spec.image_sizes[0]))
+        return seen.contiguous(memory_format=torch.channels_last) if seen.dim() == 4 else seen
