@@ -23,11 +23,11 @@ def load_unlabelled(root: Path, size: int) -> ImageSet:
     """
     if not root.is_dir():
         raise ValueError(f"images must be a directory, got {root}")
-    paths = image_files(root)
+    paths, _ = image_files(root)
     if len(paths) < LEAST_IMAGES:
         raise ValueError(f"images must be at least {LEAST_IMAGES} files, got {len(paths)} below {root}")
     labels = torch.zeros(len(paths), dtype=torch.long)
-    smallest = min(min(shape) for shape in image_sizes(paths))
+    smallest = min(min(shape) for shape in image_sizes(paths)[0])
     if smallest < size:
         raise ValueError(f"images must have at least the network's {size} pixels per side, got one with {smallest}")
     if 3 * size**2 * len(paths) > MEMORY_BYTES:
