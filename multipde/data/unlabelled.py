@@ -1,35 +1,54 @@
-"""Images without labels: all image files below a folder, flat or in classes."""
+"""Images without labels: all image files below a folder, flat or in classes, or images given in Python."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from multipde.data.decode import decode_images, image_sizes
 from multipde.data.folder import image_files
-from multipde.data.image_data import MEMORY_BYTES
+from multipde.data.image_data import MEMORY_BYTES, ImageData
 from multipde.data.images import ImageSet, TensorImages
+from multipde.data.pixels import batch_pixels
 from multipde.data.streamed import StreamedImages
 
 LEAST_IMAGES = 50
 """The smallest number of images of which some can be held back and the others say something about all."""
 
 
-def load_unlabelled(root: Path, size: int) -> ImageSet:
-    """All images below a folder as squares of side ``size``, in the order of their paths, with all labels zero.
+def load_unlabelled(source: Any, size: int) -> ImageSet:
+    """Images without labels, with all labels zero.
+
+    Args:
+        source: a folder, of which all image files are taken, flat or in classes, in the order of their paths, and made
+            squares of side ``size``; or images (N, C, *size) as a tensor or array, uint8 or on [0, 1]; or the training
+            images of an `ImageData`, with their labels.
+        size: the smallest side that is needed.
 
     Raises:
-        ValueError: there is no such folder, it has too few images, one of them is broken, or some are smaller than
+        ValueError: there is no such folder, there are too few images, one of them is broken, or some are smaller than
             the size.
     """
+    if isinstance(source, ImageData):
+        return _large_enough(source.train, source.size, size)
+    if not isinstance(source, (str, Path)):
+        images = batch_pixels(source, "images")
+        if images.dim() < 3 or len(set(images.shape[2:])) != 1:
+            raise ValueError(f"images must be square and have the shape (N, C, *size), got {tuple(images.shape)}")
+        return _large_enough(TensorImages(images, torch.zeros(len(images), dtype=torch.long)), images.shape[-1], size)
+    root = Path(source)
     if not root.is_dir():
         raise ValueError(f"images must be a directory, got {root}")
     paths, _ = image_files(root)
-    if len(paths) < LEAST_IMAGES:
-        raise ValueError(f"images must be at least {LEAST_IMAGES} files, got {len(paths)} below {root}")
     labels = torch.zeros(len(paths), dtype=torch.long)
-    smallest = min(min(shape) for shape in image_sizes(paths)[0])
+    streamed = _large_enough(StreamedImages(paths, labels), min(map(min, image_sizes(paths)[0]), default=0), size)
+    is_large = 3 * size**2 * len(paths) > MEMORY_BYTES
+    return streamed if is_large else TensorImages(decode_images(paths, size), labels)
+
+
+def _large_enough(images: ImageSet, smallest: int, size: int) -> ImageSet:
+    if len(images) < LEAST_IMAGES:
+        raise ValueError(f"images must be at least {LEAST_IMAGES}, got {len(images)}")
     if smallest < size:
-        raise ValueError(f"images must have at least the network's {size} pixels per side, got one with {smallest}")
-    if 3 * size**2 * len(paths) > MEMORY_BYTES:
-        return StreamedImages(paths, labels)
-    return TensorImages(decode_images(paths, size), labels)
+        raise ValueError(f"images must have at least the network's {size} pixels per side, got {smallest}")
+    return images

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,11 @@ from multipde.conversions.recalibration import recalibrate
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.data.augmentation import Augmentation
 from multipde.data.batches import Normalize
+from multipde.data.datasets import split_indices
 from multipde.data.feed import Feed
+from multipde.data.image_data import ImageData
 from multipde.data.images import ImageSet, Key
+from multipde.data.unlabelled import load_unlabelled
 from multipde.mesh.modes import eval_mode
 from multipde.mesh.pyramid import resize_images
 from multipde.networks.model_spec import spec_of
@@ -31,6 +35,8 @@ FIRST_ROUND = 5000
 """Images of the first round where the end is found automatically; every further round has twice as many."""
 LEAST_GAIN = 0.0025
 """A round that adds less agreement on the held-back images than this is the last one."""
+MOST_HELD_BACK = 2000
+"""Largest number of images on which the networks are compared."""
 GOOD_AGREEMENT = 0.99
 """With this agreement nothing is left to learn from the old network."""
 
@@ -96,6 +102,52 @@ class Finished:
     rounds: list[tuple[int, float, float]] = field(default_factory=list)
     stopped: int = 0
     num_held_back: int = 0
+
+
+def finish(
+    new: nn.Module,
+    old: nn.Module,
+    images: Any,
+    *,
+    budget: str = "auto",
+    label_share: float = 0.0,
+    learning_rate: float = FinishSettings.learning_rate,
+    batch: int = FinishSettings.batch,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    amp: str = "off",
+    compile: bool = False,
+) -> Finished:
+    """Let a trained network teach the one that was converted from it, on images that need no labels.
+
+    A fifth of the images, at most 2,000, is held back; on these the two networks are compared. The networks themselves
+    do not change: a copy of the converted one learns, see `FinishSettings`.
+
+    Args:
+        new, old: the converted and the trained network, with their descriptions, see `describe`.
+        images: a folder of images, flat or in classes; images (N, C, *size), uint8 or on [0, 1]; or an `ImageData`.
+        budget: ``"2min"``, ``"20000images"``, or ``"auto"``: until the networks agree no better.
+        label_share: share of the labels in the target, positive only for an `ImageData`.
+        learning_rate, batch, seed, compile: see `FinishSettings`.
+        device, amp: as in `TrainSettings`.
+
+    Raises:
+        ValueError: there are too few images, they are too small, or the old network names one class for all of them.
+    """
+    settings = FinishSettings(
+        finish_budget(budget),
+        label_share=label_share,
+        learning_rate=learning_rate,
+        batch=batch,
+        seed=seed,
+        compile=compile,
+    )
+    if label_share and not isinstance(images, ImageData):
+        raise ValueError(f"label_share must be zero for images without labels, got {label_share}")
+    found = load_unlabelled(images, max(spec_of(net).image_sizes[0] for net in (new, old)))
+    indices, held_back = split_indices(len(found), seed)
+    copied = copy.deepcopy(new), copy.deepcopy(old)
+    return Finish(*copied, found, indices, held_back[:MOST_HELD_BACK], Compute.of(device, amp), settings).run()
 
 
 def finish_budget(text: str) -> Budget | None:

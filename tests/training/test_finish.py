@@ -1,5 +1,6 @@
 """The finish of a conversion: the old network teaches the converted one."""
 
+import itertools
 import re
 import signal
 from dataclasses import replace
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+import multipde
 from multipde import NetworkConfig, PDENet, convert, load_data
 from multipde.cli.main import main
 from multipde.data.batches import Normalize
@@ -55,6 +57,10 @@ def test_the_networks_agree_better_and_the_same_seed_gives_the_same_weights(data
     assert first.num_images == 200
     assert [images for images, _, _ in first.rounds] == [200]
     assert all(torch.equal(a, b) for a, b in zip(*(f.net.state_dict().values() for f in (first, second)), strict=True))
+    settings = {"budget": "200images", "batch": 20, "learning_rate": 0.05, "device": "cpu"}
+    public = multipde.finish(convert(old, size=4), old, data, **settings)
+    unlabelled = multipde.finish(convert(old, size=4), old, data.train.images.numpy(), **settings)
+    assert public.after == unlabelled.after == first.after
     assert first.after == finish_of(first.net, data, old).agreement()
 
 
@@ -81,12 +87,15 @@ def test_labels_alone_do_not_ask_the_old_network(data, old, monkeypatch):
     assert x.max() < 255.001
 
 
-def test_a_signal_keeps_the_best_weights_and_a_time_ends(data, old):
-    stopped = finish(data, old, signals=PendingSignals(stop=signal.SIGINT)).run()
+def test_a_signal_keeps_the_best_weights_and_a_time_ends(data, old, monkeypatch):
+    pending = PendingSignals()
+    pending.receive(signal.SIGINT)
+    stopped = finish(data, old, signals=pending).run()
     assert (stopped.num_images, stopped.rounds, stopped.stopped) == (0, [], signal.SIGINT)
     assert stopped.after == stopped.before
-    timed = finish(data, old, replace(SETTINGS, budget=Budget(1.0, "seconds"))).run()
-    assert 0 < timed.num_images < 20000
+    clock = itertools.count()  # every look at the clock takes a second, and a step looks twice
+    monkeypatch.setattr("multipde.training.finish.time.perf_counter", lambda: next(clock))
+    assert finish(data, old, replace(SETTINGS, budget=Budget(11.0, "seconds"))).run().num_images == 80
     assert finish(data, old, replace(SETTINGS, budget=None, longest=0.0)).run().num_images == 0
 
 
@@ -140,7 +149,7 @@ def test_a_folder_without_labels_is_enough(tmp_path, data, old, capsys):
 
 @pytest.mark.parametrize(
     ("num", "side", "message"),
-    [(20, 8, "images must be at least 50 files, got 20"), (50, 6, "images must have at least the network's 8 pixels")],
+    [(20, 8, "images must be at least 50, got 20"), (50, 6, "images must have at least the network's 8 pixels")],
 )
 def test_few_and_small_images_are_refused(tmp_path, data, num, side, message):
     with pytest.raises(ValueError, match=message):
