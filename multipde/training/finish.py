@@ -66,7 +66,7 @@ class FinishSettings:
     longest: float = math.inf
     temperature: float = 2.0
     label_share: float = 0.0
-    learning_rate: float = 0.02
+    learning_rate: float = 0.05
     batch: int = 125
     seed: int = 0
     compile: bool = False

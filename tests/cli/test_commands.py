@@ -43,6 +43,9 @@ from multipde.networks.presets import preset_names
 from multipde.runtime.device import AMP, choose_device
 from multipde.runtime.signals import Interrupted, raising_on_signals
 from multipde.training.level import CYCLES, POLICIES
+
+RAW = ("--finish", "none")
+"""A conversion without a training after it."""
 from multipde.training.optimizers import OPTIMIZERS
 from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
@@ -99,7 +102,7 @@ def test_evaluate_compares_the_robustness_of_several_checkpoints(capsys, place, 
 
 @pytest.mark.usefixtures("without_report")
 def test_convert_writes_the_converted_network_which_goes_on_training(capsys, place, tmp_path):
-    out = call(capsys, "convert", place / "run", "--size", "8", "--method", "galerkin", "--out", tmp_path / "new")
+    out = call(capsys, "convert", place / "run", "--size", "8", "--method", "galerkin", *RAW, "--out", tmp_path / "new")
     assert "4 BatchNorm layers recalibrated" in out
     new, expected = load(tmp_path / "new"), convert(load(place / "run"), size=8, method="galerkin")
     for (name, p), q in zip(new.named_parameters(), expected.parameters(), strict=True):
@@ -111,7 +114,7 @@ def test_convert_writes_the_converted_network_which_goes_on_training(capsys, pla
 
 
 def test_convert_reports_and_auto_takes_a_method(capsys, place, tmp_path):
-    out = call(capsys, "convert", place / "run", "--size", "8", "--out", tmp_path / "new", "--num-images", "20")
+    out = call(capsys, "convert", place / "run", "--size", "8", "--out", tmp_path / "new", "--num-images", "20", *RAW)
     assert "consistency error" in out
     assert "Step bounds of the converted network" in out
     report = json.loads((tmp_path / "new/report.json").read_text())
@@ -131,7 +134,7 @@ def test_convert_takes_torchvision_models_and_bare_state_dicts(capsys, place, tm
     torch.save(net.state_dict(), tmp_path / "w.pt")
     data = ["--data", "folder", "--root", place / "data"]
     arguments = ["--arch", "squeezenet1_1", "--weights", tmp_path / "w.pt", "--from-size", "32", "--size", "48"]
-    out = call(capsys, "convert", *arguments, *data, "--method", "rediscretize", "--out", tmp_path / "new")
+    out = call(capsys, "convert", *arguments, *data, *RAW, "--method", "rediscretize", "--out", tmp_path / "new")
     assert "not converted: features.3.squeeze (1x1)" in out
     assert "original, 48 -> 32" in out
     name, width = "features.0.weight", net.features[0].weight.shape[-1]
@@ -189,10 +192,10 @@ def test_bench_transfer_prints_its_tables_and_does_nothing_twice(capsys, place, 
 
 
 def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_path):
-    out = call(capsys, "convert", place / "net", "--steps", "6", "--out", tmp_path / "new")
+    out = call(capsys, "convert", place / "net", "--steps", "6", *RAW, "--out", tmp_path / "new")
     assert "no data: nothing is measured, BatchNorm keeps the statistics of the old size" in out
     assert load(tmp_path / "new").config.final_times == (3.0, 3.0)
-    out = call(capsys, "convert", place / "net", "--size", "8", "--out", tmp_path / "small")
+    out = call(capsys, "convert", place / "net", "--size", "8", *RAW, "--out", tmp_path / "small")
     assert "the stencils are copied, so that only the mesh changes; type --data NAME" in out
     old, new = load(place / "net").state_dict(), load(tmp_path / "small").state_dict()
     assert all(torch.equal(old[name], new[name]) for name, _ in load(place / "net").named_parameters())
@@ -203,7 +206,7 @@ def test_convert_goes_on_without_the_data_of_the_run_when_they_are_gone(capsys, 
     record = json.loads((tmp_path / "run/run.json").read_text())
     record["data_options"]["root"] = str(tmp_path / "gone")
     (tmp_path / "run/run.json").write_text(json.dumps(record))
-    out = call(capsys, "convert", tmp_path / "run", "--size", "8", "--out", tmp_path / "new")
+    out = call(capsys, "convert", tmp_path / "run", "--size", "8", *RAW, "--out", tmp_path / "new")
     assert "the data of the run cannot be read (root must be a directory, got" in out
     assert load(tmp_path / "new").config.size == 8
 

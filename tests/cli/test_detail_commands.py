@@ -72,7 +72,7 @@ def _lines(capsys, *arguments):
 )
 def test_convert_moves_mesh_and_opening_together(options, size, detail, capsys, place, tmp_path):
     given = [a for name, v in zip(("--size", "--detail"), options, strict=True) if v is not None for a in (name, v)]
-    out = ["--method", "copy", "--out", tmp_path / "new", "--num-images", 20]
+    out = ["--method", "copy", "--out", tmp_path / "new", "--num-images", 20, "--finish", "none"]
     shown = call(capsys, "convert", place / "run", *given, *out)
     new, old = load(tmp_path / "new"), load(place / "run")
     assert (spec_of(new).size, spec_of(new).detail) == (size, detail)

@@ -22,7 +22,7 @@ from multipde.storage.stored_network import save
 from multipde.training.budget import Budget
 from multipde.training.finish import Finish, FinishSettings, finish_budget
 
-SETTINGS = FinishSettings(Budget(200, "images"), batch=20, learning_rate=0.05)
+SETTINGS = FinishSettings(Budget(200, "images"), batch=20)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_networks_agree_better_and_the_same_seed_gives_the_same_weights(data
     assert first.num_images == 200
     assert [images for images, _, _ in first.rounds] == [200]
     assert all(torch.equal(a, b) for a, b in zip(*(f.net.state_dict().values() for f in (first, second)), strict=True))
-    settings = {"budget": "200images", "batch": 20, "learning_rate": 0.05, "device": "cpu"}
+    settings = {"budget": "200images", "batch": 20, "device": "cpu"}
     public = multipde.finish(convert(old, size=4), old, data, **settings)
     unlabelled = multipde.finish(convert(old, size=4), old, data.train.images.numpy(), **settings)
     assert public.after == unlabelled.after == first.after
