@@ -72,8 +72,14 @@ class ConversionFinish:
             parts = split_indices(len(images), settings.seed)
         held_back = parts[1][: len(e.held_back)]
         with pending_signals(STOP) as signals:
-            finish = Finish(new, old, images, parts[0], held_back, e.compute, settings, signals)
             is_automatic = settings.budget is None
+            try:
+                finish = Finish(new, old, images, parts[0], held_back, e.compute, settings, signals)
+            except ValueError as error:
+                if not is_automatic:
+                    raise
+                log.say(f"no finish: {error}")
+                return None
             if is_automatic and finish.agreement() >= GOOD_AGREEMENT:
                 return None
             with log.progress(settings.budget.amount if settings.budget else FIRST_ROUND) as advance:

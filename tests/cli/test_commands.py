@@ -43,14 +43,14 @@ from multipde.networks.presets import preset_names
 from multipde.runtime.device import AMP, choose_device
 from multipde.runtime.signals import Interrupted, raising_on_signals
 from multipde.training.level import CYCLES, POLICIES
-
-RAW = ("--finish", "none")
-"""A conversion without a training after it."""
 from multipde.training.optimizers import OPTIMIZERS
 from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
 from multipde.training.start import starting_network
 from tests.conftest import write_folder
+
+RAW = ("--finish", "none")
+"""A conversion without a training after it."""
 
 
 def call(capsys, *arguments: str) -> str:
@@ -193,7 +193,7 @@ def test_bench_transfer_prints_its_tables_and_does_nothing_twice(capsys, place, 
 
 def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_path):
     out = call(capsys, "convert", place / "net", "--steps", "6", *RAW, "--out", tmp_path / "new")
-    assert "no data: nothing is measured, BatchNorm keeps the statistics of the old size" in out
+    assert "no data: nothing is measured or finished, BatchNorm keeps the statistics of the old size" in out
     assert load(tmp_path / "new").config.final_times == (3.0, 3.0)
     out = call(capsys, "convert", place / "net", "--size", "8", *RAW, "--out", tmp_path / "small")
     assert "the stencils are copied, so that only the mesh changes; type --data NAME" in out
