@@ -139,6 +139,34 @@ class Finetune(Trained):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finish(Trained):
+    """Let a converted network learn from the old one, and measure its accuracy against the number of images."""
+
+    checkpoint: Path
+    """The network to be converted: a run directory, or one written by `save`."""
+    size: int = 16
+    """New side of the mesh in pixels."""
+    arms: tuple[str, ...] = ("answers", "answers and labels", "labels", "labels, from scratch")
+    """What is learned."""
+    images: tuple[int, ...] = (500, 2000, 5000, 40000)
+    """Numbers of different images."""
+    learned: int = 40000
+    """Number of images that each training sees, repetitions included."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the trainings."""
+    compile: bool = False
+    """Use compiled kernels."""
+    run_dir: Path = Path("runs/bench-finish")
+    """Directory of the study."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.finishing import finish_study
+
+        given: dict[str, Any] = self.given() | {"data": self.of(self.checkpoint)}
+        finish_study(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timed(Precise):
     """Options of all studies of the time and memory of a training step."""
 
@@ -203,6 +231,7 @@ STUDIES = {
     "ablation": Ablation,
     "regimes": Regimes,
     "finetune": Finetune,
+    "finish": Finish,
     "step": Step,
     "memory": Memory,
     "scaling": Scaling,

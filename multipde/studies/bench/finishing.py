@@ -1,0 +1,131 @@
+"""``multipde bench finish``: a converted network that learns from the old one, beside what else the images could do."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from multipde.conversions.convert import convert
+from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.datasets import load_data
+from multipde.evaluation.candidates import Evaluator
+from multipde.evaluation.metrics import check_classes
+from multipde.evaluation.sizes import DataSource
+from multipde.networks.model_spec import spec_of
+from multipde.reports.plots import accuracy_against_images
+from multipde.runtime.console import Log
+from multipde.runtime.device import Compute
+from multipde.runtime.table import Table
+from multipde.storage.stored_network import load
+from multipde.studies.study import Row, Study, matching, mean_and_spread
+from multipde.training.budget import Budget
+from multipde.training.finish import MOST_HELD_BACK, Finish, FinishSettings
+from multipde.training.level import Level
+from multipde.training.plan import recorded_split
+
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "answers": {},
+    "answers and labels": {"label_share": 0.5},
+    "labels": {"label_share": 1.0},
+    "labels, from scratch": {"label_share": 1.0, "learning_rate": Level.learning_rate},
+}
+"""What the converted network learns, as fields of `FinishSettings`; the last has random weights in the beginning."""
+
+NUM_IMAGES = (500, 2000, 5000, 40000)
+
+
+class Task(NamedTuple):
+    """One training of the study; ``images`` is the number of different images."""
+
+    arm: str
+    images: int
+    learned: int
+    seed: int
+
+
+def finish_study(
+    checkpoint: Path,
+    data: DataSource | None,
+    out: Path,
+    *,
+    size: int = 16,
+    arms: Sequence[str] = tuple(ARMS),
+    images: Sequence[int] = NUM_IMAGES,
+    learned: int = 40000,
+    seeds: Sequence[int] = (0,),
+    device: str = "auto",
+    amp: str = "off",
+    compile: bool = False,
+    log: Log | None = None,
+) -> list[dict[str, Any]]:
+    """Convert a checkpoint by copying, and let it learn from different numbers of images, with and without labels.
+
+    Args:
+        checkpoint: a run, or a network that `save` wrote.
+        data: source and options for `load_data`.
+        out: file of rows; a measurement with a row is not repeated. The figure is written to the same directory.
+        size: new side of the mesh.
+        arms: names in `ARMS`.
+        images: numbers of different images.
+        learned: number of images that each training sees, repetitions included.
+        seeds: seeds of the images that are drawn, and of their order and augmentation.
+    """
+    for name in arms:
+        if name not in ARMS:
+            raise ValueError(f"arms must be among {', '.join(ARMS)}, got {name!r}")
+    old = load(checkpoint)
+    spec: Any = spec_of(old)
+    if data is None:
+        raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
+    found = load_data(data[0], size=max(spec.image_sizes[0], spec.on_mesh(size).image_sizes[0]), **data[1])
+    check_classes(spec, found)
+    split = recorded_split(checkpoint)
+    evaluator = Evaluator.of(found, Compute.of(device, amp), Normalize.of(spec), split=split)
+    evaluator.compute.place(old)
+    study = Study(out, {"checkpoint": str(checkpoint), "data": found.name, "size": size}, Task._fields, log=log)
+    num = len(evaluator.drawable)
+    tasks = [Task(arm, min(n, num), learned, seed) for arm in arms for n in images for seed in seeds]
+    for task in study.left(tasks, "trainings"):
+        row = _measured(old, evaluator, task, size, compile)
+        study.add(*task, **row)
+        text = f"{task.arm}, {task.images:,} images, seed {task.seed}"
+        study.log.say(f"{text}: {row['before']:.2%} -> {row['accuracy']:.2%} in {row['seconds']:.0f} s")
+    rows = study.rows
+    drawn = [{**row, "name": row["arm"], "method": "-"} for row in rows]
+    title = f"{checkpoint} at {size} pixels, test accuracy in %"
+    return study.close({title: finish_table(rows)}, lambda file: accuracy_against_images(drawn, file))
+
+
+def _measured(old: nn.Module, evaluator: Evaluator, task: Task, size: int, compile: bool) -> dict[str, Any]:
+    """Accuracy of the converted network with BatchNorm measured, and after the training of a task."""
+    indices = evaluator.drawable[drawn_indices(len(evaluator.drawable), task.images, (task.seed, "finish"))]
+    new = evaluator.compute.place(convert(old, size=size))
+    side = spec_of(new).image_sizes[0]
+    evaluator.recalibrate(new, side)
+    before = evaluator.test(new, side).accuracy
+    if task.arm.endswith("from scratch"):
+        torch.manual_seed(task.seed)
+        new = spec_of(new).build()
+    settings = FinishSettings(Budget(task.learned, "images"), seed=task.seed, compile=compile, **ARMS[task.arm])
+    held_back = evaluator.held_back[:MOST_HELD_BACK]
+    finish = Finish(copy.deepcopy(new), old, evaluator.data.train, indices, held_back, evaluator.compute, settings)
+    done = finish.run(keep_last=True)
+    accuracy = evaluator.test(done.net, side).accuracy
+    return {"before": before, "accuracy": accuracy, "agreement": done.after, "seconds": round(done.seconds, 1)}
+
+
+def finish_table(rows: Sequence[Row]) -> Table:
+    """Mean and spread of the accuracies over the seeds: a row per number of images, a column per arm."""
+    table = []
+    for images, learned in sorted({(row["images"], row["learned"]) for row in rows}):
+        own = matching(rows, images=images, learned=learned)
+        line = {"images": f"{images:,}", "seen": f"{learned:,}"}
+        line["BatchNorm"] = mean_and_spread([100 * row["before"] for row in own])
+        for arm in ARMS:
+            values = [100 * row["accuracy"] for row in matching(own, arm=arm)]
+            line[arm] = mean_and_spread(values) if values else "-"
+        table.append(line)
+    return table
