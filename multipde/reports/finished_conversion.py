@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from multipde.data.batches import Normalize
 from multipde.data.datasets import split_indices
 from multipde.data.feed import Feed
 from multipde.data.image_data import ImageData, channel_statistics
@@ -14,6 +13,7 @@ from multipde.data.images import ImageSet
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import Candidate, ConversionReport
 from multipde.mesh.modes import eval_mode
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute

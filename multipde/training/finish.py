@@ -14,7 +14,6 @@ from torch.nn import functional
 from multipde.conversions.recalibration import recalibrate
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.data.augmentation import Augmentation
-from multipde.data.batches import Normalize
 from multipde.data.datasets import split_indices
 from multipde.data.feed import Feed
 from multipde.data.image_data import ImageData
@@ -22,6 +21,7 @@ from multipde.data.images import ImageSet, Key
 from multipde.data.unlabelled import load_unlabelled
 from multipde.mesh.modes import eval_mode
 from multipde.mesh.pyramid import resize_images
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Advance
 from multipde.runtime.device import Compute

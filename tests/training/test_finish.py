@@ -13,9 +13,9 @@ from torch.nn import functional
 import multipde
 from multipde import NetworkConfig, PDENet, convert, load_data
 from multipde.cli.main import main
-from multipde.data.batches import Normalize
 from multipde.data.datasets import split_indices
 from multipde.data.unlabelled import load_unlabelled
+from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import PendingSignals
 from multipde.storage.stored_network import save

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from multipde.conversions.convert import convert
-from multipde.data.batches import Normalize, drawn_indices
+from multipde.data.batches import drawn_indices
 from multipde.data.datasets import load_data
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.metrics import check_classes
 from multipde.evaluation.sizes import DataSource
+from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.reports.plots import accuracy_against_images
 from multipde.runtime.console import Log
