@@ -121,7 +121,10 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("not a regular file")
-        with Image.open(path, formats=FORMATS) as file:
+        with (
+            open(path, "rb") as stream,
+            Image.open(stream, formats=FORMATS) as file,
+        ):  # Pillow maps files by name, wrongly
             if file.width * file.height > MANY_PIXELS:
                 raise ValueError(f"more than {MANY_PIXELS:,} pixels ({file.width} x {file.height})")
             yield file

@@ -140,6 +140,18 @@ def test_pictures_are_upright_at_every_size(tmp_path, orientation, ending):
         assert image_sizes([file]) == image_sizes([seen])
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16"])
+def test_plain_tiffs_of_any_mode_are_upright(tmp_path, mode):
+    """Pillow maps them into memory where it opens them by name, with height and width exchanged."""
+    exif, size = Image.Exif(), (3, 2)
+    exif[0x0112] = 6
+    image = Image.frombytes(mode, size, bytes(range(0, 240, 10))[: 6 * {"CMYK": 4, "I;16": 2}.get(mode, 1)])
+    image.save(tmp_path / "a.tif", exif=exif)
+    image.save(tmp_path / "b.tif")
+    stored = decode_image(tmp_path / "b.tif")
+    assert torch.equal(decode_image(tmp_path / "a.tif"), stored.rot90(-1, (1, 2)))
+
+
 def test_a_damaged_orientation_tag_leaves_the_pixels(tmp_path):
     picture = smooth_picture(16, 16)
     file = save(picture, tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")

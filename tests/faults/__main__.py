@@ -1,4 +1,4 @@
-"""The whole campaigns: python -m tests.faults kill|exact|fuzz|load; appends a row to examples/results/faults.jsonl."""
+"""The whole campaigns: python -m tests.faults kill|exact|fuzz|foreign|load, with --out a row in a file."""
 
 import argparse
 import json
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from multipde.storage.provenance import machine, versions
 from multipde.storage.rows import append_row
-from tests.faults import exact, fuzz, kill, load
+from tests.faults import exact, foreign, fuzz, kill, load
 
-DEFAULT = {"kill": 200, "exact": 1, "fuzz": 5000, "load": 200_000}
+DEFAULT = {"kill": 200, "exact": 1, "fuzz": 5000, "foreign": 20_000, "load": 200_000}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("campaign", choices=DEFAULT)
-    parser.add_argument("--num", type=int, help="kills, files, images; for exact: stop at every so many-th step")
+    parser.add_argument("--num", type=int, help="kills, files, cases, images; for exact: stop at every so many-th step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file of rows to append to")
     args = parser.parse_args()
@@ -29,6 +29,8 @@ def main() -> None:
             counts = exact.campaign(place, every=num)
         elif args.campaign == "fuzz":
             counts = fuzz.campaign(num, args.seed, place)
+        elif args.campaign == "foreign":
+            counts = foreign.campaign(num, args.seed, place)
         else:
             counts = load.campaign(num, place)
     row = {"campaign": args.campaign, "seed": args.seed, **counts, "date": date.today().isoformat()}

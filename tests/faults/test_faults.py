@@ -19,7 +19,7 @@ from multipde import NetworkConfig, load_data
 from multipde.data.decode import decode_image
 from multipde.data.streamed import StreamedImages
 from multipde.storage.stored_network import spec_from_record
-from tests.faults import exact, fuzz, load
+from tests.faults import exact, foreign, fuzz, load
 from tests.faults.deadly import DeadlyPaths
 
 QUICK = settings(max_examples=50, deadline=None)
@@ -67,6 +67,12 @@ def test_damaged_files_give_a_clean_error_or_are_right(tmp_path):
     counts = fuzz.campaign(200, 0, tmp_path)
     assert counts["refused"] + counts["loaded"] == 200
     assert counts["slowest_seconds"] < 10
+
+
+def test_foreign_images_labels_and_containers_are_right_or_refused(tmp_path):
+    counts = foreign.campaign(400, 0, tmp_path)
+    assert counts["right"] + counts["refused"] == 400
+    assert min(counts["right"], counts["refused"]) > 100
 
 
 @QUICK
