@@ -12,6 +12,7 @@ from multipde.data.decode import decode_image
 from multipde.data.folder import image_files, left_out_text
 from multipde.evaluation.views import with_views
 from multipde.mesh.pyramid import resize_images
+from multipde.networks.folding import folded
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
@@ -88,16 +89,15 @@ def predict(
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     normalize, found = Normalize.of(spec), []
-    nets: dict[int, nn.Module] = {spec.image_sizes[0]: compute.place(with_views(net, views))}
+    nets: dict[int, nn.Module] = {spec.image_sizes[0]: _for_use(net, views, compute)}
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
         pictures = [_picture(path, net, fit) for path in chosen]
         sizes, scores = [p.shape[-1] for p in pictures], {}
         for size in sorted(set(sizes)):
             if size not in nets:
-                nets[size] = compute.place(
-                    with_views(convert(net, size=spec.for_images(size).size, method="copy"), views)
-                )
+                converted = convert(net, size=spec.for_images(size).size, method="copy")
+                nets[size] = _for_use(converted, views, compute)
             scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for path, size in zip(chosen, sizes, strict=True):
@@ -105,6 +105,11 @@ def predict(
             values = dict(zip(names, next(rows[size]), strict=True))
             found.append(Prediction(path, size, values, true if true in names else None))
     return found
+
+
+def _for_use(net: nn.Module, views: int, compute: Compute) -> nn.Module:
+    """The network with everything done that is the same for all images; in bf16 its own norm sums in float32."""
+    return compute.place(with_views(net if compute.amp == "bf16" else folded(net), views))
 
 
 def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool = False) -> None:

@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 from pprint import pformat
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -50,8 +51,9 @@ def python_source(model: nn.Module, weights: str, normalize: bool) -> str:
     """
     spec: Any = spec_of(model)
     imports, make = {"from pathlib import Path", "import torch"}, []
-    modules = [plain] if isinstance(model, PDENet) else []
-    if isinstance(model, PDENet):
+    modules: list[ModuleType] = []
+    if type(model) is PDENet:
+        modules.append(plain)
         make += ["net = PlainNet(", *(f"    {key}={value!r}," for key, value in plain_arguments(model).items()), ")"]
     else:
         make += _external(model, spec, imports)
@@ -80,7 +82,7 @@ def python_source(model: nn.Module, weights: str, normalize: bool) -> str:
 
 def _external(model: nn.Module, spec: Any, imports: set[str]) -> list[str]:
     """The lines that make a network of a library or an import path, with its opening as it is at its detail."""
-    kind, _, name = spec.arch.partition(":")
+    kind, _, name = getattr(spec, "arch", f"{PYTHON}:{type(model).__name__}").partition(":")
     if kind == PYTHON:
         raise ValueError(f"format must be onnx or pt2 for a network that was given in Python, got state_dict of {name}")
     arguments = "".join(f", {key}={value!r}" for key, value in spec.call()[1].items())
