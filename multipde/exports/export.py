@@ -16,7 +16,7 @@ from multipde.conversions.convert import convert
 from multipde.data.datasets import load_data
 from multipde.evaluation.metrics import check_classes
 from multipde.exports.measured import Examples, checked_difference, images_per_second, noise
-from multipde.exports.onnx_model import OnnxNetwork, check_onnx, onnx_model, quantized, quietly
+from multipde.exports.onnx_model import OnnxNetwork, check_onnx, following, onnx_model, quantized, quietly
 from multipde.exports.source import python_source
 from multipde.networks.architectures import working_directory_first
 from multipde.networks.cost import count_flops
@@ -162,7 +162,8 @@ def _contents(
     if format == "onnx":
         content = onnx_model(whole, example, opset, notes)
         return {name: content}, OnnxNetwork(content)
-    program = torch.export.export(whole, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with quietly(), following(net):
+        program = torch.export.export(whole, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     stream = io.BytesIO()
     with quietly():
         torch.export.save(program, stream, extra_files={f"{key}.txt": value for key, value in notes.items()})

@@ -67,7 +67,7 @@ def onnx_model(net: nn.Module, example: Tensor, opset: int, notes: Mapping[str, 
     import onnx
 
     batch = torch.export.Dim("batch", min=1)
-    with quietly():
+    with quietly(), following(net):
         program: Any = torch.onnx.export(
             net,
             (example,),
@@ -117,6 +117,19 @@ def quantized(model: bytes, batches: Iterable[Tensor]) -> bytes:
             weight_type=QuantType.QInt8,
         )
         return result.read_bytes()
+
+
+@contextmanager
+def following(net: nn.Module) -> Iterator[None]:
+    """Replace what torch raises where it cannot follow a network by a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:  # the exporters raise anything
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
+        raise ValueError(
+            f"network must be one that torch.export can follow, got {type(net).__name__} ({reason}); "
+            "type --format state_dict"
+        ) from None
 
 
 @contextmanager

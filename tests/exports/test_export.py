@@ -160,6 +160,22 @@ def test_another_module_leaves_as_onnx(tmp_path):
         export(net, tmp_path / "net.pt", format="state_dict")
 
 
+class Branching(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        scores = self.conv(x).mean((2, 3))
+        return scores if scores.sum() > 0 else -scores
+
+
+def test_a_network_that_torch_cannot_follow_gives_one_line(tmp_path):
+    net = describe(Branching().eval(), size=8, classes=5)
+    with pytest.raises(ValueError, match="network must be one that torch.export can follow, got Branching"):
+        export(net, tmp_path / "net.pt2", format="pt2")
+
+
 WRONG = [
     (["--opset", "9"], "opset must be between 18 and "),
     (["--size", "9"], "size must be a positive multiple of 2"),
