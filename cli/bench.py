@@ -33,7 +33,7 @@ class Precise(Measurement):
     """Options of all studies in which a network computes."""
 
     amp: AmpName = "off"
-    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
 
 
 @dataclass(frozen=True, kw_only=True)

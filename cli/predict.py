@@ -30,7 +30,7 @@ class Predict:
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = "off"
-    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
 
     def run_command(self) -> None:
         from multipde.evaluation.predict import predict, tell_predictions

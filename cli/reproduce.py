@@ -41,7 +41,7 @@ class Reproduce:
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = "off"
-    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
     compile: bool = False
     """Compile the normalisation layers for training, in C++ or on a GPU by torch.compile."""
 

@@ -156,7 +156,7 @@ class Train(DataOptions):
     device: str = SETTINGS.device
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = SETTINGS.amp
-    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where the CPU or GPU supports it."""
+    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
     quiet: bool = False
     """Print nothing."""
 

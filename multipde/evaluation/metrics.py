@@ -87,7 +87,7 @@ def evaluate(
         batch: number of images per forward pass.
         device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device; the model is moved there.
         amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, ``"auto"`` for bf16 where
-            the device has instructions for it.
+            the device is faster with it.
         num_images: use only this many images, a fixed random subset; None for all.
         data_options: keyword arguments of `load_data`, where data is a name.
         views: 2 for the mean of the scores of every image and of its mirror image, see `TwoViews`; 1 for the image.

@@ -67,7 +67,7 @@ class TrainSettings:
         tensorboard: write event files for TensorBoard into the run directory.
         device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ...
         amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, or ``"auto"`` for bf16
-            where the device has instructions for it.
+            where the device is faster with it.
         recipe: name of the recipe from which the settings come, for the record; it changes nothing, see `of_recipe`.
 
     Raises:
