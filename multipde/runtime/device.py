@@ -34,7 +34,7 @@ class Compute:
         return cls(chosen, choose_amp(chosen, amp))
 
     def distributed(self) -> "Compute":
-        """The same for this process under torchrun: with its own device, its slice of every batch, and one precision."""
+        """The same for this process under torchrun: with its own device and slice of every batch, and one precision."""
         own = own_device(self.device), from_rank_zero(self.amp)
         return replace(self, device=own[0], amp=own[1], rank=rank(), num_processes=num_processes())
 

@@ -143,7 +143,7 @@ def test_commands_for_one_process_refuse_several(number, capsys, monkeypatch, tm
 
 
 def test_a_process_that_has_gone_is_told_in_a_line(capsys, monkeypatch):
-    def run_command(self):
+    def run_command(self, typed):
         raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
 
     monkeypatch.setattr(Train, "run_command", run_command)
