@@ -53,7 +53,8 @@ def class_names(data_set: Any, which: str) -> tuple[str, ...] | None:
                 f"{which} classes must be in the order of the labels, got {name!r} at {number}, "
                 f"where class_to_idx has {index[name]}"
             )
-    return tuple(", ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name) for name in names)
+    words = [", ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name) for name in names]
+    return tuple(f"{word} ({k})" if words.count(word) > 1 else word for k, word in enumerate(words))  # two cranes
 
 
 def same_names(named: Sequence[tuple[tuple[str, ...] | None, str]]) -> tuple[str, ...] | None:
@@ -97,6 +98,10 @@ def whole_labels(labels: Any, names: tuple[str, ...] | None, which: str) -> Tens
     ValueError for fractions, numbers below zero or without a class, names that are unknown, and one-hot vectors.
     """
     rule = f"{which} labels must be whole numbers"
+    if np.ma.is_masked(labels):
+        raise ValueError(f"{rule}, got masked ones")
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "O":
+        labels = labels.tolist()
     if isinstance(labels, (list, tuple)):
         try:
             labels = [plain_label(label) for label in labels]

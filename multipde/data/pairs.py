@@ -59,6 +59,8 @@ def _is_whole(part: Any) -> bool:
         return True
     if not isinstance(part, (tuple, list)) or len(part) != 2:
         return False
+    if getattr(part[0], "ndim", 0) > 2:
+        return True
     if any(isinstance(each, Mapping) for each in part):
         return False
     return all(hasattr(each, "__array__") or isinstance(each, (tuple, list)) for each in part) and not _is_item(part[1])
@@ -85,16 +87,20 @@ def _checked(part: Any, which: str) -> Any:
         return image_and_label(part, which)
     if isinstance(part, (Tensor, np.ndarray)):
         raise ValueError(f"{which} must be a pair (images, labels), got the images alone")
-    if not len(part):
+    try:
+        is_empty = len(part) == 0
+    except TypeError as error:
+        raise ValueError(f"{which} must be a data set with a length, got {error}") from None
+    if is_empty:
         raise ValueError(f"{which} must hold images, got none")
     return part
 
 
 def _names_in(part: Any) -> tuple[str, ...] | None:
     """The names among the labels of a pair (images, labels), sorted; None for numbers."""
-    if not _is_whole(part) or isinstance(part[1], Tensor):
+    if not _is_whole(part) or not isinstance(part[1], (list, tuple, np.ndarray)):
         return None
-    labels = list(np.asarray(part[1]).flat) if hasattr(part[1], "__array__") else list(part[1])
+    labels = list(np.asarray(part[1]).flat) if isinstance(part[1], np.ndarray) else part[1]
     return tuple(sorted(map(str, set(labels)))) if labels and all(isinstance(each, str) for each in labels) else None
 
 
@@ -106,7 +112,7 @@ def _in_memory(part: Any, which: str, names: tuple[str, ...] | None) -> TensorIm
         items = read_items(part, which, range(len(part)), names)
         images = stack([image for image, _ in items], f"{which} images")
         labels = torch.tensor([label for _, label in items])
-    if images.dim() < 3 or len(images) != len(labels) or not len(images):
+    if images.dim() < 3 or len(images) != len(labels) or 0 in images.shape:
         raise ValueError(
             f"{which} must hold images (N, C, *size) and as many labels, got {tuple(images.shape)} and {len(labels)}"
         )

@@ -130,6 +130,8 @@ def _tensor(image: Any, name: str) -> Tensor:
     """An array as a tensor; ValueError for what is none."""
     if not hasattr(image, "__array__"):
         raise ValueError(f"{name} must be a Pillow image, a tensor or an array, got {type(image).__name__}")
+    if np.ma.is_masked(image):
+        raise ValueError(f"{name} must have all their pixels, got masked ones")
     array = np.asarray(image)
     if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
         raise ValueError(f"{name} must be uint8 or lie in [0, 1], got an array of {array.dtype}")

@@ -159,6 +159,13 @@ REFUSED: list[tuple[Any, str]] = [
     ),
     ("train", "^train must be a data set or .images, labels. tensors, got str$"),
     ((X[:, 0, :, :5], Y), r"^train and test images must have one shape, got \(8, 5\) and \(3, 8, 8\)$"),
+    ((X, None), r"^train labels must be one number per image, got shape \(\)$"),
+    ((X, np.array([0, 1, None, 0, 1, 2], dtype=object)), "^train labels must be whole numbers, got label None$"),
+    ((X, np.ma.masked_equal(Y.numpy(), 2)), "^train labels must be whole numbers, got masked ones$"),
+    ((np.ma.masked_greater(ARRAYS, 200), Y), "^train images must have all their pixels, got masked ones$"),
+    ((X[:, :0], Y), r"^train must hold images .*, got \(6, 0, 8, 8\) and 6$"),
+    ((X[..., :0, :0], Y), r"^train must hold images .*, got \(6, 3, 0, 0\) and 6$"),
+    (Items, "^train must be a data set with a length, got object of type 'type' has no len"),
     (None, "^train must be a data set or .images, labels. tensors, got NoneType$"),
 ]
 
@@ -212,6 +219,14 @@ def test_names_among_the_labels_are_those_of_the_training_images():
         ValueError, match="^test labels must be whole numbers or names out of ant, bee, cat, got 'dog'$"
     ):
         load_data(((X, names_of(Y)), (X[:2], ["cat", "dog"])))
+
+
+def test_two_classes_of_one_name_are_told_apart():
+    assert load_data((items(classes=("crane", "bee", "crane")), items())).class_names == (
+        "crane (0)",
+        "bee",
+        "crane (2)",
+    )
 
 
 def test_a_class_without_training_images_is_noted():
