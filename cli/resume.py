@@ -38,13 +38,12 @@ def check_options(words: Sequence[str], given: Any, run_dir: Path) -> None:
         words: the command as it was typed.
         given: the options as they were parsed.
     """
-    from multipde.storage.records import FORMAT, read_json
-    from multipde.storage.run_directory import RECORD, part_of
+    from multipde.storage.run_directory import RECORD, part_of, read_run_record
 
     file = run_dir / RECORD
     if not file.exists():
         return  # the training says so
-    record = read_json(file, FORMAT)
+    record = read_run_record(run_dir)
     began: dict[str, tuple[str, ...]] = {}
     with suppress(ValueError):  # a record may hold any text
         began = typed_options(shlex.split(str(part_of(record, "provenance").get("command", ""))))

@@ -139,6 +139,15 @@ def folder(tmp_path):
     return write_folder(tmp_path / "shapes3")
 
 
+def as_format_1(directory: Path) -> Path:
+    """Make of a run or network one of an older version, which need not have checksums, so that it can be changed."""
+    for sums in directory.rglob("SHA256SUMS"):
+        sums.unlink()
+    for file in directory.rglob("*.json"):
+        file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
+    return directory
+
+
 def narrow(patch: pytest.MonkeyPatch) -> None:
     """Give the presets few channels."""
     for options in presets._DATA.values():

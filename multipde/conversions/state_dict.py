@@ -1,5 +1,6 @@
 """State dicts from files of other libraries: read without running code, loaded into a network, or converted alone."""
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from multipde.mesh.transfer import transfer_stencil
 from multipde.networks.external import external_model
+from multipde.networks.limits import HEADER_BYTES, RECORD_BYTES, TENSORS
 
 
 def network_with_weights(arch: str, weights: Path | None, **described: Any) -> nn.Module:
@@ -45,12 +47,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"weights must be a file, got {file}")
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        state = _loaded(file)
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"weights must be a state dict in .safetensors or .pt, got {file} ({reason})") from None
@@ -60,8 +57,41 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     tensors = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not tensors or not state:
         raise ValueError(f"weights must hold tensors by name, got something else in {file}")
+    _check_plain_tensors(state, file)
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
     return {name.removeprefix(prefix): t for name, t in state.items()}
+
+
+def _loaded(file: Path) -> Any:
+    """The contents of a file; ValueError before memory is taken for one that would take more than it is long."""
+    length = file.stat().st_size
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        with file.open("rb") as handle:
+            header = int.from_bytes(handle.read(8), "little")
+        if HEADER_BYTES < header < length:
+            raise ValueError(f"a header of more than {HEADER_BYTES:,} bytes")
+        return load_file(file)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > length:
+            raise ValueError("compressed or overlapping parts")
+        if any(part.file_size > RECORD_BYTES for part in parts if part.filename.endswith(".pkl")):
+            raise ValueError(f"a record of more than {RECORD_BYTES:,} bytes")
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_plain_tensors(state: dict[str, Tensor], file: Path) -> None:
+    """Raise ValueError unless all tensors are dense numbers in memory that take no more of it than the file is long."""
+    if len(state) > TENSORS:
+        raise ValueError(f"weights must hold at most {TENSORS:,} tensors, got {len(state):,} in {file}")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+            raise ValueError(f"weights must be dense tensors, got {name[:80]!r}, which is not, in {file}")
+    if sum(t.numel() * t.element_size() for t in state.values()) > 4 * file.stat().st_size:
+        raise ValueError(f"weights must take as much memory as their file, got tensors that repeat values in {file}")
 
 
 def convert_state_dict(

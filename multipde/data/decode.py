@@ -16,14 +16,13 @@ from torch import Tensor
 from multipde.data.pixels import picture_pixels
 from multipde.mesh.pyramid import cell_average_matrix, resize_images
 from multipde.mesh.separable import apply_along_axes
+from multipde.networks.limits import PIXELS
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")
 """The formats that are tried, whatever the ending of a file; some other decoders of PIL start programs."""
-MANY_PIXELS = 64 * 10**6
-"""An image with more pixels than this is refused as a decompression bomb."""
 SCALES = (8, 4, 2)
 """A JPEG can be decoded at its size divided by one of these."""
 FLIPS = {1: (), 2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
@@ -125,8 +124,8 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
             open(path, "rb") as stream,
             Image.open(stream, formats=FORMATS) as file,
         ):  # Pillow maps files by name, wrongly
-            if file.width * file.height > MANY_PIXELS:
-                raise ValueError(f"more than {MANY_PIXELS:,} pixels ({file.width} x {file.height})")
+            if file.width * file.height > PIXELS:
+                raise ValueError(f"more than {PIXELS:,} pixels ({file.width} x {file.height})")
             yield file
     except Exception as error:
         raise ValueError(f"image must be readable, got {path}: {' '.join(str(error).split())[:200]}") from None

@@ -12,15 +12,10 @@ from multipde.mesh.stencil import REACTIONS
 from multipde.networks.controls import INTERPOLATIONS
 from multipde.networks.dynamics import check_dynamics, check_memory
 from multipde.networks.layers import ACTIVATIONS, NORMS
+from multipde.networks.limits import BLOCKS, CHANNELS, STEPS, TAPS
 from multipde.networks.model_spec import SpecBase, check_data_fields
 from multipde.networks.network import PDENet, check_size
 from multipde.networks.regularization import Box, Regularizer, RegularizerGradient
-
-MANY_STEPS = 100_000
-"""Largest number of time steps of a block that a stored description may ask for."""
-
-MANY_TAPS = 1000
-"""Largest number of taps of a stencil, whose basis is a square matrix of as many rows."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +90,10 @@ class NetworkConfig(SpecBase):
             value = getattr(self, name)
             if not all(v is None or type(v) is int for v in (value if isinstance(value, tuple) else (value,))):
                 raise ValueError(f"{name} must be whole numbers, got {value!r}")
-        if not isinstance(self.channels, tuple) or not self.channels:
-            raise ValueError(f"channels must name at least one block, got {self.channels}")
+        if not isinstance(self.channels, tuple) or not 1 <= self.num_blocks <= BLOCKS:
+            raise ValueError(f"channels must name 1 to {BLOCKS} blocks, got {str(self.channels)[:80]}")
+        if max(*self.channels, self.out_channels) > CHANNELS:
+            raise ValueError(f"channels must be at most {CHANNELS:,}, got {max(*self.channels, self.out_channels):,}")
         for channels in self.channels:
             check_dynamics(self.dynamics, channels)
         check_memory(self.memory, self.dynamics)
@@ -109,8 +106,8 @@ class NetworkConfig(SpecBase):
             raise ValueError(f"out_channels must be positive, got {self.out_channels}")
         if self.width < 1 or self.width % 2 == 0:
             raise ValueError(f"width must be odd and positive, got {self.width}")
-        if self.width**self.dim > MANY_TAPS:
-            raise ValueError(f"width must give stencils of at most {MANY_TAPS} taps, got {self.width}^{self.dim}")
+        if self.width**self.dim > TAPS:
+            raise ValueError(f"width must give stencils of at most {TAPS} taps, got {self.width}^{self.dim}")
         self._check_times()
         self._check_dilation()
         check_size(self.sizes, self.num_blocks, max(self.block_dilation))
@@ -119,8 +116,8 @@ class NetworkConfig(SpecBase):
         check_data_fields(self)
 
     def _check_dilation(self) -> None:
-        if self.opening_width is not None and not 1 <= self.opening_width**self.dim <= MANY_TAPS:
-            raise ValueError(f"opening_width must give 1 to {MANY_TAPS} taps, got {self.opening_width}^{self.dim}")
+        if self.opening_width is not None and not 1 <= self.opening_width**self.dim <= TAPS:
+            raise ValueError(f"opening_width must give 1 to {TAPS} taps, got {self.opening_width}^{self.dim}")
         if self.detail > 1 and (self.opening_width is not None or max(self.block_dilation) > 1):
             raise ValueError(f"detail must be 1 with a dilation or an opening_width, got {self.detail}")
         found = self.block_dilation
@@ -137,6 +134,8 @@ class NetworkConfig(SpecBase):
                 raise ValueError(f"{name} must be one number or one per block ({self.num_blocks}), got {values}")
             if not all(v is None or (math.isfinite(v) and v > 0) for v in values):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if sum(self.block_steps) > STEPS:
+            raise ValueError(f"steps must be at most {STEPS:,} in all blocks, got {sum(self.block_steps):,}")
         for steps, controls in zip(self.block_steps, self.block_controls, strict=True):
             if controls > steps:
                 raise ValueError(f"controls must not exceed steps = {steps}, got {controls}")
@@ -212,7 +211,7 @@ class NetworkConfig(SpecBase):
         net.put_on_mesh()
 
     def fits(self, num_tensors: int) -> bool:
-        return max(self.block_steps) <= MANY_STEPS and sum(self.block_controls) <= num_tensors
+        return sum(self.block_controls) <= num_tensors
 
     def penalty(self, net: Any, alpha1: float, alpha2: float) -> RegularizerGradient:
         """The regulariser, eq. (13)."""

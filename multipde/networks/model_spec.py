@@ -12,6 +12,7 @@ from torch import nn
 
 from multipde.mesh.reparametrize import detail_of, reparametrize, stencil_layers, stencil_parametrization
 from multipde.mesh.separable import per_axis
+from multipde.networks.limits import CHANNELS, CLASSES, SIDE
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -247,9 +248,13 @@ def check_data_fields(spec: Any) -> None:
         raise ValueError(f"mean and std must be given together, got {spec.mean} and {spec.std}")
     if spec.standardize and spec.mean:
         raise ValueError(f"mean and std must be left out with standardize, got {spec.mean} and {spec.std}")
-    for name in ("classes", "in_channels"):
+    for name, most in (("classes", CLASSES), ("in_channels", CHANNELS)):
         if getattr(spec, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(spec, name)}")
+        if getattr(spec, name) > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {getattr(spec, name):,}")
+    if max(*spec.image_sizes, *spec.references) > SIDE:
+        raise ValueError(f"size must be at most {SIDE:,}, got {max(*spec.image_sizes, *spec.references):,}")
     for name, num in (("class_names", spec.classes), ("mean", spec.in_channels), ("std", spec.in_channels)):
         values = getattr(spec, name)
         if values and len(values) != num:

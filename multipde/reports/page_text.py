@@ -26,7 +26,7 @@ def page_text(run: RunRecord, seen: Examination | None, names: Sequence[str]) ->
         "numbers": _numbers(run),
         "levels": _levels(run),
         "moves": [_move(move, spec_of(run.net).has_step_bounds) for move in run.result["moves"]],
-        "rollbacks": [str(r.get("error")) for r in run.result.get("rollbacks", ()) if isinstance(r, dict)],
+        "rollbacks": [str(r.get("error")) for r in run.result.get("rollbacks", ())],
         "seen": None if seen is None else _seen(run, seen, names),
         "mistakes": [] if seen is None else [_mistake(m, names) for m in seen.mistakes],
         "settings": _settings(run),
@@ -81,7 +81,7 @@ def _levels(run: RunRecord) -> list[dict[str, Any]]:
     for planned, rows in zip(run.plan.rows(), run.levels, strict=True):
         end, kept = rows[-1], ("level", "size", "h", "batch", "learning rate", "MFLOPs/image")
         work = (end["total_flops"] - flops) / last["total_flops"]
-        time = (end["total_seconds"] - seconds) / last["total_seconds"]
+        time = (end["total_seconds"] - seconds) / (last["total_seconds"] or 1)
         steps = end.get("steps")
         found.append(
             {

@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 
 from multipde.networks.model_spec import spec_of
-from multipde.storage.records import FORMAT, read_json
 from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import METRICS, RECORD, RESULT
+from multipde.storage.run_directory import METRICS, RECORD, RESULT, read_result, read_run_record
 from multipde.storage.stored_network import Given, load
 from multipde.training.level import size_text
 from multipde.training.plan import recorded_plan
@@ -23,9 +22,6 @@ Row = Mapping[str, Any]
 
 LOSSES = ("train_loss", "validation_loss")
 ACCURACIES = ("train_accuracy", "validation_accuracy")
-ROW = ("size", "epoch", "total_seconds", "total_flops", *LOSSES, *ACCURACIES)
-MOVE = ("from", "to", "accuracy_before", "accuracy_moved", "accuracy_recalibrated")
-TOTALS = ("test_accuracy", "test_loss", "seconds", "flops")
 
 
 @dataclass(frozen=True)
@@ -62,15 +58,10 @@ def read_run(directory: str | Path, model: Given = None) -> RunRecord:
         raise ValueError(f"run must be a directory with a {RECORD}, got {directory}")
     if not (directory / RESULT).exists():
         raise ValueError(f"run must be finished, got {directory}; type multipde train --run {directory} --resume first")
-    record = read_json(directory / RECORD, FORMAT)
+    record, result = read_run_record(directory), read_result(directory)
     plan, settings, _ = recorded_plan(record, directory / RECORD, model)
-    result = read_json(directory / RESULT, FORMAT)
-    _check_numbers(result, TOTALS, directory / RESULT)
-    moves = result.get("moves")
-    if not isinstance(moves, list) or len(moves) != len(plan.levels) - 1:
+    if len(result["moves"]) != len(plan.levels) - 1:
         raise ValueError(f"{directory / RESULT} must hold {len(plan.levels) - 1} moves between levels, got others")
-    for move in moves:
-        _check_numbers(move, MOVE, directory / RESULT)
     levels = _by_level(read_metrics(directory / METRICS), len(plan.levels), directory / METRICS)
     net = load(directory, model)
     snapshots = read_snapshots(directory, spec_of(net), [level.size for level in plan.levels])
@@ -87,20 +78,11 @@ def _by_level(rows: Iterable[Any], num_levels: int, file: Path) -> tuple[tuple[R
     """The rows of each level, in which epochs are counted from 1 again."""
     levels: list[list[Row]] = []
     for row in rows:
-        _check_numbers(row, ROW, file)
+        if not all(math.isfinite(row[name]) for name in LOSSES):
+            raise ValueError(f"{file} must hold finite losses, got others in epoch {row['epoch']}")
         if row["epoch"] == 1 or not levels:
             levels.append([])
         levels[-1].append(row)
     if len(levels) != num_levels:
         raise ValueError(f"{file} must hold the epochs of {num_levels} levels, got {len(levels) or 'no metrics'}")
     return tuple(tuple(level) for level in levels)
-
-
-def _check_numbers(record: Any, names: Iterable[str], file: Path) -> None:
-    """Raise ValueError unless the record has a finite number under each name."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{file} must hold records, got {str(record)[:60]!r}")
-    for name in names:
-        value = record.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{file} must hold {name}, a number, in every record, got {str(value)[:60]}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from multipde.networks.limits import ROWS_BYTES
 from multipde.storage.lock import check_lock
 from multipde.storage.opening import (
     make_directory,
@@ -16,9 +17,10 @@ from multipde.storage.opening import (
     write_new,
     writing,
 )
-from multipde.storage.records import RECORD_BYTES, read_file, regular
+from multipde.storage.records import read_file, read_record, regular
+from multipde.storage.schema import NETWORK
 
-SUMS = "SHA256SUMS"
+SUMS, CONFIG = "SHA256SUMS", "config.json"
 
 
 def write_file(file: Path, data: bytes) -> None:
@@ -57,19 +59,13 @@ def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
         sync_directory(directory.parent)
 
 
-def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into an existing directory, each with `write_file`, and finally their checksums."""
-    for name, data in {**files, SUMS: checksums(files)}.items():
-        write_file(directory / name, data)
-
-
 def check_own(file: Path, mark: bytes, what: str) -> None:
     """Raise FileExistsError for a file that exists, is not empty, and does not hold the mark that our files have."""
     if not os.path.lexists(file):
         return
     try:
         with os.fdopen(open_regular(file, os.O_RDONLY), "rb") as handle:
-            data = handle.read(RECORD_BYTES)
+            data = handle.read(ROWS_BYTES)
         is_ours = not data or mark in data
     except OSError:
         is_ours = False
@@ -82,14 +78,29 @@ def checksums(files: Mapping[str, bytes]) -> bytes:
     return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items())).encode()
 
 
-def check_sums(directory: Path, *names: str) -> None:
-    """Raise ValueError for a file that differs from its checksum; nothing is checked if there is no SHA256SUMS."""
+def check_sums(directory: Path, *names: str, are_needed: bool = True) -> None:
+    """Raise ValueError for a file that differs from its checksum, or is missing.
+
+    Args:
+        names: the files; all that have a checksum if left out.
+        are_needed: whether there must be checksums, which formats below 2 may lack.
+    """
     if not (directory / SUMS).exists():
+        if are_needed:
+            raise ValueError(f"{directory} must hold {SUMS}, got none: it has been deleted")
         return
     text = read_file(directory / SUMS).decode(errors="replace")
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
-    for name in names:
+    for name in names or sums:
+        if name != Path(name).name:
+            raise ValueError(f"{directory / SUMS} must name files beside it, got {name[:80]!r}")
         with open(regular(directory / name), "rb") as handle:
             found = hashlib.file_digest(handle, "sha256").hexdigest()
         if sums.get(name) != found:
             raise ValueError(f"{directory / name} must have its checksum in {SUMS}, got another: it is damaged")
+
+
+def check_network_sums(directory: Path, *names: str) -> None:
+    """Raise ValueError for files of a network, or of a checkpoint, that differ from their checksums or lack them."""
+    has_sums = (directory / SUMS).exists()
+    check_sums(directory, *names, are_needed=has_sums or read_record(directory / CONFIG, NETWORK)["format"] > 1)

@@ -16,8 +16,9 @@ from multipde.data.checksum import FileChecksum, data_checksum
 from multipde.data.datasets import ImageData
 from multipde.runtime.processes import is_rank_zero, num_processes, on_rank_zero
 from multipde.storage.files import write_file
-from multipde.storage.records import FORMAT, json_bytes, read_json
+from multipde.storage.records import json_bytes, read_record
 from multipde.storage.run_directory import part_of
+from multipde.storage.schema import RUN
 
 PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
 
@@ -85,7 +86,7 @@ class ChecksumWriter:
         found = self.checksum.result(wait) if self.checksum else None
         if found is None:
             return
-        record = read_json(self.file, FORMAT)
+        record = read_record(self.file, RUN)
         data = part_of(part_of(record, "provenance"), "data")
         recorded = data.get("files_sha256")
         if data and recorded is None:
@@ -104,7 +105,7 @@ def record_moved(images: ImageData, file: Path, root: str) -> str:
     """Write where images that have moved are now, once the contents of streamed ones are compared; returns a note."""
     with closing(ChecksumWriter(images, file)) as checksum:
         checksum.update(wait=True)
-    record = read_json(file, FORMAT)
+    record = read_record(file, RUN)
     options = part_of(record, "data_options")
     note = f"note: the images are read from {root}, no longer from {options.get('root')}"
     options["root"] = root

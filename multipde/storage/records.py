@@ -8,11 +8,8 @@ from typing import Any, TypeVar
 
 import typeguard
 
-FORMAT = 1
-"""Format number of the records that are written; older formats are read, too."""
-
-RECORD_BYTES = 64 * 2**20
-"""Largest length of a file of records."""
+from multipde.networks.limits import RECORD_BYTES
+from multipde.storage.schema import FORMAT, Schema, check_plain
 
 Kind = TypeVar("Kind")
 
@@ -30,27 +27,42 @@ def regular(file: Path) -> Path:
     return file
 
 
-def read_file(file: Path) -> bytes:
+def read_file(file: Path, most: int = RECORD_BYTES) -> bytes:
     """The contents of a file of records; ValueError if it is missing, no regular file, or too long."""
     length = regular(file).stat().st_size
-    if length > RECORD_BYTES:
-        raise ValueError(f"{file} must be at most {RECORD_BYTES:,} bytes long, got {length:,}")
+    if length > most:
+        raise ValueError(f"{file} must be at most {most:,} bytes long, got {length:,}")
     return file.read_bytes()
 
 
-def read_json(file: Path, newest: int) -> dict[str, Any]:
-    """A JSON record of this library; ValueError if it is missing, not JSON, or of a format newer than ``newest``."""
-    try:
-        record = json.loads(read_file(file))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
-            raise ValueError(f"{file} must be JSON, got {brief(error)}") from None
-        raise
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+def read_record(file: Path, schema: Schema) -> dict[str, Any]:
+    """A JSON record of this library that fits its schema; ValueError if it is missing, or another one.
+
+    Bounds on its length, depth, texts and numbers are checked for the whole record before anything is made of it.
+    """
+    record = parsed(read_file(file), file)
+    if not isinstance(record, dict) or type(record.get("format")) is not int:
         raise ValueError(f"{file} must be a record of multipde, got no format number")
-    if record["format"] > newest:
-        raise ValueError(f"{file} must have format {newest} or older, got {record['format']}; update multipde")
+    if record["format"] > FORMAT:
+        raise ValueError(f"{file} must have format {FORMAT} or older, got {record['format']}; update multipde")
+    try:
+        schema(record, "record")
+    except ValueError as error:
+        raise ValueError(f"{brief(error)} in {file}") from None
     return record
+
+
+def parsed(data: bytes, file: Path) -> Any:
+    """The value of a text of JSON within the bounds of `check_plain`; ValueError for any other."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} must be JSON, got {brief(error)}") from None
+    try:
+        check_plain(value)
+    except ValueError as error:
+        raise ValueError(f"{error} in {file}") from None
+    return value
 
 
 def from_record(kind: type[Kind], record: Any, file: Path, what: str) -> Kind:
@@ -66,7 +78,7 @@ def from_record(kind: type[Kind], record: Any, file: Path, what: str) -> Kind:
             check_kind(name, getattr(made, name), field.type)
     except ValueError as error:
         raise ValueError(f"{brief(error)} in {file}") from None
-    except (TypeError, ArithmeticError, AttributeError, IndexError, RuntimeError) as error:
+    except (TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         raise ValueError(f"{file} must describe {what}, got {brief(error)}") from None
     return made
 

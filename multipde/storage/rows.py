@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from multipde.networks.limits import ROW_BYTES, ROWS_BYTES
 from multipde.storage.files import write_file
 from multipde.storage.lock import check_lock
 from multipde.storage.opening import open_regular, write_all, writing
-
-LONG_LINE = 2**20
-"""Largest length of a row in bytes."""
+from multipde.storage.records import brief, read_file
+from multipde.storage.schema import ROW, Schema, check_plain, plain
 
 
 def is_measured(row: Mapping[str, Any]) -> bool:
@@ -72,7 +72,7 @@ def append_row(file: Path, row: Mapping[str, Any], is_ours: Callable[[Any], bool
 def _own_rows(file: Path, is_ours: Callable[[Any], bool]) -> int:
     """A handle of a file that is empty or begins with such a row; OSError for any other."""
     handle = open_regular(file, os.O_RDWR | os.O_APPEND)
-    first, newline, _ = os.pread(handle, LONG_LINE, 0).partition(b"\n")
+    first, newline, _ = os.pread(handle, ROW_BYTES, 0).partition(b"\n")
     with suppress(ValueError, TypeError, RecursionError):
         if not (first or newline) or (newline and is_ours(dict(json.loads(first)))):
             return handle
@@ -83,20 +83,36 @@ def _own_rows(file: Path, is_ours: Callable[[Any], bool]) -> int:
 def _repair(handle: int) -> None:
     """Truncate a file after its last complete line."""
     end = os.fstat(handle).st_size
-    start = max(0, end - LONG_LINE)
+    start = max(0, end - ROW_BYTES)
     tail = os.pread(handle, end - start, start)
     if tail and not tail.endswith(b"\n"):
         os.ftruncate(handle, start + tail.rfind(b"\n") + 1)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics file up to the first incomplete line; none if there is no file."""
+    """All rows of the metrics of a run up to the first incomplete line; none if there is no file."""
+    return _read(file, ROW)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """All rows of a study up to the first incomplete line; none if there is no file."""
+    return _read(file, plain)
+
+
+def _read(file: Path, schema: Schema) -> list[dict[str, Any]]:
+    """The rows, each of which must fit; ValueError for another one, and for a file that is none of rows."""
     if not file.exists():
         return []
     rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for number, line in enumerate(read_file(file, ROWS_BYTES).splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line) if len(line) <= ROW_BYTES else None
+        except (ValueError, RecursionError):
             break
+        try:
+            check_plain(row, "row")
+            schema(row, "row")
+        except ValueError as error:
+            raise ValueError(f"{brief(error)} in line {number} of {file}") from None
+        rows.append(row)
     return rows

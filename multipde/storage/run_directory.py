@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from multipde.data.datasets import load_data
-from multipde.storage.files import check_own, write_file
+from multipde.storage import schema
+from multipde.storage.files import check_own, check_sums, write_file
 from multipde.storage.lock import LOCK, check_lock, locked
 from multipde.storage.opening import make_directory, remove_flat, writing
-from multipde.storage.records import FORMAT, check_kind, json_bytes, read_json
+from multipde.storage.records import check_kind, json_bytes, read_record
 
 RECORD, RESULT, METRICS, PAGE, TRAINER = "run.json", "result.json", "metrics.jsonl", "report.html", "trainer.json"
 PAGE_MARK = b": multipde report</title>"
@@ -69,10 +70,9 @@ def last_number(run: Path) -> int:
 def _is_number_of(checkpoint: Path, number: int) -> bool:
     """Whether a checkpoint was written under this number, or is too damaged to tell."""
     try:
-        state = read_json(checkpoint / TRAINER, FORMAT).get("state")
+        return read_record(checkpoint / TRAINER, schema.CHECKPOINT)["state"]["checkpoints"] == number
     except ValueError:
         return True
-    return not isinstance(state, dict) or state.get("checkpoints", number) == number
 
 
 def clear_partials(directory: Path) -> None:
@@ -86,6 +86,24 @@ def clear_partials(directory: Path) -> None:
             remove_flat(partial)
 
 
+def read_run_record(run: Path) -> dict[str, Any]:
+    """The contents of run.json; ValueError if it is damaged."""
+    check_recorded(run, RECORD)
+    return read_record(run / RECORD, schema.RUN)
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """The contents of result.json; ValueError if any file of the finished run is damaged or missing."""
+    check_recorded(run)
+    return read_record(run / RESULT, schema.RESULT)
+
+
+def check_recorded(run: Path, *names: str) -> None:
+    """Raise ValueError for files of a finished run, or any of them, that differ from their checksums or are missing."""
+    if (run / RESULT).exists() and read_record(run / RESULT, schema.RESULT)["format"] > 1:
+        check_sums(run, *names)
+
+
 def part_of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The entry of a record that is itself a record; empty if it is missing or of another type."""
     part = record.get(key)
@@ -97,14 +115,12 @@ def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
     file = directory / RECORD
     if not file.exists():
         return None
-    record = read_json(file, FORMAT)
+    record = read_run_record(directory)
     name, options = record.get("data"), record.get("data_options", {})
     if name is None:
         return None
     parameters = inspect.signature(load_data).parameters
     try:
-        check_kind("data", name, str)
-        check_kind("data_options", options, dict[str, Any])
         for key, value in options.items():
             if key not in parameters or key in ("source", "size"):
                 raise TypeError(f"an unknown option {key[:80]!r}")

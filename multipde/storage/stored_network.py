@@ -12,10 +12,11 @@ from multipde.mesh.reparametrize import bake
 from multipde.networks.config import NetworkConfig
 from multipde.networks.external import PYTHON, ExternalModel, external_model, given_model
 from multipde.networks.model_spec import ModelSpec, check_mesh, spec_of
-from multipde.storage.files import check_sums, write_directory
-from multipde.storage.records import FORMAT, brief, from_record, json_bytes, read_json
+from multipde.storage.files import CONFIG, check_network_sums, write_directory
+from multipde.storage.records import brief, from_record, json_bytes, read_record
 from multipde.storage.run_directory import check_new, newest_checkpoint
-from multipde.storage.tensors import BEST, CONFIG, MODEL, read_tensors, stored_shapes, tensor_bytes
+from multipde.storage.schema import FORMAT, NETWORK
+from multipde.storage.tensors import BEST, MODEL, read_tensors, stored_shapes, tensor_bytes
 
 Given = nn.Module | Callable[..., nn.Module] | str | ModelSpec | None
 """A network that must be given again, because its record imports nothing: a module, a function that makes one, what
@@ -68,11 +69,11 @@ def load(directory: str | Path, model: Given = None) -> Any:
     if not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, got {directory}")
     if (directory / MODEL).exists():
-        check_sums(directory, MODEL, CONFIG)
+        check_network_sums(directory, MODEL, CONFIG)
         return read_network(directory, MODEL, model)
     while (newest := newest_checkpoint(directory)) is not None:
         try:
-            check_sums(newest, BEST, CONFIG)
+            check_network_sums(newest, BEST, CONFIG)
             return read_network(newest, BEST, model)
         except ValueError:
             if newest_checkpoint(directory) == newest:
@@ -89,7 +90,7 @@ def network_files(model: nn.Module, name: str = MODEL) -> dict[str, bytes]:
 def read_spec(directory: Path, model: Given = None) -> Any:
     """The description of the network from config.json, with its arguments and errors as in `load`."""
     file = directory / CONFIG
-    return given_again(spec_from_record(read_json(file, FORMAT).get("network"), file), model)
+    return given_again(spec_from_record(read_record(file, NETWORK)["network"], file), model)
 
 
 def spec_from_record(record: Any, file: Path) -> Any:

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.networks.limits import HEADER_BYTES, TENSORS
+from multipde.storage.files import CONFIG
 from multipde.storage.records import brief, regular
 
-MODEL, CONFIG, BEST = "model.safetensors", "config.json", "best.safetensors"
-"""Names of the files of a network: its weights and its description; in a checkpoint also the best weights so far."""
+MODEL, BEST = "model.safetensors", "best.safetensors"
+"""Names of the file with the weights of a network; in a checkpoint also of that with the best weights so far."""
 
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
@@ -26,9 +28,16 @@ def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a safetensors file, read from its header alone."""
     from safetensors import SafetensorError, safe_open
 
+    with open(regular(file), "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+    if HEADER_BYTES < length < file.stat().st_size:
+        raise ValueError(f"{file} must have a header of at most {HEADER_BYTES:,} bytes, got {length:,}")
     try:
-        with safe_open(regular(file), "pt") as stored:
-            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+        with safe_open(file, "pt") as stored:
+            names = stored.keys()
+            if len(names) > TENSORS:
+                raise ValueError(f"{file} must hold at most {TENSORS:,} tensors, got {len(names):,}")
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
 

@@ -10,7 +10,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.table import Row, Table
 from multipde.storage.files import write_file
 from multipde.storage.provenance import machine, versions
-from multipde.storage.rows import append_row, check_rows, is_measured, read_metrics
+from multipde.storage.rows import append_row, check_rows, is_measured, read_rows
 
 RowType = TypeVar("RowType", bound=Row)
 Task = TypeVar("Task", bound=tuple[Any, ...])
@@ -48,7 +48,7 @@ class Study:
             check_rows(file, self._is_ours)
         self.file, self.shared, self.keys, self.replaces = file, shared, keys, replaces
         self.log = log or Log(quiet=True)
-        found = [] if file is None or anew or replaces else read_metrics(file)
+        found = [] if file is None or anew or replaces else read_rows(file)
         rows = [{**(earlier or {}), **row} for row in matching(found, **shared)]
         self.rows = [row for row in rows if row.keys() >= set(keys)]
 

@@ -8,8 +8,7 @@ from typing import Any
 from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import Interrupted
-from multipde.storage.records import FORMAT, read_json
-from multipde.storage.run_directory import RECORD
+from multipde.storage.run_directory import RECORD, read_run_record
 from multipde.training.level import Level
 from multipde.training.plan import recorded_plan
 from multipde.training.run import Run, resume, train
@@ -42,7 +41,7 @@ def trained(
             plan = Schedule(levels)
             return train(network, plan, data, directory, settings=settings, data_options=options, quiet=quiet)
         if (file := directory / RECORD).exists():
-            record = read_json(file, FORMAT)
+            record = read_run_record(directory)
             plan, recorded, _ = recorded_plan(record, file, given)
             is_same = (plan.levels, recorded) == (tuple(levels), settings)
             if not is_same or num_train not in (None, record.get("num_train")):

@@ -15,9 +15,8 @@ from multipde.data.datasets import ImageData, split_indices
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.spawning import spawning
-from multipde.storage.records import FORMAT, read_json
 from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import METRICS, RECORD
+from multipde.storage.run_directory import METRICS, read_run_record
 from multipde.studies.study import Study, Task
 from multipde.studies.trained import trained
 from multipde.training.level import Level
@@ -94,7 +93,7 @@ def measured_training(
         done = trained(directory, network, levels, data[0], settings, data[1])
         found = {key: done.result[key] for key in RESULTS} | {"weights": num_weights(done.model)}
     except DivergedError as error:
-        classes = read_json(directory / RECORD, FORMAT)["network"]["classes"]
+        classes = read_run_record(directory)["network"]["classes"]
         last = (read_metrics(directory / METRICS) or [{"total_flops": 0.0, "total_seconds": 0.0}])[-1]
         found = {"test_accuracy": 1 / classes, "test_loss": math.log(classes), "flops": last["total_flops"]}
         found |= {"seconds": last["total_seconds"], "moves": [], "diverged": str(error)}

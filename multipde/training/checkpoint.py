@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multipde.storage.files import SUMS, check_sums, write_directory
+from multipde.storage.files import CONFIG, SUMS, check_network_sums, write_directory
 from multipde.storage.lock import check_lock
 from multipde.storage.opening import partial_of, remove_flat, sync_directory, writing
-from multipde.storage.records import FORMAT, json_bytes, read_file, read_json
+from multipde.storage.records import json_bytes, read_file, read_record
 from multipde.storage.run_directory import TRAINER
+from multipde.storage.schema import CHECKPOINT, FORMAT
 from multipde.storage.stored_network import Given, network_files, read_network
-from multipde.storage.tensors import BEST, CONFIG, MODEL, read_tensors, stored_shapes, tensor_bytes
+from multipde.storage.tensors import BEST, MODEL, read_tensors, stored_shapes, tensor_bytes
 from multipde.training.schedule import Schedule
 from multipde.training.state import TrainState, state_from_record
 
@@ -107,17 +108,14 @@ def read_checkpoint(
     directory: Path, given: Given = None
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
     """Read network, best weights, state of the training and state of the optimizer; arguments, errors as in `load`."""
-    check_sums(directory, *FILES)
+    check_network_sums(directory, *FILES)
     model = read_network(directory, MODEL, given)
     parameters = {name: p.shape for name, p in model.named_parameters()}
     stored = stored_shapes(directory / MOMENTUM)
     others = {k: s for k, s in stored.items() if _is_state(k, s, parameters)}
     best = read_tensors(directory / BEST, {name: t.shape for name, t in model.state_dict().items()})
     momentum = read_tensors(directory / MOMENTUM, parameters | others, may_lack=True)
-    state = read_json(directory / TRAINER, FORMAT).get("state")
-    if not isinstance(state, dict):
-        raise ValueError(f"{directory / TRAINER} must hold the state of a training, got {type(state).__name__}")
-    return model, best, state, momentum
+    return model, best, read_record(directory / TRAINER, CHECKPOINT)["state"], momentum
 
 
 def _sum_of_sums(checkpoint: Path) -> str:

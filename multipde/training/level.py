@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from multipde.networks.limits import BATCH, EPOCHS, SIDE
+
 if TYPE_CHECKING:
     from multipde.networks.model_spec import ModelSpec
 
@@ -89,13 +91,15 @@ class Level:
         if isinstance(self.steps, list):
             object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "mixed", tuple((int(size), float(share)) for size, share in self.mixed))
-        for name in ("size", "batch", "detail"):
+        for name, most in (("size", SIDE), ("batch", BATCH), ("detail", SIDE // max(1, self.size))):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-            if getattr(self, name) >= 2**31:
-                raise ValueError(f"{name} must be below 2^31, got {getattr(self, name)}")
-        if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most:,}, got {getattr(self, name)}")
+        if self.epochs is not None and not self.epochs > 0:
             raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if self.epochs is not None and not EPOCHS[0] <= self.epochs <= EPOCHS[1]:
+            raise ValueError(f"epochs must lie between {EPOCHS[0]:g} and {EPOCHS[1]:g}, got {self.epochs}")
         if self.mixed and self.detail > 1:
             raise ValueError(f"detail must be 1 for mixed levels, got {self.detail}")
         if self.crop is not None and (self.mixed or self.detail > 1 or not 1 <= self.crop <= self.size):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from multipde.data.batches import images_per_epoch
-from multipde.storage.records import FORMAT, brief, from_record, read_json
-from multipde.storage.run_directory import RECORD
+from multipde.storage.records import brief, from_record
+from multipde.storage.run_directory import RECORD, read_run_record
 from multipde.storage.stored_network import Given, given_again, spec_from_record
 from multipde.training.budget import parse_budget
 from multipde.training.level import Level
@@ -31,18 +31,11 @@ def recorded_plan(
     record: Mapping[str, Any], file: Path, given: Given = None
 ) -> tuple[Schedule, TrainSettings, str | None]:
     """Schedule with network, settings and starting checkpoint from a run's record; ``given`` is ``model`` of `load`."""
-    levels, init = record.get("levels"), record.get("init")
-    if not isinstance(levels, list) or not levels:
-        raise ValueError(f"{file} must be the record of a run, got no levels")
-    if not isinstance(init, str | None):
-        raise ValueError(f"{file} must name the checkpoint from which the run started, got {str(init)[:80]}")
-    recorded = record.get("settings")
-    recorded = FORMER | recorded if isinstance(recorded, dict) else recorded
-    settings = from_record(TrainSettings, recorded, file, "the settings of a run")
-    network = given_again(spec_from_record(record.get("network"), file), given)
-    stages = [from_record(Level, level, file, "a level") for level in levels]
+    settings = from_record(TrainSettings, FORMER | record["settings"], file, "the settings of a run")
+    network = given_again(spec_from_record(record["network"], file), given)
+    stages = [from_record(Level, level, file, "a level") for level in record["levels"]]
     try:
-        return Schedule(stages, network), settings, init
+        return Schedule(stages, network), settings, record.get("init")
     except (ArithmeticError, TypeError) as error:
         raise ValueError(f"{file} must be the record of a run, got {brief(error)}") from None
 
@@ -50,7 +43,7 @@ def recorded_plan(
 def recorded_split(directory: Path | None) -> tuple[int, float]:
     """Seed and share of the validation split of a run; the defaults for a directory that is no run."""
     file = directory / RECORD if directory else None
-    recorded = read_json(file, FORMAT).get("settings", {}) if file is not None and file.exists() else {}
+    recorded = read_run_record(file.parent)["settings"] if file is not None and file.exists() else {}
     settings = from_record(TrainSettings, recorded, file or Path(RECORD), "the settings of a run")
     return settings.seed, settings.validation
 

@@ -7,9 +7,10 @@ from torch import nn
 
 from multipde.evaluation.metrics import Metrics
 from multipde.runtime.processes import on_rank_zero
-from multipde.storage.files import write_file, write_files
-from multipde.storage.records import FORMAT, json_bytes
-from multipde.storage.run_directory import RESULT
+from multipde.storage.files import SUMS, checksums, write_file
+from multipde.storage.records import json_bytes
+from multipde.storage.run_directory import METRICS, RECORD, RESULT
+from multipde.storage.schema import FORMAT
 from multipde.storage.stored_network import network_files
 from multipde.training.level import steps_text
 from multipde.training.schedule import Schedule
@@ -17,7 +18,7 @@ from multipde.training.trainer import Trainer
 
 
 def write_result(trainer: Trainer, model: nn.Module, test: Metrics) -> dict[str, Any]:
-    """Write the best network of a run and the record of its result, which is returned."""
+    """Write the best network of a run, the checksums of its files, and the record of its result, which is returned."""
     state = trainer.state
     result = {
         "format": FORMAT,
@@ -31,8 +32,13 @@ def write_result(trainer: Trainer, model: nn.Module, test: Metrics) -> dict[str,
     }
 
     def write() -> None:
-        write_files(trainer.run_dir, network_files(model))
-        write_file(trainer.run_dir / RESULT, json_bytes(result))
+        run, last = trainer.run_dir, json_bytes(result)
+        for name, data in (files := network_files(model)).items():
+            write_file(run / name, data)
+        written = [run / name for name in (RECORD, METRICS)] + sorted(run.glob("level-*.safetensors"))
+        sums = checksums(files | {RESULT: last} | {file.name: file.read_bytes() for file in written})
+        write_file(run / SUMS, sums)
+        write_file(run / RESULT, last)
 
     on_rank_zero(write)
     return result
@@ -41,7 +47,7 @@ def write_result(trainer: Trainer, model: nn.Module, test: Metrics) -> dict[str,
 def level_rows(schedule: Schedule, levels: list[dict[str, Any]]) -> list[Mapping[str, str]]:
     """A table with the share of work and time and the best validation accuracy of each level, as text."""
     rows, flops, seconds = [], 0.0, 0.0
-    total_flops, total_seconds = levels[-1]["total_flops"], levels[-1]["total_seconds"]
+    total_flops, total_seconds = levels[-1]["total_flops"], levels[-1]["total_seconds"] or 1
     for planned, reached in zip(schedule.rows(), levels, strict=True):
         rows.append(
             {

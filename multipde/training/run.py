@@ -25,7 +25,7 @@ from multipde.runtime.processes import (
 )
 from multipde.runtime.signals import SAVE, pending_signals
 from multipde.storage.provenance import ChecksumWriter, check_data, data_record, differences, provenance, record_moved
-from multipde.storage.records import FORMAT, read_json
+from multipde.storage.records import read_record
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import (
     METRICS,
@@ -35,11 +35,14 @@ from multipde.storage.run_directory import (
     checkpoints_of,
     moved_data,
     part_of,
+    read_result,
+    read_run_record,
     recorded_data,
     resolved,
     take_directory,
     write_extended,
 )
+from multipde.storage.schema import FORMAT, RUN
 from multipde.storage.stored_network import Given, load
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
@@ -204,7 +207,7 @@ def resume(
     run_dir = from_rank_zero(Path(run_dir))
     if not (run_dir / RECORD).exists():
         raise ValueError(f"run must be a directory with a {RECORD}, got {run_dir}; leave --resume out to start one")
-    record, file, recorded = read_json(run_dir / RECORD, FORMAT), run_dir / RECORD, recorded_data(run_dir)
+    record, file, recorded = read_run_record(run_dir), run_dir / RECORD, recorded_data(run_dir)
     if root is not None and recorded and recorded[1].get("root") == resolved(root):
         root = None
     is_finished = (run_dir / RESULT).exists()
@@ -213,7 +216,7 @@ def resume(
             raise ValueError(f"root must be left out for {run_dir}, which is finished, got {root}")
         Log(quiet=quiet or not is_rank_zero()).say(f"{run_dir} is finished; nothing to do")
         rows = read_metrics(run_dir / METRICS)
-        return Run(run_dir, load(run_dir, model), read_json(run_dir / RESULT, FORMAT), rows)
+        return Run(run_dir, load(run_dir, model), read_result(run_dir), rows)
     if extend and not is_finished:
         raise ValueError(f"run must be finished to be extended, got {run_dir}; type --resume instead of --extend")
     began, settings, init = recorded_plan(record, file, model)
@@ -243,7 +246,7 @@ def resume(
         trainer = new_trainer(plan, images, settings, run_dir, log, start, objective, found)
         if root is not None:
             log.say(record_moved(images, file, options["root"]))
-            record = read_json(file, FORMAT)
+            record = read_record(file, RUN)
         if extend:
             origin = part_of(record, "provenance") | ({"data": data_record(images)} if is_larger else {})
             more = {"levels": [asdict(level) for level in plan.levels], "provenance": origin}

@@ -41,8 +41,8 @@ class Samples:
 
     def num_in_level(self, level: Level, epochs_if_unknown: int) -> int:
         """Number of images in all epochs of a level."""
-        epochs = range(level.num_epochs or epochs_if_unknown)
-        return sum(self.num_in_epoch(level, level.share_of_epoch(e)) for e in epochs)
+        last = (level.num_epochs or epochs_if_unknown) - 1
+        return last * self.num_in_epoch(level) + self.num_in_epoch(level, level.share_of_epoch(last))
 
     def shares(self, level: Level, epoch: int, num_images: int) -> tuple[float, float]:
         """The share of a level that is done after so many images of an epoch, and that after another batch."""

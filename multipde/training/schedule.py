@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from multipde.networks.limits import LEVELS
 from multipde.networks.model_spec import ModelSpec
 from multipde.training.level import Level, level_flops, size_text, steps_text
 
@@ -40,6 +41,8 @@ class Schedule:
         object.__setattr__(self, "network", network)
         if not self.levels:
             raise ValueError("levels must name at least one level, got none")
+        if len(self.levels) > LEVELS:
+            raise ValueError(f"levels must be at most {LEVELS}, got {len(self.levels)}")
         if network is not None:
             self.configs()
 

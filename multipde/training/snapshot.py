@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from multipde.networks.limits import SHOWN_TAPS
 from multipde.networks.model_spec import ModelSpec
 from multipde.storage.files import write_file
 from multipde.storage.tensors import read_tensors, stored_shapes, tensor_bytes
-
-MANY_TAPS = 2**24
-"""Largest number of taps that is accepted."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def read_snapshots(run_dir: Path, spec: ModelSpec, sizes: Sequence[int]) -> dict
         file = named if named.exists() else run_dir / f"level-{index + 1}.safetensors"  # the name in older versions
         if file.exists():
             stencils = stored_shapes(file).get("stencils", ())
-            if len(stencils) != 2 + spec.dim or math.prod(stencils) > MANY_TAPS:
+            if len(stencils) != 2 + spec.dim or math.prod(stencils) > SHOWN_TAPS:
                 raise ValueError(f"{file} must hold the stencils of an opening, got shape {stencils}")
             shapes = {"stencils": stencils, "confusion": (spec.classes,) * 2, "rows": ()}
             tensors = read_tensors(file, shapes)

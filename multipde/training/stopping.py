@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from multipde.networks.limits import EPOCHS
 from multipde.training.budget import Budget, parse_budget
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -48,7 +49,7 @@ class StoppingRule:
         if not is_last:
             return fresh | {"allowed": left / 2, "flops": flops, "seconds": seconds}
         assert price is not None  # stopping_rule requires two levels for a budget in time
-        return fresh | {"planned": max(LEAST_EPOCHS, left / (price * epoch_flops))}
+        return fresh | {"planned": min(EPOCHS[1], max(LEAST_EPOCHS, left / (price * epoch_flops)))}
 
     def after_epoch(
         self, state: dict[str, Any], epochs: int, flops: float, seconds: float, accuracy: float, next_flops: float

@@ -47,7 +47,7 @@ from multipde.training.optimizers import OPTIMIZERS
 from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
 from multipde.training.start import starting_network
-from tests.conftest import write_folder
+from tests.conftest import as_format_1, write_folder
 
 RAW = ("--finish", "none")
 """A conversion without a training after it."""
@@ -202,7 +202,7 @@ def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_pa
 
 
 def test_convert_goes_on_without_the_data_of_the_run_when_they_are_gone(capsys, place, tmp_path):
-    shutil.copytree(place / "run", tmp_path / "run")
+    as_format_1(shutil.copytree(place / "run", tmp_path / "run"))
     record = json.loads((tmp_path / "run/run.json").read_text())
     record["data_options"]["root"] = str(tmp_path / "gone")
     (tmp_path / "run/run.json").write_text(json.dumps(record))

@@ -110,8 +110,8 @@ WRONG = [
     ("bench scaling --processes", "processes must name at least one, got none"),
     ("bench step --compile --batch 0", "batch must be positive, got 0"),
     ("bench scaling --batch -4", "batch must be positive, got -4"),
-    ("bench step --batch 2147483648", "batch must be below 2^31, got 2147483648"),
-    ("train --sizes 8 --batch 99999999999999999999999", "batch must be below 2^31, got 99999999999999999999999"),
+    ("bench step --batch 2147483648", "batch must be at most 1,000,000, got 2147483648"),
+    ("train --sizes 8 --batch 99999999999999999999999", "batch must be at most 1,000,000, got 99999999999999999999999"),
     ("bench step --dynamics hamiltonian --out {place}/net", "{place}/net must be writable, got: Is a directory"),
     (
         "bench input --out {place}/net/config.json/rows",

@@ -1,4 +1,4 @@
-"""The whole campaigns: python -m tests.faults kill|exact|fuzz|foreign|load, with --out a row in a file."""
+"""The whole campaigns: python -m tests.faults NAME; appends a row to examples/results/faults.jsonl with --out."""
 
 import argparse
 import json
@@ -8,15 +8,22 @@ from pathlib import Path
 
 from multipde.storage.provenance import machine, versions
 from multipde.storage.rows import append_row
-from tests.faults import exact, foreign, fuzz, kill, load
+from tests.faults import exact, foreign, fuzz, kill, load, operations, reorder, structure
 
-DEFAULT = {"kill": 200, "exact": 1, "fuzz": 5000, "foreign": 20_000, "load": 200_000}
+DEFAULT = {
+    **{"kill": 200, "operations": 1, "reorder": 1, "exact": 1, "fuzz": 5000, "structure": 10_000, "foreign": 20_000},
+    "load": 200_000,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("campaign", choices=DEFAULT)
-    parser.add_argument("--num", type=int, help="kills, files, cases, images; for exact: stop at every so many-th step")
+    parser.add_argument(
+        "--num",
+        type=int,
+        help="kills, files, records, cases or images; for the others: only every n-th step or operation",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file of rows to append to")
     args = parser.parse_args()
@@ -27,6 +34,12 @@ def main() -> None:
             counts = kill.campaign(num, args.seed, place)
         elif args.campaign == "exact":
             counts = exact.campaign(place, every=num)
+        elif args.campaign == "operations":
+            counts = operations.campaign(place, every=num, seed=args.seed)
+        elif args.campaign == "reorder":
+            counts = reorder.campaign(place, seed=args.seed, every=num)
+        elif args.campaign == "structure":
+            counts = structure.campaign(num, args.seed, place)
         elif args.campaign == "fuzz":
             counts = fuzz.campaign(num, args.seed, place)
         elif args.campaign == "foreign":

@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, load, save, train
 from multipde.conversions.state_dict import convert_state_dict, read_state_dict
 from multipde.data.decode import decode_image
-from multipde.storage.records import read_json
 from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import newest_checkpoint, recorded_data
+from multipde.storage.run_directory import newest_checkpoint, read_run_record, recorded_data
 from multipde.training.checkpoint import read_checkpoint
 from multipde.training.plan import recorded_plan, recorded_split
 from multipde.training.state import state_from_record
+from tests.conftest import as_format_1
 
 NETWORK = NetworkConfig("hamiltonian", (4,), 4, steps=2, size=8)
 NASTY = [
@@ -69,8 +69,7 @@ def bases(place: Path) -> list[Base]:
     ]
     for base in (found[0], found[1]):
         bare = Path(shutil.copytree(base.directory, place / f"bare-{base.kind}"))
-        for sums in bare.rglob("SHA256SUMS"):
-            sums.unlink()
+        as_format_1(bare)
         names = tuple(name for name in base.names if "SHA256" not in name)
         found.append(Base(f"{base.kind} without checksums", bare, names, base.read))
     weights = place / "weights"
@@ -94,7 +93,7 @@ def _read_network(directory: Path) -> dict[str, torch.Tensor]:
 
 def _read_run(directory: Path) -> Any:
     """All that resuming reads."""
-    record = read_json(directory / "run.json", 1)
+    record = read_run_record(directory)
     plan, _, _ = recorded_plan(record, directory / "run.json")
     recorded_data(directory)
     recorded_split(directory)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import time
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from multipde import NetworkConfig, load_data
 from multipde.data.decode import decode_image
 from multipde.data.streamed import StreamedImages
 from multipde.storage.stored_network import spec_from_record
-from tests.faults import exact, foreign, fuzz, load
+from multipde.training.checkpoint import write_checkpoint
+from multipde.training.state import TrainState
+from tests.faults import exact, foreign, fuzz, load, reorder, structure
 from tests.faults.deadly import DeadlyPaths
 
 QUICK = settings(max_examples=50, deadline=None)
@@ -176,3 +179,43 @@ def test_a_file_that_takes_its_worker_down_is_named(streamed):
     message = r"^image must not crash the process that decodes it, got /\S*/deadly.png$"
     with pytest.raises(ValueError, match=message):
         list(streamed.batches([(4, torch.arange(9, 12)), (4, torch.arange(11, 13))], torch.device("cpu")))
+
+
+def test_every_wrong_value_in_a_record_is_refused_or_read(tmp_path):
+    counts = structure.campaign(20, 0, tmp_path)
+    assert "bad" not in counts
+    assert counts["num"] == 20
+
+
+def test_the_power_may_be_lost_at_any_moment(tmp_path):
+    counts = reorder.campaign(tmp_path, every=61, keep=1)
+    assert counts["broken"] == 0, counts
+    assert counts["states"] > 20
+
+
+def test_the_law_of_power_loss_needs_every_sync(tmp_path, monkeypatch):
+    """Where checkpoints are not synced, a checkpoint that was promised can be lost."""
+    net, journal = reorder.NETWORK.build(), reorder.Journal(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr("multipde.storage.files.sync_directory", lambda directory: None)
+    with journal.recording():
+        write_checkpoint(tmp_path / "a", 1, net, {}, TrainState().record(), {})
+    left = [journal.tree(kept) for kept in journal.kept(journal.time, random.Random(0))]
+    assert any("checkpoint-0001/trainer.json" not in tree for tree in left)
+    assert any("checkpoint-0001/trainer.json" in tree for tree in left)
+
+
+def test_an_operation_that_fails_loses_nothing(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=fail_operations, args=(tmp_path,))
+    process.start()
+    process.join(200)
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert counts["operations"] > 100
+    assert (counts["unclean"], counts["lost"], counts["different"]) == (0, 0, 0)
+
+
+def fail_operations(place: Path) -> None:
+    from tests.faults.operations import campaign
+
+    torch.set_num_threads(1)
+    (place / "counts.json").write_text(json.dumps(campaign(place, every=173)))

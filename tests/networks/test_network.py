@@ -154,7 +154,7 @@ def test_default_networks():
         ({"size": 7}, "size must be a positive multiple of 2 .halved between 2 blocks., got 7"),
         ({"dynamics": "hyperbolic"}, "dynamics must be one of"),
         ({"channels": (3, 4)}, "channels must be positive and even for hamiltonian, got 3"),
-        ({"channels": ()}, "channels must name at least one block"),
+        ({"channels": ()}, "channels must name 1 to 64 blocks, got"),
         ({"steps": 0}, "steps must be positive, got 0"),
         ({"steps": (3,)}, r"steps must be one number or one per block \(2\), got \(3,\)"),
         ({"dt": float("nan")}, "dt must be positive, got nan"),

@@ -22,7 +22,7 @@ from multipde.reports.run_figures import svg
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.rows import read_metrics
-from tests.conftest import write_folder
+from tests.conftest import as_format_1, write_folder
 
 CLASSES = ("disc", '<i>&"ring', "$square$")
 SCHEDULE = Schedule([Level(8, 2), Level(16, 1, steps=3)])
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def copied(run, tmp_path):
-    return shutil.copytree(run, tmp_path / "run")
+    return as_format_1(shutil.copytree(run, tmp_path / "run"))
 
 
 def page(directory):
@@ -186,9 +186,9 @@ def damage(directory, what):
         ("result", "run must be finished, got {run}; type multipde train --run {run} --resume first"),
         ("metrics", "{run}/metrics.jsonl must hold the epochs of 2 levels, got no metrics"),
         ("levels", "{run}/metrics.jsonl must hold the epochs of 2 levels, got 1"),
-        ("row", "{run}/metrics.jsonl must hold records, got '[1]'"),
-        ("nan", "{run}/metrics.jsonl must hold size, a number, in every record, got nan"),
-        ("total", "{run}/result.json must hold test_loss, a number, in every record, got small"),
+        ("row", "row must be a record, got [1] in line 1 of {run}/metrics.jsonl"),
+        ("nan", "size must be a whole number from 1 to 32768, got nan in line 1 of {run}/metrics.jsonl"),
+        ("total", "test_loss must be a number, got 'small' in {run}/result.json"),
         ("moves", "{run}/result.json must hold 1 moves between levels, got others"),
     ],
 )

@@ -251,13 +251,13 @@ def test_changed_data_and_another_machine_are_told(tmp_path, signal_at_step, cap
     record = json.loads((tmp_path / "b/run.json").read_text())
     record["provenance"]["versions"]["torch"] = "1.0"
     (tmp_path / "b/run.json").write_text(json.dumps(record))
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
     resume(tmp_path / "b")
     assert "note: torch was 1.0 when the run began and is " in capsys.readouterr().out
-    (tmp_path / "b/result.json").unlink()
     record["data_options"]["seed"] = 5
-    (tmp_path / "b/run.json").write_text(json.dumps(record))
+    (tmp_path / "c/run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"data must be those of the run, with checksum \w+..., got \w+...: images or"):
-        resume(tmp_path / "b", quiet=True)
+        resume(tmp_path / "c", quiet=True)
 
 
 def test_deterministic_runs_are_identical(finished, tmp_path):

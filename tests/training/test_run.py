@@ -35,6 +35,7 @@ from multipde.training.listeners import Listeners
 from multipde.training.optimizers import planned_flops
 from multipde.training.start import initial_network, network_for, new_trainer, read_start
 from multipde.training.trainer import Trainer
+from tests.conftest import as_format_1
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
 SCHEDULE = Schedule([Level(8, 2, steps=2, batch=50), Level(16, 2, steps=4, batch=50)])
@@ -280,19 +281,19 @@ def test_a_baked_network_is_saved_and_comes_back_on_its_mesh(tmp_path):
         (lambda d: (d / "config.json").unlink(), "checkpoint must hold config.json"),
         (lambda d: (d / "config.json").write_text("{"), "must be JSON, got"),
         (lambda d: (d / "config.json").write_text("[]"), "must be a record of multipde"),
-        (lambda d: (d / "config.json").write_text('{"format": 99}'), "must have format 1 or older, got 99"),
-        (lambda d: (d / "config.json").write_text('{"format": 1}'), "must describe a network"),
+        (lambda d: (d / "config.json").write_text('{"format": 99}'), "must have format 2 or older, got 99"),
+        (lambda d: (d / "config.json").write_text('{"format": 1}'), "record must have the entry network, got none"),
         (lambda d: edit(d, depth=4), "must hold known entries only, got 'depth'"),
         (lambda d: edit(d, channels=[8, 16]), "must hold the weights that config.json describes"),
         (lambda d: edit(d, dynamics=None), "dynamics must be one of"),
-        (lambda d: edit(d, channels=3), "channels must name at least one block, got 3"),
+        (lambda d: edit(d, channels=3), "channels must name 1 to 64 blocks, got 3"),
         (lambda d: (d / "model.safetensors").write_bytes(b"abc"), "must be a safetensors file"),
         (lambda d: (d / "model.safetensors").unlink(), "checkpoint must hold model.safetensors and config.json"),
     ],
 )
 def test_damaged_checkpoints_are_named(damage, message, tmp_path):
     save(PDENet(NETWORK), tmp_path / "net")
-    (tmp_path / "net/SHA256SUMS").unlink()
+    as_format_1(tmp_path / "net")
     damage(tmp_path / "net")
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "net")
