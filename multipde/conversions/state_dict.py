@@ -1,5 +1,6 @@
 """State dicts from files of other libraries: read without running code, loaded into a network, or converted alone."""
 
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,8 @@ def _loaded(file: Path) -> Any:
             raise ValueError("compressed or overlapping parts")
         if any(part.file_size > RECORD_BYTES for part in parts if part.filename.endswith(".pkl")):
             raise ValueError(f"a record of more than {RECORD_BYTES:,} bytes")
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # what the file holds is told in one line
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_plain_tensors(state: dict[str, Tensor], file: Path) -> None:

@@ -91,9 +91,9 @@ def check_sums(directory: Path, *names: str, are_needed: bool = True) -> None:
         return
     text = read_file(directory / SUMS).decode(errors="replace")
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+    if strange := next((name for name in sums if name != Path(name).name), None):
+        raise ValueError(f"{directory / SUMS} must name files beside it, got {strange[:80]!r}")
     for name in names or sums:
-        if name != Path(name).name:
-            raise ValueError(f"{directory / SUMS} must name files beside it, got {name[:80]!r}")
         with open(regular(directory / name), "rb") as handle:
             found = hashlib.file_digest(handle, "sha256").hexdigest()
         if sums.get(name) != found:

@@ -36,8 +36,8 @@ def recorded_plan(
     stages = [from_record(Level, level, file, "a level") for level in record["levels"]]
     try:
         return Schedule(stages, network), settings, record.get("init")
-    except (ArithmeticError, TypeError) as error:
-        raise ValueError(f"{file} must be the record of a run, got {brief(error)}") from None
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(f"{brief(error)} in {file}") from None
 
 
 def recorded_split(directory: Path | None) -> tuple[int, float]:
