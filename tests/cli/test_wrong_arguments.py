@@ -33,7 +33,7 @@ WRONG = [
     ("train --checkpoint-every 0", "checkpoint_every must be positive, got 0.0"),
     ("train --batch 0", "batch must be positive, got 0"),
     ("train --learning-rate 0", "learning_rate must be positive, got 0.0"),
-    ("train --sizes 100000", "images must fit into"),
+    ("train --sizes 100000", "size must be at most 32,768, got 100000"),
     ("train --run {place}/net/config.json", "directory must be new or empty, got {place}/net/config.json"),
     ("train --run {place}/net/config.json/run", "{place}/net/config.json/run must be writable, got: Not a directory"),
     ("train --resume --run {place}/data/train", "run must be a directory with a run.json"),
