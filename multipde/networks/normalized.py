@@ -18,6 +18,9 @@ class Normalized(nn.Module):
         - x: (N, C, *size), grey values 0 to 255, uint8 or float
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self, net: nn.Module, mean: Sequence[float], std: Sequence[float], dim: int, standardize: bool, detail: int
     ):
