@@ -100,9 +100,9 @@ def image_sizes(paths: Sequence[Path]) -> tuple[Counter[tuple[int, int]], int]:
 
     def read(path: Path) -> tuple[tuple[int, int], bool]:
         with _opened(path) as file:
-            size = (file.height, file.width)
             is_turned = file.format in ("JPEG", "MPO", "WEBP") and _orientation(file) >= 5  # others have to be loaded
-            return size[::-1] if is_turned else size, getattr(file, "is_animated", False) and file.format != "MPO"
+            size = (file.width, file.height) if is_turned else (file.height, file.width)
+            return size, bool(getattr(file, "is_animated", False)) and file.format != "MPO"
 
     with ThreadPoolExecutor() as pool:
         sizes, several = zip(*pool.map(read, paths), strict=True)
