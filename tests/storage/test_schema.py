@@ -16,7 +16,7 @@ from multipde.runtime.device import Compute
 from multipde.storage import schema
 from multipde.storage.records import parsed, read_record
 from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import newest_checkpoint
+from multipde.storage.run_directory import checkpoints_of
 from multipde.training.checkpoint import read_checkpoint
 from tests.conftest import as_format_1
 
@@ -92,7 +92,7 @@ def test_a_finished_run_is_sealed(name, run, finished):
 
 
 def test_checksums_that_were_deleted_are_missed(run, tmp_path):
-    newest = newest_checkpoint(run)
+    newest = checkpoints_of(run)[0]
     (newest / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match=f"{newest} must hold SHA256SUMS, got none: it has been deleted"):
         read_checkpoint(newest)
