@@ -39,6 +39,8 @@ class Convert(DataOptions):
     """Image side for which --arch or the state dict was trained."""
     normalize: Literal["imagenet", "data"] = "imagenet"
     """Mean and standard deviation with which images for --arch are normalised: those of ImageNet, or of the data."""
+    skip: tuple[str, ...] = ()
+    """Layers that keep their stencils: names, names of modules around them, or patterns such as '*.se.*'."""
     num_images: int = 2000
     """Number of test images, and of training images held back to choose the method."""
     finish: str = "auto"
@@ -82,6 +84,7 @@ class Convert(DataOptions):
             unlabelled=self.images,
             rivals=self.rivals,
             compile=self.compile,
+            skip=self.skip,
             device=self.device,
             amp=self.amp,
             log=Log(quiet=self.quiet),

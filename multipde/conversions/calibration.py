@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from multipde.conversions.layer_inputs import WatchedCopy
+from multipde.mesh.modes import cpu_by_default
 from multipde.mesh.pyramid import resize_images
-from multipde.mesh.stencil import StencilBasis
+from multipde.mesh.reparametrize import stencil_layers
+from multipde.mesh.separable import precise
+from multipde.mesh.stencil import StencilBasis, check_condition
 from multipde.mesh.transfer import CALIBRATED, check_factor, map_stencil, scaling_matrix
 from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
 from multipde.networks.model_spec import find_spec
@@ -43,6 +46,7 @@ class Calibration:
         return {name: _exponent(scales, self.factor) for name, scales in self.scales.items()}
 
 
+@cpu_by_default()
 @torch.no_grad()
 def calibrate(
     model: nn.Module, factor: float | Sequence[float], images: ImageBatch, method: str = "calibrated"
@@ -73,12 +77,15 @@ def calibrate(
         method: ``"calibrated"`` or ``"calibrated_full"``.
 
     Raises:
-        ValueError: the method is another one, or the images are not on the finer mesh.
+        ValueError: the method is another one, the images are not on the finer mesh, or stencils are too wide.
     """
     if method not in CALIBRATED:
         raise ValueError(f"method must be one of {', '.join(CALIBRATED)} to be calibrated, got {method!r}")
     images = network_inputs(model, images, "calibration")
     factors = check_factor(factor, images.dim() - 2)
+    for layer in stencil_layers(model).values():
+        basis = StencilBasis(layer.kernel_size, len(layer.kernel_size))
+        check_condition(basis.axis_matrices, factors, f"the basis of the {method} map")
     old_size, new_size = _sizes(model, factors, images)
     covariances = _covariances(WatchedCopy(model), resize_images(images, old_size))
     new, x = WatchedCopy(model), resize_images(images, new_size)
@@ -122,9 +129,9 @@ def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> 
     windows = [(..., *(slice(s, s + n) for s, n in zip(start, inner, strict=True))) for start in starts]
     total = torch.zeros(num, num, dtype=torch.float64)
     for chunk in x.split(max(1, 2**22 // (num * x[0].numel()))):
-        precise = chunk.to("cpu", torch.float64)
-        taps = torch.stack([precise[window].flatten() for window in windows])
-        total += taps @ taps.T
+        values = precise(chunk)
+        taps = torch.stack([values[window].flatten() for window in windows])
+        total += (taps @ taps.mH).real
     return total / (len(x) * x.shape[1] * math.prod(inner))
 
 

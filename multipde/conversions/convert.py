@@ -1,8 +1,8 @@
 """Conversion of whole networks between meshes: the map of every stencil, and the change of the time grid."""
 
-import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from multipde.conversions.calibration import Calibration, calibrate
+from multipde.conversions.left_alone import layers_to_leave, marked, tell_left_alone
 from multipde.conversions.time_steps import with_steps
+from multipde.mesh.modes import averaged, copied, cpu_by_default
+from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import (
     check_unshared,
     composed_layers,
     detail_of,
+    mesh_parametrizations,
     mesh_size,
     stencil_layers,
     stencil_parametrization,
@@ -25,8 +29,8 @@ from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import CALIBRATED, METHODS, check_factor, check_method, map_stencil, transfer_matrix
 from multipde.networks.a_trous import a_trous
 from multipde.networks.detail import averaged_taps, composed_taps, set_detail, with_detail
-from multipde.networks.inputs import ImageBatch
-from multipde.networks.model_spec import Model, ModelSpec, check_detail, check_mesh, find_spec, spec_of
+from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
+from multipde.networks.model_spec import Model, ModelSpec, check_detail, check_mesh, check_whole, find_spec
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Conversion:
             the new detail is kept while the mesh changes: of a composed opening, the stencil that acts on averaged
             images is converted by the method (copied by calibrated ones), and the remainder is copied.
         a_trous: put a network with a detail on the mesh of its images, with dilated blocks, see `a_trous`.
+        skip: names of stencils that keep their numbers, as ``copy`` does, each with the reason.
     """
 
     factor: float | tuple[float, ...] = 1.0
@@ -58,6 +63,7 @@ class Conversion:
     block_scales: tuple[float, ...] | None = None
     detail: int | None = None
     a_trous: bool = False
+    skip: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, model: Model) -> Model:
         return self._applied(model)
@@ -75,30 +81,42 @@ class Conversion:
             raise ValueError(f"detail must be 1 for the dual map, got {detail}")
         return self._applied(model, is_dual=True)
 
+    @cpu_by_default()
     def _applied(self, model: Model, is_dual: bool = False) -> Model:
         check_method(self.method)
-        check_unshared(stencil_layers(model))
+        if (inner := averaged(model)) is not None:
+            return copied(model, given={inner: self._applied(inner, is_dual)})
+        check_whole(model)
         spec = find_spec(model)
         if spec is not None:
             check_mesh(model)
         elif self.steps is not None:
             raise ValueError(f"steps must be left out for a model without a description, got {self.steps}")
-        model = a_trous(model) if self.a_trous else copy.deepcopy(model)
+        with torch.inference_mode(False):
+            model = a_trous(model) if self.a_trous else copied(model)
+            with marked(model, self.skip):
+                self._move_all(model, is_dual)
+            return model if spec is None or self.steps is None else with_steps(model, self.steps)
+
+    def _move_all(self, model: nn.Module, is_dual: bool) -> None:
+        check_unshared(stencil_layers(model))
         detail = detail_of(model) if self.detail is None else self.detail
         set_detail(model, self.common_detail(model))
-        for name, layer in stencil_layers(model).items():
-            self._move(name, layer, is_dual)
+        layers = stencil_layers(model)
+        matrices = {name: self._matrix(name, layer) for name, layer in layers.items()}  # all errors before any change
+        for name, p in mesh_parametrizations(model).items():
+            if name not in layers and not self.keep_reference:
+                self._put_on_mesh(p)
+        for name, layer in layers.items():
+            self._move(layer, matrices[name], is_dual)
         self._move_composed(model)
-        if spec is None:
-            set_detail(model, detail)
-            return model
-        spec = spec_of(model)
-        size, kept = self._new_size(spec), self.keep_reference
-        moved: Any = replace(spec, size=size, reference=spec.references) if kept else spec.on_mesh(size)
-        model.multipde_spec = moved
-        _settle_mesh(model, moved)
+        if (spec := find_spec(model)) is not None:
+            size, kept = self._new_size(spec), self.keep_reference
+            moved: Any = replace(spec, size=size, reference=spec.references) if kept else spec.on_mesh(size)
+            model.multipde_spec = moved
+            for p in mesh_parametrizations(model).values():  # exactly, because repeated divisions accumulate errors
+                p.move([1 / s for s in moved.sizes], [1 / r for r in moved.references])
         set_detail(model, detail)
-        return model if self.steps is None else with_steps(model, self.steps)
 
     def common_detail(self, model: nn.Module) -> int:
         """The detail that the opening keeps while the mesh changes."""
@@ -108,7 +126,7 @@ class Conversion:
     def _move_composed(self, model: nn.Module) -> None:
         """K' = K + C (M - I) D K, where D averages an opening back to the mesh and C composes it again."""
         layer = next(iter(composed_layers(model).values()), None)
-        if layer is None:
+        if layer is None or vars(layer).get("left_alone"):
             return
         if self.keep_reference:
             raise ValueError(f"detail must be 1 where the stored parameters stay, got {detail_of(layer)}")
@@ -121,19 +139,15 @@ class Conversion:
         layer.weight += composed_taps(map_stencil(change, taps), detail)
 
     @torch.no_grad()
-    def _move(self, name: str, layer: _ConvNd, is_dual: bool) -> None:
-        factor = check_factor(self.factor, len(layer.kernel_size))
+    def _move(self, layer: _ConvNd, matrix: Tensor | None, is_dual: bool) -> None:
         p = stencil_parametrization(layer)
-        if p is not None and self.keep_reference:
-            p.move([h / f for h, f in zip(p.mesh_size, factor, strict=True)], p.reference)
-            return
-        matrix = self._matrix(name, layer, factor, p.reaction if p else "121")
-        if self.block_scales and name.startswith("blocks."):
-            unmoved = torch.eye(math.prod(layer.kernel_size), dtype=torch.float64)
-            matrix = self.block_scales[int(name.split(".")[1])] * (unmoved if matrix is None else matrix)
         if p is None:
             if matrix is not None:
                 layer.weight.copy_(map_stencil(torch.linalg.inv(matrix).T if is_dual else matrix, layer.weight))
+            return
+        if self.keep_reference:
+            factor = check_factor(self.factor, len(layer.kernel_size))
+            p.move([h / f for h, f in zip(p.mesh_size, factor, strict=True)], p.reference)
             return
         stored, new = stored_parameter(layer), None
         if matrix is not None and is_dual:
@@ -141,17 +155,29 @@ class Conversion:
             new = map_stencil(torch.linalg.inv(torch.linalg.solve(g, matrix @ g)).T, stored)
         elif matrix is not None:
             new = map_stencil(matrix, layer.weight)
-        p.move(*([h / f for h, f in zip(old, factor, strict=True)] for old in (p.mesh_size, p.reference)))
+        self._put_on_mesh(p)
         if new is not None:
             stored.copy_(new if is_dual else p.right_inverse(new))
 
-    def _matrix(self, name: str, layer: _ConvNd, factor: tuple[float, ...], reaction: str) -> Tensor | None:
+    def _put_on_mesh(self, p: StencilParametrization) -> None:
+        factor = check_factor(self.factor, len(p.width))
+        p.move(*([h / f for h, f in zip(old, factor, strict=True)] for old in (p.mesh_size, p.reference)))
+
+    def _matrix(self, name: str, layer: _ConvNd) -> Tensor | None:
         """The map M of a layer; None stands for the identity."""
-        if self.calibration is not None:
-            return self.calibration.matrices[name]
-        if METHODS[self.method].exponent == 0 or all(f == 1 for f in factor):
+        factor, p = check_factor(self.factor, len(layer.kernel_size)), stencil_parametrization(layer)
+        if p is not None and self.keep_reference:
             return None
-        return transfer_matrix(self.method, layer.kernel_size, factor, reaction)
+        if self.calibration is not None:
+            matrix = self.calibration.matrices[name]
+        elif METHODS[self.method].exponent == 0 or all(f == 1 for f in factor):
+            matrix = None
+        else:
+            matrix = transfer_matrix(self.method, layer.kernel_size, factor, p.reaction if p else "121")
+        if self.block_scales and name.startswith("blocks."):
+            unmoved = torch.eye(math.prod(layer.kernel_size), dtype=torch.float64)
+            matrix = self.block_scales[int(name.split(".")[1])] * (unmoved if matrix is None else matrix)
+        return matrix
 
     def _new_size(self, spec: ModelSpec) -> int | tuple[int, ...]:
         factor = check_factor(self.factor, spec.dim)
@@ -162,6 +188,7 @@ class Conversion:
         return rounded[0] if len(set(rounded)) == 1 else rounded
 
 
+@cpu_by_default()
 def convert(
     model: Model,
     *,
@@ -171,13 +198,15 @@ def convert(
     steps: int | Sequence[int] | None = None,
     calibration: ImageBatch | None = None,
     detail: int | None = None,
+    skip: str | Sequence[str] = (),
+    example: Tensor | None = None,
 ) -> Model:
     """Convert a trained network to another mesh, for images of another size; the result is a new module.
 
-    The method maps every stencil; strides, padding, 1x1 and transposed convolutions stay. The running statistics of
-    BatchNorm are copied; `recalibrate` measures them at the new size. Without calibration images the default method is
-    ``copy``, which leaves all weights as they are: only the mesh sizes and the description change. With calibration
-    images the default is the calibrated map, which changes the stencils.
+    The method maps every stencil; strides, padding, 1x1 and transposed convolutions stay (a warning names those wider
+    than one). The running statistics of BatchNorm are copied; `recalibrate` measures them at the new size. Without
+    calibration images the default method is ``copy``, which leaves all weights as they are: only the mesh sizes and the
+    description change. With calibration images the default is the calibrated map, which changes the stencils.
 
     Args:
         model: any module, reparametrised or plain.
@@ -192,18 +221,25 @@ def convert(
             have a detail above 1, they have the size of the images of that mesh.
         detail: image pixels per pixel of the mesh, see `with_detail`; None keeps that of the model. Mesh and opening
             move together: from size 16, detail 2, to size 32, detail 1, the opening is averaged back to the mesh first.
+        skip: stencils that keep their numbers: names of layers, of modules around them, or patterns (``"*.se.*"``).
+        example: a batch of images, or its shape on the meta device, for a model without a description. A convolution
+            that does not run along the axes of the images, or whose weight is rewritten at use, is then left alone.
 
     Raises:
         ValueError: size and factor are both given, or none of size, factor, steps and detail; the size is given but the
             mesh of the model is not known; the network cannot have the size or the detail; the method is unknown, or
-            needs images.
+            needs images; there is nothing to move.
 
     Reference: Ruthotto & Haber (2018), section 2.2; Haber, Ruthotto & Holtham (2017).
     """
-    given: Any = {"size": size, "factor": factor, "method": method, "steps": steps, "detail": detail}
-    return conversion(model, **given, calibration=calibration)(model)
+    given: Any = {"size": size, "factor": factor, "method": method, "steps": steps, "detail": detail, "skip": skip}
+    move = conversion(model, **given, calibration=calibration, example=example)
+    if size is not None or factor is not None:
+        tell_left_alone(averaged(model) or model, move.skip)
+    return move(model)
 
 
+@cpu_by_default()
 def conversion(
     model: nn.Module,
     *,
@@ -213,13 +249,14 @@ def conversion(
     steps: int | Sequence[int] | None = None,
     calibration: ImageBatch | None = None,
     detail: int | None = None,
+    skip: str | Sequence[str] = (),
+    example: Tensor | None = None,
 ) -> Conversion:
-    """The `Conversion` that `convert` would apply to a model; `carry_optimizer_state` needs it. It converts nothing.
-
-    ``convert(model, size=64)`` equals ``conversion(model, size=64)(model)``; arguments and errors are the same.
-    """
+    """The `Conversion` that `convert` would apply to a model; `carry_optimizer_state` needs it."""
     if size is not None and factor is not None:
         raise ValueError(f"factor must be left out where size is given, got size={size} and factor={factor}")
+    model = averaged(model) or model
+    check_whole(model)
     if size is None and factor is None and steps is None and detail is None:
         raise ValueError("size, factor, steps or detail must be given, got none of them")
     if detail is not None:
@@ -232,16 +269,21 @@ def conversion(
         factor = _factor_to(model, size)
     moved = 1.0 if factor is None else tuple(factor) if isinstance(factor, Sequence) else float(factor)
     blocks = tuple(steps) if isinstance(steps, Sequence) else steps
-    plain = Conversion(moved, chosen, blocks, detail=detail)
+    if example is None and calibration is not None and find_spec(model) is None:
+        example = network_inputs(model, calibration, "calibration")
+    with one_batch("calibration") if calibration is not None else nullcontext():
+        left = layers_to_leave(model, skip, example)
+    plain = Conversion(moved, chosen, blocks, detail=detail, skip=left)
     if chosen not in CALIBRATED:
         return plain
     if calibration is None:
         raise ValueError(f"calibration must hold images for the method {chosen!r}, got None")
-    if factor is None or not stencil_layers(model):
-        return replace(plain, method="copy")
-    common = plain.common_detail(model)
-    at_common = model if common == detail_of(model) else with_detail(model, common)
-    return replace(plain, calibration=calibrate(at_common, moved, calibration, chosen))
+    with marked(model, left):
+        if factor is None or not stencil_layers(model):
+            return replace(plain, method="copy")
+        common = plain.common_detail(model)
+        at_common = model if common == detail_of(model) else with_detail(model, common)
+        return replace(plain, calibration=calibrate(at_common, moved, calibration, chosen))
 
 
 def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]:
@@ -249,17 +291,8 @@ def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]
     if spec is not None:
         new = per_axis(size, spec.dim, "size")
         return tuple(n / s for n, s in zip(new, spec.sizes, strict=True))
-    try:
-        h = mesh_size(model)
-    except ValueError:
-        raise ValueError("factor must be given for a plain module, whose mesh is not known, got size") from None
-    dim = len(next(iter(stencil_layers(model).values())).kernel_size)
+    if not mesh_parametrizations(model):
+        raise ValueError("factor must be given for a plain module, whose mesh is not known, got size")
+    h = mesh_size(model)
+    dim = len(next(iter(mesh_parametrizations(model).values())).width)
     return tuple(n * v for n, v in zip(per_axis(size, dim, "size"), per_axis(h, dim, "mesh_size"), strict=True))
-
-
-def _settle_mesh(model: nn.Module, spec: ModelSpec) -> None:
-    """Set the mesh sizes to exactly those of the description, because repeated divisions accumulate rounding errors."""
-    h, reference = [1 / s for s in spec.sizes], [1 / s for s in spec.references]
-    for layer in stencil_layers(model).values():
-        if p := stencil_parametrization(layer):
-            p.move(h, reference)

@@ -1,6 +1,5 @@
 """The inputs of the stencil layers of a network, wherever the layers are applied."""
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from multipde.mesh.modes import copied
 from multipde.mesh.reparametrize import bake, stencil_layers, stencil_parametrization
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import ControlledLayer
@@ -18,6 +18,8 @@ Watch = Callable[[str, _ConvNd, Tensor], None]
 
 class WatchedCopy:
     """A baked copy of a model that reports the input of every stencil layer; a watch function may change weights.
+
+    Hooks of users are not copied.
 
     Attributes:
         layers: the stencil layers of the copy by name.
@@ -30,7 +32,9 @@ class WatchedCopy:
     def __init__(self, model: nn.Module):
         own = {name: stencil_parametrization(layer) for name, layer in stencil_layers(model).items()}
         self.reactions = {name: p.reaction if p else "121" for name, p in own.items()}
-        self.model = bake(copy.deepcopy(model)) if any(own.values()) else copy.deepcopy(model)
+        self.model = copied(model, hooks=False)
+        if any(own.values()):
+            bake(self.model)
         self.layers = stencil_layers(self.model)
         self.weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
         self.groups = _groups(self.model, self.layers)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import Conversion
+from multipde.mesh.modes import copied
 
 RULES = ("map", "dual", "reset")
 
@@ -63,7 +64,7 @@ def _moved_state(
     move: Callable[[nn.Module], nn.Module], model: nn.Module, old: dict[str, tuple[nn.Parameter, dict]], key: str
 ) -> dict[str, Tensor]:
     """The conversion applied to a copy of the model that holds the momentum in place of the parameters."""
-    holder = copy.deepcopy(model)
+    holder = copied(model)
     for name, p in holder.named_parameters():
         buffer = old[name][1].get(key)
         p.zero_() if buffer is None else p.copy_(buffer)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.mesh.modes import eval_mode
+from multipde.mesh.modes import cpu_by_default, eval_mode
 from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
 from multipde.runtime.processes import num_processes
 
@@ -46,6 +46,7 @@ class _Pooled:
         m.running_var.copy_(self.squares / (self.num - 1))
 
 
+@cpu_by_default()
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
     """Measure the running statistics of every BatchNorm layer again, mean and variance of its inputs, in place.

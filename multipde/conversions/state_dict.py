@@ -2,6 +2,8 @@
 
 import warnings
 import zipfile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multipde.conversions.left_alone import matching
+from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.transfer import transfer_stencil
 from multipde.networks.external import external_model
 from multipde.networks.limits import HEADER_BYTES, RECORD_BYTES, TENSORS
@@ -17,13 +21,12 @@ from multipde.networks.limits import HEADER_BYTES, RECORD_BYTES, TENSORS
 def network_with_weights(arch: str, weights: Path | None, **described: Any) -> nn.Module:
     """The network of a name with the weights of a file and as many classes as they have; None for random weights."""
     spec, state = external_model(arch, **described), None
-    with torch.random.fork_rng(devices=[]):
+    with OwnRandomness():
         if weights is not None:
-            state = read_state_dict(weights)
             with torch.device("meta"):
-                last = classifier_name(spec.build())
+                example = spec.build()
+            state, last = read_state_dict(weights, set(example.state_dict())), classifier_name(example)
             spec = replace(spec, classes=len(state[last])) if last in state else spec
-        torch.manual_seed(0)
         net = spec.build()
     try:
         if state is not None:
@@ -40,10 +43,18 @@ def classifier_name(model: nn.Module) -> str | None:
     return names[-1] if names else None
 
 
-def read_state_dict(file: Path) -> dict[str, Tensor]:
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Names under which training scripts store a state dict beside other things."""
+
+PREFIXES = ("_orig_mod.", "module.", "model.")
+"""What torch.compile, DataParallel and its kin, and modules of Lightning put in front of the names."""
+
+
+def read_state_dict(file: Path, wanted: Collection[str] = ()) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors, .pt or .pth file by name; no pickled code is run.
 
-    If the file has a dict under "state_dict" or "model", this is read; a prefix "module." of all names is removed.
+    A dict under one of the names `NESTED` is read instead of its surroundings, and prefixes of wrappers that all names
+    share are removed, one after the other, until the names are those that are wanted.
     """
     if not file.is_file():
         raise ValueError(f"weights must be a file, got {file}")
@@ -51,16 +62,24 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         state = _loaded(file)
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:120]
+        if "weights_only" in str(error):  # pickled or scripted modules
+            scripted = "TorchScript" in str(error)
+            way = "torch.jit.load(FILE)" if scripted else "torch.load(FILE, weights_only=False)"
+            reason = f"it holds code; if you trust it, save its weights: torch.save({way}.state_dict(), NEW)"
         raise ValueError(f"weights must be a state dict in .safetensors or .pt, got {file} ({reason})") from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    while isinstance(state, dict) and (key := next((k for k in NESTED if isinstance(state.get(k), dict)), None)):
+        state = state[key]
     tensors = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not tensors or not state:
         raise ValueError(f"weights must hold tensors by name, got something else in {file}")
     _check_plain_tensors(state, file)
-    prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(prefix): t for name, t in state.items()}
+    while not (wanted and set(wanted) <= set(state)):
+        names = set(state) - {"n_averaged"}  # the counter of an AveragedModel
+        prefix = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): state[name] for name in state if name in names}
+    return state
 
 
 def _loaded(file: Path) -> Any:
@@ -97,16 +116,47 @@ def _check_plain_tensors(state: dict[str, Tensor], file: Path) -> None:
 
 
 def convert_state_dict(
-    state: dict[str, Tensor], factor: float, method: str = "copy"
+    state: dict[str, Tensor], factor: float, method: str = "copy", skip: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Convert a state dict without its network: every tensor that has the shape of stencils of odd width above 1x1.
+    """Convert a state dict without its network: every weight that has the shape of stencils of odd width above 1x1.
 
-    Without the network, transposed convolutions cannot be recognised and nothing can be measured, so the method must
-    need no calibration. Returns the state dict and the names of the tensors that were converted.
+    A weight is a tensor with a name that ends in ``weight`` and no bias but one per output channel; position embeddings
+    and the directions of ``weight_norm`` are none. Of weights of several dimensions, those of the most frequent one are
+    stencils. Without the network, transposed convolutions cannot be recognised and nothing can be measured, so the
+    method must need no calibration. Returns the state dict and the names of the tensors that were converted.
+
+    Raises:
+        ValueError: there is no such weight, or a name or pattern of ``skip`` matches none.
     """
-    moved = {}
-    for name, tensor in state.items():
-        width, is_stencil = tensor.shape[2:], tensor.dim() in (3, 4, 5) and tensor.is_floating_point()
-        if is_stencil and all(w % 2 for w in width) and any(w > 1 for w in width):
-            moved[name] = transfer_stencil(tensor, method, factor, dim=len(width))
-    return {**state, **moved}, list(moved)
+    weights = {n: t for n, t in state.items() if t.dim() in (3, 4, 5) and _is_weight(n, t, state)}
+    dims = Counter(t.dim() for t in weights.values())
+    most = max(dims, key=lambda d: (dims[d], d), default=0)
+    stencils = {n: t for n, t in weights.items() if t.dim() == most and max(t.shape[2:]) > 1}
+    stencils = {n: t for n, t in stencils.items() if all(w % 2 for w in t.shape[2:])}
+    left = set(matching(skip, [name.rpartition(".")[0] or name for name in stencils]))
+    moved = {n: t for n, t in stencils.items() if (n.rpartition(".")[0] or n) not in left}
+    if not moved:
+        raise ValueError(f"weights must hold stencils of odd width above one, got none among {len(state)} tensors")
+    new = {name: transfer_stencil(t, method, factor, dim=most - 2) for name, t in moved.items()}
+    for name in moved:
+        if (record := state.get(_record_of(name))) is not None:
+            meshes = 2 * (most - 2)
+            new[_record_of(name)] = torch.cat([record[:meshes] / factor, record[meshes:]])
+    return {**state, **new}, list(moved)
+
+
+def _record_of(name: str) -> str:
+    """The name of the record of the mesh to which a stored stencil of a reparametrised layer belongs."""
+    return name.removesuffix("original") + "0._extra_state"
+
+
+def _is_weight(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return False
+    if name.endswith("weight.original") and (record := state.get(_record_of(name))) is not None:
+        mesh, reference, others = record.split([tensor.dim() - 2] * 2 + [2])
+        return torch.equal(mesh, reference) and not others.any()  # the stencils themselves are stored
+    if not (name == "weight" or name.endswith(".weight")):
+        return False
+    bias = state.get(name.removesuffix("weight") + "bias")
+    return bias is None or bias.shape in (tensor.shape[:1], tensor.shape[1:2])

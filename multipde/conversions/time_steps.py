@@ -2,6 +2,7 @@
 
 import torch
 
+from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import bake, stencil_layers, stencil_parametrization
 from multipde.networks.controls import interpolation_matrix
 from multipde.networks.dynamics import Block
@@ -14,7 +15,7 @@ def with_steps(net: Model, steps: int | tuple[int, ...]) -> Model:
     config = spec.with_steps(steps)
     if config is spec:
         return net
-    with torch.random.fork_rng(devices=[]):
+    with OwnRandomness():
         result: Model = config.build().train(net.training)  # pyright: ignore[reportAssignmentType]
     plain = not any(stencil_parametrization(layer) for layer in stencil_layers(net).values())
     if plain and any(stencil_parametrization(layer) for layer in stencil_layers(result).values()):

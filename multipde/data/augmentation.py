@@ -9,6 +9,7 @@ from torch import Tensor
 
 from multipde.data.batches import shard_of
 from multipde.data.images import Batch, Key, stream_seed
+from multipde.mesh.randomness import OwnRandomness
 
 NAMES = ("flip", "crop", "cutout", "mixup", "cutmix", "randaugment")
 DEFAULT = ("flip", "crop")
@@ -54,7 +55,7 @@ class Augmentation:
         names: some of `NAMES`. All but mixup are for images with two axes.
         classes: number of classes, for labels that are mixed.
         function: a function of a batch of images on [0, 1] to a batch of the same shape, which may use torch's
-            generators.
+            random functions, those with ``generator=`` and their ``_like`` forms.
 
     References:
         - Ruthotto & Haber (2018), section 5 (flip and crop).
@@ -133,23 +134,21 @@ class Augment:
         """
         self._check(x)
         rows = self.augmentation.rows(num, shard)
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            if self.augmentation.function is not None:
-                torch.manual_seed(stream_seed(*key, "function"))
-                order = rows.argsort()  # the batch as it is without other processes
+        if self.augmentation.function is not None:
+            order = rows.argsort()  # the batch as it is without other processes
+            with OwnRandomness(stream_seed(*key, "function")):
                 x = (255 * self.augmentation.function(x[order] / 255))[rows]
-            if "randaugment" in self.transforms:
-                keys = [(*key, "randaugment", row) for row in rows.tolist()]
-                x = torch.stack([self._randaugmented(*pair) for pair in zip(x, keys, strict=True)])
-            x = normalize(x)
-            torch.manual_seed(stream_seed(*key))
+        if "randaugment" in self.transforms:
+            keys = [(*key, "randaugment", row) for row in rows.tolist()]
+            x = torch.stack([self._randaugmented(*pair) for pair in zip(x, keys, strict=True)])
+        x = normalize(x)
+        with OwnRandomness(stream_seed(*key)):
             x = self._drawn_alone(("flip", "crop"), x, rows, num)
-            if "cutout" in self.transforms:
-                torch.manual_seed(stream_seed(*key, "cutout"))
+        if "cutout" in self.transforms:
+            with OwnRandomness(stream_seed(*key, "cutout")):
                 x = self._drawn_alone(("cutout",), x, rows, num)
-            if self.augmentation.mixes:
-                torch.manual_seed(stream_seed(*key, "mix"))
+        if self.augmentation.mixes:
+            with OwnRandomness(stream_seed(*key, "mix")):
                 x, labels = self._mixed(x, labels)
         first = len(x) - len(shard_of(torch.arange(num), shard))
         return x[first:], labels[first:]
@@ -170,8 +169,8 @@ class Augment:
         return x
 
     def _randaugmented(self, image: Tensor, key: Key) -> Tensor:
-        torch.manual_seed(stream_seed(*key))
-        return self.transforms["randaugment"](image.round().clamp(0, 255).to(torch.uint8)).float()
+        with OwnRandomness(stream_seed(*key)):
+            return self.transforms["randaugment"](image.round().clamp(0, 255).to(torch.uint8)).float()
 
     def _mixed(self, x: Tensor, labels: Tensor) -> Batch:
         found = [self.transforms[name] for name in MIXING if name in self.transforms]

@@ -11,10 +11,12 @@ from multipde.data.folder import load_folder
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages, stream
 from multipde.data.pairs import load_pair
+from multipde.mesh.modes import cpu_by_default
 
 DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder")
 
 
+@cpu_by_default()
 def load_data(
     source: Any,
     *,

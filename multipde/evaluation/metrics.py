@@ -15,7 +15,7 @@ from multipde.data.feed import Feed
 from multipde.data.images import Batch
 from multipde.data.labels import difference
 from multipde.evaluation.views import with_views
-from multipde.mesh.modes import eval_mode
+from multipde.mesh.modes import cpu_by_default, eval_mode
 from multipde.networks.cost import count_flops
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec, find_spec
@@ -62,6 +62,7 @@ class Metrics:
         return self.num_images / self.seconds
 
 
+@cpu_by_default()
 def evaluate(
     model: nn.Module,
     data: Any,

@@ -11,6 +11,7 @@ from multipde.conversions.convert import convert
 from multipde.data.decode import decode_image
 from multipde.data.folder import image_files, left_out_text
 from multipde.evaluation.views import with_views
+from multipde.mesh.modes import cpu_by_default
 from multipde.mesh.pyramid import resize_images
 from multipde.networks.folding import folded
 from multipde.networks.inputs import Normalize
@@ -51,6 +52,7 @@ class Prediction:
         return own | {"size": self.size, "probabilities": self.probabilities}
 
 
+@cpu_by_default()
 def predict(
     checkpoint: str | Path,
     images: Sequence[str | Path],

@@ -1,9 +1,34 @@
-"""A context in which a module is in evaluation mode."""
+"""Modules in evaluation mode, copies of modules that deepcopy alone cannot make, and wrappers around modules."""
 
-from collections.abc import Iterator
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+M = TypeVar("M", bound=nn.Module)
+
+WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+"""Names of classes, which would cost an import each, and where they hold the network."""
+
+
+@contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """Within the context tensors are made on the CPU, whatever ``torch.set_default_device`` has said."""
+    if torch.get_default_device().type == "cpu":
+        yield
+    else:
+        with torch.device("cpu"):  # a context of this thread alone
+            yield
 
 
 @contextmanager
@@ -16,3 +41,46 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m, flag in training.items():
             m.training = flag
+
+
+def copied(
+    module: M, *, hooks: bool = True, shapes_only: bool = False, given: Mapping[nn.Module, nn.Module] | None = None
+) -> M:
+    """A deep copy of a module, also of one whose weights are computed by a hook, such as ``nn.utils.weight_norm``.
+
+    Args:
+        hooks: copy the hooks of users too; those of torch, which compute weights, are always copied.
+        shapes_only: put the copy on the meta device, where it needs no memory.
+        given: copies of submodules that are there already.
+    """
+    memo: dict[int, Any] = {id(old): new for old, new in (given or {}).items()}
+    for m in module.modules():
+        for t in vars(m).values():
+            if isinstance(t, Tensor) and not t.is_leaf:  # deepcopy refuses results of computations
+                memo[id(t)] = t.detach().to("meta") if shapes_only else t.detach().clone()
+        for t in (*m._parameters.values(), *m._buffers.values()):
+            if shapes_only and t is not None and not is_lazy(t):
+                moved = t.detach().to("meta")
+                memo[id(t)] = nn.Parameter(moved, t.requires_grad) if isinstance(t, nn.Parameter) else moved
+        for own in () if hooks else (m._forward_hooks, m._forward_pre_hooks):
+            kept = [(key, hook) for key, hook in own.items() if type(hook).__module__.startswith("torch.nn.utils")]
+            memo[id(own)] = OrderedDict(kept)
+    with torch.inference_mode(False):  # a copy made under inference_mode could never be trained
+        return copy.deepcopy(module, memo)
+
+
+def check_unwrapped(module: nn.Module) -> None:
+    """Raise ValueError for the wrappers of torch, which hold what they have seen of a network before it changes."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError("module must be changed before it is scripted or traced, got a ScriptModule")
+    for kind, inner in WRAPPERS.items():
+        if any(base.__name__ == kind for base in type(module).__mro__):
+            raise ValueError(
+                f"module must be changed before it is wrapped, got {kind}; pass its .{inner}, and wrap it again"
+            )
+
+
+def averaged(module: nn.Module) -> nn.Module | None:
+    """The network in an ``AveragedModel`` of torch, None for any other module."""
+    is_average = any(base.__name__ == "AveragedModel" for base in type(module).__mro__)
+    return module.module if is_average else None  # pyright: ignore[reportReturnType]

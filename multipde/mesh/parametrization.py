@@ -2,13 +2,31 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from multipde.mesh.stencil import REACTIONS, StencilBasis, check_mesh_size
+from multipde.mesh.separable import apply_along_axes, precise
+from multipde.mesh.stencil import REACTIONS, StencilBasis, axis_map, check_condition, check_mesh_size
 
 COORDINATES = ("stencil", "beta")
+
+NARROW = 7
+"""Stencils of more taps per axis are computed in float64, whatever the type of their weights."""
+
+
+@torch.no_grad()
+def register(layer: nn.Module, parametrization: nn.Module) -> None:
+    """Give the weight of a layer a parametrization; the parameter object stays, and the gradient hooks of DDP on it."""
+    weight: Any = layer.weight
+    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)  # torch takes the hooks off this one
+    parametrize.register_parametrization(layer, "weight", parametrization)
+    stored: Any = layer.parametrizations.weight  # pyright: ignore[reportAttributeAccessIssue]
+    weight.copy_(stored.original)
+    stored.original = weight
 
 
 class StencilParametrization(nn.Module):
@@ -61,19 +79,36 @@ class StencilParametrization(nn.Module):
 
     def move(self, mesh_size: Sequence[float], reference: Sequence[float]) -> None:
         """Set the mesh of the layer and the reference mesh of its parameter; the values of p do not change."""
-        check_mesh_size(mesh_size)
+        self.check_move(mesh_size, reference)
         self.mesh_size, self.reference = tuple(float(h) for h in mesh_size), tuple(float(h) for h in reference)
         self.is_identity = self.coordinates == "stencil" and self.mesh_size == self.reference
         self._compute_matrix()
 
+    def check_move(self, mesh_size: Sequence[float], reference: Sequence[float]) -> None:
+        """Raise ValueError for a mesh on which the stencil cannot be computed from p, and back, in float64."""
+        check_mesh_size(mesh_size)
+        ratio = [h / ref for h, ref in zip(mesh_size, reference, strict=True)]
+        if max(self.width) > NARROW and any(r != 1 for r in ratio):
+            check_condition(self._maps(ratio), ratio, "the change of the mesh")
+
     def tap_matrix(self) -> Tensor:
         """The matrix G = A(h/h_ref) S of W = G p, of shape (n, n) for n taps, in float64."""
-        ratio = [h / ref for h, ref in zip(self.mesh_size, self.reference, strict=True)]
-        matrix = StencilBasis(self.width, len(self.width), ratio, self.reaction).matrix
-        return matrix @ torch.linalg.inv(self.unit_basis.matrix) if self.coordinates == "stencil" else matrix
+        return reduce(torch.kron, self._maps([h / r for h, r in zip(self.mesh_size, self.reference, strict=True)]))
+
+    def _maps(self, ratio: Sequence[float], power: int = 1) -> list[Tensor]:
+        """The factors of G along the axes, or those of the map of stencils inverted (power -1)."""
+        scales = [
+            r ** (-power * torch.arange(w, dtype=torch.float64, device="cpu"))
+            for w, r in zip(self.width, ratio, strict=True)
+        ]
+        if self.coordinates == "stencil" or power == -1:
+            return [axis_map(w, s, self.reaction) for w, s in zip(self.width, scales, strict=True)]
+        return [a * s for a, s in zip(self.unit_basis.axis_matrices, scales, strict=True)]
 
     def _compute_matrix(self) -> None:
-        self.matrix = self.tap_matrix().to(self.matrix.device, self.matrix.dtype)
+        matrix = self.tap_matrix()
+        is_wide = max(self.width) > NARROW and self.matrix.device.type != "mps"  # computed in float64 throughout
+        self.matrix = matrix.to(self.matrix.device, torch.float64 if is_wide else self.matrix.dtype)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -86,15 +121,19 @@ class StencilParametrization(nn.Module):
         return StencilBasis(self.width, len(self.width), h, self.reaction)
 
     def forward(self, p: Tensor) -> Tensor:
-        return p if self.is_identity else self._multiply(self.matrix.to(p.dtype), p)
+        if self.is_identity:
+            return p
+        if max(self.width) > NARROW:
+            return self._multiply(self.matrix, p).to(p.dtype)
+        return self._multiply(self.matrix.to(p.dtype), p)
 
     def right_inverse(self, stencil: Tensor) -> Tensor:
         """The parameter that gives this stencil on the present mesh, computed in float64."""
         if self.is_identity:
             return stencil
         ratio = [h / ref for h, ref in zip(self.mesh_size, self.reference, strict=True)]
-        beta = StencilBasis(self.width, len(self.width), ratio, self.reaction).to_beta(stencil.to("cpu", torch.float64))
-        return (self.unit_basis.to_stencil(beta) if self.coordinates == "stencil" else beta).to(stencil)
+        moved = apply_along_axes(self._maps(ratio, -1), precise(stencil))
+        return (moved if self.coordinates == "stencil" else self.unit_basis.to_beta(moved)).to(stencil)
 
     def reference_stencil(self, p: Tensor) -> Tensor:
         """The stencil on the reference mesh, on which the regulariser and the box are defined."""
@@ -110,7 +149,8 @@ class StencilParametrization(nn.Module):
         return stencil if self.coordinates == "stencil" else self.unit_basis.to_beta(stencil)
 
     def _multiply(self, matrix: Tensor, p: Tensor) -> Tensor:
-        return (p.flatten(-len(self.width)) @ matrix.T).view(p.shape)
+        common = torch.promote_types(p.dtype, matrix.dtype)
+        return (p.flatten(-len(self.width)).to(common) @ matrix.T.to(common)).view(p.shape)
 
     def get_extra_state(self) -> Tensor:
         names = [COORDINATES.index(self.coordinates), list(REACTIONS).index(self.reaction)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from multipde.mesh.modes import cpu_by_default
 from multipde.mesh.separable import apply_along_axes, per_axis
 
 
@@ -31,6 +32,7 @@ def cell_average_matrix(num_from: int, num_to: int) -> Tensor:
     return (right - left).clamp_min(0) / num_from
 
 
+@cpu_by_default()
 def restrict_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
     """Bring images to a coarser mesh by exact averages over its cells, at any ratio; at ratio 2 it is the 2x2 mean.
 
@@ -55,6 +57,7 @@ def restrict_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
     return _cell_averages(images, old, new)
 
 
+@cpu_by_default()
 def prolong_images(images: Tensor, size: int | Sequence[int], order: int = 0) -> Tensor:
     """Bring images to a finer mesh by interpolation.
 
@@ -84,6 +87,7 @@ def prolong_images(images: Tensor, size: int | Sequence[int], order: int = 0) ->
     return _cell_averages(images, old, new)
 
 
+@cpu_by_default()
 def resize_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
     """Bring images to a mesh of any size by cell averages; each axis may become coarser or finer.
 

@@ -1,31 +1,36 @@
 """Reparametrisation of any module, so that its convolutions know their mesh size, and the way back."""
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from multipde.mesh.modes import eval_mode
-from multipde.mesh.parametrization import StencilParametrization
-from multipde.mesh.separable import per_axis
-from multipde.mesh.stencil import check_mesh_size
+from multipde.mesh.modes import check_unwrapped, cpu_by_default
+from multipde.mesh.parametrization import StencilParametrization, register
+from multipde.mesh.separable import per_axis, precise
+from multipde.mesh.tracing import REWRITTEN, trace_meshes, uses_own_weight
 
 
 def stencil_layers(module: nn.Module) -> dict[str, _ConvNd]:
     """The convolutions of a module that are derivative stencils, by name: Conv1d/2d/3d of odd width, not 1x1."""
-    return {name: layer for name, layer in _convolutions(module).items() if not _reason_to_skip(layer)}
+    layers, reasons = _convolutions(module), _reasons(module)
+    return {name: layer for name, layer in layers.items() if not reasons[name]}
 
 
 def skipped_layers(module: nn.Module) -> dict[str, str]:
     """The convolutions of a module that are no derivative stencils, by name, with the reason, such as "1x1".
 
-    An opening composed with a mean is not among them: `convert` moves it as the stencil that it is on the mesh.
+    An opening composed with a mean is not among them: `convert` moves it as the stencil that it is on the mesh. Where a
+    layer stands in the network is known only after `reparametrize` with an example.
     """
     composed = composed_layers(module)
-    reasons = {n: _reason_to_skip(layer) for n, layer in _convolutions(module).items() if n not in composed}
-    return {name: reason for name, reason in reasons.items() if reason}
+    return {name: reason for name, reason in _reasons(module).items() if reason and name not in composed}
 
 
 def detail_of(module: nn.Module) -> int:
@@ -39,11 +44,9 @@ def composed_layers(module: nn.Module) -> dict[str, _ConvNd]:
 
 
 def stencil_parametrization(layer: nn.Module) -> StencilParametrization | None:
-    """The StencilParametrization of a layer's weight, None for a plain layer."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    last = layer.parametrizations.weight[-1]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
-    return last if isinstance(last, StencilParametrization) else None
+    """The StencilParametrization of a layer's weight, None for a plain layer or one parametrised otherwise."""
+    found = _parametrizations_of(layer)
+    return found[0] if len(found) == 1 and isinstance(found[0], StencilParametrization) else None
 
 
 def stored_parameter(layer: nn.Module) -> nn.Parameter:
@@ -53,6 +56,7 @@ def stored_parameter(layer: nn.Module) -> nn.Parameter:
     return layer.weight  # pyright: ignore[reportReturnType]
 
 
+@cpu_by_default()
 def reparametrize(
     module: nn.Module,
     mesh_size: float | Sequence[float],
@@ -68,7 +72,7 @@ def reparametrize(
     Afterwards `set_mesh_size` moves the module to another mesh. The parameter objects are kept (their names then end in
     ``.parametrizations.weight.original``), so that an existing optimizer can be used further; its momentum stays valid
     only in "stencil" coordinates with the present mesh as reference. `skipped_layers` lists the convolutions that do
-    not change: 1x1, transposed or of even width.
+    not change, with the reason.
 
     A change of the mesh keeps the differential operator of ordinary, grouped and dilated convolutions. Two errors of
     order h remain. A convolution of stride s puts its outputs at every s-th pixel centre, which is (s-1)h/2 away from
@@ -81,36 +85,45 @@ def reparametrize(
         coordinates: what is stored, ``"stencil"`` or ``"beta"``, see `StencilParametrization`.
         reaction: averaging taps of the term of order zero, ``"121"`` or ``"141"``, see `StencilBasis`.
         stride: mesh size in front of the module's first layer in units of ``mesh_size``, for part of a larger network.
-        example: a batch for the module, which is run once to measure how far pooling and strides coarsen the mesh in
-            front of each layer; without it all layers are taken to be on the mesh of the input.
+        example: a batch for the module, through which its layers are traced, see `trace_meshes`: how far strides and
+            pools coarsen the mesh in front of each layer, and which layers are no stencils on the mesh of the images.
+            These are left alone. Without an example all layers are taken to be on the mesh of the input.
 
     Raises:
-        ValueError: the module has no stencil or is reparametrised already, two layers share a weight, or a mesh size is
-            not positive.
+        ValueError: the module has no stencil, is reparametrised already or wrapped, or a mesh size is not positive; two
+            layers share a weight.
 
     Reference: Ruthotto & Haber (2018), section 2.2.
     """
+    check_unwrapped(module)
+    for layer in _convolutions(module).values():
+        vars(layer).pop("left_alone", None)
     layers = stencil_layers(module)
-    if not layers:
-        raise ValueError("module must have a convolution with odd stencils wider than one, got none")
+    check_movable(module, layers)
     done = [name for name, layer in layers.items() if stencil_parametrization(layer)]
     if done:
         raise ValueError(f"module must be plain, got {done[0]!r} reparametrised already; use set_mesh_size or bake")
     check_unshared(layers)
-    strides = _trace_strides(module, layers, example) if example is not None else {}
+    traced = trace_meshes(module, example) if example is not None else {}
+    reasons = {name: found for name, found in traced.items() if isinstance(found, str) and name in layers}
+    layers = {name: layer for name, layer in layers.items() if name not in reasons}
+    check_movable(module, layers, reasons)
     made = {}
     for name, layer in layers.items():
-        dim = len(layer.kernel_size)
+        dim, strides = len(layer.kernel_size), traced.get(name, (1.0,) * len(layer.kernel_size))
         h = [float(v) for v in per_axis(mesh_size, dim, "mesh_size")]
         ref = h if reference is None else [float(v) for v in per_axis(reference, dim, "reference")]
-        traced = strides.get(name, (1.0,) * dim)
-        spacing = [stride * s * d for s, d in zip(traced, layer.dilation, strict=True)]
+        spacing = [stride * float(s) * d for s, d in zip(strides, layer.dilation, strict=True)]
         made[name] = StencilParametrization(layer.kernel_size, h, ref, spacing, coordinates, reaction)
+    _warn_of_pixels(mesh_size)
+    for name, reason in reasons.items():
+        module.get_submodule(name).left_alone = reason  # pyright: ignore[reportArgumentType]
     for name, layer in layers.items():
-        parametrize.register_parametrization(layer, "weight", made[name].to(layer.weight.device, layer.weight.dtype))
+        register(layer, made[name].to(layer.weight.device, layer.weight.dtype.to_real()))
     return module
 
 
+@cpu_by_default()
 def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None:
     """Move a reparametrised module to another mesh, in place: its stencils change, its parameters do not.
 
@@ -123,11 +136,14 @@ def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None
     """
     found = _parametrizations(module)
     targets = [tuple(float(h) for h in per_axis(mesh_size, len(p.width), "mesh_size")) for p in found.values()]
-    check_mesh_size(targets[0])
+    _warn_of_pixels(mesh_size)
+    for p, target in zip(found.values(), targets, strict=True):
+        p.check_move(target, p.reference)
     for p, target in zip(found.values(), targets, strict=True):
         p.move(target, p.reference)
 
 
+@cpu_by_default()
 @torch.no_grad()
 def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None:
     """Change the reference mesh of the stored parameters, in place: the parameters change, the stencils do not.
@@ -166,7 +182,7 @@ def coefficients(module: nn.Module) -> dict[str, Tensor]:
         ValueError: the module is not reparametrised.
     """
     return {
-        name: p.basis().to_beta(module.get_submodule(name).weight.detach().to("cpu", torch.float64))  # pyright: ignore
+        name: p.basis().to_beta(precise(module.get_submodule(name).weight.detach()))  # pyright: ignore
         for name, p in _parametrizations(module).items()
     }
 
@@ -186,18 +202,52 @@ def bake(module: nn.Module) -> nn.Module:
     return module
 
 
+def check_movable(module: nn.Module, layers: Mapping[str, _ConvNd], reasons: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError unless there is a stencil to be moved, with the reasons why the convolutions are none."""
+    if layers:
+        return
+    why = Counter((skipped_layers(module) | dict(reasons or {})).values())
+    found = ", ".join(f"{num} {reason}" for reason, num in why.most_common()) or "no convolution of torch.nn at all"
+    raise ValueError(f"module must have a convolution with odd stencils wider than one on its mesh, got {found}")
+
+
+def mesh_parametrizations(module: nn.Module) -> dict[str, StencilParametrization]:
+    """The StencilParametrizations of a module by name of the layer; ValueError if another one is beside them."""
+    found = {}
+    for name, layer in _convolutions(module).items():
+        if p := stencil_parametrization(layer):
+            found[name] = p
+        elif any(isinstance(other, StencilParametrization) for other in _parametrizations_of(layer)):
+            raise ValueError(
+                f"layers must have their mesh size alone, got {name!r} parametrised otherwise too; "
+                "use torch.nn.utils.parametrize.remove_parametrizations"
+            )
+    return found
+
+
 def _parametrizations(module: nn.Module) -> dict[str, StencilParametrization]:
-    found = {name: p for name, layer in stencil_layers(module).items() if (p := stencil_parametrization(layer))}
-    if not found:
+    if not (found := mesh_parametrizations(module)):
         raise ValueError("module must be reparametrised, got a plain one; use reparametrize(module, mesh_size) first")
     return found
+
+
+def _parametrizations_of(layer: nn.Module) -> list[nn.Module]:
+    return list(layer.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else []  # pyright: ignore
 
 
 def _convolutions(module: nn.Module) -> dict[str, _ConvNd]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, _ConvNd)}
 
 
-def _reason_to_skip(layer: _ConvNd) -> str:
+def _reasons(module: nn.Module) -> dict[str, str]:
+    """For every convolution why it is no stencil, empty if it is one."""
+    layers = _convolutions(module)
+    dims = Counter(len(layer.kernel_size) for layer in layers.values())
+    dim = max(dims, key=lambda d: (dims[d], d), default=0)  # of the images: a few others attend along channels
+    return {name: _reason_to_skip(layer, dim) for name, layer in layers.items()}
+
+
+def _reason_to_skip(layer: _ConvNd, dim: int) -> str:
     if isinstance(layer, _ConvTransposeNd):
         return "transposed"
     if (detail := detail_of(layer)) > 1:
@@ -206,8 +256,39 @@ def _reason_to_skip(layer: _ConvNd) -> str:
         return "1x1"
     if any(w % 2 == 0 for w in layer.kernel_size):
         return "even width"
-    plain = isinstance(layer._parameters.get("weight"), nn.Parameter)
-    return "" if plain or stencil_parametrization(layer) else "parametrised otherwise"
+    if left_alone := vars(layer).get("left_alone"):
+        return left_alone
+    if stencil_parametrization(layer):
+        return ""
+    if is_lazy(weight := layer._parameters.get("weight")):
+        return "not initialised yet"
+    if not isinstance(weight, nn.Parameter):
+        return "parametrised otherwise"
+    if len(layer.kernel_size) != dim:
+        return f"{len(layer.kernel_size)}-D in a {dim}-D network"
+    return "" if _uses_own_weight(layer) else REWRITTEN
+
+
+_ANSWERS: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+
+def _uses_own_weight(layer: _ConvNd) -> bool:
+    """Whether a class of layers convolves with its weight as it is; a subclass of torch's is tried once."""
+    cls = type(layer)
+    own = next(base for base in cls.__mro__ if base.__module__ == "torch.nn.modules.conv")
+    if "forward" in vars(layer):
+        return uses_own_weight(layer)
+    if cls.forward is own.forward and cls._conv_forward is own._conv_forward:  # pyright: ignore
+        return True
+    if cls not in _ANSWERS:
+        _ANSWERS[cls] = uses_own_weight(layer)
+    return _ANSWERS[cls]
+
+
+def _warn_of_pixels(mesh_size: float | Sequence[float]) -> None:
+    largest = max(mesh_size) if isinstance(mesh_size, Sequence) else mesh_size
+    if largest > 1:
+        warnings.warn(f"mesh_size should be 1 / size in pixels, got {largest}; use 1 / {largest:g}", stacklevel=4)
 
 
 def check_unshared(layers: Mapping[str, _ConvNd]) -> None:
@@ -217,29 +298,3 @@ def check_unshared(layers: Mapping[str, _ConvNd]) -> None:
         first = owner.setdefault(id(stored_parameter(layer)), name)
         if first != name:
             raise ValueError(f"layers must not share a weight, got {first!r} and {name!r} with the same one")
-
-
-def _trace_strides(module: nn.Module, layers: Mapping[str, _ConvNd], example: Tensor) -> dict[str, tuple[float, ...]]:
-    """The ratio of each layer's mesh size to that of the example, from the size of the layer's first input."""
-    sizes: dict[str, tuple[int, ...]] = {}
-
-    def record(name: str):
-        def hook(_, inputs):
-            sizes.setdefault(name, tuple(inputs[0].shape[2:]))
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
-    try:
-        with eval_mode(module), torch.no_grad():
-            module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    full = tuple(example.shape[2:])
-    kept = {name: size for name, size in sizes.items() if len(size) == len(full)}
-    return {name: tuple(map(_nearest_ratio, full, size)) for name, size in kept.items()}
-
-
-def _nearest_ratio(full: int, size: int) -> float:
-    return float(round(full / size)) if size <= full else 1.0 / round(size / full)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -11,8 +12,13 @@ T = TypeVar("T")
 def apply_along_axes(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
     """Apply (M_1 ⊗ ... ⊗ M_d) with matrices (m_i, n_i) to x (*, n_1, ..., n_d), which gives (*, m_1, ..., m_d)."""
     for axis, matrix in enumerate(matrices, start=-len(matrices)):
-        x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+        x = (x.movedim(axis, -1) @ matrix.T.to(x.dtype)).movedim(-1, axis)
     return x
+
+
+def precise(x: Tensor) -> Tensor:
+    """The values on the CPU in double precision, real or complex."""
+    return x.to("cpu", torch.complex128 if x.is_complex() else torch.float64)
 
 
 def per_axis(value: T | Sequence[T], dim: int, name: str) -> tuple[T, ...]:

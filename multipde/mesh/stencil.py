@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Sequence
-from functools import cached_property, reduce
+from fractions import Fraction
+from functools import cache, cached_property, reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multipde.mesh.separable import apply_along_axes, per_axis
+from multipde.mesh.separable import apply_along_axes, per_axis, precise
 
 REACTIONS = {"121": (1 / 4, 2 / 4, 1 / 4), "141": (1 / 6, 4 / 6, 1 / 6)}
 """Averaging stencils for the term of order zero: the paper's, and the one with which the Galerkin map keeps β."""
@@ -92,13 +93,13 @@ class StencilBasis:
     def to_stencil(self, beta: Tensor) -> Tensor:
         """θ = A(h) β, (*, *width), computed in float64 on the CPU and returned with the dtype and device of β."""
         self._check_shape(beta, "beta")
-        return apply_along_axes(self.axis_matrices, beta.to("cpu", torch.float64)).to(beta)
+        return apply_along_axes(self.axis_matrices, precise(beta)).to(beta)
 
     def to_beta(self, stencil: Tensor) -> Tensor:
         """β = A(h)⁻¹ θ, (*, *width), axis by axis in float64 on the CPU, returned with the dtype and device of θ."""
         self._check_shape(stencil, "stencil")
         inverses = [torch.linalg.inv(a) for a in self.axis_matrices]
-        return apply_along_axes(inverses, stencil.to("cpu", torch.float64)).to(stencil)
+        return apply_along_axes(inverses, precise(stencil)).to(stencil)
 
     def _check_shape(self, x: Tensor, name: str) -> None:
         if tuple(x.shape[-self.dim :]) != self.width:
@@ -114,6 +115,51 @@ def check_mesh_size(mesh_size: Sequence[float], name: str = "mesh_size") -> None
     """Raise ValueError unless every mesh size is positive and finite."""
     if not all(math.isfinite(h) and h > 0 for h in mesh_size):
         raise ValueError(f"{name} must be positive, got {mesh_size[0] if len(mesh_size) == 1 else tuple(mesh_size)}")
+
+
+def axis_map(width: int, scales: Tensor, reaction: str) -> Tensor:
+    """The map A diag(s) A⁻¹ of the taps along one axis that scales the derivative terms, for h = 1, in float64."""
+    matrix = _axis_matrix(width, 1.0, reaction)
+    return (matrix * scales.to(matrix)) @ _inverse(width, reaction)
+
+
+@cache
+def _inverse(width: int, reaction: str) -> Tensor:
+    """A⁻¹ for one axis and h = 1: exact for wide stencils, of which float64 would lose half of the digits."""
+    matrix = _axis_matrix(width, 1.0, reaction)
+    if width <= 15:
+        return torch.linalg.inv(matrix)
+    rows = [[Fraction(v) for v in row] for row in torch.cat([matrix, torch.eye(width).to(matrix)], 1).tolist()]
+    for k in range(width):
+        pivot = max(range(k, width), key=lambda i: abs(rows[i][k]))
+        rows[k], rows[pivot] = rows[pivot], rows[k]
+        rows[k] = [v / rows[k][k] for v in rows[k]]
+        for i in range(width):
+            if i != k and rows[i][k]:
+                rows[i] = [a - rows[i][k] * b for a, b in zip(rows[i], rows[k], strict=True)]
+    return torch.tensor([[float(v) for v in row[width:]] for row in rows], dtype=torch.float64, device="cpu")
+
+
+PER_DOUBLING, IN_ALL = 2e9, 1e13
+"""Largest condition numbers of a map of stencils for a factor of two, and for any factor.
+
+There and back in float64, a stencil loses about 1e-17 times the condition number."""
+
+
+def check_condition(maps: Sequence[Tensor], factor: Sequence[float], what: str) -> None:
+    """Raise ValueError if the Kronecker product of maps along the axes cannot be inverted in float64.
+
+    No other basis would help: the derivative terms of order k are scaled by factor^k, and w taps have orders to w - 1.
+    """
+    conditions = [float(torch.linalg.cond(each)) for each in maps]
+    doublings = [max(1.0, abs(math.log2(f))) for f in factor]
+    per_doubling = math.prod(c ** (1 / d) for c, d in zip(conditions, doublings, strict=True))
+    if not (per_doubling <= PER_DOUBLING and math.prod(conditions) <= IN_ALL):
+        width = "x".join(str(len(each)) for each in maps)
+        raise ValueError(
+            f"{what} must have an inverse in float64 for stencils of {width} taps, got the condition number "
+            f"{math.prod(conditions):.0e}; use method 'copy', or skip= for these layers"
+        )
 
 
 def _axis_matrix(width: int, h: float, reaction: str) -> Tensor:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from multipde.mesh.separable import per_axis
-from multipde.mesh.stencil import StencilBasis
+from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.separable import per_axis, precise
+from multipde.mesh.stencil import StencilBasis, axis_map, check_condition
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ def order_scales(method: str, width: Sequence[int], factor: Sequence[float]) -> 
     The factor is new size / old size per axis (2 is finer, 0.5 coarser); the result has the shape ``width``.
     """
     check_fixed(method)
-    scales = torch.ones((), dtype=torch.float64)
+    scales = torch.ones((), dtype=torch.float64, device="cpu")
     for w, f in zip(width, factor, strict=True):
-        scales = scales[..., None] * f ** (METHODS[method].exponent * torch.arange(w, dtype=torch.float64))
+        scales = scales[..., None] * f ** (
+            METHODS[method].exponent * torch.arange(w, dtype=torch.float64, device="cpu")
+        )
     return scales
 
 
@@ -52,18 +56,24 @@ def scaling_matrix(scales: Tensor, reaction: str = "121") -> Tensor:
 
 def map_stencil(matrix: Tensor, stencil: Tensor) -> Tensor:
     """θ' = M θ for every stencil of (out, in, *width) and a matrix (n, n), computed in float64 for n taps."""
-    flat = stencil.to("cpu", torch.float64).reshape(-1, len(matrix))
-    return (flat @ matrix.T).view(stencil.shape).to(stencil)
+    flat = precise(stencil).reshape(-1, len(matrix))
+    return (flat @ matrix.T.to(flat.dtype)).view(stencil.shape).to(stencil)
 
 
 def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], reaction: str = "121") -> Tensor:
-    """The matrix M (n, n) of a fixed method on n taps, θ' = M θ, in float64; the identity where all scales are one."""
-    scales = order_scales(method, width, factor)
-    if bool((scales == 1).all()):
-        return torch.eye(scales.numel(), dtype=torch.float64)
-    return scaling_matrix(scales, METHODS[method].reaction or reaction)
+    """The matrix M (n, n) of a fixed method on n taps, θ' = M θ, in float64; the identity where all scales are one.
+
+    It is the Kronecker product of a map per axis. There and back loses about a fiftieth of its condition number times
+    the machine epsilon; ValueError where that is too much, see `check_condition`.
+    """
+    scales = [order_scales(method, (w,), (f,)) for w, f in zip(width, factor, strict=True)]
+    reaction = METHODS[method].reaction or reaction
+    maps = [torch.eye(len(s)).to(s) if bool((s == 1).all()) else axis_map(len(s), s, reaction) for s in scales]
+    check_condition(maps, factor, f"the map by {method}")
+    return reduce(torch.kron, maps)
 
 
+@cpu_by_default()
 def transfer_stencil(
     stencil: Tensor, method: str, factor: float | Sequence[float], dim: int = 2, reaction: str = "121"
 ) -> Tensor:
@@ -90,7 +100,8 @@ def transfer_stencil(
         - stencil, result: (*, *width)
 
     Raises:
-        ValueError: the method is unknown or needs images, or the factor is not positive.
+        ValueError: the method is unknown or needs images, the factor is not positive, or the stencils are too wide for
+            the map to be inverted in float64 (17x17 taps at a factor of 2).
 
     Reference: Ruthotto & Haber (2018), section 2.2; Haber, Ruthotto & Holtham (2017), section 3.
     """

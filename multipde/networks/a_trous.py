@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization
 from multipde.networks.model_spec import Model, spec_of
 
@@ -26,7 +27,7 @@ def a_trous(model: Model) -> Model:
 
     Reference: Holschneider et al. (1989); Shensa (1992), The discrete wavelet transform: à trous and Mallat algorithms.
     """
-    with torch.random.fork_rng(devices=[]):
+    with OwnRandomness():
         new: Any = spec_of(model).a_trous().build()
     like = next(model.parameters())
     new.to(like.device, like.dtype).train(model.training)

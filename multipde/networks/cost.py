@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde.mesh.modes import eval_mode
+from multipde.mesh.randomness import OwnRandomness
 from multipde.networks.model_spec import ModelSpec
 
 
@@ -38,7 +39,7 @@ def count_flops(config: ModelSpec, training: bool = False) -> int:
     Raises:
         ValueError: the network cannot take images of its size, or does not return one score per class.
     """
-    with torch.random.fork_rng(devices=[]):
+    with OwnRandomness():
         try:
             with torch.device("meta"):
                 net = config.build()

@@ -1,6 +1,5 @@
 """The detail level: a network on a coarse mesh that takes finer images, through an opening composed with their mean."""
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multipde.mesh.modes import eval_mode
+from multipde.mesh.modes import copied, eval_mode
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import bake, composed_layers, detail_of, stencil_layers, stencil_parametrization
 from multipde.networks.model_spec import Model, ModelSpec, check_detail, find_spec
@@ -39,7 +38,7 @@ def with_detail(model: Model, detail: int, *, example: Tensor | None = None) -> 
     Raises:
         ValueError: the detail is no positive whole number, or the model has no opening that can be composed.
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     set_detail(model, detail, example)
     return model
 
@@ -87,7 +86,7 @@ def opening_of(model: nn.Module, shape: Sequence[int]) -> _ConvNd:
     The model is run once on the meta device, which computes only shapes, or where it is if that fails.
     """
     try:
-        readers, others = _readers_of(copy.deepcopy(model).to("meta"), torch.zeros(*shape, device="meta"))
+        readers, others = _readers_of(copied(model, shapes_only=True), torch.zeros(*shape, device="meta"))
     except (NotImplementedError, RuntimeError, TypeError):
         readers, others = _readers_of(model, next(model.parameters()).new_zeros(*shape))
     rule = "detail must be 1 where"

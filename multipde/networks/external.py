@@ -1,6 +1,5 @@
 """Networks that multipde does not define: from torchvision, timm or an import path, or modules given in Python."""
 
-import copy
 import re
 import shlex
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any, Self
 
 from torch import nn
 
+from multipde.mesh.modes import copied
 from multipde.mesh.reparametrize import detail_of, stencil_layers, stencil_parametrization
 from multipde.networks import architectures
 from multipde.networks.cost import num_weights
@@ -196,7 +196,7 @@ def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **descr
         classes: number of classes.
         described: other fields of `ExternalModel`: in_channels, class_names, mean, std, ...
     """
-    net = copy.deepcopy(model)
+    net = copied(model)
     if find_spec(net) is None:
         net.multipde_spec = given_model(net, size=size, classes=classes, **described)  # pyright: ignore
     return net
@@ -208,5 +208,5 @@ def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -
         found = [p for layer in stencil_layers(model).values() if (p := stencil_parametrization(layer))]
         own = {"detail": detail_of(model)} | ({"dim": len(found[0].width)} if found else {})
         described = own | described
-        return ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=lambda: copy.deepcopy(model), **described)
+        return ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=lambda: copied(model), **described)
     return ExternalModel(f"{PYTHON}:{getattr(model, '__name__', type(model).__name__)}", factory=model, **described)

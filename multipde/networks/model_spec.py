@@ -2,7 +2,6 @@
 # pyright: reportReturnType=false
 # (the methods of the protocol have a docstring and no body)
 
-import copy
 from collections.abc import Mapping
 from dataclasses import Field, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import nn
 
+from multipde.mesh.modes import check_unwrapped, copied
 from multipde.mesh.reparametrize import detail_of, reparametrize, stencil_layers, stencil_parametrization
 from multipde.mesh.separable import per_axis
 from multipde.networks.limits import CHANNELS, CLASSES, SIDE
@@ -218,7 +218,7 @@ def with_meshes(model: Model) -> Model:
     layers, spec = stencil_layers(model).values(), spec_of(model)
     if not layers or any(stencil_parametrization(layer) for layer in layers):
         return model
-    model = copy.deepcopy(model)
+    model = copied(model)
     reparametrize_for(model, spec)
     return model
 
@@ -232,6 +232,18 @@ def check_mesh(model: nn.Module) -> None:
             raise ValueError(
                 f"network must be on the mesh of its size {spec.sizes}, got mesh size {p.mesh_size}; "
                 "set_mesh_size moves it back, convert moves both"
+            )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise ValueError for a wrapper of torch, and for a module around a network that carries its description."""
+    check_unwrapped(model)
+    if find_spec(model) is None:
+        inner = next((name for name, m in model.named_modules() if find_spec(m) is not None), None)
+        if inner is not None:
+            raise ValueError(
+                f"model must be the network that carries its description, got a {type(model).__name__} around it; "
+                f"convert its .{inner} and put it in its place"
             )
 
 

@@ -2,13 +2,14 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from multipde.conversions.left_alone import layers_to_leave, mark
 from multipde.conversions.state_dict import convert_state_dict, network_with_weights, read_state_dict
 from multipde.data.datasets import ImageData, load_data
 from multipde.data.unlabelled import load_unlabelled
@@ -16,6 +17,7 @@ from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import ConversionReport
 from multipde.evaluation.measured_conversion import check_conversion_method, convert_reported
 from multipde.evaluation.metrics import check_classes
+from multipde.mesh.reparametrize import check_movable, composed_layers, stencil_layers
 from multipde.networks.cost import count_flops
 from multipde.networks.external import IMAGENET
 from multipde.networks.inputs import Normalize
@@ -59,6 +61,7 @@ def convert_to_directory(
     unlabelled: Path | None = None,
     rivals: bool = False,
     compile: bool = False,
+    skip: Sequence[str] = (),
     device: str = "auto",
     amp: str = "off",
     log: Log | None = None,
@@ -82,6 +85,7 @@ def convert_to_directory(
         unlabelled: folder of images, with or without classes, from which it learns; those of the data if left out.
         rivals: test also what else could be done with the same images in the same number of steps.
         compile: use compiled kernels for the finish.
+        skip: stencils that keep their numbers, see `convert`.
 
     Returns:
         The measurements; None for a state dict without its network.
@@ -104,7 +108,7 @@ def convert_to_directory(
         given = {"steps": steps, "data": data, "arch": arch, "detail": detail, "images": unlabelled, "finish": budget}
         if what := next((name for name, value in given.items() if value is not None), None):
             raise ValueError(f"{what} must be left out without a network, got it; type --arch NAME --weights FILE")
-        _convert_file(source, out, _needed(size), from_size, "copy" if method == "auto" else method, log)
+        _convert_file(source, out, _needed(size), from_size, "copy" if method == "auto" else method, skip, log)
         return None
     if source is None or (steps is None and detail is None):
         _needed(size)
@@ -121,6 +125,9 @@ def convert_to_directory(
     if isinstance(steps, int):
         spec.with_steps(steps)
     compute = Compute.of(device, amp)
+    mark(net, layers_to_leave(net, skip, None))
+    if is_moved:
+        check_movable(net, {**composed_layers(net), **stencil_layers(net)})
     images = _images(data, max(old, new), need_data, log)
     other = None if unlabelled is None else load_unlabelled(unlabelled, max(old, new))
     if images is None and other is not None:
@@ -158,10 +165,13 @@ def convert_to_directory(
     return report
 
 
-def _convert_file(source: Path, out: Path, size: int, from_size: int, method: str, log: Log) -> None:
-    state, moved = convert_state_dict(read_state_dict(source), size / from_size, method)
+def _convert_file(
+    source: Path, out: Path, size: int, from_size: int, method: str, skip: Sequence[str], log: Log
+) -> None:
+    state, moved = convert_state_dict(read_state_dict(source), size / from_size, method, skip)
     write_directory(out, {WEIGHTS: tensor_bytes(state)})
     log.say(f"{source}: size {from_size} -> {size} by {method}, {len(moved)} of {len(state)} tensors are stencils")
+    log.say(f"converted: {', '.join(moved)}")
     log.say(f"nothing is measured without a network; type --arch NAME --weights FILE for a report. Written to {out}")
 
 

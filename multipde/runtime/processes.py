@@ -5,7 +5,6 @@ A single process has rank zero, and nothing is communicated.
 
 import gc
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -93,8 +92,6 @@ def data_parallel(net: nn.Module) -> nn.Module:
     """Wrap a network so that its gradients are means over the processes, and give all the weights of rank zero."""
     if num_processes() == 1:
         return net
-    # 1x1 stencils have two equal memory layouts, and kernels differ in which one their gradients have
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(net)
 
 

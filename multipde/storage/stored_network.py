@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import bake
 from multipde.networks.config import NetworkConfig
 from multipde.networks.external import PYTHON, ExternalModel, external_model, given_model
@@ -23,6 +25,7 @@ Given = nn.Module | Callable[..., nn.Module] | str | ModelSpec | None
 was typed after ``--arch``, or its description."""
 
 
+@cpu_by_default()
 def save(model: nn.Module, directory: str | Path) -> Path:
     """Write a network to a new directory: model.safetensors, config.json and their SHA256SUMS.
 
@@ -47,6 +50,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     return directory
 
 
+@cpu_by_default()
 def load(directory: str | Path, model: Given = None) -> Any:
     """Read a network that `save` wrote, or the network of a run directory with its best weights on the last level.
 
@@ -127,15 +131,16 @@ def read_network(directory: Path, name: str, model: Given = None) -> nn.Module:
         return (bake(net) if is_baked else net), is_baked
 
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes only
+        with OwnRandomness(), torch.device("meta"):  # shapes only
             shapes = {key: t.shape for key, t in made()[0].state_dict().items()}
     except (RuntimeError, ArithmeticError, TypeError) as error:
         raise ValueError(
             f"{directory / CONFIG} must describe a network that can be built, got {brief(error)}"
         ) from None
     tensors = read_tensors(file, shapes)
-    with torch.random.fork_rng(devices=[]):  # reading must not move the caller's random stream
+    with OwnRandomness():  # reading must not move the caller's random stream
         net, is_baked = made()
+    net.float()
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

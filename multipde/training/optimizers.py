@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from multipde.mesh.parametrization import StencilParametrization
+from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
 from multipde.networks.layers import TVNorm
 from multipde.networks.model_spec import ModelSpec
@@ -135,7 +136,7 @@ def planned_flops(network: ModelSpec, name: str) -> int:
     """`optimizer_flops` of a network that has not been made yet, from its description."""
     if name != "muon":
         return 0
-    with torch.random.fork_rng(devices=[]):
+    with OwnRandomness():
         return optimizer_flops(make_optimizer(network.build(), name))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from multipde.data.augmentation import ImageFunction
 from multipde.data.datasets import ImageData, load_data, split_indices
 from multipde.evaluation.metrics import Score, check_classes
+from multipde.mesh.modes import cpu_by_default
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute, determinism
@@ -75,6 +76,7 @@ class Run:
 
 
 @process_group()
+@cpu_by_default()
 def train(
     model: Any,
     schedule: Schedule,
@@ -171,6 +173,7 @@ def train(
 
 
 @process_group()
+@cpu_by_default()
 def resume(
     run_dir: str | Path,
     data: Any = None,

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from multipde.conversions.convert import conversion
 from multipde.data.datasets import ImageData
 from multipde.data.images import stream_seed
 from multipde.evaluation.metrics import check_classes
+from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import set_reference, stencil_layers, stencil_parametrization
 from multipde.networks.detail import keeps_function
 from multipde.networks.external import external_model, given_model
@@ -127,11 +127,10 @@ def fit_to_data(spec: Any, images: ImageData, is_trained: bool) -> Any:
 
 def initial_network(spec: Any, seed: int, reference: int | None = None) -> nn.Module:
     """A network with random weights, drawn and stored on the mesh of the size ``reference``, or of the description."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
+    with OwnRandomness(stream_seed(seed, "weights")):
         if reference is None:
-            return spec.build()
-        net = replace(spec, size=reference, reference=reference).build()
+            return spec.build().float()
+        net = replace(spec, size=reference, reference=reference).build().float()
     return replace(conversion(net, size=spec.size), keep_reference=True)(net)
 
 
@@ -190,7 +189,7 @@ def _on_first_level(net: nn.Module, trainer: Trainer) -> nn.Module:
     if getattr(wanted, "memory", None) == getattr(spec_of(net), "memory", None):
         net.multipde_spec = wanted
         return net
-    with torch.random.fork_rng(devices=[]):
+    with OwnRandomness():
         other = wanted.build()
     other.load_state_dict(net.state_dict())
     return other

@@ -230,7 +230,7 @@ def test_a_shared_weight_is_refused():
 def test_an_error_while_recalibrating_leaves_the_old_statistics():
     net = network()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match="input must have shape"):
+    with pytest.raises(ValueError, match="batches must be images with 3 channels"):
         recalibrate(net, [images(), images()[:, :2]])
     torch.testing.assert_close(dict(net.state_dict()), dict(before))
     assert net.opening[1].momentum == 0.1

@@ -1,0 +1,90 @@
+"""The convolutions that a conversion leaves alone: named by the user, or no stencils in space."""
+
+import difflib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from multipde.mesh.reparametrize import (
+    check_movable,
+    composed_layers,
+    skipped_layers,
+    stencil_layers,
+    stencil_parametrization,
+)
+from multipde.mesh.tracing import trace_meshes
+from multipde.networks.model_spec import find_spec
+
+ASKED = "left out by skip"
+
+
+def layers_to_leave(model: nn.Module, skip: str | Sequence[str], example: Tensor | None) -> tuple[tuple[str, str], ...]:
+    """Pairs of name and reason for the stencils that a conversion of a model must leave alone.
+
+    Plain layers are traced, see `trace_meshes`, through the example, or through an image of the model's description.
+    Layers with a mesh size have been traced already.
+
+    Args:
+        skip: names of layers, of modules that contain them, or patterns such as ``"*.se.*"``.
+
+    Raises:
+        ValueError: a name of ``skip`` is that of no stencil.
+    """
+    layers, spec, reasons = stencil_layers(model), find_spec(model), {}
+    if example is None and spec is not None and not spec.block_steps:  # PDE networks have nothing but stencils
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        example = torch.zeros(2, spec.in_channels, *spec.image_sizes, device="meta", dtype=dtype)
+    is_known = all(stencil_parametrization(layer) or "left_alone" in vars(layer) for layer in layers.values())
+    if layers and example is not None and not is_known:
+        reasons = {n: found for n, found in trace_meshes(model, example).items() if isinstance(found, str)}
+    reasons = {name: reason for name, reason in reasons.items() if name in layers}
+    reasons |= dict.fromkeys(matching(skip, {**composed_layers(model), **layers}), ASKED)
+    return tuple(reasons.items())
+
+
+def matching(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
+    """The names that are asked for, themselves, by a part in front of a dot, or by a pattern; ValueError for none."""
+    known, found = list(names), []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        chosen = [n for n in known if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)]
+        if not chosen:
+            near = ", ".join(difflib.get_close_matches(pattern, known, 3, 0.3) or known[:3])
+            raise ValueError(f"skip must name layers with stencils ({near}), got {pattern!r}")
+        found += chosen
+    return found
+
+
+def mark(model: nn.Module, reasons: Iterable[tuple[str, str]]) -> None:
+    """Note at the layers of a model that they are left alone, so that they no longer count as stencils."""
+    for name, reason in reasons:
+        model.get_submodule(name).left_alone = reason  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def marked(model: nn.Module, reasons: Iterable[tuple[str, str]]) -> Iterator[None]:
+    """Within the context these layers of a model do not count as stencils."""
+    mark(model, reasons)
+    try:
+        yield
+    finally:
+        for name, _ in reasons:
+            vars(model.get_submodule(name)).pop("left_alone", None)
+
+
+def tell_left_alone(model: nn.Module, reasons: Iterable[tuple[str, str]]) -> None:
+    """Warn of the convolutions wider than one that a conversion does not move and that the user has not named.
+
+    Raises:
+        ValueError: nothing can be moved.
+    """
+    with marked(model, reasons):
+        moved, left = {**composed_layers(model), **stencil_layers(model)}, skipped_layers(model)
+        check_movable(model, moved)
+    left = {name: reason for name, reason in left.items() if reason not in ("1x1", ASKED)}
+    if left:
+        named = [f"{name} ({reason})" for name, reason in list(left.items())[:3]] + ["..."] * (len(left) > 3)
+        warnings.warn(f"{len(moved)} convolutions move, {len(left)} stay as they are: {', '.join(named)}", stacklevel=4)

@@ -1,0 +1,108 @@
+"""The meshes of the convolutions of any module: along which axes of the input they run, and how far it is coarsened."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from multipde.mesh.modes import copied
+from multipde.mesh.operations import LOST, RULE_OF, Factor, Known, axes_of, broadcast, label, single
+
+REWRITTEN = "weight rewritten at use"
+
+
+def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, ...] | str]:
+    """For every convolution by name the distance of its pixels along each axis in pixels of the example, or a reason.
+
+    The reason says why the convolution is no stencil on the mesh of the example, such as "not reached by the example".
+    A copy of the module is run on the meta device, which computes only shapes, or where it is if that fails: in
+    evaluation mode, and once more in training mode if that leaves layers out, such as auxiliary classifiers. Strides of
+    convolutions, pools and slices multiply; views and permutations are followed index by index. Hooks are not called.
+    """
+    try:
+        return _traced(copied(module, hooks=False, shapes_only=True), example.to("meta"))
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, AssertionError, IndexError):
+        return _traced(copied(module, hooks=False), example)
+
+
+def uses_own_weight(layer: _ConvNd) -> bool:
+    """Whether a layer convolves with its own weight as it is, found by running a copy on the meta device."""
+    model = copied(layer, hooks=False, shapes_only=True)
+    sizes = [2 * w * d + 8 for w, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+    trace = _Trace(model, torch.zeros(2, layer.in_channels, *sizes, device="meta", dtype=layer.weight.dtype))
+    with suppress(Exception):  # the forward function of a user can raise anything
+        trace.run()
+    return bool(trace.found)
+
+
+def _traced(model: nn.Module, example: Tensor) -> dict[str, tuple[float, ...] | str]:
+    names = [name for name, layer in model.named_modules() if isinstance(layer, _ConvNd)]
+    trace = _Trace(model.eval(), example)
+    trace.run()
+    found, called = trace.found, trace.called
+    if not set(names) <= set(found) | called:
+        later = _Trace(model.train(), example.expand(max(2, len(example)), *example.shape[1:]))
+        with suppress(Exception):  # what happens in training is not needed
+            later.run()
+        found, called = later.found | found, later.called | called
+    why = {name: REWRITTEN if name in called else "not reached by the example" for name in names}
+    return {name: found.get(name, why[name]) for name in names}
+
+
+class _Trace(TorchDispatchMode):
+    """Runs a model and labels every axis of every tensor by its factors; the labels are attributes of the tensors."""
+
+    def __init__(self, model: nn.Module, example: Tensor):
+        super().__init__()
+        self.model, self.example = model, example.clone()
+        convs = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
+        self.names = {m.weight.untyped_storage()._cdata: (name, m.weight.shape) for name, m in reversed(convs)}
+        self.modules = {m: name for name, m in convs}
+        self.found: dict[str, tuple[float, ...] | str] = {}
+        self.called: set[str] = set()
+        self.known: Known = {}
+
+    def run(self) -> None:
+        own = [Factor(s, axis) for axis, s in enumerate(self.example.shape[2:])]
+        label(self.example, [(Factor(s),) for s in self.example.shape[:2]] + [(f,) for f in own])
+        handles = [m.register_forward_pre_hook(lambda m, _: self.called.add(self.modules[m])) for m in self.modules]
+        try:
+            with torch.no_grad(), self:
+                self.model(self.example)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if name == "convolution":
+            self._find(args)
+        if any(hasattr(t, "mesh_axes") for t in inputs):
+            outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+            for out in outputs:
+                axes = RULE_OF[name](self.known, out, args, kwargs or {}) if name in RULE_OF else broadcast(out, inputs)
+                label(out, axes)
+        return result
+
+    def _find(self, args: Sequence[Any]) -> None:
+        x, weight, transposed = args[0], args[1], args[6]
+        name, shape = self.names.get(weight.untyped_storage()._cdata, ("", None))
+        if name in self.found or shape != weight.shape or transposed:
+            return
+        axes, dim = [single(axis) for axis in axes_of(x)[2:]], self.example.dim() - 2
+        wide = [(place, f) for place, (f, w) in enumerate(zip(axes, weight.shape[2:], strict=True)) if w > 1]
+        if len(axes) != dim:
+            self.found[name] = f"{len(axes)}-D, where the images are {dim}-D"
+        elif any(f is not None and f.axis == LOST for _, f in wide):
+            self.found[name] = "its mesh cannot be traced"
+        elif any(f is None or f.axis != place for place, f in wide):
+            self.found[name] = "not along the axes of the images"
+        else:
+            self.found[name] = tuple(f.stride if f is not None and f.axis >= 0 else 1.0 for f in axes)
