@@ -188,9 +188,7 @@ def resume(
     augment: ImageFunction | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Continue a run from its last checkpoint; the result is the same as without the interruption.
-
-    A run without a checkpoint starts again from its record. A finished run is returned unchanged, or trained further.
+    """Continue a run from its last checkpoint, or from its record; the result is the same as without the interruption.
 
     Args:
         data: needed where `train` was given the data themselves and not a name: the same data.
