@@ -13,6 +13,7 @@ from multipde.data.decoded_cache import DecodedCache
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
+from multipde.runtime.file_names import in_order, shown_name
 
 TEST_FOLDERS = ("test", "val")
 """Folders of test images; the first that exists is taken."""
@@ -80,7 +81,7 @@ def image_files(directory: Path) -> tuple[list[Path], Counter[str]]:
                 found.append(path)
             else:
                 left_out[f"with the ending {path.suffix}" if path.suffix else "without an ending"] += 1
-    return sorted(found), +left_out
+    return sorted(found, key=in_order), +left_out
 
 
 def _leads_back(link: Path) -> bool:
@@ -104,26 +105,26 @@ def _list_classes(directory: Path, left_out: Counter[str]) -> tuple[list[str], l
     if not directory.is_dir():
         raise ValueError(f"root must hold train/CLASS/* and test/CLASS/*, got no directory {directory}")
     try:
-        entries = sorted(directory.iterdir())
+        entries = sorted(directory.iterdir(), key=in_order)
     except OSError as error:
         _refuse(error)
     left_out["hidden"] += sum(p.name.startswith(".") for p in entries)
     entries = [p for p in entries if not p.name.startswith(".")]
     left_out["beside the folders of the classes"] += sum(not p.is_dir() for p in entries)
-    class_names = [p.name for p in entries if p.is_dir()]
-    if not class_names:
+    folders = [p for p in entries if p.is_dir()]
+    if not folders:
         raise ValueError(f"root must hold a folder per class, got none in {directory}")
     paths: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(class_names):
-        files, others = image_files(directory / name)
+    for label, folder in enumerate(folders):
+        files, others = image_files(folder)
         left_out.update(others)
         if not files:
-            what = f" ({left_out_text(directory / name, others)})" if others else ""
-            raise ValueError(f"class folder must hold images, got none in {directory / name}{what}")
+            what = f" ({left_out_text(folder, others)})" if others else ""
+            raise ValueError(f"class folder must hold images, got none in {folder}{what}")
         paths += files
         labels += [label] * len(files)
-    return class_names, paths, torch.tensor(labels)
+    return list(map(shown_name, folders)), paths, torch.tensor(labels)
 
 
 def _common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:

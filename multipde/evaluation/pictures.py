@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.evaluation.figure_style import plain
+
 BLUE = (0.0, 0.447, 0.698)
 COLUMNS = 16
 """Largest number of stencils side by side."""
@@ -88,9 +90,3 @@ def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Any:
     axis.set_xlabel("taken for")
     axis.set_ylabel("true class")
     return figure
-
-
-def plain(name: str, longest: int = 24) -> str:
-    """A name from a file as matplotlib can show it: without characters of mathematical text, and shortened."""
-    short = name if len(name) <= longest else name[: longest - 1] + "…"
-    return short.replace("$", r"\$")

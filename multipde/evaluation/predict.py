@@ -18,6 +18,7 @@ from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
+from multipde.runtime.file_names import shown_name
 from multipde.storage.stored_network import Given, load
 
 FITS = ("image", "net")
@@ -103,7 +104,7 @@ def predict(
             scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for path, size in zip(chosen, sizes, strict=True):
-            true = path.resolve().parent.name
+            true = shown_name(path.resolve().parent)
             values = dict(zip(names, next(rows[size]), strict=True))
             found.append(Prediction(path, size, values, true if true in names else None))
     return found

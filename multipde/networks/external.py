@@ -1,7 +1,6 @@
 """Networks that multipde does not define: from torchvision, timm or an import path, or modules given in Python."""
 
 import re
-import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
@@ -126,7 +125,7 @@ class ExternalModel(SpecBase):
         if self.arch.partition(":")[0] in (*LIBRARIES, PYTHON):
             return ""
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments)
-        return shlex.quote(f"{self.arch}({arguments})" if arguments else self.arch)
+        return f"{self.arch}({arguments})" if arguments else self.arch
 
     def record(self) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "factory"}

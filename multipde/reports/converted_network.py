@@ -26,7 +26,7 @@ from multipde.reports.finished_conversion import ConversionFinish, taught_data
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
-from multipde.storage.records import json_bytes
+from multipde.storage.records import brief, json_bytes
 from multipde.storage.run_directory import check_new
 from multipde.storage.stored_network import load, network_files
 from multipde.storage.tensors import tensor_bytes
@@ -159,7 +159,7 @@ def convert_to_directory(
     if evaluator is not None and finish != "none":
         settings = FinishSettings(budget, longest=math.inf if budget else LONGEST, seed=split[0], compile=compile)
         converted, report = ConversionFinish(evaluator, settings, other, rivals)(net, converted, report, log)
-    _write(converted.cpu(), report, out)
+    _write(converted.cpu(), report, out, log)
     _tell(report, converted, log)
     log.say(f"written to {out}")
     return report
@@ -175,13 +175,17 @@ def _convert_file(
     log.say(f"nothing is measured without a network; type --arch NAME --weights FILE for a report. Written to {out}")
 
 
-def _write(net: nn.Module, report: ConversionReport, out: Path) -> None:
+def _write(net: nn.Module, report: ConversionReport, out: Path, log: Log) -> None:
+    """Write the network with its report, and with the figure, unless drawing fails."""
     from multipde.reports.plots import conversion_figure
 
-    figure = io.BytesIO()
-    conversion_figure(report, figure)
-    files = {REPORT: json_bytes(report.record()), FIGURE: figure.getvalue()}
-    write_directory(out.resolve(), network_files(net) | files)
+    files, figure = network_files(net) | {REPORT: json_bytes(report.record())}, io.BytesIO()
+    try:
+        conversion_figure(report, figure)
+        files[FIGURE] = figure.getvalue()
+    except Exception as error:  # the network is what was wanted, and matplotlib can fail in any way
+        log.say(f"note: {FIGURE} is not written: {brief(error)}")
+    write_directory(out.resolve(), files)
 
 
 def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:

@@ -16,6 +16,7 @@ from multipde.reports.run_record import RunRecord, read_run
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.launch import is_rank_zero_launched
+from multipde.runtime.text import shell_line
 from multipde.storage.files import check_own, write_file
 from multipde.storage.records import brief
 from multipde.storage.run_directory import PAGE, PAGE_MARK, recorded_data
@@ -61,7 +62,7 @@ def report(
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be positive, got {num_images}")
     seen, missing = _examined(run, data, dict(data_options or {}), num_images, device)
-    write_file(out, _page(run, seen, missing).encode())
+    write_file(out, _page(run, seen, missing).encode(errors="backslashreplace"))
     return out
 
 
@@ -75,7 +76,8 @@ def report_at_end(run_dir: Path, log: Log, model: Given = None) -> None:
     try:
         log.say(f"report: {report(run_dir, model=model)}")
     except Exception as error:  # the run is finished and must not fail for its report
-        log.say(f"warning: no report ({brief(error)}); type multipde report {run_dir}")
+        again = shell_line("multipde", "report", run_dir, *(("--arch", model) if isinstance(model, str) else ()))
+        log.say(f"warning: no report ({brief(error)}); type {again}")
 
 
 def _examined(

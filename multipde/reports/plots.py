@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from multipde.data.decode import decode_image
 from multipde.evaluation.conversion_report import ConversionReport
+from multipde.evaluation.figure_style import figure_style, plain, subplots
 from multipde.evaluation.predict import Prediction
 from multipde.storage.files import check_own, write_file
 from multipde.storage.opening import make_directory
@@ -31,6 +32,7 @@ def style(i: int, **other: Any) -> dict[str, Any]:
     return {"color": COLOURS[k], "marker": MARKERS[shifted[0]], "linestyle": DASHES[shifted[1]]} | other
 
 
+@figure_style()
 def accuracy_against_work(
     rows: Sequence[Mapping[str, Any]], file: Path, published: Sequence[tuple[str, float, float]] = ()
 ) -> None:
@@ -44,7 +46,6 @@ def accuracy_against_work(
     Args:
         published: name, TFLOPs and accuracy in per cent of others' trainings, marked in the first panel.
     """
-    plt = pyplot()
     rows = [{**row, "line": _line_name(row)} for row in rows]
     most = {
         line: max(100 * r["test_accuracy"] for r in rows if r["line"] == line) for line in {r["line"] for r in rows}
@@ -54,7 +55,7 @@ def accuracy_against_work(
     labels = {n: n if is_detailed or a >= LEAST_SHOWN else f"{n} (below, {a:.0f} %)" for n, a in most.items()}
     ratios = [2.0] + [1.0] * (len(names) - 1)
     shape = {"figsize": (3.4 * sum(ratios), 5.0), "width_ratios": ratios}
-    figure, axes = plt.subplots(1, len(names), sharex=True, sharey=True, squeeze=False, **shape)
+    figure, axes = subplots(1, len(names), sharex=True, sharey=True, squeeze=False, **shape)
     for axis, name in zip(axes[0], names, strict=True):
         for i, line in enumerate(lines):
             own = [r for r in rows if r["dynamics"] == name and r["line"] == line and r["flops"]]
@@ -102,10 +103,10 @@ def _mean_point(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]
     return statistics.mean(r["flops"] / 1e12 for r in rows), statistics.mean(accuracies), spread
 
 
+@figure_style()
 def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Draw test accuracy against the number of images of the new size, for a converted network and a new one."""
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.2))
+    figure, axis = subplots(figsize=(7, 4.2))
     lines = list(dict.fromkeys((r["name"], r["method"]) for r in rows))
     for i, (name, method) in enumerate(lines):
         own = sorted((r for r in rows if (r["name"], r["method"]) == (name, method)), key=lambda r: r["images"])
@@ -119,14 +120,14 @@ def accuracy_against_images(rows: Sequence[Mapping[str, Any]], file: Path) -> No
     save(figure, file)
 
 
+@figure_style()
 def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Draw the gain of each method over copying against the mean exponent of the layers, see `Calibration`.
 
     Left: error of random networks on waves, divided by the error of copying; filled for one layer, hollow for more.
     Right: gain in accuracy of trained networks in percentage points; filled for the first data set, hollow for others.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure, axes = subplots(1, 2, figsize=(11, 4.2))
     trained, waves = [r for r in rows if "accuracy" in r], [r for r in rows if "error" in r]
     methods = [m for m in (trained or waves)[0]["accuracy" if trained else "error"] if m != "copy"]
     axes[0].axhline(1, color=COLOURS[0], linewidth=1, label="copy")
@@ -153,19 +154,19 @@ def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     save(figure, file)
 
 
+@figure_style()
 def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: int = 5) -> None:
     """Draw at most 24 images with bars for their most probable classes; the true class, if known, is hatched."""
-    plt = pyplot()
     shown = predictions[:24]
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure, axes = plt.subplots(rows, 2 * columns, figsize=(4.2 * columns, 1.9 * rows), squeeze=False)
+    figure, axes = subplots(rows, 2 * columns, figsize=(4.2 * columns, 1.9 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for k, p in enumerate(shown):
         picture, bars = axes[k // columns, 2 * (k % columns) : 2 * (k % columns) + 2]
         picture.imshow(decode_image(p.file).permute(1, 2, 0).numpy(), interpolation="nearest")
-        picture.set_title(p.file.name[-24:], fontsize=7)
+        picture.set_title(plain(p.file.name[-24:]), fontsize=7)
         ranking = p.ranking[:num_bars]
         if p.true is not None and p.true not in dict(ranking):
             ranking[-1] = (p.true, p.probabilities[p.true])
@@ -175,7 +176,7 @@ def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: i
         for name, bar in zip(names, drawn, strict=True):
             if name == p.true:
                 bar.set_hatch("////")
-        labels = [f"{name} (true)" if name == p.true else name for name in names]
+        labels = [plain(name) + " (true)" * (name == p.true) for name in names]
         bars.set_yticks(range(len(names)), labels, fontsize=7)
         bars.invert_yaxis()
         bars.set_xlim(0, 100)
@@ -185,17 +186,6 @@ def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: i
         bars.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     save(figure, file)
-
-
-def pyplot():
-    """The module matplotlib.pyplot, set up to draw into files without a window."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams["svg.hashsalt"] = "multipde"
-    return plt
 
 
 MARKS = {
@@ -216,7 +206,7 @@ def check_figure_file(file: Path) -> str:
 
 
 def save(figure: Any, file: Path | BinaryIO) -> None:
-    """Write a figure to a file, or as SVG to a stream, and close it; equal figures give equal bytes."""
+    """Write a figure to a file, or as SVG to a stream; equal figures give equal bytes."""
     kind = check_figure_file(file) if isinstance(file, Path) else "svg"
     metadata = {MARKS[kind][0]: "multipde"} | ({"Date": None} if kind == "svg" else {})
     stream = io.BytesIO() if isinstance(file, Path) else file
@@ -224,18 +214,17 @@ def save(figure: Any, file: Path | BinaryIO) -> None:
     if isinstance(file, Path):
         make_directory(file.parent)
         write_file(file, stream.getvalue())  # pyright: ignore[reportAttributeAccessIssue]
-    pyplot().close(figure)
 
 
+@figure_style()
 def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
     """Draw exponent, consistency error and change of the norm of every layer, and accuracy against FLOPs of candidates.
 
     Without images the figure shows only the change of the norm.
     """
-    plt = pyplot()
     measured = bool(report.candidates)
     height = max(3.2, 0.22 * len(report.layers) + 1.2)
-    figure, axes = plt.subplots(1, 4 if measured else 1, figsize=(15 if measured else 6, height), squeeze=False)
+    figure, axes = subplots(1, 4 if measured else 1, figsize=(15 if measured else 6, height), squeeze=False)
     columns = [("norm after / before", [layer.norm_after / max(layer.norm_before, 1e-30) for layer in report.layers])]
     if measured:
         columns += [

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from multipde.evaluation.figure_style import figure_style
 from multipde.mesh.spectrum import order_rms
 from multipde.networks.dynamics import Block
-from multipde.reports.plots import COLOURS, DASHES, MARKERS, pyplot, save
+from multipde.reports.plots import COLOURS, DASHES, MARKERS, save
 from multipde.reports.run_record import move_sizes
 from multipde.stability.energy import StateEnergy
 from multipde.training.level import size_text
@@ -48,11 +49,8 @@ def svg(make: Callable[[], Any], name: str, alt: str) -> str:
         name: identifier on the page, of letters and digits.
         alt: text for screen readers.
     """
-    import matplotlib
-
-    pyplot()
     file = io.BytesIO()
-    with matplotlib.rc_context(THEME), warnings.catch_warnings():
+    with figure_style(THEME), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the page has other fonts
         save(make(), file)
     text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", file.getvalue().decode(), flags=re.DOTALL)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from multipde.networks.model_spec import spec_of
+from multipde.runtime.text import shell_line
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import METRICS, RECORD, RESULT, read_result, read_run_record
 from multipde.storage.stored_network import Given, load
@@ -57,7 +58,8 @@ def read_run(directory: str | Path, model: Given = None) -> RunRecord:
     if not (directory / RECORD).exists():
         raise ValueError(f"run must be a directory with a {RECORD}, got {directory}")
     if not (directory / RESULT).exists():
-        raise ValueError(f"run must be finished, got {directory}; type multipde train --run {directory} --resume first")
+        again = shell_line("multipde", "train", "--run", directory, "--resume")
+        raise ValueError(f"run must be finished, got {directory}; type {again} first")
     record, result = read_run_record(directory), read_result(directory)
     plan, settings, _ = recorded_plan(record, directory / RECORD, model)
     if len(result["moves"]) != len(plan.levels) - 1:

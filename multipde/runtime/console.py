@@ -73,7 +73,7 @@ def complain(text: str) -> None:
     """Print a line on standard error, if that is possible."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            sys.stderr.write(f"multipde: {printable(' '.join(text.split()))}\n")
+            sys.stderr.write(f"multipde: {printable(' '.join(text.splitlines()))}\n")
             sys.stderr.flush()
 
 

@@ -12,3 +12,12 @@ def num_launched() -> int:
 def is_rank_zero_launched() -> bool:
     """Whether torchrun has started this process as rank zero; it can be asked after the group is closed, too."""
     return num_launched() == 1 or os.environ["RANK"] == "0"
+
+
+def launcher() -> list[str]:
+    """The words before a command of multipde that start as many processes as there are now; none for a single one."""
+    if num_launched() == 1:
+        return []
+    here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    machines = num_launched() // int(here)
+    return ["torchrun", *(["--nnodes", str(machines)] if machines > 1 else []), "--nproc-per-node", here, "-m", "--"]

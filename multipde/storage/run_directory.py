@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from multipde.data.datasets import load_data
+from multipde.runtime.launch import launcher
+from multipde.runtime.text import shell_line
 from multipde.storage import schema
 from multipde.storage.files import check_own, check_sums, write_file
 from multipde.storage.lock import LOCK, check_lock, locked
@@ -180,6 +182,9 @@ def write_extended(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def resume_command(run: Path, network: Any) -> str:
-    """The command that continues a run; an import path is named again, because no record makes a program import it."""
+    """The command that continues a run, with as many processes as now.
+
+    An import path is named again, because no record makes a program import it.
+    """
     arch = getattr(network, "import_path", "")
-    return f"multipde train --run {run} --resume" + (f" --arch {arch}" if arch else "")
+    return shell_line(*launcher(), "multipde", "train", "--run", run, "--resume", *(("--arch", arch) if arch else ()))

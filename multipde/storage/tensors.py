@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from multipde.networks.limits import HEADER_BYTES, TENSORS
+from multipde.runtime.file_names import utf8_path
 from multipde.storage.files import CONFIG
 from multipde.storage.records import brief, regular
 
@@ -18,7 +19,9 @@ NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.in
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The contents of a safetensors file with these tensors."""
+    """The contents of a safetensors file with these tensors; ValueError for a name that the format keeps for itself."""
+    if "__metadata__" in tensors:
+        raise ValueError("tensors must have other names than __metadata__, which safetensors files need themselves")
     from safetensors.torch import save
 
     return save({name: t.detach().cpu().clone().contiguous() for name, t in sorted(tensors.items())})
@@ -33,7 +36,7 @@ def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     if HEADER_BYTES < length < file.stat().st_size:
         raise ValueError(f"{file} must have a header of at most {HEADER_BYTES:,} bytes, got {length:,}")
     try:
-        with safe_open(file, "pt") as stored:
+        with utf8_path(file) as path, safe_open(path, "pt") as stored:
             names = stored.keys()
             if len(names) > TENSORS:
                 raise ValueError(f"{file} must hold at most {TENSORS:,} tensors, got {len(names):,}")
@@ -60,7 +63,8 @@ def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) 
                 f"instead of {tuple(shapes[name])}"
             )
     try:
-        tensors = load_file(file)
+        with utf8_path(file) as path:
+            tensors = load_file(path)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
     for name, tensor in tensors.items():

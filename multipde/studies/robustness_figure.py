@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from multipde.evaluation.corruptions import CORRUPTIONS
-from multipde.reports.plots import pyplot, save, style
+from multipde.evaluation.figure_style import figure_style, plain, subplots
+from multipde.reports.plots import save, style
 from multipde.runtime.table import Row
 from multipde.studies.robustness_tables import energy_ratios, grouped, mean_ratio, strengths
 
 
+@figure_style()
 def robustness_figure(rows: Sequence[Row], file: Path, by: str = "checkpoint") -> None:
     """Draw accuracy / clean accuracy against the strength of every perturbation, growth through the blocks, and energy.
 
     A line stands for a network, or with ``by="dynamics"`` for the mean over its networks, with their range.
     """
-    plt, groups, kinds = pyplot(), grouped(rows, by), list(rows[0]["accuracy"])
-    figure, axes = plt.subplots(2, (len(kinds) + 3) // 2, figsize=(15, 7))
+    groups, kinds = grouped(rows, by), list(rows[0]["accuracy"])
+    figure, axes = subplots(2, (len(kinds) + 3) // 2, figsize=(15, 7))
     styles = {name: style(i) for i, name in enumerate(groups)}
     for axis, kind in zip(axes.flat, kinds, strict=False):
         _accuracy_panel(axis, groups, styles, kind)
@@ -28,7 +30,7 @@ def robustness_figure(rows: Sequence[Row], file: Path, by: str = "checkpoint") -
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy / clean accuracy")
     handles, _ = axes.flat[0].get_legend_handles_labels()
-    labels = [f"{n} ({100 * statistics.mean(r['clean'] for r in own):.1f} % clean)" for n, own in groups.items()]
+    labels = [f"{plain(n)} ({100 * statistics.mean(r['clean'] for r in own):.1f} % clean)" for n, own in groups.items()]
     figure.tight_layout()
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, ncols=4)
     save(figure, file)

@@ -10,6 +10,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.table import Row, Table
 from multipde.storage.files import write_file
 from multipde.storage.provenance import machine, versions
+from multipde.storage.records import brief
 from multipde.storage.rows import append_row, check_rows, is_measured, read_rows
 
 RowType = TypeVar("RowType", bound=Row)
@@ -81,10 +82,15 @@ class Study:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_file(self.file, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         written = [] if self.file is None else [f"rows in {self.file}"]
-        plot = plot or (self.file and self.file.with_suffix(".svg"))
-        if figure is not None and plot is not None and self.rows:
-            figure(plot)
-            written.append(f"figure in {plot}")
+        drawn = plot or (self.file and self.file.with_suffix(".svg"))
+        if figure is not None and drawn is not None and self.rows:
+            try:
+                figure(drawn)
+                written.append(f"figure in {drawn}")
+            except Exception as error:  # matplotlib can fail in any way, and the rows are what was measured
+                if plot is not None:
+                    raise
+                self.log.say(f"note: the figure is not written: {brief(error)}")
         if written:
             self.log.say(", ".join(written))
         return self.rows

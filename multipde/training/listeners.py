@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multipde.runtime.console import Advance, Log
 from multipde.storage.files import write_file
+from multipde.storage.records import brief
 from multipde.storage.rows import append_row, is_epoch, read_metrics
 from multipde.training.level import size_text
 from multipde.training.snapshot import Snapshot, write_snapshot
@@ -17,6 +18,9 @@ from multipde.training.snapshot import Snapshot, write_snapshot
 
 class Listener:
     """Receives the events of a training; a subclass overrides the methods for those it needs."""
+
+    name = ""
+    """What it writes, for the user."""
 
     def say(self, text: str) -> None:
         """Receive a line of text for the user."""
@@ -72,15 +76,17 @@ class Screen(Listener):
 
 
 class Listeners(Listener):
-    """All listeners of a training, called in order: the metrics file if there is one, the others, the screen."""
+    """All listeners of a training, called in order: the metrics file if there is one, the others, the screen.
+
+    The others are optional: the training goes on without one that fails.
+    """
 
     def __init__(self, log: Log, metrics: Path | None = None, others: Sequence[Listener] = ()):
-        self.log, self.metrics = log, metrics
+        self.log, self.metrics, self.others = log, metrics, others
         self.all = [*([RunFiles(metrics)] if metrics else []), *others, Screen(log)]
 
     def say(self, text: str) -> None:
-        for each in self.all:
-            each.say(text)
+        self._call("say", text)
 
     def keep_rows(self, num: int) -> None:
         """Keep the first ``num`` rows of the metrics file and discard the rest."""
@@ -91,24 +97,30 @@ class Listeners(Listener):
         self.restart(rows)
 
     def restart(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        for each in self.all:
-            each.restart(rows)
+        self._call("restart", rows)
 
     def row(self, row: Mapping[str, Any], planned_epochs: int) -> None:
-        for each in self.all:
-            each.row(row, planned_epochs)
+        self._call("row", row, planned_epochs)
 
     def level(self, index: int, size: int, snapshot: Snapshot) -> None:
-        for each in self.all:
-            each.level(index, size, snapshot)
+        self._call("level", index, size, snapshot)
 
     def tested(self, confusion: Tensor) -> None:
-        for each in self.all:
-            each.tested(confusion)
+        self._call("tested", confusion)
 
     def close(self) -> None:
-        for each in self.all:
-            each.close()
+        self._call("close")
+
+    def _call(self, event: str, *given: Any) -> None:
+        """Tell all listeners of an event; one that is no part of the record and fails is left out from then on."""
+        for each in list(self.all):
+            try:
+                getattr(each, event)(*given)
+            except Exception as error:  # it may write by a library that can fail in any way
+                if each not in self.others:
+                    raise
+                self.all.remove(each)
+                self.log.say(f"note: {each.name} is not written any more: {brief(error)}")
 
     def progress(self, total: float, done: float) -> AbstractContextManager[Advance]:
         """A progress bar over the work of the whole training, in FLOPs."""

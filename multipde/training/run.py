@@ -53,7 +53,7 @@ from multipde.training.result import level_rows, write_result
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 from multipde.training.start import Start, fit_to_data, network_for, new_trainer, read_start
-from multipde.training.tensorboard import Board
+from multipde.training.tensorboard import Board, check_tensorboard
 from multipde.training.trainer import Trainer
 
 
@@ -127,6 +127,8 @@ def train(
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
     on_rank_zero(lambda: check_new_run(run_dir, "; type --resume to go on with a run"))
+    if settings.tensorboard:
+        check_tensorboard()
     flops = 0.0 if work is None else flops_to_share(settings)
     function = settings.augment if callable(settings.augment) else None
     settings = settings if function is None else replace(settings, augment=None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from multipde.evaluation.figure_style import figure_style
 from multipde.evaluation.pictures import confusion_figure, stencil_figure
 from multipde.networks.model_spec import ModelSpec
 from multipde.storage.files import write_file
@@ -31,8 +32,14 @@ SCALARS = {
 """Tags, and the entries of a metrics row that they show; accuracy and loss are shown against the work, too."""
 
 
+def check_tensorboard() -> None:
+    """Raise ValueError if TensorBoard is not installed."""
+    if find_spec("tensorboard") is None:
+        raise ValueError("tensorboard must be installed to be written, got none; type pip install tensorboard")
+
+
 class Board(Listener):
-    """Writes event files into RUN/tensorboard from the first row on; ValueError if TensorBoard is not installed.
+    """Writes event files into RUN/tensorboard from the first row on.
 
     Where something else has this name, which the run has not made, the folder is RUN/tensorboard-2, and so on.
 
@@ -40,9 +47,9 @@ class Board(Listener):
     the GFLOPs spent. The wall time is that of training, without interruptions. ``sizes`` are those of the levels.
     """
 
+    name = "TensorBoard"
+
     def __init__(self, run_dir: Path, spec: ModelSpec, sizes: Sequence[int]):
-        if find_spec("tensorboard") is None:
-            raise ValueError("tensorboard must be installed to be written, got none; type pip install tensorboard")
         self.run_dir, self.spec, self.sizes = run_dir, spec, sizes
         self.num_rows = 0
         self._writer: Any = None
@@ -81,10 +88,12 @@ class Board(Listener):
                 self.writer.add_scalar(f"work/{tag.replace('/', '_')}", row[key], gflops, at)
         self.writer.flush()
 
+    @figure_style()
     def level(self, index: int, size: int, snapshot: Snapshot) -> None:
         self.writer.add_figure("opening/stencils", stencil_figure(snapshot.stencils), snapshot.rows)
         self._confusion("validation", snapshot.confusion, snapshot.rows)
 
+    @figure_style()
     def tested(self, confusion: Tensor) -> None:
         self._confusion("test", confusion, self.num_rows)
 

@@ -161,13 +161,12 @@ def test_an_empty_file_is_taken(tmp_path):
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_a_figure_replaces_one_of_ours(kind, tmp_path):
     for _ in range(2):
-        figure, _ = plots.pyplot().subplots(figsize=(1, 1))
+        figure, _ = plots.subplots(figsize=(1, 1))
         plots.save(figure, tmp_path / f"a.{kind}")
-    figure, _ = plots.pyplot().subplots(figsize=(1, 1))
+    figure, _ = plots.subplots(figsize=(1, 1))
     figure.savefig(tmp_path / f"own.{kind}")
     with pytest.raises(FileExistsError, match="must be new, or a figure that multipde wrote, got another"):
         plots.save(figure, tmp_path / f"own.{kind}")
-    plots.pyplot().close(figure)
 
 
 def test_copies_of_checkpoints_stay_and_are_none(stopped, capsys):

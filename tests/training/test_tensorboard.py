@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +94,28 @@ def test_nothing_is_begun_without_tensorboard(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="tensorboard must be installed to be written, got none; type pip install"):
         run(tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("event", ["row", "level", "tested"])
+def test_a_training_goes_on_when_tensorboard_fails_in_any_call(event, finished, tmp_path, monkeypatch, capsys):
+    def fail(self, *given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensorboard.Board, event, fail)
+    train(NETWORK, SCHEDULE, "shapes", tmp_path / "b", settings=SETTINGS, data_options=OPTIONS)
+    shown = capsys.readouterr().out
+    assert shown.count("note: TensorBoard is not written any more: [Errno 28] No space left on device") == 1
+    assert len(read_metrics(tmp_path / "b/metrics.jsonl")) == 4
+    assert (tmp_path / "b/model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_run_is_resumed_without_it(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished, tmp_path / "b")
+    (tmp_path / "b/result.json").unlink()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    resume(tmp_path / "b")
+    assert "note: TensorBoard is not written any more: import of torch.utils.tensorboard" in capsys.readouterr().out
+    assert (tmp_path / "b/result.json").exists()
 
 
 def test_a_run_without_it_writes_none(finished, tmp_path):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from multipde.data.datasets import ImageData
-from multipde.reports.plots import COLOURS, MARKERS, pyplot, save, style
+from multipde.evaluation.figure_style import figure_style, subplots
+from multipde.reports.plots import COLOURS, MARKERS, save, style
 from multipde.runtime.table import Row
 from multipde.studies.paper.recipes import RECIPES
 
@@ -15,12 +16,13 @@ Rows = Sequence[Row]
 Sets = Mapping[str, ImageData]
 
 
+@figure_style()
 def predictions(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 1: test images, each with the probabilities of its classes by every network; the true one is hatched."""
     nets = list(dict.fromkeys(row["dynamics"] for row in rows))
     lines = [(name, k) for name in sets for k in range(len(rows[0]["shown"]))]
     inches = (2.0 + 2.1 * len(nets), 1.9 * len(lines))
-    figure, axes = pyplot().subplots(len(lines), 1 + len(nets), figsize=inches, squeeze=False)
+    figure, axes = subplots(len(lines), 1 + len(nets), figsize=inches, squeeze=False)
     for axes_of_line, (name, k) in zip(axes, lines, strict=True):
         own = {row["dynamics"]: row for row in rows if row["data"] == name}
         images, first = sets[name], own[nets[0]]
@@ -47,9 +49,10 @@ def predictions(rows: Rows, sets: Sets, file: Path) -> None:
     _finish(figure, rows, file)
 
 
+@figure_style()
 def partial_data(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 2: test accuracy against the number of training images; validation accuracy at every epoch with 80 %."""
-    figure, axes = pyplot().subplots(len(sets), 2, figsize=(10.5, 4.0 * len(sets)), squeeze=False)
+    figure, axes = subplots(len(sets), 2, figsize=(10.5, 4.0 * len(sets)), squeeze=False)
     for (left, right), name in zip(axes, sets, strict=True):
         own = [row for row in rows if row["data"] == name]
         for i, net in enumerate(dict.fromkeys(row["dynamics"] for row in own)):
@@ -64,12 +67,13 @@ def partial_data(rows: Rows, sets: Sets, file: Path) -> None:
     _finish(figure, rows, file)
 
 
+@figure_style()
 def confusion(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 3: confusion matrices, a row per network and a column per number of training images."""
     columns = sorted({row["num_train"] for row in rows})
     lines = list(dict.fromkeys((row["data"], row["dynamics"]) for row in rows))
     inches = (1.45 * len(columns) + 1.6, 1.6 * len(lines) + 0.6)
-    figure, axes = pyplot().subplots(len(lines), len(columns), figsize=inches, squeeze=False)
+    figure, axes = subplots(len(lines), len(columns), figsize=inches, squeeze=False)
     for axes_of_line, (name, net) in zip(axes, lines, strict=True):
         for axis, num in zip(axes_of_line, columns, strict=True):
             found = [r for r in rows if (r["data"], r["dynamics"], r["num_train"]) == (name, net, num)]
@@ -93,9 +97,10 @@ def confusion(rows: Rows, sets: Sets, file: Path) -> None:
     save(figure, file)
 
 
+@figure_style()
 def convergence(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 4: validation accuracy at every epoch, a panel per data set."""
-    figure, axes = pyplot().subplots(1, len(sets), figsize=(5.2 * len(sets), 4.0), squeeze=False)
+    figure, axes = subplots(1, len(sets), figsize=(5.2 * len(sets), 4.0), squeeze=False)
     for axis, name in zip(axes[0], sets, strict=True):
         _curves(axis, [row for row in rows if row["data"] == name])
         axis.set_title(name, fontsize=10)

@@ -1,0 +1,48 @@
+"""What all figures share: matplotlib's own defaults, and no window, backend or setting of the host program."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from multipde.runtime.text import printable
+
+
+@contextmanager
+def figure_style(theme: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Within the context, or a function that it decorates, figures have matplotlib's defaults and those of a theme.
+
+    A file ``matplotlibrc`` of the user or of the working directory has no effect; equal figures give equal bytes.
+    """
+    matplotlib = _imported()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "multipde"} | dict(theme or {}))
+        yield
+
+
+def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure that belongs to nobody else, and its axes; ``figsize`` and the options of ``Figure.subplots``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=options.pop("figsize"))
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def plain(name: str, longest: int = 24) -> str:
+    """A name from a file as matplotlib can show it: without characters of mathematical text, and shortened."""
+    short = printable(name if len(name) <= longest else name[: longest - 1] + "…")
+    return short.replace("$", r"\$")
+
+
+@cache
+def _imported() -> Any:
+    """The module matplotlib; while it is imported, it does not see a matplotlibrc in the working directory."""
+    exists = os.path.exists
+    os.path.exists = lambda path: path != "matplotlibrc" and exists(path)
+    try:
+        import matplotlib
+    finally:
+        os.path.exists = exists
+    return matplotlib
