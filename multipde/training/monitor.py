@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.conversions.recalibration import frozen_running_statistics
+from multipde.evaluation.metrics import Metrics
 from multipde.networks.dynamics import Block
 from multipde.networks.model_spec import Box, spec_of
 from multipde.stability.bounds import step_bound
@@ -86,6 +87,15 @@ class Monitor:
         largest = max(rest, default=0.0)
         if not largest < EXPLODED:
             raise DivergenceError(f"activations must stay moderate, got a variance of {largest:.1e}")
+
+
+def checked(metrics: Metrics, part: str, error: type[Exception] = DivergenceError) -> Metrics:
+    """The metrics of a part of the data; the error if loss or score is not finite."""
+    advice = "; type a smaller --learning-rate" if error is DivergedError else ""
+    for name, value in (("loss", metrics.loss), ("score", metrics.score)):
+        if not math.isfinite(value):
+            raise error(f"{part} {name} must be finite, got {value}{advice}")
+    return metrics
 
 
 def check_finite(*groups: Mapping[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ from multipde.training.checkpoint import read_newest, write_checkpoint
 from multipde.training.divergence import rollback_record
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
-from multipde.training.monitor import DivergenceError, check_finite
+from multipde.training.monitor import DivergedError, DivergenceError, check_finite, checked
 from multipde.training.objective import Objective
 from multipde.training.optimizers import optimizer_flops
 from multipde.training.precise import num_precise, precise_statistics
@@ -166,7 +166,7 @@ class Trainer:
         """Accuracy and loss on the test images, of the best weights after everything is trained and saved."""
         level = self.schedule.levels[-1]
         batches = self.samples.test.at(level.detail).evaluation(None, level.image_size)
-        return self._evaluate(self._check_signals(batches, is_saved=True))
+        return checked(self._evaluate(self._check_signals(batches, is_saved=True)), "test", DivergedError)
 
     def _evaluate(self, batches: Iterator[Batch], net: nn.Module | None = None) -> Metrics:
         known = self.objective
@@ -187,7 +187,7 @@ class Trainer:
         started, net = time.perf_counter(), self.step.judged()
         num_measured = precise_statistics(net, self.samples, level, p.index)
         measured = time.perf_counter() - started
-        validation = self.validate(interruptible=True, net=net)
+        validation = checked(self.validate(interruptible=True, net=net), "validation")
         row = {"level": p.index + 1, **level.sides, "steps": list(spec_of(self.net).block_steps)}
         row |= p.end_epoch(flops, replace(validation, seconds=validation.seconds + measured), num_measured)
         if level.epochs is None and self.stopping is not None:

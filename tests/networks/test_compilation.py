@@ -2,7 +2,9 @@
 
 import copy
 import re
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,3 +136,16 @@ def test_what_is_compiled_can_be_given_up(compiler):
     assert layer.compiled
     compile_layers(net, False)
     assert not layer.compiled
+
+
+def test_a_full_disk_for_temporary_files_is_told_before_anything_is_compiled(monkeypatch, tmp_path):
+    compiled = []
+    monkeypatch.setattr(native, "_compile_to", lambda *given: compiled.append(given))
+    monkeypatch.setattr(native, "_built", native._built.__wrapped__)
+    monkeypatch.setattr(native.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setenv("CXX", sys.executable)  # there is a compiler
+    with pytest.raises(
+        ValueError, match=r"a C\+\+ compiler, got .* with 1 MiB free in \S+, where it needs 32; install"
+    ):
+        check_compiler(CPU)
+    assert compiled == []

@@ -20,6 +20,7 @@ from multipde.storage.rows import append_row, read_rows
 from multipde.storage.run_directory import clear_partials, newest_checkpoint
 from multipde.storage.schema import NETWORK as NETWORK_RECORD
 from multipde.storage.stored_network import read_spec
+from multipde.storage.tensors import tensor_bytes
 from multipde.training.checkpoint import write_checkpoint
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
@@ -256,3 +257,8 @@ def test_the_sums_of_an_epoch_come_back_exactly(tmp_path):
     again = state_from_record(json.loads(json.dumps(state.record())), Schedule([Level(8, 1)], NETWORK), tmp_path)
     assert again.record() == state.record()
     assert (again.num_correct, again.num_images) == (15, 15)
+
+
+def test_a_name_that_the_format_keeps_for_itself_is_refused():
+    with pytest.raises(ValueError, match="tensors must have other names than __metadata__"):
+        tensor_bytes({"__metadata__": torch.zeros(2)})

@@ -11,6 +11,7 @@ from multipde.networks.regularization import Box
 from multipde.runtime.device import Compute
 from multipde.training.monitor import DivergenceError, Monitor, check_finite, locate_nonfinite
 from multipde.training.step import TrainStep
+from multipde.training.trainer import Trainer
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
 OPTIONS = {"num_train": 150, "num_test": 40}
@@ -101,6 +102,24 @@ def test_rollbacks_end_after_three_times_and_are_told(tmp_path, capsys):
     assert [line.rpartition("rate ")[2] for line in out.splitlines() if "back to checkpoint-" in line] == [
         f"{rate} from here" for rate in ("500000", "250000", "125000")
     ]
+
+
+@pytest.mark.parametrize(("part", "calls"), [("validation", "validate"), ("test", "test")])
+def test_a_loss_that_is_not_finite_at_the_end_is_no_success(part, calls, tmp_path, monkeypatch):
+    original = getattr(Trainer, calls)
+    evaluated = Trainer._evaluate
+
+    def measured(self, *args, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            nan = lambda *given: replace(evaluated(*given), loss=float("nan"))  # noqa: E731
+            patch.setattr(Trainer, "_evaluate", nan)
+            return original(self, *args, **options)
+
+    monkeypatch.setattr(Trainer, calls, measured)
+    with pytest.raises(ValueError, match=f"{part} loss must be finite, got nan.*; type a smaller --learning-rate"):
+        run(tmp_path / "a")
+    assert not (tmp_path / "a/result.json").exists()
+    assert "NaN" not in "".join(file.read_text() for file in (tmp_path / "a").glob("*.json*"))
 
 
 def test_after_a_rollback_the_rate_is_halved_and_the_run_is_finished(tmp_path, monkeypatch):

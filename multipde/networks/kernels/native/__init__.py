@@ -23,6 +23,9 @@ FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psa
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 """Options for the present processor, tried in turn because no compiler knows all of them."""
 
+SPACE = 32 * 2**20
+"""Bytes that must be free for temporary files."""
+
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -53,6 +56,8 @@ def _built() -> tuple[ctypes.CDLL | None, str]:
 
 def _compiled_by(compiler: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as directory:
+        if (free := shutil.disk_usage(directory).free) < SPACE:  # compilers find that out at their end, one by one
+            raise NoCompilerError(f"{free >> 20} MiB free in {tempfile.gettempdir()}, where it needs {SPACE >> 20}")
         target = Path(directory) / "norms.so"
         _compile_to(compiler, target)
         return ctypes.CDLL(str(target))
