@@ -127,8 +127,7 @@ def train(
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
     on_rank_zero(lambda: check_new_run(run_dir, "; type --resume to go on with a run"))
-    if settings.tensorboard:
-        check_tensorboard()
+    check_tensorboard(settings.tensorboard)
     flops = 0.0 if work is None else flops_to_share(settings)
     function = settings.augment if callable(settings.augment) else None
     settings = settings if function is None else replace(settings, augment=None)

@@ -32,9 +32,9 @@ SCALARS = {
 """Tags, and the entries of a metrics row that they show; accuracy and loss are shown against the work, too."""
 
 
-def check_tensorboard() -> None:
-    """Raise ValueError if TensorBoard is not installed."""
-    if find_spec("tensorboard") is None:
+def check_tensorboard(wanted: bool) -> None:
+    """Raise ValueError if TensorBoard is wanted and not installed."""
+    if wanted and find_spec("tensorboard") is None:
         raise ValueError("tensorboard must be installed to be written, got none; type pip install tensorboard")
 
 
