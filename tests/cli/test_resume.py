@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from multipde.cli.main import main
+from tests.conftest import as_format_1
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_options_that_agree_with_the_record_pass(options, place, capsys):
 
 
 def test_the_command_by_which_a_run_began_may_be_typed_again(place, tmp_path, capsys):
-    record = json.loads((shutil.copytree(place / "run", tmp_path / "run") / "run.json").read_text())
+    record = json.loads((as_format_1(shutil.copytree(place / "run", tmp_path / "run")) / "run.json").read_text())
     record["provenance"]["command"] = "multipde train --batch auto --work 10 30 --preset my-own"
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     resumed = ["train", "--run", str(tmp_path / "run"), "--resume", "--batch", "auto", "--work", "10", "30"]
@@ -66,7 +67,7 @@ def test_options_that_do_not_agree_are_refused_by_name(options, line, refused):
 
 
 def test_the_default_value_is_refused_where_the_run_has_another(place, tmp_path, capsys):
-    record = json.loads((shutil.copytree(place / "run", tmp_path / "run") / "run.json").read_text())
+    record = json.loads((as_format_1(shutil.copytree(place / "run", tmp_path / "run")) / "run.json").read_text())
     record["settings"] |= {"amp": "bf16", "seed": 3}
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     for options, was in ((["--amp", "off"], "bf16"), (["--seed=0"], "3")):
@@ -77,7 +78,7 @@ def test_the_default_value_is_refused_where_the_run_has_another(place, tmp_path,
 
 @pytest.mark.usefixtures("without_report")
 def test_another_device_is_taken_with_a_note(place, tmp_path, capsys):
-    record = json.loads((shutil.copytree(place / "run", tmp_path / "run") / "run.json").read_text())
+    record = json.loads((as_format_1(shutil.copytree(place / "run", tmp_path / "run")) / "run.json").read_text())
     (tmp_path / "run/result.json").unlink()
     record["settings"]["device"] = "cuda:7"
     (tmp_path / "run/run.json").write_text(json.dumps(record))
