@@ -260,7 +260,7 @@ def _reason_to_skip(layer: _ConvNd, dim: int) -> str:
         return left_alone
     if stencil_parametrization(layer):
         return ""
-    if is_lazy(weight := layer._parameters.get("weight")):
+    if (weight := layer._parameters.get("weight")) is not None and is_lazy(weight):
         return "not initialised yet"
     if not isinstance(weight, nn.Parameter):
         return "parametrised otherwise"

@@ -62,7 +62,7 @@ class _Trace(TorchDispatchMode):
         self.model, self.example = model, example.clone()
         convs = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
         self.names = {m.weight.untyped_storage()._cdata: (name, m.weight.shape) for name, m in reversed(convs)}
-        self.modules = {m: name for name, m in convs}
+        self.modules: dict[nn.Module, str] = {m: name for name, m in convs}
         self.found: dict[str, tuple[float, ...] | str] = {}
         self.called: set[str] = set()
         self.known: Known = {}

@@ -130,7 +130,7 @@ def convert_to_directory(
         check_movable(net, {**composed_layers(net), **stencil_layers(net)})
     images = _images(data, max(old, new), need_data, log)
     other = None if unlabelled is None else load_unlabelled(unlabelled, max(old, new))
-    if images is None and other is not None:
+    if images is None and other is not None and unlabelled is not None:
         images, other = taught_data(net, other, unlabelled.name, compute), None
         log.say("the images have no labels: accuracy is the agreement with the old network")
     if images is not None:

@@ -126,7 +126,7 @@ class Log:
         text = TextColumn("{task.description}", markup=False)
         columns = [text, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
         console: Any = Console(file=StandardOutput(), markup=False, emoji=False, highlight=False)  # pyright: ignore
-        ours = {"redirect_stdout": False, "redirect_stderr": False}
+        ours: Any = {"redirect_stdout": False, "redirect_stderr": False}
         with Progress(*columns, console=console, transient=True, **ours) as bar:
             task = bar.add_task("", total=total, completed=done)  # pyright: ignore[reportArgumentType]
             self._bar = bar

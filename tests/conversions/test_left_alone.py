@@ -135,7 +135,7 @@ def test_a_part_of_a_network_that_is_called_module_keeps_its_name(tmp_path):
         "        self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))\n"
     )
     pytest.MonkeyPatch().syspath_prepend(tmp_path)
-    from own import Net
+    from own import Net  # pyright: ignore[reportMissingImports]
 
     torch.save({"state_dict": {f"module.{k}": v for k, v in Net().state_dict().items()}}, tmp_path / "w.pt")
     read = network_with_weights("own:Net", tmp_path / "w.pt", size=8)
