@@ -11,7 +11,7 @@ from multipde.networks.cost import num_weights
 from multipde.networks.network import PDENet
 from multipde.runtime.console import Log
 from multipde.runtime.signals import Interrupted
-from multipde.storage.rows import read_metrics
+from multipde.storage.rows import read_rows
 from multipde.studies.paper import experiments
 from multipde.studies.paper import recipes as paper
 from multipde.studies.paper.experiments import EXPERIMENTS, paper_data
@@ -114,7 +114,7 @@ def test_the_table_says_what_the_runs_say_and_nothing_is_trained_twice(quick, ca
         numbers = (f"{100 * row['test_accuracy']:.1f}", f"{row['test_loss']:.3f}", f"{reported.accuracy:.1f}")
         assert all(number in line.split() for number in numbers)
     assert "table1, budget smoke, seed 0" in printed
-    assert read_metrics(quick["run_dir"] / "smoke/table1-cifar10-smoke.jsonl") == rows
+    assert read_rows(quick["run_dir"] / "smoke/table1-cifar10-smoke.jsonl") == rows
     monkeypatch.setattr("multipde.studies.trained.train", None)
     assert reproduce("table1", **quick) == rows
     with pytest.raises(ValueError, match=r"run_dir must hold this study, got another training in .*; type --run-dir"):
