@@ -18,6 +18,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.launch import is_rank_zero_launched
 from multipde.runtime.text import shell_line
 from multipde.storage.files import check_own, write_file
+from multipde.storage.opening import clear_stale
 from multipde.storage.records import brief
 from multipde.storage.run_directory import PAGE, PAGE_MARK, recorded_data
 from multipde.storage.stored_network import Given
@@ -62,6 +63,7 @@ def report(
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be positive, got {num_images}")
     seen, missing = _examined(run, data, dict(data_options or {}), num_images, device)
+    clear_stale(out)
     write_file(out, _page(run, seen, missing).encode(errors="backslashreplace"))
     return out
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from multipde.networks.limits import ROWS_BYTES
 from multipde.storage.lock import check_lock
 from multipde.storage.opening import (
+    clear_stale,
     make_directory,
     open_regular,
     partial_of,
@@ -45,6 +46,7 @@ def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
     check_lock(directory)
     with writing(directory):
         make_directory(partial.parent)
+        clear_stale(directory)
         try:
             os.mkdir(partial)
             for name, data in {**files, SUMS: checksums(files)}.items():

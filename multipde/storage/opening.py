@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,9 @@ from pathlib import Path
 NEW = os.O_CREAT | os.O_EXCL
 PLAIN = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 """Flags with which every file is opened for writing."""
+
+STALE = 3600
+"""Seconds after which what is not whole has been left by a process that was killed."""
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR)
 """Errors of a file system that cannot sync a directory; any other error means that the disk has failed."""
@@ -28,6 +33,19 @@ def writing(target: Path) -> Iterator[None]:
 def partial_of(path: Path) -> Path:
     """A path beside another one, which nobody can guess, for what is not whole yet."""
     return path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
+
+
+def clear_stale(path: Path) -> None:
+    """Remove what killed processes have left of a file or directory that they were writing, if it is an hour old.
+
+    A process that is still writing changes it more often than that. What belongs to another user is left alone.
+    """
+    left = re.compile(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]{{16}}")
+    with suppress(OSError):
+        for partial in [path.with_name(name) for name in os.listdir(path.parent) if left.fullmatch(name)]:
+            found = os.lstat(partial)
+            if found.st_uid == getattr(os, "geteuid", lambda: 0)() and found.st_mtime < time.time() - STALE:
+                remove_flat(partial) if stat.S_ISDIR(found.st_mode) else os.unlink(partial)
 
 
 def write_new(file: Path, data: bytes) -> None:

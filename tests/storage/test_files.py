@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from multipde import NetworkConfig, PDENet, load, save
 from multipde.storage import files
 from multipde.storage.files import check_sums, write_directory, write_file
+from multipde.storage.opening import clear_stale
 from multipde.storage.records import read_record
 from multipde.storage.rows import append_row, read_rows
 from multipde.storage.run_directory import clear_partials, newest_checkpoint
@@ -262,3 +263,21 @@ def test_the_sums_of_an_epoch_come_back_exactly(tmp_path):
 def test_a_name_that_the_format_keeps_for_itself_is_refused():
     with pytest.raises(ValueError, match="tensors must have other names than __metadata__"):
         tensor_bytes({"__metadata__": torch.zeros(2)})
+
+
+def test_what_a_killed_conversion_or_report_left_is_removed_by_the_next_one(tmp_path):
+    net = PDENet(NetworkConfig("parabolic", (4, 6), 8, size=16))
+    names = ["net", "net", "other", "net"]
+    left = [tmp_path / f".{name}.partial-{number:016x}" for number, name in enumerate(names)]
+    for partial in left:
+        partial.mkdir()
+        (partial / "model.safetensors").touch()
+    for partial in left[:3]:
+        os.utime(partial, (0, 0))
+    save(net, tmp_path / "net")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([left[2].name, left[3].name, "net"])
+    page = tmp_path / ".report.html.partial-0123456789abcdef"
+    page.touch()
+    os.utime(page, (0, 0))
+    clear_stale(tmp_path / "report.html")
+    assert not page.exists()

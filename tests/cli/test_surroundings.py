@@ -1,0 +1,53 @@
+"""Commands in hostile surroundings: little memory, no standard output, a console of ASCII."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "multipde"]
+
+
+def test_too_little_memory_for_the_libraries_is_one_line():
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, preexec_fn=limit, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("multipde: memory must suffice, got: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["/dev/full", None])
+def test_a_command_whose_result_is_its_output_fails_without_it(where):
+    shell = f"{sys.executable} -m multipde list >{where or '&-'}"
+    done = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    reason = "No space left on device" if where else "it is closed"
+    assert done.stderr == f"multipde: standard output must be writable, got: {reason}\n"
+
+
+def test_help_and_names_are_shown_on_a_console_of_ascii():
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for arguments in (["train", "--help"], ["list"]):
+        done = subprocess.run([*COMMAND, *arguments], capture_output=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.isascii()
+
+
+@pytest.mark.usefixtures("narrow_presets", "without_report")
+def test_a_training_without_standard_output_ends_well(place, tmp_path, monkeypatch, capsys):
+    from multipde.cli.main import main
+    from multipde.runtime.console import StandardOutput
+
+    monkeypatch.setattr(StandardOutput, "is_lost", False)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        arguments = ["--sizes", "8", "--epochs", "1", "--batch", "30", "--device", "cpu", "--data", "folder", "--root"]
+        main(["train", *arguments, str(place / "data"), "--run", str(tmp_path / "run")])
+        monkeypatch.undo()
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "run/result.json").exists()
