@@ -18,6 +18,7 @@ from multipde.studies.study import mean_and_spread
 from multipde.training.monitor import DivergenceError
 from multipde.training.optimizers import make_optimizer, optimizer_flops
 from multipde.training.step import TrainStep
+from tests.conftest import as_format_1
 
 OPTIONS = {"num_train": 200, "num_test": 20}
 
@@ -167,7 +168,7 @@ def test_an_arm_that_diverges_is_a_row_worth_chance(tmp_path, monkeypatch):
 def test_a_run_directory_of_another_training_is_refused(tmp_path):
     run(tmp_path)
     (tmp_path / "rows.jsonl").unlink()
-    record = tmp_path / "runs/shapes-16/copy-hamiltonian-0.2-0/run.json"
+    record = as_format_1(tmp_path / "runs/shapes-16/copy-hamiltonian-0.2-0") / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"levels": [{"size": 8, "epochs": 1}]}))
     with pytest.raises(ValueError, match="run_dir must hold this study, got another training in"):
         run(tmp_path)

@@ -141,6 +141,7 @@ def test_bf16_is_chosen_where_there_are_instructions_and_refused_where_it_cannot
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     for known, chosen in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "off")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        monkeypatch.setattr("multipde.runtime.device._is_faster_with_bf16", lambda: True)
         assert [choose_amp(cpu, amp) for amp in ("auto", "off", "bf16")] == [chosen, "off", "bf16"]
     for capability, chosen in (((8, 0), "bf16"), ((7, 5), "off")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
