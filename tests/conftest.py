@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from multiprocessing import context
+from multiprocessing import context, forkserver
 from pathlib import Path
 
 import pytest
@@ -71,11 +71,22 @@ def _workers_share_one_import():
     """Processes that are spawned import torch once: a server does it, and forks for each of them.
 
     As in one that is spawned for itself, nothing of the parent is in them but what is pickled. Commands that a test
-    starts spawn as users have it, and so do tests with `spawned`.
+    starts spawn as users have it, and so do tests with `spawned`. The server blocks no signals, whichever test starts
+    it, since all of its processes would inherit that.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["torch.utils.data", "multipde.data.streamed", "multipde.training.run"])
+    start = forkserver.ForkServer.ensure_running
+
+    def start_hearing(self):
+        mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        try:
+            start(self)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver.ForkServer, "ensure_running", start_hearing)
         patch.setitem(context._concrete_contexts, "spawn", server)  # pyright: ignore[reportAttributeAccessIssue]
         yield
 

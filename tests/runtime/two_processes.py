@@ -217,8 +217,6 @@ def main(out: Path) -> None:
 
 def process(out: Path, number: int, port: int) -> None:
     """All of it in the process of this rank, which writes what it says into files beside its findings."""
-    # a server of image decoders, which hear no signal, may have forked this process
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in ranks.items()}
     torch.set_num_threads(1)
