@@ -67,7 +67,7 @@ class Feed:
             else:
                 x, labels = transforms[drawn[i]](x, labels, self.normalize, (*key, i), len(wholes[i]), shard)
             x = x if crop is None else _windows(x, crop, (*key, i, "window"), len(wholes[i]), shard)
-            yield _laid_out(x), labels
+            yield laid_out(x), labels
 
     def evaluation(self, indices: Tensor | None, size: int, batch: int = 250) -> Iterator[Batch]:
         """The batches of all images, or of those of the indices, in order; a process's slice of one may be empty."""
@@ -96,7 +96,7 @@ class Feed:
         order = torch.arange(len(self.images)) if indices is None else indices
         parts = [(size, shard_of(part, shard)) for part in order.split(batch)]
         for x, labels in self.images.batches(parts, self.compute.device):
-            yield _laid_out(self.normalize(x)), labels
+            yield laid_out(self.normalize(x)), labels
 
 
 def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: Key) -> list[int]:
@@ -117,5 +117,6 @@ def _windows(x: Tensor, side: int, key: Key, num: int, shard: tuple[int, int]) -
     return x[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _laid_out(x: Tensor) -> Tensor:
+def laid_out(x: Tensor) -> Tensor:
+    """Images in the layout in which networks are placed, see `Compute.place`."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()

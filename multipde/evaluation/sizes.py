@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multipde.data.datasets import load_data
+from multipde.data.datasets import ImageData, load_data
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.metrics import check_classes
 from multipde.evaluation.views import with_views
 from multipde.networks.cost import count_flops
 from multipde.networks.inputs import Normalize
-from multipde.networks.model_spec import spec_of
+from multipde.networks.model_spec import ModelSpec, spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
@@ -53,15 +53,12 @@ def evaluate_sizes(
     net, compute = load(checkpoint, model), Compute.of(device, amp)
     with_views(net, views)  # raises for another number
     spec = spec_of(net)
-    if data is None:
-        raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
     own = spec.image_sizes[0]
     chosen = tuple(sizes or (own,))
     wanted = {(size, "-" if size == own else method): None for size in chosen for method in methods}
     for size in chosen:
         count_flops(spec.for_images(size))  # raises for a size that the network cannot have, before images are read
-    images = load_data(data[0], size=max(*chosen, own), **data[1])
-    check_classes(spec, images)
+    images = images_for(spec, checkpoint, data, max(*chosen, own))
     evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
     evaluator = replace(evaluator, held_back=evaluator.held_back[:0])
     compute.place(net)
@@ -86,6 +83,18 @@ def evaluate_sizes(
         title = f"{checkpoint} on {len(evaluator.tested):,} test images of {images.name}"
         log.table(table_of(map(_shown, records), COLUMNS), title)
     return records
+
+
+def images_for(spec: ModelSpec, checkpoint: Path, data: DataSource | None, size: int) -> ImageData:
+    """The images of a source at a size for the network of a checkpoint.
+
+    ValueError if there is no source, or if the images have other classes or channels than the network.
+    """
+    if data is None:
+        raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
+    images = load_data(data[0], size=size, **data[1])
+    check_classes(spec, images)
+    return images
 
 
 def _shown(record: Mapping[str, Any]) -> dict[str, Any]:

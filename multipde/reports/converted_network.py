@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import ConversionReport
 from multipde.evaluation.measured_conversion import check_conversion_method, convert_reported
 from multipde.evaluation.metrics import check_classes
+from multipde.evaluation.sizes import DataSource
 from multipde.mesh.reparametrize import check_movable, composed_layers, stencil_layers
 from multipde.networks.cost import count_flops
 from multipde.networks.external import IMAGENET
@@ -38,8 +39,6 @@ LONGEST = 120.0
 """Seconds after which a finish that ends by itself is ended."""
 
 REPORT, FIGURE, WEIGHTS = "report.json", "report.svg", "model.safetensors"
-
-DataSource = tuple[Any, Mapping[str, Any]]
 
 
 def convert_to_directory(

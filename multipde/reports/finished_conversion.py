@@ -3,23 +3,20 @@
 import copy
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from multipde.data.datasets import split_indices
-from multipde.data.feed import Feed
 from multipde.data.image_data import ImageData, channel_statistics
 from multipde.data.images import ImageSet
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import Candidate, ConversionReport
-from multipde.mesh.modes import eval_mode
-from multipde.networks.inputs import Normalize
+from multipde.mesh.randomness import OwnRandomness
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import STOP, pending_signals
 from multipde.training.budget import Budget
-from multipde.training.finish import FIRST_ROUND, GOOD_AGREEMENT, Finish, Finished, FinishSettings
+from multipde.training.finish import FIRST_ROUND, Finish, Finished, FinishSettings, answers
 from multipde.training.level import Level
 
 
@@ -57,8 +54,9 @@ class ConversionFinish:
         if self.rivals and self.unlabelled is None:
             same = replace(self.settings, budget=Budget(found.num_images, "images"), label_share=1.0)
             tuned = self._trained(old, copy.deepcopy(new), same, log)
-            torch.manual_seed(self.settings.seed)
-            fresh = self._trained(old, spec_of(new).build(), replace(same, learning_rate=Level.learning_rate), log)
+            with OwnRandomness(self.settings.seed):
+                net = spec_of(new).build()
+            fresh = self._trained(old, net, replace(same, learning_rate=Level.learning_rate), log)
             candidates += [self._row(n, f) for n, f in (("labels instead", tuned), ("from scratch", fresh)) if f]
         bounds = self.evaluator.step_bounds(found.net, report.new_size)
         return found.net, replace(report, candidates=candidates, stability_after=bounds)
@@ -72,21 +70,18 @@ class ConversionFinish:
             parts = split_indices(len(images), settings.seed)
         held_back = parts[1][: len(e.held_back)]
         with pending_signals(STOP) as signals:
-            is_automatic = settings.budget is None
             try:
                 finish = Finish(new, old, images, parts[0], held_back, e.compute, settings, signals)
             except ValueError as error:
-                if not is_automatic:
+                if settings.budget is not None:
                     raise
                 log.say(f"no finish: {error}")
-                return None
-            if is_automatic and finish.agreement() >= GOOD_AGREEMENT:
                 return None
             with log.progress(settings.budget.amount if settings.budget else FIRST_ROUND) as advance:
                 found = finish.run(advance, keep_last=settings.label_share == 1)
         if found.stopped:
             log.say("stopped by a signal: the best network so far is kept")
-        return found
+        return found if found.rounds or found.stopped else None
 
     def _row(self, name: str, found: Finished, start: Candidate | None = None) -> Candidate:
         """The measurements of a network that has learned, after those of the network from which it came."""
@@ -101,10 +96,7 @@ def taught_data(old: nn.Module, images: ImageSet, name: str, compute: Compute) -
     Accuracy on these data is agreement with the network.
     """
     spec = spec_of(old)
-    feed = Feed(images, Normalize.of(spec), compute)
-    with torch.no_grad(), eval_mode(compute.place(old)):
-        batches = feed.evaluation(None, spec.image_sizes[0])
-        images.labels = torch.cat([old(x).argmax(1).cpu() for x, _ in batches])
+    images.labels = answers(compute.place(old), images, None, compute).cpu()
     names = spec.class_names or tuple(f"class {k}" for k in range(spec.classes))
     train, test = (images.take(part) for part in split_indices(len(images), 0))
     side = spec.image_sizes[0]

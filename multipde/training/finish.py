@@ -15,10 +15,11 @@ from multipde.conversions.recalibration import recalibrate
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.data.augmentation import Augmentation
 from multipde.data.datasets import split_indices
-from multipde.data.feed import Feed
+from multipde.data.feed import Feed, laid_out
 from multipde.data.image_data import ImageData
 from multipde.data.images import ImageSet, Key
 from multipde.data.unlabelled import load_unlabelled
+from multipde.evaluation.metrics import scored_batches
 from multipde.mesh.modes import eval_mode
 from multipde.mesh.pyramid import resize_images
 from multipde.networks.inputs import Normalize
@@ -90,8 +91,8 @@ class Finished:
         seconds: wall time.
         before, after: share of the held-back images for which old and new network name the same class.
         rounds: images, seconds and agreement at the end of every round.
-        num_held_back: number of held-back images.
         stopped: the signal that ended it early, 0 for none.
+        num_held_back: number of held-back images.
     """
 
     net: nn.Module
@@ -155,6 +156,13 @@ def finish_budget(text: str) -> Budget | None:
     return None if text == "auto" else parse_budget(text, IMAGE_UNITS, "s, min or images, or auto, such as 2min")
 
 
+def answers(net: nn.Module, images: ImageSet, indices: Tensor | None, compute: Compute) -> Tensor:
+    """The classes (num,) that a network names for images, or for those with these indices, at its own size."""
+    spec = spec_of(net)
+    batches = Feed(images, Normalize.of(spec), compute).evaluation(indices, spec.image_sizes[0])
+    return torch.cat([scores.argmax(1) for scores, _ in scored_batches(net, batches, compute)])
+
+
 class Finish:
     """Trains a converted network on the answers of the old one, each of which sees the images at its own size.
 
@@ -183,7 +191,7 @@ class Finish:
         own = TrainSettings(seed=self.settings.seed, compile=self.settings.compile)
         self.deadline = math.inf
         self.step = TrainStep(self.new, own, compute, Objective(loss=self._loss))
-        self.expected = self._answers(self.old).argmax(1)
+        self.expected = answers(self.old, images, held_back, compute)
         if len(self.expected.unique()) < 2:
             raise ValueError(f"images must show more than one class, got {len(held_back)} held-back images of one")
 
@@ -223,7 +231,7 @@ class Finish:
 
     def agreement(self) -> float:
         """Share of the held-back images for which both networks name the same class."""
-        return (self._answers(self.new).argmax(1) == self.expected).double().mean().item()
+        return (answers(self.new, self.images, self.held_back, self.compute) == self.expected).double().mean().item()
 
     def _round(self, index: int, budget: Budget, started: float, advance: Advance) -> int:
         """Train on so many images, or until so many seconds after the start; return the number of images."""
@@ -271,16 +279,7 @@ class Finish:
         key = (self.settings.seed, "finish", "precise")
         recalibrate(self.new, feed.drawn(self.indices, RECALIBRATION_IMAGES, spec.image_sizes[0], key))
 
-    @torch.no_grad()
-    def _answers(self, net: nn.Module) -> Tensor:
-        """The scores (num, classes) of a network for the held-back images."""
-        spec = spec_of(net)
-        feed = Feed(self.images, Normalize.of(spec), self.compute)
-        with eval_mode(net), self.compute.autocast():
-            return torch.cat([net(x).float() for x, _ in feed.evaluation(self.held_back, spec.image_sizes[0])])
-
     def _seen(self, net: nn.Module, x: Tensor) -> Tensor:
         """Images as a network sees them: at its size, normalised."""
         spec = spec_of(net)
-        seen = Normalize.of(spec)(resize_images(x, spec.image_sizes[0]))
-        return seen.contiguous(memory_format=torch.channels_last) if seen.dim() == 4 else seen
+        return laid_out(Normalize.of(spec)(resize_images(x, spec.image_sizes[0])))

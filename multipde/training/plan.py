@@ -12,18 +12,11 @@ from multipde.storage.stored_network import Given, given_again, spec_from_record
 from multipde.training.budget import parse_budget
 from multipde.training.level import Level
 from multipde.training.optimizers import planned_flops
+from multipde.training.recipe import PLAIN
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
-FORMER = {
-    "precise_images": 0,
-    "optimizer": "sgd",
-    "label_smoothing": 0.0,
-    "whiten": False,
-    "alpha1": 2e-4,
-    "alpha2": 2e-4,
-    "recipe": None,
-}
+FORMER = {**PLAIN, "precise_images": 0}
 """Settings of runs whose records do not have them, where the default has another value."""
 
 

@@ -35,6 +35,10 @@ descent with momentum, without Nesterov's look-ahead, with the penalty and the b
 Ruthotto & Haber (2018), section 5."""
 
 
+PLAIN: dict[str, Any] = {key: RECIPES["paper"][key] for key in RECIPES["fast"]} | {"recipe": None}
+"""The values of the paper for all that ``fast`` sets: the defaults before there were recipes."""
+
+
 def recipe_values(name: str | None) -> dict[str, Any]:
     """The values of a recipe, none for None; ValueError for an unknown name."""
     if name is not None and name not in RECIPES:

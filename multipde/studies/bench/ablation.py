@@ -12,11 +12,11 @@ from multipde.networks.presets import default_network
 from multipde.runtime.console import Log
 from multipde.runtime.table import Row, Table
 from multipde.studies.bench.equal_work import LEVEL_FIELDS, Budget, budget_text, checked_budget, levels_of_work
-from multipde.studies.bench.transfer_arms import COPY, PLAIN, Arm, Part
+from multipde.studies.bench.transfer_arms import COPY, Arm, Part
 from multipde.studies.study import Study, matching, mean_and_spread
 from multipde.studies.trainings import add_trainings, measured_training, num_training_images, threads_of
 from multipde.training.optimizers import WEIGHT_DECAY
-from multipde.training.recipe import recipe_values
+from multipde.training.recipe import PLAIN, recipe_values
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 

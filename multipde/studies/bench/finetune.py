@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multipde.data.datasets import ImageData, load_data, split_indices
+from multipde.data.datasets import ImageData, split_indices
 from multipde.evaluation.candidates import Evaluator
-from multipde.evaluation.metrics import check_classes
-from multipde.evaluation.sizes import DataSource
+from multipde.evaluation.sizes import DataSource, images_for
 from multipde.networks.inputs import Normalize
 from multipde.networks.network import PDENet
 from multipde.reports.plots import accuracy_against_images
@@ -63,10 +62,7 @@ def finetune_study(
         raise ValueError(
             f"checkpoint must have detail 1, got {net.config.detail}; type multipde convert --detail 1 first"
         )
-    if data is None:
-        raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
-    images = load_data(data[0], size=max(size, *net.config.sizes), **data[1])
-    check_classes(net.config, images)
+    images = images_for(net.config, checkpoint, data, max(size, *net.config.sizes))
     seed, validation = recorded_split(checkpoint)
     settings = TrainSettings.of_recipe("paper", seed=seed, validation=validation, device=device, amp=amp)
     shared = {"checkpoint": str(checkpoint), "data": images.name, "size": size}

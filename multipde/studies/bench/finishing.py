@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from multipde.conversions.convert import convert
 from multipde.data.batches import drawn_indices
-from multipde.data.datasets import load_data
 from multipde.evaluation.candidates import Evaluator
-from multipde.evaluation.metrics import check_classes
-from multipde.evaluation.sizes import DataSource
+from multipde.evaluation.sizes import DataSource, images_for
+from multipde.mesh.randomness import OwnRandomness
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.reports.plots import accuracy_against_images
@@ -79,43 +77,45 @@ def finish_study(
             raise ValueError(f"arms must be among {', '.join(ARMS)}, got {name!r}")
     old = load(checkpoint)
     spec: Any = spec_of(old)
-    if data is None:
-        raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
-    found = load_data(data[0], size=max(spec.image_sizes[0], spec.on_mesh(size).image_sizes[0]), **data[1])
-    check_classes(spec, found)
-    split = recorded_split(checkpoint)
-    evaluator = Evaluator.of(found, Compute.of(device, amp), Normalize.of(spec), split=split)
-    evaluator.compute.place(old)
+    new = convert(old, size=size)
+    found = images_for(spec, checkpoint, data, max(spec_of(net).image_sizes[0] for net in (old, new)))
+    normalize, split = Normalize.of(spec), recorded_split(checkpoint)
+    evaluator = Evaluator.of(found, Compute.of(device, amp), normalize, split=split)
     study = Study(out, {"checkpoint": str(checkpoint), "data": found.name, "size": size}, Task._fields, log=log)
     num = len(evaluator.drawable)
     tasks = [Task(arm, min(n, num), learned, seed) for arm in arms for n in images for seed in seeds]
-    for task in study.left(tasks, "trainings"):
-        row = _measured(old, evaluator, task, size, compile)
+    left, before = study.left(tasks, "trainings"), 0.0
+    if left:
+        for net in (old, new):
+            evaluator.compute.place(net)
+        side = spec_of(new).image_sizes[0]
+        evaluator.recalibrate(new, side)
+        before = evaluator.test(new, side).accuracy
+    for task in left:
+        row = {"before": before, **_measured(old, new, evaluator, task, compile)}
         study.add(*task, **row)
         text = f"{task.arm}, {task.images:,} images, seed {task.seed}"
-        study.log.say(f"{text}: {row['before']:.2%} -> {row['accuracy']:.2%} in {row['seconds']:.0f} s")
+        study.log.say(f"{text}: {before:.2%} -> {row['accuracy']:.2%} in {row['seconds']:.0f} s")
     rows = study.rows
     drawn = [{**row, "name": row["arm"], "method": "-"} for row in rows]
     title = f"{checkpoint} at {size} pixels, test accuracy in %"
     return study.close({title: finish_table(rows)}, lambda file: accuracy_against_images(drawn, file))
 
 
-def _measured(old: nn.Module, evaluator: Evaluator, task: Task, size: int, compile: bool) -> dict[str, Any]:
-    """Accuracy of the converted network with BatchNorm measured, and after the training of a task."""
+def _measured(old: nn.Module, new: nn.Module, evaluator: Evaluator, task: Task, compile: bool) -> dict[str, Any]:
+    """Accuracy of the converted network after the training of a task."""
     indices = evaluator.drawable[drawn_indices(len(evaluator.drawable), task.images, (task.seed, "finish"))]
-    new = evaluator.compute.place(convert(old, size=size))
-    side = spec_of(new).image_sizes[0]
-    evaluator.recalibrate(new, side)
-    before = evaluator.test(new, side).accuracy
     if task.arm.endswith("from scratch"):
-        torch.manual_seed(task.seed)
-        new = spec_of(new).build()
+        with OwnRandomness(task.seed):
+            net = spec_of(new).build()
+    else:
+        net = copy.deepcopy(new)
     settings = FinishSettings(Budget(task.learned, "images"), seed=task.seed, compile=compile, **ARMS[task.arm])
     held_back = evaluator.held_back[:MOST_HELD_BACK]
-    finish = Finish(copy.deepcopy(new), old, evaluator.data.train, indices, held_back, evaluator.compute, settings)
+    finish = Finish(net, old, evaluator.data.train, indices, held_back, evaluator.compute, settings)
     done = finish.run(keep_last=True)
-    accuracy = evaluator.test(done.net, side).accuracy
-    return {"before": before, "accuracy": accuracy, "agreement": done.after, "seconds": round(done.seconds, 1)}
+    accuracy = evaluator.test(done.net, spec_of(new).image_sizes[0]).accuracy
+    return {"accuracy": accuracy, "agreement": done.after, "seconds": round(done.seconds, 1)}
 
 
 def finish_table(rows: Sequence[Row]) -> Table:

@@ -108,16 +108,6 @@ RIVALS = {
 
 ALL = ARMS | IDEAS | RIVALS
 
-PLAIN: Mapping[str, Any] = {
-    "optimizer": "sgd",
-    "label_smoothing": 0.0,
-    "whiten": False,
-    "alpha1": 2e-4,
-    "alpha2": 2e-4,
-    "recipe": None,
-}
-"""Fields of `TrainSettings` that hold unless the recipe or the arm has others."""
-
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "sgd": {},
     "muon": {"optimizer": "muon"},

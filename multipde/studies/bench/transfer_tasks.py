@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 from multipde.networks.config import NetworkConfig
 from multipde.runtime.table import Row
 from multipde.studies.bench.equal_work import LEVEL_FIELDS, Budget, budget_text, checked_budget, levels_of_work
-from multipde.studies.bench.transfer_arms import OWN, PLAIN, RECIPES, RIVALS, arm_of
+from multipde.studies.bench.transfer_arms import OWN, RECIPES, RIVALS, arm_of
 from multipde.studies.study import matching
 from multipde.training.level import Level
+from multipde.training.recipe import PLAIN
 
 
 class Task(NamedTuple):
