@@ -1,12 +1,13 @@
 """Images without labels: all image files below a folder, flat or in classes, or images given in Python."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from multipde.data.decode import decode_images, image_sizes
-from multipde.data.folder import image_files
+from multipde.data.folder import image_files, left_out_text
 from multipde.data.image_data import MEMORY_BYTES, ImageData
 from multipde.data.images import ImageSet, TensorImages
 from multipde.data.pixels import batch_pixels
@@ -21,8 +22,8 @@ def load_unlabelled(source: Any, size: int) -> ImageSet:
 
     Args:
         source: a folder, of which all image files are taken, flat or in classes, in the order of their paths, and made
-            squares of side ``size``; or images (N, C, *size) as a tensor or array, uint8 or on [0, 1]; or the training
-            images of an `ImageData`, with their labels.
+            squares of side ``size``; a warning says what is left out. Or images (N, C, *size) as a tensor or array,
+            uint8 or on [0, 1]. Or an `ImageData`, of which the training images are taken, with their labels.
         size: the smallest side that is needed.
 
     Raises:
@@ -39,7 +40,9 @@ def load_unlabelled(source: Any, size: int) -> ImageSet:
     root = Path(source)
     if not root.is_dir():
         raise ValueError(f"images must be a directory, got {root}")
-    paths, _ = image_files(root)
+    paths, left_out = image_files(root)
+    if left_out:
+        warnings.warn(left_out_text(root, left_out), stacklevel=3)
     labels = torch.zeros(len(paths), dtype=torch.long)
     streamed = _large_enough(StreamedImages(paths, labels), min(map(min, image_sizes(paths)[0]), default=0), size)
     is_large = 3 * size**2 * len(paths) > MEMORY_BYTES

@@ -97,6 +97,9 @@ def convert_to_directory(
     budget = None if finish in ("auto", "none") else finish_budget(finish)
     if unlabelled is not None and finish == "none":
         raise ValueError(f"images must come with a finish, got {unlabelled}; type --finish auto")
+    if rivals and (finish == "none" or unlabelled is not None):
+        given = f"--images {unlabelled}" if unlabelled else "--finish none"
+        raise ValueError(f"rivals must come with a finish on labelled images, got {given}; type --data NAME")
     if source is None and arch is None:
         raise ValueError("checkpoint or --arch must be given, got neither; type multipde convert CHECKPOINT --size N")
     if weights is not None and (arch is None or source is not None):
@@ -140,8 +143,9 @@ def convert_to_directory(
     sizes = " -> ".join(size_text(each.sizes[0], each.image_sizes[0]) for each in (spec, wanted))
     log.say(f"{name}: size {sizes}" + ("" if images is None else f", on images of {images.name}"))
     if images is None:
-        if budget is not None:
-            raise ValueError(f"finish must be left out without images, got {finish}; type --images DIR or --data NAME")
+        if budget is not None or rivals:
+            what = f"finish {finish}" if budget else "rivals"
+            raise ValueError(f"{what} must have images, got none; type --data NAME")
         log.say(
             "no data: nothing is measured or finished, BatchNorm keeps the statistics of the old size;"
             " type --data NAME, or --images DIR"

@@ -154,3 +154,10 @@ def test_a_folder_without_labels_is_enough(tmp_path, data, old, capsys):
 def test_few_and_small_images_are_refused(tmp_path, data, num, side, message):
     with pytest.raises(ValueError, match=message):
         load_unlabelled(folder(tmp_path, data, num, side), 8)
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, data):
+    root = folder(tmp_path, data)
+    (root / "readme.txt").write_text("photographs")
+    with pytest.warns(UserWarning, match="left out of .*: 1 with the ending .txt"):
+        assert len(load_unlabelled(root, 8)) == 60
