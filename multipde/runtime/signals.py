@@ -57,7 +57,7 @@ def raising_on_signals(names: tuple[str, ...] = STOP) -> Iterator[None]:
 
     def interrupt(signum: int, frame: FrameType | None = None) -> None:
         if _is_importing(frame):
-            noted[signum] = threading.Timer(LATER, signal.raise_signal, (signum,))
+            noted[signum] = threading.Timer(LATER, _raise_in_main_thread, (signum,))
             noted[signum].daemon = True
             noted[signum].start()
             return
@@ -69,6 +69,14 @@ def raising_on_signals(names: tuple[str, ...] = STOP) -> Iterator[None]:
         for signum, again in noted.items():
             again.cancel()
             raise Interrupted("", signum)
+
+
+def _raise_in_main_thread(signum: int) -> None:
+    """Raise a signal where it also ends a call that waits, which it does in the thread that receives it alone."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+    else:
+        signal.raise_signal(signum)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -343,9 +343,11 @@ def test_a_signal_during_an_import_is_obeyed_when_it_is_done(name, tmp_path, mon
         if name == "SIGUSR1":  # there is nothing to be saved yet
             main(["list"])
         else:
+            started = time.monotonic()
             with pytest.raises(SystemExit) as stop:
                 main(["list"])
             assert stop.value.code == 128 + getattr(signal, name)
+            assert time.monotonic() - started < 10  # a call that waits is ended
             assert capsys.readouterr().err == "multipde: interrupted\n"
     finally:
         signal.signal(getattr(signal, name), before)
