@@ -146,8 +146,8 @@ class Finish(Trained):
     """The network to be converted: a run directory, or one written by `save`."""
     size: int = 16
     """New side of the mesh in pixels."""
-    arms: tuple[str, ...] = ("answers", "answers and labels", "labels", "labels, from scratch")
-    """What is learned."""
+    arms: tuple[str, ...] | None = None
+    """What is learned: answers, answers and labels, labels, or labels from scratch. Left out: all of them."""
     images: tuple[int, ...] = (500, 2000, 5000, 40000)
     """Numbers of different images."""
     learned: int = 40000

@@ -44,7 +44,8 @@ def load_unlabelled(source: Any, size: int) -> ImageSet:
     if left_out:
         warnings.warn(left_out_text(root, left_out), stacklevel=3)
     labels = torch.zeros(len(paths), dtype=torch.long)
-    streamed = _large_enough(StreamedImages(paths, labels), min(map(min, image_sizes(paths)[0]), default=0), size)
+    smallest = min(map(min, image_sizes(paths)[0])) if paths else 0
+    streamed = _large_enough(StreamedImages(paths, labels), smallest, size)
     is_large = 3 * size**2 * len(paths) > MEMORY_BYTES
     return streamed if is_large else TensorImages(decode_images(paths, size), labels)
 

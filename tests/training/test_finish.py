@@ -149,7 +149,11 @@ def test_a_folder_without_labels_is_enough(tmp_path, data, old, capsys):
 
 @pytest.mark.parametrize(
     ("num", "side", "message"),
-    [(20, 8, "images must be at least 50, got 20"), (50, 6, "images must have at least the network's 8 pixels")],
+    [
+        (1, 8, "images must be at least 50, got 1"),
+        (20, 8, "images must be at least 50, got 20"),
+        (50, 6, "images must have at least the network's 8 pixels"),
+    ],
 )
 def test_few_and_small_images_are_refused(tmp_path, data, num, side, message):
     with pytest.raises(ValueError, match=message):
@@ -161,3 +165,8 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path, data):
     (root / "readme.txt").write_text("photographs")
     with pytest.warns(UserWarning, match="left out of .*: 1 with the ending .txt"):
         assert len(load_unlabelled(root, 8)) == 60
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="images must be at least 50, got 0"):
+        load_unlabelled(tmp_path, 8)

@@ -29,7 +29,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "answers": {},
     "answers and labels": {"label_share": 0.5},
     "labels": {"label_share": 1.0},
-    "labels, from scratch": {"label_share": 1.0, "learning_rate": Level.learning_rate},
+    "labels from scratch": {"label_share": 1.0, "learning_rate": Level.learning_rate},
 }
 """What the converted network learns, as fields of `FinishSettings`; the last has random weights in the beginning."""
 
@@ -51,7 +51,7 @@ def finish_study(
     out: Path,
     *,
     size: int = 16,
-    arms: Sequence[str] = tuple(ARMS),
+    arms: Sequence[str] | None = None,
     images: Sequence[int] = NUM_IMAGES,
     learned: int = 40000,
     seeds: Sequence[int] = (0,),
@@ -67,11 +67,12 @@ def finish_study(
         data: source and options for `load_data`.
         out: file of rows; a measurement with a row is not repeated. The figure is written to the same directory.
         size: new side of the mesh.
-        arms: names in `ARMS`.
+        arms: names in `ARMS`; all of them if left out.
         images: numbers of different images.
         learned: number of images that each training sees, repetitions included.
         seeds: seeds of the images that are drawn, and of their order and augmentation.
     """
+    arms = tuple(ARMS) if arms is None else arms
     for name in arms:
         if name not in ARMS:
             raise ValueError(f"arms must be among {', '.join(ARMS)}, got {name!r}")
