@@ -54,7 +54,15 @@ class Trained(DataOptions, Precise):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer(Trained):
+class Compiled(Trained):
+    """Options of all studies whose trainings may use compiled kernels."""
+
+    compile: bool = False
+    """Train with compiled kernels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Compiled):
     """Compare ways to train from coarse to fine, called arms, which all do the same work."""
 
     data: DataName = "shapes"
@@ -85,7 +93,7 @@ class Transfer(Trained):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation(Trained):
+class Ablation(Compiled):
     """Measure what each ingredient of the recipe fast is worth, left out of it and added to plain SGD."""
 
     data: DataName = "shapes"
@@ -139,7 +147,7 @@ class Finetune(Trained):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finish(Trained):
+class Finish(Compiled):
     """Let a converted network learn from the old one, and measure its accuracy against the number of images."""
 
     checkpoint: Path
@@ -154,8 +162,6 @@ class Finish(Trained):
     """Number of images that each training sees, repetitions included."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the trainings."""
-    compile: bool = False
-    """Use compiled kernels."""
     run_dir: Path = Path("runs/bench-finish")
     """Directory of the study."""
 

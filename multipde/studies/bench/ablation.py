@@ -110,6 +110,7 @@ def ablation_study(
     workers: int = 1,
     device: str = "auto",
     amp: str = "off",
+    compile: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
     """Train the Hamiltonian network on meshes of at most half the size with each ingredient left out or added.
@@ -122,6 +123,7 @@ def ablation_study(
         budget: work of every training, as in `transfer_study`.
         run_dir: directory of the trainings; one that was interrupted is continued.
         workers: number of simultaneous trainings, each with its share of the CPU cores.
+        compile: use compiled kernels, see `compile_layers`.
     """
     for name in variants or ():
         if name not in VARIANTS:
@@ -133,7 +135,7 @@ def ablation_study(
     label = data_label(data[0], data[1].get("root"))
     study = Study(out, {"data": label, "size": size, "network": base.label}, Task._fields, log=log)
     study.rows = [row for row in study.rows if _is_current(row)]
-    place, settings = run_dir / f"{label}-{size}", {"device": device, "amp": amp}
+    place, settings = run_dir / f"{label}-{size}", {"device": device, "amp": amp, "compile": compile}
     train = partial(_train, data=data, size=size, run_dir=place, settings=settings, threads=threads)
     tasks = [Task(name, budget, seed) for seed in seeds for name in variants or VARIANTS]
     add_trainings(study, tasks, train, workers, lambda task: f"{task.variant}, {budget_text(budget)}, seed {task.seed}")

@@ -71,13 +71,13 @@ ARMS = {
     "gradual copy": Arm(GRADUAL, COPY),
     "crop": Arm((Part(1, 0.125, crop=1 / 4), Part(1, 0.375, crop=1 / 2), Part(1, 0.5)), COPY),
     "detail": Arm((Part(1 / 4, 0.1), Part(1 / 2, 0.3), Part(1 / 2, 0.6, detail=2)), COPY),
-    "detail then full": Arm((Part(1 / 4, 0.1), Part(1 / 2, 0.2), Part(1 / 2, 0.3, detail=2), Part(1, 0.4)), COPY),
+    "detail then full": Arm((Part(1 / 4, 0.05), Part(1 / 2, 0.15), Part(1 / 2, 0.2, detail=2), Part(1, 0.6)), COPY),
 }
 """The arms of the study; the learning rate goes through one cycle across all levels, measured in work."""
 
 IDEAS = {
     "detail, a trous": Arm(
-        (Part(1 / 4, 0.1), Part(1 / 2, 0.2), Part(1 / 2, 0.3, detail=2), Part(1, 0.4, a_trous=1)), COPY
+        (Part(1 / 4, 0.05), Part(1 / 2, 0.15), Part(1 / 2, 0.2, detail=2), Part(1, 0.6, a_trous=1)), COPY
     ),
     "one cycle per level": Arm(settings=COPY, level={"policy": "one_cycle"}),
     "twice the steps": Arm(settings=COPY, steps=(3, 3, 6)),

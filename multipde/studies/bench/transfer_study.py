@@ -42,6 +42,7 @@ def transfer_study(
     workers: int = 1,
     device: str = "auto",
     amp: str = "off",
+    compile: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
     """Train all arms once on the Hamiltonian network, then the best ones, fine only and copy with every dynamics.
@@ -56,6 +57,7 @@ def transfer_study(
             text such as ``"30TFLOPs"``, for all dynamics and rivals alike.
         run_dir: directory of the trainings; one that was interrupted is continued.
         workers: number of simultaneous trainings, each with its share of the CPU cores.
+        compile: use compiled kernels, see `compile_layers`.
     """
     for name in dynamics:
         if name not in DYNAMICS:
@@ -70,7 +72,7 @@ def transfer_study(
             Schedule(task.levels(base, 1000), task.network(base))
     label = data_label(data[0], data[1].get("root"))
     study = Study(out, {"data": label, "size": size}, Task._fields, earlier={"recipe": "sgd"}, log=log)
-    settings, place = TrainSettings(device=device, amp=amp), run_dir / f"{label}-{size}"
+    settings, place = TrainSettings(device=device, amp=amp, compile=compile), run_dir / f"{label}-{size}"
     train = partial(_train, data=data, size=size, run_dir=place, settings=settings, threads=threads)
 
     def add(tasks: Sequence[Task]) -> None:
