@@ -164,6 +164,7 @@ def test_a_header_with_very_many_names_is_refused(num, tmp_path):
     [
         (torch.empty(3, device="meta"), "weights must be dense tensors, got 'w'"),
         (torch.eye(3).to_sparse(), "weights must be dense tensors, got 'w'"),
+        (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "weights must be dense tensors, got 'w'"),
         (
             torch.zeros(1).expand(10**10),
             "weights must take as much memory as their file, got tensors that repeat",
