@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ class StreamedImages:
             if not self.num_workers:
                 raise
             reason = failure_text(str(error)) or " ".join(str(error).split())[:200]
-            warnings.warn(f"images are decoded without other processes, which is slower: {reason}", stacklevel=3)
+            _say_once(f"images are decoded without other processes, which is slower: {reason}")
             self.num_workers = 0
             files = self._loaded(device)
             return files, iter(files.loader)
@@ -87,6 +88,11 @@ class StreamedImages:
             self.close()
             self._files = _Files(self.paths, self._order, self.num_workers, device.type == "cuda")
         return self._files
+
+
+@cache
+def _say_once(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 class _Paths(Sequence):

@@ -21,8 +21,8 @@ def failure_text(message: str, files: Sequence[str] = (), status: int | None = N
         files: files that the process was decoding.
         status: its exit status, or minus the number of the signal that has ended it; None to take it from the message.
     """
-    if any(text in message for text in ("shared memory object", "unable to mmap", "unable to resize", "shm_open")):
-        return shared_memory_text(message)
+    if found := re.search(r"unable to \w+ shared memory.*|unable to (mmap|resize).*|shm_open.*", message):
+        return shared_memory_text(re.sub(r" *(for file )?</torch_\w+>", "", found[0]))
     if "DataLoader worker" not in message:
         return None
     if status is None:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -29,6 +30,9 @@ SHARED = (
         (SHARED, ["a.bmp"], "image must not crash the process that decodes it, got a.bmp"),
         ("unable to open shared memory object </torch_1> in read-write mode: Read-only file system (30)", [],
          r"shared memory must hold .*Read-only file system \(30\)"),
+        ("Caught RuntimeError in DataLoader worker process 1.\nOriginal Traceback (most recent call last):\nRuntime"
+         "Error: unable to allocate shared memory(shm) for file </torch_7_31_0>: No space left on device (28)\n", [],
+         r"free \(unable to allocate shared memory\(shm\): No space left on device \(28\)\); type --stream False"),
         ("DataLoader worker (pid(s) 7) exited unexpectedly with exit code 1. Details", [], "got exit status 1; type"),
     ],
 )  # fmt: skip
@@ -62,6 +66,8 @@ def test_without_shared_memory_this_process_decodes_and_says_so(error, paths, mo
     with pytest.warns(UserWarning, match=r"images are decoded without other processes, .*(30|Read-only)"):
         ((x, labels),) = images.batches([(4, torch.arange(3))], torch.device("cpu"))
     assert (x[:, 0, 0, 0].tolist(), labels.tolist()) == ([0.0, 20.0, 40.0], [0, 1, 2])
+    with warnings.catch_warnings(action="error"):  # it is said once
+        list(StreamedImages(paths, torch.arange(3)).batches([(4, torch.arange(3))], torch.device("cpu")))
 
 
 SCRIPT = """
