@@ -116,7 +116,7 @@ class NetworkConfig(SpecBase):
         check_data_fields(self)
 
     def _check_dilation(self) -> None:
-        if self.opening_width is not None and not 1 <= self.opening_width**self.dim <= TAPS:
+        if self.opening_width is not None and not (self.opening_width >= 1 and self.opening_width**self.dim <= TAPS):
             raise ValueError(f"opening_width must give 1 to {TAPS} taps, got {self.opening_width}^{self.dim}")
         if self.detail > 1 and (self.opening_width is not None or max(self.block_dilation) > 1):
             raise ValueError(f"detail must be 1 with a dilation or an opening_width, got {self.detail}")

@@ -26,6 +26,10 @@ LIBRARIES = ("torchvision", "timm")
 PYTHON = "python"
 
 
+ARGUMENT_ERRORS = TypeError, ValueError, RuntimeError, AssertionError, ImportError, ArithmeticError, LookupError
+"""What functions that make a network raise for arguments that they do not accept."""
+
+
 @dataclass(frozen=True)
 class ExternalModel(SpecBase):
     """The description of any classifier as plain data, see `ModelSpec`; `external_model` and `describe` make it.
@@ -71,6 +75,10 @@ class ExternalModel(SpecBase):
             raise ValueError(f"size must be positive, got {self.size}")
         if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in self.arguments):
             raise ValueError(f"arguments must be pairs of name and value, got {self.arguments}")
+        try:
+            hash(self.arguments)
+        except TypeError:
+            raise ValueError(f"arguments must be constants such as 2 or (1, 2), got {self.arguments}") from None
         for name, _ in self.arguments if self.arch.partition(":")[0] in LIBRARIES else ():
             if any(part in name for part in FORBIDDEN):
                 raise ValueError(f"arguments must not name files or weights, got {name}; type --weights FILE")
@@ -153,7 +161,7 @@ class ExternalModel(SpecBase):
             # a function of the working directory may import what is beside it when it is called
             with nullcontext() if kind in ("torchvision", "timm", PYTHON) else architectures.working_directory_first():
                 net = make(**arguments)
-        except (TypeError, ValueError, RuntimeError, AssertionError, ImportError) as error:
+        except ARGUMENT_ERRORS as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"arch must have arguments that it accepts, got {self.arch} ({reason})") from None
         if not isinstance(net, nn.Module):

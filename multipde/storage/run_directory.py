@@ -62,6 +62,11 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next(iter(checkpoints_of(run)), None)
 
 
+def is_unfinished(directory: Path) -> bool:
+    """Whether a directory is that of a run without a result; the network beside its record may be half written."""
+    return (directory / RECORD).exists() and not (directory / RESULT).exists()
+
+
 def last_number(run: Path) -> int:
     """The largest number of a checkpoint of a run, or of a copy of one; 0 if there is none."""
     return max(
@@ -72,9 +77,12 @@ def last_number(run: Path) -> int:
 def _is_number_of(checkpoint: Path, number: int) -> bool:
     """Whether a checkpoint was written under this number, or is too damaged to tell."""
     try:
-        return read_record(checkpoint / TRAINER, schema.CHECKPOINT)["state"]["checkpoints"] == number
+        record = read_record(checkpoint / TRAINER, schema.CHECKPOINT)
+        if record["state"]["checkpoints"] != number and record["format"] > 1:
+            check_sums(checkpoint, TRAINER)
     except ValueError:
         return True
+    return record["state"]["checkpoints"] == number
 
 
 def clear_partials(directory: Path) -> None:

@@ -16,7 +16,7 @@ from multipde.networks.external import PYTHON, ExternalModel, external_model, gi
 from multipde.networks.model_spec import ModelSpec, check_mesh, spec_of
 from multipde.storage.files import CONFIG, check_network_sums, write_directory
 from multipde.storage.records import brief, from_record, json_bytes, read_record
-from multipde.storage.run_directory import check_new, newest_checkpoint
+from multipde.storage.run_directory import check_new, is_unfinished, newest_checkpoint
 from multipde.storage.schema import FORMAT, NETWORK
 from multipde.storage.tensors import BEST, MODEL, read_tensors, stored_shapes, tensor_bytes
 
@@ -72,7 +72,7 @@ def load(directory: str | Path, model: Given = None) -> Any:
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, got {directory}")
-    if (directory / MODEL).exists():
+    if (directory / MODEL).exists() and not (is_unfinished(directory) and newest_checkpoint(directory)):
         check_network_sums(directory, MODEL, CONFIG)
         return read_network(directory, MODEL, model)
     while (newest := newest_checkpoint(directory)) is not None:

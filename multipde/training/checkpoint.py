@@ -84,8 +84,10 @@ def read_newest(
     """Read the first of the checkpoints that is whole, with its state; return a note too where others come before it.
 
     Raises:
-        ValueError: that of the first, where none can be read.
+        ValueError: there is none; or that of the first, where none can be read.
     """
+    if not checkpoints:
+        raise ValueError("run must have a checkpoint, got none")
     found: list[ValueError] = []
     for checkpoint in checkpoints:
         try:

@@ -123,6 +123,7 @@ def test_refused():
         ({"dilation": 2, "detail": 2}, "detail must be 1 with a dilation or an opening_width, got 2"),
         ({"opening_width": 6, "detail": 2}, "detail must be 1 with a dilation or an opening_width, got 2"),
         ({"opening_width": 0}, r"opening_width must give 1 to 1000 taps, got 0\^2"),
+        ({"opening_width": -1}, r"opening_width must give 1 to 1000 taps, got -1\^2"),
         ({"opening_width": 2.5}, "opening_width must be whole numbers, got 2.5"),
     ):
         with pytest.raises(ValueError, match=message):

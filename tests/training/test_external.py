@@ -158,6 +158,11 @@ def test_its_report_has_every_level_every_switch_and_the_confusion(finished, tmp
         ("math:pi", r"arch must name a function, got 'math:pi', a float"),
         ("os:getcwd", r"arch must name a function that returns an nn.Module, got str"),
         ("resnet18(depth=5)", r"arch must have arguments that it accepts, got torchvision:resnet18 \(.*'depth'"),
+        (
+            "mobilenet_v2(width_mult=1e308)",
+            r"arch must have arguments that it accepts, got .* \(cannot convert float inf",
+        ),
+        ("mobilenet_v2(width_mult={1: 2})", r"arguments must be constants such as 2 or \(1, 2\), got"),
         ("resnet18(1)", r"arch must have arguments such as \(width=2\), got 'resnet18\(1\)'"),
         ("resnet18(weights='DEFAULT')", r"arguments must not name files or weights, got weights; type --weights FILE"),
         ("no such thing!", r"arch must be NAME, timm:NAME or package.module:function, got 'no such thing!'"),
