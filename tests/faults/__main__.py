@@ -8,11 +8,11 @@ from pathlib import Path
 
 from multipde.storage.provenance import machine, versions
 from multipde.storage.rows import append_row
-from tests.faults import exact, foreign, fuzz, kill, load, operations, reorder, structure
+from tests.faults import environments, exact, foreign, fuzz, kill, load, operations, reorder, structure
 
 DEFAULT = {
     **{"kill": 200, "operations": 1, "reorder": 1, "exact": 1, "fuzz": 5000, "structure": 10_000, "foreign": 20_000},
-    "load": 200_000,
+    **{"load": 200_000, "environments": 200},
 }
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--num",
         type=int,
-        help="kills, files, records, cases or images; for the others: only every n-th step or operation",
+        help="kills, files, records, cases, commands or images; for the others: only every n-th step or operation",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file of rows to append to")
@@ -42,6 +42,8 @@ def main() -> None:
             counts = structure.campaign(num, args.seed, place)
         elif args.campaign == "fuzz":
             counts = fuzz.campaign(num, args.seed, place)
+        elif args.campaign == "environments":
+            counts = environments.campaign(num, args.seed, place)
         elif args.campaign == "foreign":
             counts = foreign.campaign(num, args.seed, place)
         else:

@@ -22,7 +22,7 @@ from multipde.data.streamed import StreamedImages
 from multipde.storage.stored_network import spec_from_record
 from multipde.training.checkpoint import write_checkpoint
 from multipde.training.state import TrainState
-from tests.faults import exact, foreign, fuzz, load, reorder, structure
+from tests.faults import environments, exact, foreign, fuzz, load, reorder, structure
 from tests.faults.deadly import DeadlyPaths
 
 QUICK = settings(max_examples=50, deadline=None)
@@ -219,3 +219,8 @@ def fail_operations(place: Path) -> None:
 
     torch.set_num_threads(1)
     (place / "counts.json").write_text(json.dumps(campaign(place, every=173)))
+
+
+def test_commands_work_or_refuse_in_hostile_surroundings(tmp_path):
+    counts = environments.campaign(4, 0, tmp_path, commands=("list",))
+    assert counts.get("as always", 0) + counts.get("refused", 0) == counts["num"] == 4, counts

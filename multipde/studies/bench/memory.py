@@ -11,7 +11,7 @@ from multipde.networks.dynamics import DYNAMICS, MEMORY, Block
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
-from multipde.studies.bench.rivals import has_memcnn, memcnn_block
+from multipde.studies.bench.rivals import has_memcnn, memcnn_block, without_its_warnings
 from multipde.studies.bench.timing import PeakMemory, alternated, random_images
 from multipde.studies.study import Study
 
@@ -57,8 +57,9 @@ def memory_study(
             if name == "hamiltonian" and has_memcnn():
                 blocks["memcnn"] = memcnn_block(blocks["store"])  # pyright: ignore[reportArgumentType]
             calls = {way: _training_step(block, y, compute) for way, block in blocks.items()}
-            peak = {way: _peak(block, y, calls[way]) for way, block in blocks.items()}
-            seconds = alternated(calls, repeats, compute.device)
+            with without_its_warnings():
+                peak = {way: _peak(block, y, calls[way]) for way, block in blocks.items()}
+                seconds = alternated(calls, repeats, compute.device)
             drift = _drift(blocks["reversible"], y, compute) if "reversible" in ways else None  # pyright: ignore
             for way in blocks:
                 tensors, ratio = peak[way] / (y.numel() * y.element_size()), seconds[way] / seconds["store"]

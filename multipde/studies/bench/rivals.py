@@ -1,6 +1,8 @@
 """The hamiltonian block of another library, memcnn, if it is installed."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,15 +34,22 @@ def has_memcnn() -> bool:
     return find_spec("memcnn") is not None
 
 
+@contextmanager
+def without_its_warnings() -> Iterator[None]:
+    """Ignore the warnings of memcnn inside: it uses torch.cuda.amp, and frees features by TypedStorage."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+        yield
+
+
 def memcnn_block(block: Block) -> nn.Module:
     """A hamiltonian block as memcnn's additive couplings over the same layers, which share their weights.
 
     A coupling is   y' = y + F(z), z' = z + G(y'),   so F = dt F1 and G = -dt F2, eq. (10).
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # memcnn uses torch.cuda.amp
+    with without_its_warnings():
         memcnn: Any = __import__("memcnn")
-    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # memcnn frees features by it
     couplings = [
         memcnn.AdditiveCoupling(_Scaled(node[0], block.dt), _Scaled(node[1], -block.dt))  # pyright: ignore
         for node in block.controls
