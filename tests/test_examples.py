@@ -52,3 +52,14 @@ def test_convert_tries_every_method(capsys):
     run("03_convert.py", num_train=250)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-3:]] == ["copy", "rediscretize", "galerkin"]
+
+
+def test_a_learned_operator_keeps_its_equation_on_a_finer_mesh(capsys):
+    run("07_operator.py", meshes=(32, 64), smoothness=(4,))
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (given, learned, _, _), (finer, kept, copied, interpolated) = [[float(v) for v in row[1:]] for row in table[1:3]]
+    assert given / finer == pytest.approx(4, rel=0.1)  # the order of the discretisation
+    assert learned < given
+    assert given / 2 < kept < 2 * given  # the error that was absorbed
+    assert copied > 20 * kept
+    assert interpolated > kept
