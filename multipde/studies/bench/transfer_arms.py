@@ -59,6 +59,8 @@ FINE = (Part(1, 1.0),)
 _SIZES = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
 GRADUAL = tuple(Part(*part) for part in zip(_SIZES, (0.06, 0.07, 0.19, 0.15, 0.14, 0.15, 0.24), strict=True))
 
+THEN_FULL = (Part(1 / 4, 0.05), Part(1 / 2, 0.15), Part(1 / 2, 0.2, detail=2), Part(1, 0.6))
+
 ARMS = {
     "fine only": Arm(FINE, COPY),
     "copy": Arm(settings=COPY),
@@ -71,14 +73,13 @@ ARMS = {
     "gradual copy": Arm(GRADUAL, COPY),
     "crop": Arm((Part(1, 0.125, crop=1 / 4), Part(1, 0.375, crop=1 / 2), Part(1, 0.5)), COPY),
     "detail": Arm((Part(1 / 4, 0.1), Part(1 / 2, 0.3), Part(1 / 2, 0.6, detail=2)), COPY),
-    "detail then full": Arm((Part(1 / 4, 0.05), Part(1 / 2, 0.15), Part(1 / 2, 0.2, detail=2), Part(1, 0.6)), COPY),
+    "detail then full": Arm(THEN_FULL, COPY),
 }
 """The arms of the study; the learning rate goes through one cycle across all levels, measured in work."""
 
 IDEAS = {
-    "detail, a trous": Arm(
-        (Part(1 / 4, 0.05), Part(1 / 2, 0.15), Part(1 / 2, 0.2, detail=2), Part(1, 0.6, a_trous=1)), COPY
-    ),
+    "detail then full, calibrated": Arm(THEN_FULL, {"transfer": "calibrated"}),
+    "detail, a trous": Arm((*THEN_FULL[:3], Part(1, 0.6, a_trous=1)), COPY),
     "one cycle per level": Arm(settings=COPY, level={"policy": "one_cycle"}),
     "twice the steps": Arm(settings=COPY, steps=(3, 3, 6)),
     "momentum reset": Arm(settings={"transfer": "copy", "momentum_rule": "reset"}),
