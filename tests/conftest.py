@@ -1,10 +1,8 @@
 """Small data and runs for all tests; decoded images are kept in a directory of the test session."""
 
-import fcntl
 import functools
 import multiprocessing
 import os
-import shutil
 import signal
 from multiprocessing import context, forkserver
 from pathlib import Path
@@ -46,23 +44,10 @@ def shared_by_workers(tmp_path_factory, request) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _every_kernel_is_compiled_once(shared_by_workers):
-    """The kernels in C++ are compiled by the first test process that needs them, and copied by the others."""
-    compile_to = native._compile_to
-
-    def compile_once(compiler: str, target: Path) -> None:
-        if compiler not in native.COMPILERS:  # one that a test makes
-            compile_to(compiler, target)
-            return
-        kept = shared_by_workers / f"norms-{compiler}.so"
-        with (shared_by_workers / "norms.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not kept.exists():
-                compile_to(compiler, kept)
-        shutil.copy(kept, target)
-
+def _the_cache_is_that_of_the_session(shared_by_workers):
+    """Kernels are compiled by the first test process that needs them; nothing is kept in the home directory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_compile_to", compile_once)
+        patch.setenv("MULTIPDE_CACHE", str(shared_by_workers / "cache"))
         yield
 
 
@@ -125,11 +110,6 @@ def spawned():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(context._concrete_contexts, "spawn", context.SpawnContext())  # pyright: ignore
         yield
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("MULTIPDE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classes=("disc", "ring", "square")):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from torch import Tensor
 from multipde.data.checksum import file_digest
 from multipde.data.decode import DECODING
 from multipde.data.image_data import MEMORY_BYTES
+from multipde.networks.user_cache import cache_directory, is_own
 
 
 class DecodedCache:
@@ -43,7 +43,7 @@ class DecodedCache:
         from safetensors import SafetensorError, safe_open
 
         try:
-            if self.key is None or not _is_own(self.file):
+            if self.key is None or not is_own(self.file):
                 return None
             with safe_open(self.file, "pt") as stored:
                 images, record = stored.get_tensor("images"), stored.metadata()
@@ -84,13 +84,6 @@ class DecodedCache:
         return images.dtype == torch.uint8 and images.shape == (len(self.paths), 3, side, side) and is_fitting
 
 
-def cache_directory() -> Path:
-    """The directory of decoded images: MULTIPDE_CACHE if that is set, else one in the user's cache directory."""
-    if chosen := os.environ.get("MULTIPDE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "multipde"
-
-
 def _key(paths: Sequence[Path], size: int | None) -> str:
     digest = hashlib.sha256(f"rgb {DECODING} {size}".encode())
     for path in paths:
@@ -101,12 +94,3 @@ def _key(paths: Sequence[Path], size: int | None) -> str:
 def _checksum(images: Tensor) -> str:
     pixels: Any = images.contiguous().numpy()
     return hashlib.sha256(pixels).hexdigest()
-
-
-def _is_own(file: Path) -> bool:
-    """Whether a file is regular, of this user, and such that nobody else can have written it."""
-    if not os.path.lexists(file):
-        return False
-    status = os.lstat(file)
-    is_ours = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
-    return stat.S_ISREG(status.st_mode) and is_ours

@@ -15,7 +15,7 @@ from torch._inductor.utils import fresh_cache
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, train
 from multipde.networks.compilation import check_compiler, compile_layers
 from multipde.networks.kernels import dispatch as kernels
-from multipde.networks.kernels import native
+from multipde.networks.kernels.native import build
 from multipde.runtime.device import Compute
 from multipde.training.schedule import levels_from_lists
 from multipde.training.step import TrainStep
@@ -100,11 +100,11 @@ def no_compiler(request, tmp_path, monkeypatch, nothing_compiled):
         command.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "g++ 14.2.0" || exit 1\n')
         command.chmod(0o755)
     monkeypatch.setenv("CXX", str(command))
-    monkeypatch.setattr(native, "COMPILERS", ())
-    native._built.cache_clear()
+    monkeypatch.setattr(build, "COMPILERS", ())
+    build._built.cache_clear()
     with inductor.patch({"cpp.cxx": (str(command),)}), fresh_cache():
         yield {"none": "none", "broken": f"{command} with exit status 1"}[request.param]
-    native._built.cache_clear()
+    build._built.cache_clear()
 
 
 def test_without_a_compiler_one_line_says_so(no_compiler, tmp_path):
@@ -140,10 +140,11 @@ def test_what_is_compiled_can_be_given_up(compiler):
 
 def test_a_full_disk_for_temporary_files_is_told_before_anything_is_compiled(monkeypatch, tmp_path):
     compiled = []
-    monkeypatch.setattr(native, "_compile_to", lambda *given: compiled.append(given))
-    monkeypatch.setattr(native, "_built", native._built.__wrapped__)
-    monkeypatch.setattr(native.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(build, "_compile_to", lambda *given: compiled.append(given))
+    monkeypatch.setattr(build, "_built", build._built.__wrapped__)
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     monkeypatch.setenv("CXX", sys.executable)  # there is a compiler
+    monkeypatch.setenv("MULTIPDE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
         ValueError, match=r"a C\+\+ compiler, got .* with 1 MiB free in \S+, where it needs 32; install"
     ):

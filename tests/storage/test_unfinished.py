@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from multipde import Level, Schedule, load, resume
-from multipde.storage.run_directory import newest_checkpoint
+from multipde.storage.run_directory import checkpoints_of
 from multipde.training.checkpoint import read_newest
 from tests.storage.test_links import run, stopped  # noqa: F401
 
@@ -23,11 +23,11 @@ def test_a_run_that_was_killed_in_its_last_writes_is_loaded_from_its_checkpoint(
 
 
 def test_a_checkpoint_whose_number_is_damaged_is_no_copy(stopped, capsys):  # noqa: F811
-    newest = newest_checkpoint(stopped)
+    (newest,) = checkpoints_of(stopped)[:1]
     record = json.loads((newest / "trainer.json").read_text())
     record["state"]["checkpoints"] += 1
     (newest / "trainer.json").write_text(json.dumps(record))
-    assert newest_checkpoint(stopped) == newest
+    assert checkpoints_of(stopped)[0] == newest
     resume(stopped)
     said = capsys.readouterr().out
     assert f"note: {newest}/trainer.json must have its checksum in SHA256SUMS, got another: it is damaged" in said

@@ -2,75 +2,19 @@
 
 Each computes the same as the kernel of its name in `kernels.dispatch` or `kernels.batch_norm`, for features in float32
 or bfloat16 with the channels innermost in memory. They read memory once where the code from torch.compile reads it two
-or three times, and they are compiled once for all shapes.
+or three times, and they are compiled once for all shapes, see `build`.
 """
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).parent / "norms.cpp"
-COMPILERS = ("g++", "clang++", "c++")
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp", "-shared", "-fPIC")
-FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
-"""Options for the present processor, tried in turn because no compiler knows all of them."""
-
-SPACE = 32 * 2**20
-"""Bytes that must be free for temporary files."""
+from multipde.networks.kernels.native.build import is_available, library
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-
-
-class NoCompilerError(RuntimeError):
-    """There is no C++ compiler with OpenMP, or it does not compile."""
-
-
-def library() -> ctypes.CDLL:
-    """The compiled kernels."""
-    built, reason = _built()
-    if built is None:
-        raise NoCompilerError(reason)
-    return built
-
-
-@cache
-def _built() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or the reason why the last compiler that was tried gives none."""
-    reason = "none"
-    for compiler in (os.environ.get("CXX"), *COMPILERS):
-        if compiler and shutil.which(compiler):
-            try:
-                return _compiled_by(compiler), ""
-            except (OSError, NoCompilerError) as error:
-                reason = f"{compiler} with {error}"
-    return None, reason
-
-
-def _compiled_by(compiler: str) -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory() as directory:
-        if (free := shutil.disk_usage(directory).free) < SPACE:  # compilers find that out at their end, one by one
-            raise NoCompilerError(f"{free >> 20} MiB free in {tempfile.gettempdir()}, where it needs {SPACE >> 20}")
-        target = Path(directory) / "norms.so"
-        _compile_to(compiler, target)
-        return ctypes.CDLL(str(target))
-
-
-def _compile_to(compiler: str, target: Path) -> None:
-    for flags in FOR_THIS_PROCESSOR:
-        command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(target)]
-        tried = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-        if tried.returncode == 0:
-            return
-    output = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
-    raise NoCompilerError(next((line for line in output if "error" in line), output[-1]))
 
 
 def handles(y: Tensor, axis: int = -1) -> bool:
@@ -78,7 +22,7 @@ def handles(y: Tensor, axis: int = -1) -> bool:
     if y.device.type != "cpu" or y.dtype not in DTYPES or type(y) not in (Tensor, torch.nn.Parameter):
         return False
     innermost = y.is_contiguous() if axis == -1 else y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
-    return innermost and y.numel() > 0 and _built()[0] is not None
+    return innermost and y.numel() > 0 and is_available()
 
 
 def tv_forward(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool, axis: int = -1) -> tuple[Tensor, Tensor]:

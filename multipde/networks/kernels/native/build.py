@@ -1,0 +1,102 @@
+"""The library of the kernels in C++: compiled for this processor once, and kept for the next start."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from multipde.networks import user_cache
+
+SOURCE = Path(__file__).parent / "norms.cpp"
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp", "-shared", "-fPIC")
+FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
+"""Options for the present processor, tried in turn because no compiler knows all of them."""
+
+SPACE = 32 * 2**20
+"""Bytes that must be free for temporary files."""
+
+
+class NoCompilerError(RuntimeError):
+    """There is no C++ compiler with OpenMP, or it does not compile."""
+
+
+def library() -> ctypes.CDLL:
+    """The compiled kernels."""
+    built, reason = _built()
+    if built is None:
+        raise NoCompilerError(reason)
+    return built
+
+
+def is_available() -> bool:
+    """Whether there are compiled kernels."""
+    return _built()[0] is not None
+
+
+@cache
+def _built() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or the reason why the last compiler that was tried gives none."""
+    reason = "none"
+    for compiler in (os.environ.get("CXX"), *COMPILERS):
+        if compiler and (path := shutil.which(compiler)):
+            try:
+                return _library_of(compiler, f"norms-{_key(Path(path))}"), ""
+            except (OSError, NoCompilerError) as error:
+                reason = f"{compiler} with {error}"
+    return None, reason
+
+
+def _library_of(compiler: str, name: str) -> ctypes.CDLL:
+    """The library that is kept under a name; where there is none that can be loaded, a new one, which is then kept."""
+    if found := user_cache.kept(name, ".so"):
+        with suppress(OSError):  # a file system from which nothing may be run
+            return ctypes.CDLL(str(found))
+    with tempfile.TemporaryDirectory() as directory:
+        if (free := shutil.disk_usage(directory).free) < SPACE:  # compilers find that out at their end, one by one
+            raise NoCompilerError(f"{free >> 20} MiB free in {tempfile.gettempdir()}, where it needs {SPACE >> 20}")
+        target = Path(directory) / "norms.so"
+        _compile_to(compiler, target)
+        try:
+            user_cache.keep(target, name)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"the compiled kernels are not kept for the next start: {reason}", stacklevel=2)
+        return ctypes.CDLL(str(target))
+
+
+def _key(compiler: Path) -> str:
+    """A checksum of all that the library depends on: its source, the compiler and its flags, the processor."""
+    real = compiler.resolve()
+    status = real.stat()
+    parts = [str(real), str(status.st_size), str(status.st_mtime_ns), str(FLAGS), platform.platform(), _processor()]
+    digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape"))
+    for file in sorted(SOURCE.parent.glob("*.[ch]*")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """The processor and what it can do, as far as the system tells."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        names = ("model name", "flags", "Features", "CPU part", "CPU implementer")
+        return "\n".join(sorted({line for line in lines if line.startswith(names)}))
+    return platform.processor()
+
+
+def _compile_to(compiler: str, target: Path) -> None:
+    for flags in FOR_THIS_PROCESSOR:
+        command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(target)]
+        tried = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        if tried.returncode == 0:
+            return
+    output = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
+    raise NoCompilerError(next((line for line in output if "error" in line), output[-1]))
