@@ -208,6 +208,16 @@ class Memory(Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growth(Timed):
+    """Measure how time and memory of a training step grow with size, depth, channels, batch and threads."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.cost_growth import growth_study
+
+        growth_study(**self.given())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scaling(Timed):
     """Measure the speed of a training step that is shared by one, two, ... processes."""
 
@@ -240,6 +250,7 @@ STUDIES = {
     "finish": Finish,
     "step": Step,
     "memory": Memory,
+    "growth": Growth,
     "scaling": Scaling,
     "input": Input,
 }

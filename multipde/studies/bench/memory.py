@@ -46,21 +46,13 @@ def memory_study(
     study = Study(out, {"study": "memory"}, ("dynamics", "steps", "memory"), anew=True, log=log)
     shape = {"channels": channels, "size": size, "batch": batch, "amp": compute.amp}
     for name in dynamics:
-        ways = [m for m in MEMORY if m != "reversible" or DYNAMICS[name].reverse is not None]
         for steps in num_steps:
-            y = random_images(batch, channels, size, compute.device)
-            blocks: dict[str, nn.Module] = {
-                way: compute.place(Block(name, channels, steps, dt=3 / steps, memory=way)) for way in ways
-            }
-            for block in blocks.values():
-                block.load_state_dict(blocks["store"].state_dict())
-            if name == "hamiltonian" and has_memcnn():
-                blocks["memcnn"] = memcnn_block(blocks["store"])  # pyright: ignore[reportArgumentType]
-            calls = {way: _training_step(block, y, compute) for way, block in blocks.items()}
+            y, blocks = random_images(batch, channels, size, compute.device), blocks_of(name, channels, steps, compute)
+            calls = {way: training_step(block, y, compute) for way, block in blocks.items()}
             with without_its_warnings():
-                peak = {way: _peak(block, y, calls[way]) for way, block in blocks.items()}
+                peak = {way: peak_of(block, y, calls[way]) for way, block in blocks.items()}
                 seconds = alternated(calls, repeats, compute.device)
-            drift = _drift(blocks["reversible"], y, compute) if "reversible" in ways else None  # pyright: ignore
+            drift = _drift(blocks["reversible"], y, compute) if "reversible" in blocks else None  # pyright: ignore
             for way in blocks:
                 tensors, ratio = peak[way] / (y.numel() * y.element_size()), seconds[way] / seconds["store"]
                 found = {"tensors": round(tensors, 2), "seconds": seconds[way], "time_ratio": round(ratio, 3)}
@@ -72,7 +64,22 @@ def memory_study(
     return study.close({title: table_of(rows, COLUMNS)})
 
 
-def _training_step(block: nn.Module, y: Tensor, compute: Compute) -> Callable[[], None]:
+def blocks_of(name: str, channels: int, steps: int, compute: Compute) -> dict[str, nn.Module]:
+    """Blocks of equal weights for every value of `Block.memory`; memcnn's beside hamiltonian if that is installed."""
+    ways = [way for way in MEMORY if way != "reversible" or DYNAMICS[name].reverse is not None]
+    blocks: dict[str, nn.Module] = {
+        way: compute.place(Block(name, channels, steps, dt=3 / steps, memory=way)) for way in ways
+    }
+    for block in blocks.values():
+        block.load_state_dict(blocks["store"].state_dict())
+    if name == "hamiltonian" and has_memcnn():
+        blocks["memcnn"] = memcnn_block(blocks["store"])  # pyright: ignore[reportArgumentType]
+    return blocks
+
+
+def training_step(block: nn.Module, y: Tensor, compute: Compute) -> Callable[[], None]:
+    """A call that computes a block forwards and backwards."""
+
     def call() -> None:
         x = y.detach().requires_grad_()
         block.zero_grad(set_to_none=True)
@@ -92,7 +99,7 @@ def _drift(block: Block, y: Tensor, compute: Compute) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(found, state, strict=True))
 
 
-def _peak(block: nn.Module, y: Tensor, call: Callable[[], None]) -> int:
+def peak_of(block: nn.Module, y: Tensor, call: Callable[[], None]) -> int:
     """Peak memory of a step in bytes, without tensors that are as small as a stencil."""
     stencil = max(p.numel() * p.element_size() for p in block.parameters())
     with PeakMemory([y, *block.parameters()], least_bytes=stencil + 1) as seen:
