@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from multipde.conversions.convert import Conversion as Conversion
     from multipde.conversions.convert import conversion as conversion
     from multipde.conversions.convert import convert as convert
+    from multipde.conversions.in_place import convert_ as convert_
     from multipde.conversions.optimizer_state import carry_optimizer_state as carry_optimizer_state
     from multipde.conversions.recalibration import recalibrate as recalibrate
     from multipde.data.datasets import load_data as load_data

@@ -26,7 +26,8 @@ from multipde.mesh.reparametrize import (
     stored_parameter,
 )
 from multipde.mesh.separable import per_axis
-from multipde.mesh.transfer import CALIBRATED, METHODS, check_factor, check_method, map_stencil, transfer_matrix
+from multipde.mesh.transfer import CALIBRATED, METHODS, acting_matrix, check_factor, check_method, map_stencil
+from multipde.mesh.transfer import transfer_matrix as matrix_of
 from multipde.networks.a_trous import a_trous
 from multipde.networks.detail import averaged_taps, composed_taps, set_detail, with_detail
 from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
@@ -66,7 +67,7 @@ class Conversion:
     skip: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, model: Model) -> Model:
-        return self._applied(model)
+        return self.acting(model)
 
     def dual(self, model: Model) -> Model:
         """The network whose stored parameters are mapped by P⁻ᵀ, as gradients are, instead of P.
@@ -79,13 +80,14 @@ class Conversion:
             raise ValueError(f"steps must stay for the dual map, got {self.steps}")
         if (detail := max(detail_of(model), self.detail or 1)) > 1:
             raise ValueError(f"detail must be 1 for the dual map, got {detail}")
-        return self._applied(model, is_dual=True)
+        return self.acting(model, "dual")
 
     @cpu_by_default()
-    def _applied(self, model: Model, is_dual: bool = False) -> Model:
+    def acting(self, model: Model, kind: str = "map") -> Model:
+        """The network whose stored parameters are mapped as `acting_matrix` says; the number of steps changes by P."""
         check_method(self.method)
         if (inner := averaged(model)) is not None:
-            return copied(model, given={inner: self._applied(inner, is_dual)})
+            return copied(model, given={inner: self.acting(inner, kind)})
         check_whole(model)
         spec = find_spec(model)
         if spec is not None:
@@ -95,10 +97,10 @@ class Conversion:
         with torch.inference_mode(False):
             model = a_trous(model) if self.a_trous else copied(model)
             with marked(model, self.skip):
-                self._move_all(model, is_dual)
+                self._move_all(model, kind)
             return model if spec is None or self.steps is None else with_steps(model, self.steps)
 
-    def _move_all(self, model: nn.Module, is_dual: bool) -> None:
+    def _move_all(self, model: nn.Module, kind: str) -> None:
         check_unshared(stencil_layers(model))
         detail = detail_of(model) if self.detail is None else self.detail
         set_detail(model, self.common_detail(model))
@@ -108,8 +110,9 @@ class Conversion:
             if name not in layers and not self.keep_reference:
                 self._put_on_mesh(p)
         for name, layer in layers.items():
-            self._move(layer, matrices[name], is_dual)
-        self._move_composed(model)
+            self._move(layer, matrices[name], kind)
+        if kind == "map":
+            self._move_composed(model)
         if (spec := find_spec(model)) is not None:
             size, kept = self._new_size(spec), self.keep_reference
             moved: Any = replace(spec, size=size, reference=spec.references) if kept else spec.on_mesh(size)
@@ -135,29 +138,29 @@ class Conversion:
         if self.calibration is not None or all(f == 1 for f in factor) or any(w % 2 == 0 for w in width):
             return
         taps = averaged_taps(layer.weight, detail)
-        change = transfer_matrix(self.method, width, factor) - torch.eye(math.prod(width), dtype=torch.float64)
+        change = matrix_of(self.method, width, factor) - torch.eye(math.prod(width), dtype=torch.float64)
         layer.weight += composed_taps(map_stencil(change, taps), detail)
 
     @torch.no_grad()
-    def _move(self, layer: _ConvNd, matrix: Tensor | None, is_dual: bool) -> None:
+    def _move(self, layer: _ConvNd, matrix: Tensor | None, kind: str) -> None:
         p = stencil_parametrization(layer)
         if p is None:
             if matrix is not None:
-                layer.weight.copy_(map_stencil(torch.linalg.inv(matrix).T if is_dual else matrix, layer.weight))
+                layer.weight.copy_(map_stencil(acting_matrix(matrix, kind), layer.weight))
             return
         if self.keep_reference:
             factor = check_factor(self.factor, len(layer.kernel_size))
             p.move([h / f for h, f in zip(p.mesh_size, factor, strict=True)], p.reference)
             return
         stored, new = stored_parameter(layer), None
-        if matrix is not None and is_dual:
+        if matrix is not None and kind != "map":
             g = p.tap_matrix()
-            new = map_stencil(torch.linalg.inv(torch.linalg.solve(g, matrix @ g)).T, stored)
+            new = map_stencil(acting_matrix(torch.linalg.solve(g, matrix @ g), kind), stored)
         elif matrix is not None:
             new = map_stencil(matrix, layer.weight)
         self._put_on_mesh(p)
         if new is not None:
-            stored.copy_(new if is_dual else p.right_inverse(new))
+            stored.copy_(p.right_inverse(new) if kind == "map" else new)
 
     def _put_on_mesh(self, p: StencilParametrization) -> None:
         factor = check_factor(self.factor, len(p.width))
@@ -173,15 +176,14 @@ class Conversion:
         elif METHODS[self.method].exponent == 0 or all(f == 1 for f in factor):
             matrix = None
         else:
-            matrix = transfer_matrix(self.method, layer.kernel_size, factor, p.reaction if p else "121")
+            matrix = matrix_of(self.method, layer.kernel_size, factor, p.reaction if p else "121")
         if self.block_scales and name.startswith("blocks."):
             unmoved = torch.eye(math.prod(layer.kernel_size), dtype=torch.float64)
             matrix = self.block_scales[int(name.split(".")[1])] * (unmoved if matrix is None else matrix)
         return matrix
 
     def _new_size(self, spec: ModelSpec) -> int | tuple[int, ...]:
-        factor = check_factor(self.factor, spec.dim)
-        sizes = [s * f for s, f in zip(spec.sizes, factor, strict=True)]
+        sizes = [s * f for s, f in zip(spec.sizes, check_factor(self.factor, spec.dim), strict=True)]
         if any(abs(s - round(s)) > 1e-6 for s in sizes):
             raise ValueError(f"factor must give a whole number of pixels, got {self.factor} for {spec.sizes}")
         rounded = tuple(round(s) for s in sizes)

@@ -1,15 +1,28 @@
 """Conversion of an optimizer's state together with the network."""
 
 import copy
-from collections.abc import Callable
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import Conversion
 from multipde.mesh.modes import copied
+from multipde.mesh.reparametrize import detail_of
 
 RULES = ("map", "dual", "reset")
+
+MEANS = ("momentum_buffer", "exp_avg", "momentum")
+"""Entries of the state of optimizers that are running means of gradients."""
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta")
+"""Entries that are means or sums of squared gradients."""
+WEIGHTS = ("slow_buffer", "lookahead_slow_buff")
+"""Entries that are weights, as in Lookahead."""
+
+State = dict[str, Any]
 
 
 def carry_optimizer_state(
@@ -24,8 +37,9 @@ def carry_optimizer_state(
 
     The conversion maps the parameters p linearly, p' = P p. Momentum v becomes v' = P v, so that a step and the
     conversion commute: (p - lr v)' = p' - lr v'. The alternatives are v' = P⁻ᵀ v, the map of gradients, and no state at
-    all. Second moments (as in Adam) do not transform linearly: the state of an optimizer that has them is kept for the
-    parameters that the conversion does not change, and the others start without state.
+    all. Optimizers that divide by the root of a second moment s, as Adam does, would have seen the gradients P⁻ᵀ g of
+    the new network: their means become P⁻ᵀ m, and s' has the squares of the entries of P⁻ᵀ in place of P. Where the
+    detail changes, the opening starts without state. What no rule maps is told in a warning and starts anew.
 
     Args:
         conversion: the conversion that was applied, see `multipde.conversion`.
@@ -38,41 +52,95 @@ def carry_optimizer_state(
         ValueError: the rule is unknown.
     """
     check_rule(rule)
-    if rule == "reset":
-        return
-    old = {name: (p, old_optimizer.state.get(p, {})) for name, p in old_model.named_parameters()}
-    only_momentum = all(set(state) <= set(LINEAR_STATE) for _, state in old.values())
-    linear = [key for key in LINEAR_STATE if only_momentum and any(s.get(key) is not None for _, s in old.values())]
-    move = conversion.dual if rule == "dual" else conversion
-    moved = {key: _moved_state(move, old_model, old, key) for key in linear}
+    if rule == "dual":
+        conversion.dual(old_model)  # raises an error where there is no such map
+    found = moved_states(conversion, old_model, old_optimizer, new_model, rule)
     held = {id(p) for group in new_optimizer.param_groups for p in group["params"]}
-    for name, p in new_model.named_parameters():
-        if id(p) not in held:
+    for name, p in plain_parameters(new_model).items():
+        if id(p) in held and name in found:
+            new_optimizer.state[p] = found[name]
+
+
+def moved_states(
+    conversion: Conversion, old_model: nn.Module, optimizer: torch.optim.Optimizer, new_model: nn.Module, rule: str
+) -> dict[str, State]:
+    """The state of every parameter of the converted network, by its plain name; arguments as before."""
+    states: dict[str, State] = {name: optimizer.state.get(p, {}) for name, p in plain_parameters(old_model).items()}
+    if rule == "reset" or not any(states.values()):
+        return {}
+    shapes = {name: p.shape for name, p in plain_parameters(old_model).items()}
+    keys = {key for name, s in states.items() for key, v in s.items() if _is_like(v, shapes[name])}
+    has_squares = bool(keys & set(SQUARES))
+    kinds = {key: "square" if key in SQUARES else "map" if key in WEIGHTS else "dual" if has_squares else rule
+             for key in keys if key in (*SQUARES, *WEIGHTS, *MEANS)}  # fmt: skip
+    unknown = sorted(keys - set(kinds))
+    moved = {key: _moved(conversion, old_model, states, key, kind) for key, kind in kinds.items()}
+    return _joined(old_model, new_model, states, moved, unknown, type(optimizer).__name__)
+
+
+def _joined(
+    old_model: nn.Module,
+    new_model: nn.Module,
+    states: Mapping[str, State],
+    moved: Mapping[str, Mapping[str, Tensor]],
+    unknown: list[str],
+    optimizer: str,
+) -> dict[str, State]:
+    """The moved entries together with those that have no shape, such as the number of steps."""
+    old, common, found, anew = plain_parameters(old_model), _common(states.values()), {}, []
+    for name, p in plain_parameters(new_model).items():
+        own = states.get(name) or (common if name not in old else {})
+        values = {key: tensors[name] for key, tensors in moved.items() if key in own}
+        is_kept = name in old and old[name].shape == p.shape and torch.equal(old[name].detach().cpu(), p.detach().cpu())
+        if any(v.shape != p.shape for v in values.values()) or (set(unknown) & set(own) and not is_kept):
+            anew.append(name)
             continue
-        if only_momentum:
-            for key, values in moved.items():  # fused optimizers need the memory layout of the parameter
-                new_optimizer.state[p][key] = torch.empty_like(p).copy_(values[name])
-        elif name in old and old[name][1] and torch.equal(p.detach().cpu(), old[name][0].detach().cpu()):
-            new_optimizer.state[p] = {
-                key: torch.empty_like(p).copy_(v) if isinstance(v, Tensor) and v.shape == p.shape else copy.deepcopy(v)
-                for key, v in old[name][1].items()
-            }
+        # fused optimizers need the memory layout of the parameter
+        state = {key: torch.empty_like(p, dtype=v.dtype).copy_(v) for key, v in values.items()}
+        state |= {key: copy.deepcopy(own[key]) for key in own if key not in values}
+        if state:
+            found[name] = state
+    if unknown and anew:
+        warnings.warn(
+            f"{len(anew)} parameters begin without the state of {optimizer}, of which no rule maps "
+            f"{', '.join(unknown)}: {', '.join(anew[:3])}{', ...' if len(anew) > 3 else ''}",
+            stacklevel=4,
+        )
+    return found
 
 
 @torch.no_grad()
-def _moved_state(
-    move: Callable[[nn.Module], nn.Module], model: nn.Module, old: dict[str, tuple[nn.Parameter, dict]], key: str
+def _moved(
+    conversion: Conversion, model: nn.Module, states: Mapping[str, State], key: str, kind: str
 ) -> dict[str, Tensor]:
-    """The conversion applied to a copy of the model that holds the momentum in place of the parameters."""
+    """The conversion applied to a copy of the model that holds an entry of the state in place of the parameters."""
     holder = copied(model)
-    for name, p in holder.named_parameters():
-        buffer = old[name][1].get(key)
-        p.zero_() if buffer is None else p.copy_(buffer)
-    return {name: p.detach() for name, p in move(holder).named_parameters()}
+    for name, p in plain_parameters(holder).items():
+        value = states[name].get(key)
+        p.zero_() if value is None else p.copy_(value)
+    if kind == "map":
+        result = conversion(holder)
+    else:  # an opening whose detail changes has no such map, and gets another shape
+        same = detail_of(model) == (conversion.detail or detail_of(model)) and not conversion.a_trous
+        result = replace(conversion, steps=None, detail=None, a_trous=False).acting(holder, kind) if same else holder
+        if conversion.steps is not None:
+            result = Conversion(steps=conversion.steps)(result)
+    return {name: p.detach() for name, p in plain_parameters(result).items()}
 
 
-LINEAR_STATE = ("momentum_buffer", "exp_avg")
-"""Entries of the state of torch's optimizers that are running means of gradients."""
+def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by names that are the same for plain and reparametrised layers."""
+    return {name.replace("parametrizations.weight.original", "weight"): p for name, p in model.named_parameters()}
+
+
+def _is_like(value: Any, shape: torch.Size) -> bool:
+    """Whether an entry of the state is a tensor with a number per weight; of a single weight it may be a counter."""
+    return isinstance(value, Tensor) and value.shape == shape and value.dim() > 0
+
+
+def _common(states: Any) -> State:
+    """The state of any parameter that has one: that of a parameter which more time steps add has the same entries."""
+    return next((state for state in states if state), {})
 
 
 def check_rule(rule: str, name: str = "rule") -> None:

@@ -60,6 +60,16 @@ def map_stencil(matrix: Tensor, stencil: Tensor) -> Tensor:
     return (flat @ matrix.T.to(flat.dtype)).view(stencil.shape).to(stencil)
 
 
+def acting_matrix(matrix: Tensor, kind: str = "map") -> Tensor:
+    """P itself; for the kind ``"dual"`` P⁻ᵀ, as gradients are mapped where parameters are mapped by P; for ``"square"``
+    the squares of the entries of P⁻ᵀ, as means of squared gradients are, if those of different taps are uncorrelated.
+    """
+    if kind == "map":
+        return matrix
+    dual = torch.linalg.inv(matrix).T
+    return dual if kind == "dual" else dual.square()
+
+
 def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], reaction: str = "121") -> Tensor:
     """The matrix M (n, n) of a fixed method on n taps, θ' = M θ, in float64; the identity where all scales are one.
 
