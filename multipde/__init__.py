@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from multipde.storage.stored_network import load as load
     from multipde.storage.stored_network import save as save
     from multipde.studies.paper.experiments import reproduce as reproduce
+    from multipde.training.coarse_to_fine import CoarseToFine as CoarseToFine
     from multipde.training.finish import Finished as Finished
     from multipde.training.finish import finish as finish
     from multipde.training.level import Level as Level

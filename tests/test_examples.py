@@ -63,3 +63,9 @@ def test_a_learned_operator_keeps_its_equation_on_a_finer_mesh(capsys):
     assert given / 2 < kept < 2 * given  # the error that was absorbed
     assert copied > 20 * kept
     assert interpolated > kept
+
+
+def test_a_plain_loop_grows(capsys):
+    run("06_your_own_loop.py", num_train=300, num_test=50)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-3] for row in rows[1:]] == ["8", "4"]
