@@ -22,6 +22,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         with raising_on_signals(), warnings.catch_warnings():
             _open_standard_files()
+            _check_working_directory()
             from multipde.cli.commands import run
             from multipde.runtime.console import StandardOutput, complain
 
@@ -58,6 +59,14 @@ def _open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _check_working_directory() -> None:
+    """Raise OSError in a directory that has been removed, in which torch's libraries end the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise OSError("working directory must exist, got one that has been removed; cd to another") from None
 
 
 def _flush() -> OSError | None:

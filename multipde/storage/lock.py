@@ -9,8 +9,8 @@ from pathlib import Path
 from multipde.storage.opening import NEW, PLAIN, open_regular, write_all, writing
 
 LOCK = ".lock"
-OWNER = re.compile(rb"(process [0-9]{1,20})?")
-"""What a lock file holds: the process that has it, or had it when it was killed."""
+OWNER = re.compile(rb"process [0-9]{1,20}|p?|pr|pro|proc|proce|proces|process ?")
+"""What a lock file holds: the process that has it, or had it when it was killed, perhaps while it wrote that."""
 
 _HELD: list[tuple[Path, list[int]]] = []
 """Locked directories, and for each a list of the handle of its lock file; it is empty in a forked child."""

@@ -51,3 +51,15 @@ def test_a_training_without_standard_output_ends_well(place, tmp_path, monkeypat
         monkeypatch.undo()
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "run/result.json").exists()
+
+
+def test_a_working_directory_that_has_been_removed_is_told(monkeypatch, capsys):
+    def getcwd():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", getcwd)
+    with pytest.raises(SystemExit) as ended:
+        main(["list"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "multipde: working directory must exist, got one that has been removed; cd to another\n"

@@ -36,3 +36,10 @@ def test_a_checkpoint_whose_number_is_damaged_is_no_copy(stopped, capsys):  # no
 def test_no_checkpoint_is_told_in_one_line():
     with pytest.raises(ValueError, match="run must have a checkpoint, got none"):
         read_newest([], Schedule([Level(8, 1)]))
+
+
+@pytest.mark.parametrize("written", ["", "p", "proces", "process ", "process 7"])
+def test_a_run_that_was_killed_while_it_wrote_its_lock_is_begun_again(written, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").write_text(written)
+    assert (run(tmp_path / "run") / "result.json").exists()
