@@ -51,7 +51,7 @@ def main(num_train: int = 4000, num_test: int = 1000) -> None:
     images, labels = render_shapes(num_train + num_test, 32, seed=0)
     images = (images.float() - images.float().mean()) / images.float().std()
     print(f"{'plan':<16}{'passes':>8}{'accuracy':>10}  accuracy of the average")
-    for plan, schedule in (("16, then 32", [(16, 5.333), (32, 2.667)]), ("32 alone", [(32, 4)])):
+    for plan, schedule in (("16, then 32", [(16, 5.333), (32, 2.667)]), ("32 alone", [(32, 4.0)])):
         net, average, passes = trained(schedule, images[:num_train], labels[:num_train])
         recalibrate(average, [images[:500]])
         found = [(m(images[num_train:]).argmax(1) == labels[num_train:]).float().mean().item() for m in (net, average)]

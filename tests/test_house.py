@@ -25,6 +25,7 @@ ORDER = (
     "training",
     "reports",
     "studies",
+    "integrations",
     "cli",
 )
 """Rooms from the ground up: each may import from those below it."""

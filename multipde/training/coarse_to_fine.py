@@ -105,6 +105,10 @@ class CoarseToFine:
         self.spent += self._price(images)
         return _with_images(batch, images)
 
+    def resized(self, batch: Any) -> Any:
+        """The batch with its images on the present level, for a validation; nothing else happens."""
+        return _with_images(batch, self._at(_images(batch), self.size))
+
     def report(self, metric: float) -> None:
         """Tell a metric that should grow, such as validation accuracy; only the unit ``"reports"`` looks at it."""
         if self.unit == "reports":

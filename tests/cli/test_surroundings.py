@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from multipde.cli.main import main
+
 COMMAND = [sys.executable, "-m", "multipde"]
 
 
