@@ -35,6 +35,9 @@ class Evaluate(DataOptions):
     """Number of test images, a fixed random subset. Left out: all."""
     views: Literal[1, 2] = 1
     """2: a second row for the mean of the scores of every image and of its mirror image."""
+    json: bool = False
+    """Print JSON instead of a table, with top-5 accuracy, precision and recall of every class, confusion matrix and
+    reliability of the confidence."""
     robustness: bool = False
     """Measure accuracy under noise, blur, shifts and attacks instead, at the size of the networks and in float32."""
     by: Literal["checkpoint", "dynamics"] = "checkpoint"
@@ -77,12 +80,13 @@ class Evaluate(DataOptions):
                 split=recorded_split(checkpoint),
                 amp=self.amp,
                 views=self.views,
+                json=self.json,
                 **shared,
             )
 
     def _check_given(self) -> None:
         """Raise ValueError for an option of the other kind of evaluation."""
-        others = {"sizes": None, "method": ("copy",), "amp": "off", "views": 1}
+        others = {"sizes": None, "method": ("copy",), "amp": "off", "views": 1, "json": False}
         others = others if self.robustness else {"by": "checkpoint", "out": None, "plot": None}
         for name, default in others.items():
             if getattr(self, name) != default:

@@ -171,7 +171,8 @@ class Evaluator:
             validation = self._evaluate(net, self.data.train, self.held_back, size, side).accuracy
         found = self.test(net, size, side)
         flops = model_flops(net, (1, len(self.data.mean), side, side))
-        return Candidate(name, side, False, validation, found.accuracy, found.loss, flops, found.images_per_second)
+        numbers = validation, found.accuracy, found.loss, flops, found.images_per_second
+        return Candidate(name, side, False, *numbers, metrics=found)
 
     def test(self, net: nn.Module, size: int, inside: int | None = None) -> Metrics:
         """Measure accuracy, loss and speed on the test images, after one batch that is not timed."""

@@ -1,9 +1,10 @@
 """The report of a conversion: plain data, rows for tables, a record for JSON."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from multipde.evaluation.metrics import Metrics
 from multipde.runtime.table import Table, table_of
 from multipde.stability.bounds import StepStability
 
@@ -49,6 +50,7 @@ class Candidate:
         flops: floating point operations of the forward pass for one image.
         num_learned: number of training images that were used to make it from the old network, repetitions included.
         seconds: wall time of making it from the old network.
+        metrics: all that was measured on the test images; not part of a record.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Candidate:
     images_per_second: float
     num_learned: int = 0
     seconds: float = 0.0
+    metrics: Metrics | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,11 @@ class ConversionReport:
 
     def record(self) -> dict[str, Any]:
         """The report as plain data for JSON, with None in place of nan."""
-        return _plain(asdict(self))
+        plain = replace(self, candidates=[replace(each, metrics=None) for each in self.candidates])
+        record = asdict(plain)
+        for each in record["candidates"]:
+            del each["metrics"]
+        return _plain(record)
 
     def layer_rows(self) -> Table:
         """A row per layer."""

@@ -1,5 +1,6 @@
 """Accuracy, loss and cost of a network on images of any size."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from multipde.data.datasets import ImageData, load_data
 from multipde.data.feed import Feed
 from multipde.data.images import Batch
 from multipde.data.labels import difference
+from multipde.evaluation.reliability import NUM_BINS, calibration_error, reliability_bins, right_among
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default, eval_mode
 from multipde.networks.cost import count_flops
@@ -38,9 +40,12 @@ class Metrics:
         flops: floating point operations of the forward pass for one image; None where they are not counted.
         confusion: number of images of class i that were classified as class j.
         metric: mean of the metric that the user gave; None where none was given.
+        top5: share of the images whose true class is among the five highest scores.
+        reliability: sums by confidence, see `reliability_bins`.
 
     Shape:
         - confusion: (classes, classes), int64
+        - reliability: (15, 3), float64
     """
 
     accuracy: float
@@ -50,6 +55,39 @@ class Metrics:
     flops: int | None = None
     confusion: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
     metric: float | None = None
+    top5: float = math.nan
+    reliability: Tensor = field(default_factory=lambda: torch.zeros(NUM_BINS, 3), repr=False, compare=False)
+
+    @property
+    def calibration_error(self) -> float:
+        """Mean difference of confidence and accuracy, see `multipde.evaluation.reliability.calibration_error`."""
+        return calibration_error(self.reliability)
+
+    @property
+    def precision(self) -> Tensor:
+        """For every class the share of the images classified as it that belong to it; nan where there are none."""
+        return self.confusion.diagonal() / self.confusion.sum(0)
+
+    @property
+    def recall(self) -> Tensor:
+        """For every class the share of its images that are classified as it; nan where there are none."""
+        return self.confusion.diagonal() / self.confusion.sum(1)
+
+    def record(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Everything but time as plain data, with precision and recall by the names of the classes."""
+        shares = zip(self.precision.tolist(), self.recall.tolist(), self.confusion.sum(1).tolist(), strict=True)
+        classes = [{"precision": p, "recall": r, "images": n} for p, r, n in shares]
+        bins = [dict(zip(("images", "confidence", "right"), row, strict=True)) for row in self.reliability.tolist()]
+        return {
+            "accuracy": self.accuracy,
+            "top5": self.top5,
+            "loss": self.loss,
+            "calibration_error": self.calibration_error,
+            "images": self.num_images,
+            "classes": dict(zip(class_names, classes, strict=True)),
+            "confusion": self.confusion.tolist(),
+            "reliability": bins,
+        }
 
     @property
     def score(self) -> float:
@@ -135,6 +173,7 @@ def evaluate_batches(
     """
     start, device, num = time.perf_counter(), compute.device, 0
     confusion: Tensor | int = 0
+    reliability, top5 = torch.zeros(NUM_BINS, 3, dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     for scores, labels in scored_batches(model, batches, compute):
         if classes is not None and scores.shape[1:] != (classes,):
@@ -147,16 +186,27 @@ def evaluate_batches(
         if metric is not None:
             sums[1] += metric(scores, labels) * len(labels)
         confusion = confusion + confusion_matrix(labels, scores.argmax(1), scores.shape[1])
+        top5 = top5.to(device) + right_among(scores, labels, 5)
+        reliability = reliability.to(device) + reliability_bins(scores, labels)
         num += len(labels)
     if compute.num_processes > 1:
         (classes,) = largest(0 if isinstance(confusion, int) else len(confusion))
         confusion = sum_over_processes(confusion + torch.zeros(classes, classes, dtype=torch.int64, device=device))
+        reliability, top5 = sum_over_processes(reliability.to(device)), sum_over_processes(top5.to(device))
         sums, num = sum_over_processes(sums), int(sum_over_processes(torch.tensor([num], device=device)))
     if isinstance(confusion, int) or not num:
         raise ValueError("batches must hold at least one image, got none")
     confusion = confusion.cpu()
     mean_loss, mean_metric = (sums / num).tolist()
-    found = Metrics(int(confusion.trace()) / num, mean_loss, num, time.perf_counter() - start, confusion=confusion)
+    found = Metrics(
+        int(confusion.trace()) / num,
+        mean_loss,
+        num,
+        time.perf_counter() - start,
+        confusion=confusion,
+        top5=int(top5) / num,
+        reliability=reliability.cpu(),
+    )
     return found if metric is None else replace(found, metric=mean_metric)
 
 

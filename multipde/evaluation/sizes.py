@@ -34,6 +34,7 @@ def evaluate_sizes(
     device: str = "auto",
     amp: str = "off",
     views: int = 1,
+    json: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
     """Convert a checkpoint to each size by each method, test it before and after recalibration, and print a table.
@@ -45,6 +46,7 @@ def evaluate_sizes(
         num_images: use only this many test images, a fixed random subset; None for all.
         views: 2 for a second record of every size and method, with ``"views": 2``: the network as it is at last, with
             the mean of the scores of every image and of its mirror image.
+        json: print the records as JSON, with `Metrics.record` of the last network of every row, instead of the table.
 
     Returns:
         For every row of the table a record of size, method, accuracy and loss before and after recalibration, FLOPs per
@@ -63,6 +65,7 @@ def evaluate_sizes(
     evaluator = replace(evaluator, held_back=evaluator.held_back[:0])
     compute.place(net)
     records: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     for size, method in wanted:
         is_own, moved = method == "-", net
         if is_own:
@@ -74,12 +77,18 @@ def evaluate_sizes(
         if not is_own:
             record |= {"recalibrated_accuracy": found[-1].accuracy, "recalibrated_loss": found[-1].loss}
         records.append(record | {"flops": found[-1].flops, "images_per_second": found[-1].images_per_second})
+        last = [found[-1].metrics]
         if views > 1:
             both, kind = evaluator.candidate(method, with_views(moved, views), size), "" if is_own else "recalibrated_"
             record = {"size": size, "method": method, "views": views}
             record |= {f"{kind}accuracy": both.accuracy, f"{kind}loss": both.loss}
             records.append(record | {"flops": both.flops, "images_per_second": both.images_per_second})
-    if log is not None:
+            last.append(both.metrics)
+        measured += [m.record(images.class_names) if m else {} for m in last]
+    if log is not None and json:
+        rows = [record | {"test": found} for record, found in zip(records, measured, strict=True)]
+        log.json({"checkpoint": str(checkpoint), "data": images.name, "rows": rows})
+    elif log is not None:
         title = f"{checkpoint} on {len(evaluator.tested):,} test images of {images.name}"
         log.table(table_of(map(_shown, records), COLUMNS), title)
     return records
