@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, recalibrate, resume, train
@@ -175,8 +176,9 @@ def without_saving(directory: Path) -> None:
 
 
 def more_than_devices(device: str) -> None:
-    torch.cuda.device_count = lambda: 1
-    own_device(torch.device(device))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        own_device(torch.device(device))
 
 
 def main(out: Path) -> None:
