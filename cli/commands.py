@@ -17,6 +17,7 @@ from multipde.cli.list import List
 from multipde.cli.predict import Predict
 from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
+from multipde.cli.runs import Runs
 from multipde.cli.train import Train
 from multipde.runtime.allocator import keep_freed_memory
 from multipde.runtime.console import Log
@@ -32,6 +33,7 @@ COMMANDS = {
     "report": Report,
     "reproduce": Reproduce,
     "bench": Bench,
+    "runs": Runs,
     "list": List,
 }
 

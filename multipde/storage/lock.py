@@ -52,6 +52,22 @@ def locked(directory: Path) -> Iterator[bool]:
             os.close(handle)
 
 
+def seems_locked(directory: Path) -> bool:
+    """Whether the process that is named in the lock of a directory is alive on this machine; nothing is locked."""
+    try:
+        handle = open_regular(directory / LOCK, os.O_RDONLY)
+        try:
+            owner = os.pread(handle, 40, 0).decode(errors="replace")
+        finally:
+            os.close(handle)
+        os.kill(int(owner.removeprefix("process ")), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
 def check_lock(path: Path) -> None:
     """Raise OSError before a write into a directory that this process has locked and another one has replaced."""
     for directory, held in _HELD:
