@@ -20,7 +20,7 @@ from multipde.training.plan import recorded_plan
 
 COLUMNS = """name: {name} | network: {network} | data: {data} | sizes: {sizes} | state: {state} | accuracy: {shown}
     | TFLOPs: {work:.3g} | minutes: {minutes:.1f}"""
-KEYS = ("name", "network", "data", "sizes", "state", "accuracy", "tflops", "minutes", "began")
+KEYS: tuple[str, ...] = ("name", "network", "data", "sizes", "state", "accuracy", "tflops", "minutes", "began")
 DEPTH = 6
 """Levels of folders below the given one that are looked through."""
 
