@@ -1,0 +1,71 @@
+"""A network grows in the middle of ``train()`` and goes on from the trainer's own checkpoint."""
+
+import pytest
+import torch
+from torch import nn
+
+from multipde import CoarseToFine
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+from multipde.integrations.huggingface import GrowingNetwork  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+IMAGES, LABELS = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
+        self.seen = []
+
+    def forward(self, pixel_values, labels=None):
+        self.seen.append(pixel_values.shape[-1] if self.training else -pixel_values.shape[-1])
+        logits = self.net(pixel_values)
+        loss = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+        return {**loss, "logits": logits}
+
+
+def fit(place, steps, growing, checkpoint=None, **options):
+    torch.manual_seed(0)
+    model = Classifier()
+    data = [{"pixel_values": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
+    arguments = transformers.TrainingArguments(
+        str(place), max_steps=steps, per_device_train_batch_size=10, save_steps=3, report_to=[], use_cpu=True,
+        disable_tqdm=True, learning_rate=0.01, lr_scheduler_type="constant", logging_strategy="no",
+        eval_strategy="steps" if "monitor" in options else "no", eval_steps=2, seed=1,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model, arguments, train_dataset=data, eval_dataset=data[:10], callbacks=[GrowingNetwork(growing, **options)]
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return model
+
+
+def levels(method="calibrated"):
+    return CoarseToFine([(8, 4), (16, 4)], "steps", method=method)
+
+
+@pytest.mark.parametrize("method", ["calibrated", "copy"])
+def test_the_network_grows_and_goes_on_from_a_checkpoint(method, tmp_path):
+    growing = levels(method)
+    whole = fit(tmp_path / "a", 8, growing)
+    assert [side for side in whole.seen if side > 0][:4] == [8] * 4
+    assert whole.seen[-4:] == [16] * 4
+    assert [move["to"] for move in growing.moves] == [16]
+    for step in (3, 6):
+        resumed = fit(tmp_path / "a", 8, levels(method), str(tmp_path / f"a/checkpoint-{step}"))
+        torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_a_metric_decides_and_evaluation_sees_the_level(tmp_path):
+    growing = CoarseToFine([(8, 1), (16, 1)], "reports", method="copy")
+    model = fit(tmp_path, 8, growing, monitor="eval_samples_per_second")
+    assert {abs(side) for side in model.seen} <= {8, 16}
+    with pytest.raises(ValueError, match=r"monitor must be a metric \(eval_loss, .*\), got 'eval_beauty'"):
+        fit(tmp_path, 4, CoarseToFine([(8, 1), (16, 1)], "reports"), monitor="eval_beauty")
+    with pytest.raises(ValueError, match="monitor must name a metric of an evaluation"):
+        GrowingNetwork(CoarseToFine([(8, 1), (16, 1)], "reports"))
