@@ -195,7 +195,8 @@ def _run(command: str, start: Start) -> tuple[int, str]:
     finally:
         for stream in start.streams.values():
             os.close(stream) if isinstance(stream, int) else stream.close()
-    return done.returncode, done.stderr.decode(errors="backslashreplace")
+    encoding = "utf-16" if start.environment.get("PYTHONIOENCODING") == "utf-16" else "utf-8"
+    return done.returncode, done.stderr.decode(encoding, errors="backslashreplace")
 
 
 def _result(place: Path, command: str) -> str:
