@@ -20,7 +20,8 @@ def test_there_and_back_is_the_identity(width, dim, factor, method):
     stencil = torch.randn(20, *(width,) * dim, dtype=torch.float64)
     back = transfer_stencil(transfer_stencil(stencil, method, factor, dim), method, 1 / factor, dim)
     lost = float((back - stencil).norm() / stencil.norm())
-    assert lost < (5e-8 if width == 31 else 1e-8)  # the condition number 2e9 of the last one allows no less
+    # stored in float64, stencils of width 31 lose 1.4e-8 even where the maps are computed exactly
+    assert lost < (5e-8 if width == 31 else 1e-8)
 
 
 @pytest.mark.parametrize("factor", [2, 0.5])
