@@ -11,7 +11,7 @@ import tyro
 class Runs:
     """List the runs in a directory and below it: network, data, sizes, state, accuracy, work and minutes."""
 
-    place: Annotated[Path, tyro.conf.Positional] = Path("runs")
+    directory: Annotated[Path, tyro.conf.Positional] = Path("runs")
     """Directory in which the runs are."""
     sort: str = "began"
     """What the table is sorted by: name, network, data, sizes, state, accuracy, tflops, minutes or began."""
@@ -24,4 +24,4 @@ class Runs:
         from multipde.reports.run_list import list_runs
         from multipde.runtime.console import Log
 
-        list_runs(self.place, sort=self.sort, json=self.json, csv=self.csv, log=Log(needed=True))
+        list_runs(self.directory, sort=self.sort, json=self.json, csv=self.csv, log=Log(needed=True))
