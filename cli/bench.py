@@ -198,6 +198,26 @@ class Step(Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inference:
+    """Measure the speed of networks in use on the processor, beside their bare convolutions and other networks."""
+
+    out: Path | None = None
+    """File to which the rows are appended. Left out: no file is written."""
+    dynamics: tuple[DynamicsName, ...] = get_args(DynamicsName)
+    """Dynamics of the networks."""
+    batch: int = 125
+    """Images per call."""
+
+    def run_command(self) -> None:
+        from multipde.runtime.console import Log
+        from multipde.studies.bench.inference import inference_study
+
+        if not self.dynamics:
+            raise ValueError("dynamics must name at least one, got none")
+        inference_study(self.out, dynamics=self.dynamics, batch=self.batch, log=Log(needed=self.out is None))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Memory(Timed):
     """Measure peak memory and time of a block with many time steps, for every way to store its states."""
 
@@ -249,6 +269,7 @@ STUDIES = {
     "finetune": Finetune,
     "finish": Finish,
     "step": Step,
+    "inference": Inference,
     "memory": Memory,
     "growth": Growth,
     "scaling": Scaling,

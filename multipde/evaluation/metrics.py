@@ -18,6 +18,7 @@ from multipde.data.labels import difference
 from multipde.evaluation.reliability import NUM_BINS, calibration_error, reliability_bins, right_among
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default, eval_mode
+from multipde.networks.compiled_network import for_evaluation
 from multipde.networks.cost import count_flops
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec, find_spec
@@ -134,7 +135,7 @@ def evaluate(
     Raises:
         ValueError: the classes or channels of the data are not those of the model, or an argument is invalid.
     """
-    seen = with_views(model, views)
+    with_views(model, views)  # raises the error of the number of views
     config = find_spec(model)
     target = config.image_sizes[0] if config and size is None else size
     images = load_data(data, size=target, **(data_options or {}))
@@ -147,7 +148,9 @@ def evaluate(
     side = images.size if target is None else target
     feed = Feed(chosen, Normalize.of(config or images), compute)
     batches, classes = feed.evaluation(indices, side, batch), len(images.class_names)
-    metrics = evaluate_batches(compute.place(seen), batches, compute, classes=classes)
+    num = len(chosen) if indices is None else len(indices)
+    used = model if compute.amp == "bf16" or compute.device.type != "cpu" else for_evaluation(model, num)
+    metrics = evaluate_batches(compute.place(with_views(used, views)), batches, compute, classes=classes)
     flops = views * count_flops(config.for_images(side)) if config else None
     return replace(metrics, flops=flops)
 

@@ -13,7 +13,7 @@ from multipde.data.folder import image_files, left_out_text
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default
 from multipde.mesh.pyramid import resize_images
-from multipde.networks.folding import folded
+from multipde.networks.compiled_network import for_use
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
@@ -92,7 +92,7 @@ def predict(
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     normalize, found = Normalize.of(spec), []
-    nets: dict[int, nn.Module] = {spec.image_sizes[0]: _for_use(net, views, compute)}
+    nets: dict[int, nn.Module] = {spec.image_sizes[0]: _for_use(net, views, compute, len(files))}
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
         pictures = [_picture(path, net, fit) for path in chosen]
@@ -100,7 +100,7 @@ def predict(
         for size in sorted(set(sizes)):
             if size not in nets:
                 converted = convert(net, size=spec.for_images(size).size, method="copy")
-                nets[size] = _for_use(converted, views, compute)
+                nets[size] = _for_use(converted, views, compute, len(files))
             scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for path, size in zip(chosen, sizes, strict=True):
@@ -110,9 +110,9 @@ def predict(
     return found
 
 
-def _for_use(net: nn.Module, views: int, compute: Compute) -> nn.Module:
+def _for_use(net: nn.Module, views: int, compute: Compute, num: int) -> nn.Module:
     """The network with everything done that is the same for all images; in bf16 its own norm sums in float32."""
-    return compute.place(with_views(net if compute.amp == "bf16" else folded(net), views))
+    return compute.place(with_views(net if compute.amp == "bf16" else for_use(net, num), views))
 
 
 def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool = False) -> None:
