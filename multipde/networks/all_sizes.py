@@ -82,6 +82,12 @@ def share(networks: Sequence[nn.Module]) -> None:
             module._parameters.update(first.get_submodule(name)._parameters)
 
 
+def shared_names(net: nn.Module) -> set[str]:
+    """The names of the parameters outside of the normalisation layers of a network."""
+    inner = ((f"{name}." if name else "", module) for name, module in _outside_norms(net))
+    return {prefix + own for prefix, module in inner for own, p in module._parameters.items() if p is not None}
+
+
 def num_norms(net: nn.Module) -> int:
     """Number of normalisation layers of a network."""
     return sum(isinstance(m, NORMS) for m in net.modules())
