@@ -94,10 +94,14 @@ def num_norms(net: nn.Module) -> int:
 
 
 def at_size(model: nn.Module, size: int | None = None) -> nn.Module:
-    """The network of a size, or of the largest one, where a network is of several sizes; any other model as it is."""
+    """The network of a size where a model is for several, ValueError without one; any other model as it is."""
     if not isinstance(model, AllSizes):
         return model
-    return model.at(model.sizes[-1] if size is None else size)
+    if size is None:
+        raise ValueError(
+            f"size must be given for a network of the sizes {_listed(model.sizes)}, got none; type --size N"
+        )
+    return model.at(size)
 
 
 def check_sizes(sizes: Sequence[int]) -> None:

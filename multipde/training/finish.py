@@ -174,8 +174,12 @@ class Finish:
         return bool(self.signals.stop) or time.perf_counter() > self.deadline
 
     def agreement(self) -> float:
-        """Share of the held-back images for which both networks name the same class; the mean over the sizes."""
-        found = [answers(net, self.images, self.held_back, self.compute) for net in self.networks]
+        """Share of the held-back images for which both networks name the same class; the mean over the sizes.
+
+        The size of the old network does not count where there are others, because its answers are right before a step.
+        """
+        compared = [net for net in self.networks if spec_of(net) != self.spec] or self.networks
+        found = [answers(net, self.images, self.held_back, self.compute) for net in compared]
         return torch.stack([each == self.expected for each in found]).double().mean().item()
 
     def _round(self, index: int, budget: Budget, started: float, advance: Advance) -> int:

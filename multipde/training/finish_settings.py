@@ -65,7 +65,7 @@ class Finished:
         num_images: number of images that were learned from, repetitions included.
         seconds: wall time.
         before, after: share of the held-back images for which old and new network name the same class, the mean over
-            the sizes of a network for several.
+            the other sizes of a network for several.
         rounds: images, seconds and agreement at the end of every round.
         stopped: the signal that ended it early, 0 for none.
         num_held_back: number of held-back images.
