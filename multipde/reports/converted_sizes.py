@@ -42,7 +42,7 @@ def convert_to_sizes(
     normalize: str | None = None,
     data: DataSource | None = None,
     need_data: bool = True,
-    num_images: int | None = 2000,
+    num_images: int = 2000,
     finish: str = "auto",
     unlabelled: Path | None = None,
     compile: bool = False,
@@ -59,7 +59,7 @@ def convert_to_sizes(
         sizes: sides of the images in pixels.
         source, out, arch, weights, from_size, normalize, data, need_data, unlabelled, compile: as in
             `convert_to_directory`.
-        num_images: number of test images, and of held-back images; None for all.
+        num_images: number of test images, and of held-back images.
         finish: how long the old network teaches, see `finish_budget`; ``"none"`` for not at all.
 
     Returns:

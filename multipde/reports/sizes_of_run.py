@@ -48,7 +48,6 @@ def sizes_of_run(
         sizes,
         arch=model if isinstance(model, str) else None,
         data=recorded_data(run),
-        num_images=None,
         finish=f"{num}images",
         compile=settings.compile,
         device=settings.device if device is None else device,
