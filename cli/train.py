@@ -85,7 +85,7 @@ class Train(DataOptions):
     """Checkpoint to start from, e.g. a converted one."""
     all_sizes: tuple[int, ...] = ()
     """After the training, make one checkpoint for images of these sides, e.g. 16 24 32, in RUN/all-sizes: the sizes
-    share the stencils, and a finish trains all of them together on the answers of the trained network."""
+    share the stencils, and a finish trains all of them together."""
     finish_share: float = FINISH_SHARE
     """With --all-sizes: work of that finish / work of the training."""
     run: Path | None = None

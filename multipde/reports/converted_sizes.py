@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from multipde.conversions.shared_stencils import share_stencils
@@ -30,6 +31,9 @@ from multipde.training.finish import finest_side
 from multipde.training.finish_settings import FinishSettings, finish_budget
 from multipde.training.plan import recorded_split
 
+LEARNING_RATE = 0.02
+"""Learning rate of the finish at several sizes; with that of one size the size of the old network loses accuracy."""
+
 
 def convert_to_sizes(
     source: Path | None,
@@ -52,8 +56,8 @@ def convert_to_sizes(
 ) -> list[Candidate]:
     """Make one checkpoint for several sizes from a trained network, and write it to a new directory with a report.
 
-    The old network teaches it at all sizes together, see `finish`. The directory contains the measurements, too, as
-    report.json.
+    The old network teaches it at all sizes together, see `finish`; where the images have labels, these and the mean
+    answer of the sizes do. The directory contains the measurements, too, as report.json.
 
     Args:
         sizes: sides of the images in pixels.
@@ -99,7 +103,14 @@ def convert_to_sizes(
             _normalize_by(images, old, new)
         split = recorded_split(source)
         evaluator = Evaluator.of(images, compute, Normalize.of(spec_of(old)), split=split, num_images=num_images)
-        settings = FinishSettings(budget, longest=math.inf if budget else LONGEST, seed=split[0], compile=compile)
+        settings = FinishSettings(
+            budget,
+            longest=math.inf if budget else LONGEST,
+            label_share=0.0 if unlabelled else 1.0,
+            learning_rate=LEARNING_RATE,
+            seed=split[0],
+            compile=compile,
+        )
         wanted = None if finish == "none" else ConversionFinish(evaluator, settings, other)
         new, rows = _finished(evaluator, wanted, old, new, log)
     record = {"format": FORMAT, "size": own, "sizes": list(new.sizes), "candidates": [_plain(row) for row in rows]}
@@ -127,16 +138,19 @@ def _finished(
     found = None if finish is None else finish.trained(old, copy.deepcopy(new), finish.settings, log)
     if found is None:
         return new, rows
-    held_back = f"{found.num_held_back:,} held-back images at {len(new.sizes)} sizes"
-    if found.after <= found.before:
-        log.say(f"finish: nothing gained, the networks agree on {found.after:.1%} of {held_back}")
-        return new, rows
-    log.say(f"finish: the networks agree on {found.after:.1%} of {held_back}, and on {found.before:.1%} before it")
     net: Any = found.net
-    for size in net.sizes:
-        row = evaluator.candidate("shared, finished", net.at(size), size)
-        rows.append(replace(row, recalibrated=True, num_learned=found.num_images, seconds=found.seconds))
-    return net, rows
+    learned = {"recalibrated": True, "num_learned": found.num_images, "seconds": found.seconds}
+    after = [replace(evaluator.candidate("shared, finished", net.at(n), n), **learned) for n in net.sizes]
+    others = [row for row in after if row.size != own] or after  # at its own size the old network agrees with itself
+    compared = after if finish and finish.settings.label_share else others
+    was = {row.size: row.validation for row in rows}
+    before, now = (mean(values) for values in zip(*((was[r.size], r.validation) for r in compared), strict=True))
+    what = f"{len(evaluator.held_back):,} held-back images, the mean over {len(compared)} sizes"
+    if now <= before:
+        log.say(f"finish: nothing gained, {now:.1%} right of {what}, and {before:.1%} before it")
+        return new, rows
+    log.say(f"finish: {now:.1%} right of {what}, and {before:.1%} before it")
+    return net, [*rows, *after]
 
 
 def _normalize_by(images: Any, old: Any, new: AllSizes) -> None:

@@ -24,7 +24,7 @@ def sizes_of_run(
 ) -> list[Candidate]:
     """Make one checkpoint for several sizes from the network of a finished run, in the directory all-sizes inside it.
 
-    The network of the run teaches it on the training images of the run.
+    It begins with the weights of the run, and learns the labels of its training images at all sizes together.
 
     Args:
         sizes: sides of the images in pixels.
@@ -57,9 +57,9 @@ def sizes_of_run(
 
 
 def image_flops(spec: ModelSpec, sizes: Sequence[int]) -> float:
-    """Floating point operations of a finish per image: a training step at every size, and one pass of the teacher."""
+    """Floating point operations of a finish on labels per image: a training step at every size."""
     learned = sum(count_flops(spec.for_images(size), training=True) for size in sizes)
-    return learned + count_flops(spec) + planned_flops(spec, "muon") / FinishSettings.batch
+    return learned + planned_flops(spec, "muon") / FinishSettings.batch
 
 
 def check_share(share: float) -> None:
