@@ -224,7 +224,8 @@ class Finish:
         t, num = self.temperature, len(self.networks)
         if num > 1:
             e, own = self.settings.ensemble, functional.softmax(scores.detach() / t, 1).view(num, *target.shape)
-            target = ((1 - e) * target + e * own.mean(0)).repeat(num, 1)
+            mixed = (1 - e) * target + e * own.mean(0)
+            target = torch.cat([mixed.repeat(num - 1, 1), target])
         return t**2 * functional.cross_entropy(scores / t, target)
 
     def _recalibrate(self) -> None:

@@ -14,9 +14,10 @@ class FinishSettings:
 
     The loss of an image is T² times the cross entropy between softmax(z/T) of the converted network's scores z and
     the target q = (1-s) softmax(t/T) + s y, where t are the scores of the old network and y is the label. A network for
-    several sizes k has scores z_k at each, and the loss is the mean over the sizes, all with the target
+    several sizes k has scores z_k at each, and the loss is the mean over the sizes. The largest size has the target q,
+    and every other one the target
 
-        (1-e) q + e mean_k softmax(z_k/T),   constant in the gradient
+        (1-e) q + e mean_k softmax(z_k/T),   which is constant in the gradient
 
     Args:
         budget: time, or a number of training images; None ends by itself: rounds of 5,000, 10,000, ... images follow
