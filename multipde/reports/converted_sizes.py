@@ -28,11 +28,8 @@ from multipde.storage.run_directory import check_new
 from multipde.storage.schema import FORMAT
 from multipde.storage.stored_network import load, network_files
 from multipde.training.finish import finest_side
-from multipde.training.finish_settings import FinishSettings, finish_budget
+from multipde.training.finish_settings import SEVERAL_RATE, FinishSettings, finish_budget
 from multipde.training.plan import recorded_split
-
-LEARNING_RATE = 0.02
-"""Learning rate of the finish at several sizes; with that of one size the size of the old network loses accuracy."""
 
 
 def convert_to_sizes(
@@ -107,7 +104,7 @@ def convert_to_sizes(
             budget,
             longest=math.inf if budget else LONGEST,
             label_share=0.0 if unlabelled else 1.0,
-            learning_rate=LEARNING_RATE,
+            learning_rate=SEVERAL_RATE,
             seed=split[0],
             compile=compile,
         )

@@ -18,6 +18,7 @@ from multipde.runtime.signals import STOP, pending_signals
 from multipde.training.budget import Budget
 from multipde.training.finish import FIRST_ROUND, Finish, Finished, FinishSettings, answers
 from multipde.training.level import Level
+from multipde.training.monitor import DivergenceError
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,12 @@ class ConversionFinish:
                     raise
                 log.say(f"no finish: {error}")
                 return None
-            with log.progress(settings.budget.amount if settings.budget else FIRST_ROUND) as advance:
-                found = finish.run(advance, keep_last=settings.label_share == 1)
+            try:
+                with log.progress(settings.budget.amount if settings.budget else FIRST_ROUND) as advance:
+                    found = finish.run(advance, keep_last=settings.label_share == 1)
+            except DivergenceError as error:
+                log.say(f"the finish is given up, and the network before it is kept: {error}")
+                return None
         if found.stopped:
             log.say("stopped by a signal: the best network so far is kept")
         return found if found.rounds or found.stopped else None

@@ -28,7 +28,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.signals import PendingSignals
 from multipde.training.budget import Budget
 from multipde.training.every_size import EverySize, EverySizeStep, seen
-from multipde.training.finish_settings import Finished, FinishSettings, finish_budget
+from multipde.training.finish_settings import SEVERAL_RATE, Finished, FinishSettings, finish_budget
 from multipde.training.objective import Objective
 from multipde.training.settings import TrainSettings
 
@@ -49,7 +49,7 @@ def finish(
     *,
     budget: str = "auto",
     label_share: float = 0.0,
-    learning_rate: float = FinishSettings.learning_rate,
+    learning_rate: float | None = None,
     batch: int = FinishSettings.batch,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -68,12 +68,15 @@ def finish(
         images: a folder of images, flat or in classes; images (N, C, *size), uint8 or on [0, 1]; or an `ImageData`.
         budget: ``"2min"``, ``"20000images"``, or ``"auto"``: until the networks agree no better.
         label_share: share of the labels in the target, positive only for an `ImageData`.
-        learning_rate, batch, seed, compile: see `FinishSettings`.
+        learning_rate: of the first step; None for 0.05, or 0.02 for a network for several sizes.
+        batch, seed, compile: see `FinishSettings`.
         device, amp: as in `TrainSettings`.
 
     Raises:
         ValueError: there are too few images, they are too small, or the old network names one class for all of them.
     """
+    if learning_rate is None:
+        learning_rate = SEVERAL_RATE if isinstance(new, AllSizes) else FinishSettings.learning_rate
     settings = FinishSettings(
         finish_budget(budget),
         label_share=label_share,

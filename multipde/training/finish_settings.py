@@ -7,6 +7,9 @@ from torch import nn
 
 from multipde.training.budget import IMAGE_UNITS, Budget, parse_budget
 
+SEVERAL_RATE = 0.02
+"""Learning rate for a network for several sizes; with that for one size the largest one loses accuracy."""
+
 
 @dataclass(frozen=True)
 class FinishSettings:

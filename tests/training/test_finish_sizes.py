@@ -221,6 +221,18 @@ def test_bad_input_is_one_line_and_nothing_is_written(place, command, message, c
     assert not list(place.glob("new*"))
 
 
+def test_a_finish_that_diverges_is_given_up_and_said(place, folder, capsys, tmp_path, monkeypatch):
+    def diverge(*given, **more):
+        raise DivergenceError("loss must stay finite, got nan in size 4: opening")
+
+    monkeypatch.setattr("multipde.training.finish.Finish.run", diverge)
+    command = ["convert", str(place / "one"), "--sizes", "4", "8", "--data", "folder", "--root", str(folder)]
+    main([*command, "--finish", "20images", "--out", str(tmp_path / "net"), "--device", "cpu"])
+    assert "the finish is given up, and the network before it is kept: loss must" in capsys.readouterr().out
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(load(tmp_path / "net")(x), load(place / "one")(x))
+
+
 def test_without_images_nothing_is_finished_and_that_is_said(place, capsys, tmp_path):
     main(["convert", str(place / "one"), "--sizes", "4", "8", "--out", str(tmp_path / "net"), "--device", "cpu"])
     assert "no data: nothing is measured or finished" in capsys.readouterr().out
