@@ -28,7 +28,8 @@ class Evaluate(DataOptions):
     arch: str | None = None
     """For a checkpoint of a network from an import path: that path again, package.module:function."""
     sizes: tuple[int, ...] | None = None
-    """Image sides in pixels, to which the checkpoint is converted. Left out: that of the network's images."""
+    """Image sides in pixels, to which the checkpoint is converted; a checkpoint of several sizes is tested at its own.
+    Left out: that of the network's images, or all of them."""
     method: tuple[MethodName, ...] = ("copy",)
     """Methods of conversion of the stencils, each of which gives a row per size."""
     num_images: int | None = None

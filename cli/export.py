@@ -22,7 +22,8 @@ class Export(DataOptions):
     format: Literal["onnx", "pt2", "state_dict"] = "onnx"
     """ONNX, a program of torch.export, or weights (.pt, .safetensors) with a file of Python that makes the module."""
     size: int | None = None
-    """Side of the images in pixels; the network is converted to it by copying its stencils. Left out: its own."""
+    """Side of the images in pixels; the network is converted to it by copying its stencils. Left out: its own. For a
+    checkpoint of several sizes: which of them is exported."""
     normalize: bool = False
     """The exported network normalises the images itself, which then are grey values 0 to 255 in uint8."""
     int8: bool = False

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import tyro
 
+from multipde.cli.finish_sizes import FINISH_SHARE, check_sizes_option, finish_sizes, naming_sizes
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName, PolicyName
 from multipde.cli.resume import check_options, typed_options
 from multipde.training.level import Level, parsed_size
@@ -82,6 +83,11 @@ class Train(DataOptions):
     """With --coordinates finest: exponent of the preconditioner of the gradients, from 0 (none) to 1."""
     init: Path | None = None
     """Checkpoint to start from, e.g. a converted one."""
+    all_sizes: tuple[int, ...] = ()
+    """After the training, make one checkpoint for images of these sides, e.g. 16 24 32, in RUN/all-sizes: the sizes
+    share the stencils, and a finish trains all of them together."""
+    finish_share: float = FINISH_SHARE
+    """With --all-sizes: work of that finish / work of the training."""
     run: Path | None = None
     """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
     resume: bool = False
@@ -174,8 +180,10 @@ class Train(DataOptions):
             levels = [_extension(text) for text in self.extend]
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
             given = {"model": self.arch, "root": self.root, "device": device}
-            done = resume(run, extend=levels, quiet=self.quiet, **given)
+            with naming_sizes(self):
+                done = resume(run, extend=levels, quiet=self.quiet, **given)
             report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
+            finish_sizes(self, done.directory, device)
             return
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
         if self.work is not None:
@@ -208,7 +216,8 @@ class Train(DataOptions):
             memory=self.memory,
             standardize=self.standardize,
         )
-        with nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
+        check_sizes_option(self, config)
+        with naming_sizes(self), nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
             done = train(
                 config,
                 Schedule(levels),
@@ -222,6 +231,7 @@ class Train(DataOptions):
                 quiet=self.quiet,
             )
         report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
+        finish_sizes(self, done.directory)
 
     def _settings(self) -> TrainSettings:
         """The settings of the recipe with the values of the options that are given."""

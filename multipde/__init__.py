@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multipde.conversions.in_place import convert_ as convert_
     from multipde.conversions.optimizer_state import carry_optimizer_state as carry_optimizer_state
     from multipde.conversions.recalibration import recalibrate as recalibrate
+    from multipde.conversions.shared_stencils import share_stencils as share_stencils
     from multipde.data.datasets import load_data as load_data
     from multipde.data.image_data import ImageData as ImageData
     from multipde.data.shapes import render_shapes as render_shapes
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from multipde.mesh.reparametrize import stencil_layers as stencil_layers
     from multipde.mesh.stencil import StencilBasis as StencilBasis
     from multipde.mesh.transfer import transfer_stencil as transfer_stencil
+    from multipde.networks.all_sizes import AllSizes as AllSizes
     from multipde.networks.compilation import compile_layers as compile_layers
     from multipde.networks.config import NetworkConfig as NetworkConfig
     from multipde.networks.cost import count_flops as count_flops
@@ -82,8 +84,8 @@ if TYPE_CHECKING:
     from multipde.storage.stored_network import save as save
     from multipde.studies.paper.experiments import reproduce as reproduce
     from multipde.training.coarse_to_fine import CoarseToFine as CoarseToFine
-    from multipde.training.finish import Finished as Finished
     from multipde.training.finish import finish as finish
+    from multipde.training.finish_settings import Finished as Finished
     from multipde.training.level import Level as Level
     from multipde.training.muon import Muon as Muon
     from multipde.training.optimizers import make_optimizer as make_optimizer

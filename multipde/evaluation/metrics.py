@@ -18,6 +18,7 @@ from multipde.data.labels import difference
 from multipde.evaluation.reliability import NUM_BINS, calibration_error, reliability_bins, right_among
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default, eval_mode
+from multipde.networks.all_sizes import at_size
 from multipde.networks.compiled_network import for_evaluation
 from multipde.networks.cost import count_flops
 from multipde.networks.inputs import Normalize
@@ -119,7 +120,8 @@ def evaluate(
 
     Args:
         model: a network that carries its description, by which images are normalised, or any other classifier, whose
-            images are normalised with the mean and standard deviation of the data.
+            images are normalised with the mean and standard deviation of the data. One for several sizes is measured at
+            ``size``.
         data: the name of a data set, or the data themselves, as in `load_data`.
         size: image side in pixels, to which the images are averaged; if left out, that of the model's description, or
             that of the data for a model without one.
@@ -135,6 +137,7 @@ def evaluate(
     Raises:
         ValueError: the classes or channels of the data are not those of the model, or an argument is invalid.
     """
+    model = at_size(model, size)
     with_views(model, views)  # raises the error of the number of views
     config = find_spec(model)
     target = config.image_sizes[0] if config and size is None else size

@@ -178,3 +178,6 @@ RUN = entries(
 
 NETWORK = entries({**FORMATS, "network": plain})
 """config.json"""
+
+SEVERAL = entries({**FORMATS, "network": plain, "sizes": items(side, LEVELS, 1)})
+"""sizes.json, whose network is that of the largest size"""

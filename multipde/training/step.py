@@ -1,6 +1,7 @@
 """One optimizer step: loss, regulariser, gradients, momentum, box."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class TrainStep:
         self.monitor = Monitor(net, self.box)
         self.average = Average(net, settings.average) if settings.average else None
 
-    def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Any, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
         """Update the weights; return the loss of the batch and the scores of this process's slice.
 
         Args:
@@ -75,7 +76,7 @@ class TrainStep:
             self.monitor.look(whole)
         except DivergenceError as error:
             with synchronized(self.net):
-                place = locate_nonfinite(self.net, x)
+                place = self.locate(x)
             raise DivergenceError(f"{error} in {place}") from None
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -89,6 +90,10 @@ class TrainStep:
         if self.average is not None:
             self.average.update(len(labels) * num_processes())
         return whole, scores.detach()
+
+    def locate(self, x: Any) -> str:
+        """Name the first part of the network that is not finite for a batch."""
+        return locate_nonfinite(self.net, x)
 
     def image_flops(self, level: Level) -> float:
         """Floating point operations per training image of a level: forward and backward pass, and the optimizer."""
