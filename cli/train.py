@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import tyro
 
+from multipde.cli.fine_tuning import FineTuningOptions
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName, PolicyName
 from multipde.cli.resume import check_options, typed_options
 from multipde.training.level import Level, parsed_size
@@ -19,7 +20,7 @@ SETTINGS: Any = TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(DataOptions):
+class Train(FineTuningOptions, DataOptions):
     """Train a network coarse to fine: on small images first, then converted to larger and larger ones.
 
     Without arguments it trains on the built-in shapes at 8, 16 and 32 pixels, in about a minute on two cores. CIFAR-10
@@ -165,15 +166,17 @@ class Train(DataOptions):
         from multipde.reports.page import report_at_end
         from multipde.runtime.console import Log
         from multipde.storage.free_directory import free_directory
+        from multipde.training.imported_loss import imported_loss
         from multipde.training.recipe import level_values
         from multipde.training.run import resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.start import read_start, starting_network
 
+        loss = None if self.loss is None else imported_loss(self.loss)
         if self.resume or self.extend:
             levels = [_extension(text) for text in self.extend]
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
-            given = {"model": self.arch, "root": self.root, "device": device}
+            given = {"model": self.arch, "root": self.root, "device": device, "loss": loss}
             done = resume(run, extend=levels, quiet=self.quiet, **given)
             report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
             return
@@ -207,6 +210,7 @@ class Train(DataOptions):
             arch=self.arch,
             memory=self.memory,
             standardize=self.standardize,
+            normalize=self.normalize,
         )
         with nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
             done = train(
@@ -216,6 +220,9 @@ class Train(DataOptions):
                 run,
                 settings=self._settings(),
                 init=start,
+                weights=self.weights,
+                from_size=self.from_size,
+                loss=loss,
                 data_options=self.options(),
                 balance=self.batch == "auto",
                 work=self.work,
