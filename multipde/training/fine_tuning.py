@@ -11,7 +11,7 @@ from multipde.conversions.optimizer_state import plain_parameters
 from multipde.conversions.recalibration import keep_statistics
 from multipde.networks.model_spec import spec_of
 from multipde.training.level import Level
-from multipde.training.parameter_groups import is_matched, names_in, rate_factors
+from multipde.training.parameter_groups import BODY, HEAD, is_matched, names_in, rate_factors
 from multipde.training.rates import parsed_rate
 from multipde.training.settings import TrainSettings
 
@@ -81,11 +81,12 @@ class Frozen:
 
 
 def frozen_norms(net: nn.Module, patterns: Sequence[str]) -> list[_BatchNorm]:
-    """The BatchNorm layers that a pattern names, or all of whose parameters are frozen."""
+    """The BatchNorm layers that a pattern names, or all of whose parameters are frozen; with ``body`` all of them."""
     frozen, found = set(_matched(net, patterns)), []
+    names = [pattern for pattern in patterns if pattern not in (HEAD, BODY)]
     for name, norm in net.named_modules():
         own = {p for p in norm.parameters() if isinstance(norm, _BatchNorm)}
-        is_named = any(is_matched(name, pattern) for pattern in patterns)
+        is_named = BODY in patterns or any(is_matched(name, pattern) for pattern in names)
         if isinstance(norm, _BatchNorm) and (is_named or (own and own <= frozen)):
             found.append(norm)
     return found

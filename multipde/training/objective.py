@@ -79,10 +79,9 @@ class Objective:
         known = recorded if isinstance(recorded, Mapping) else {}
         for name, given in self.record().items():
             if known.get(name) != given:
-                raise ValueError(
-                    f"{name} must be that of the run, {known.get(name) or 'none'}, got {given or 'none'}; "
-                    f"pass {name}= as when the run began"
-                )
+                path = known.get(name) or "none"
+                how = f"type --{name} {path}" if ":" in path else f"pass {name}= as when the run began"
+                raise ValueError(f"{name} must be that of the run, {path}, got {given or 'none'}; {how}")
 
 
 def _name(value: Any) -> str | None:

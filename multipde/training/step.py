@@ -51,6 +51,8 @@ class TrainStep:
         alphas = (settings.alpha1, settings.alpha2)
         self.penalty = spec.penalty(net, *alphas) if any(alphas) else None
         if self.objective.optimizer is not None:
+            if self.tuning.factors:
+                raise ValueError(f"rate must be left out with an optimizer of your own, got {' '.join(settings.rate)}")
             own_parameters = [p for p in net.parameters() if p.requires_grad or not self.tuning.freeze]
             self.optimizer: torch.optim.Optimizer = self.objective.optimizer(own_parameters)
         else:

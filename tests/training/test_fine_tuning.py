@@ -209,6 +209,23 @@ def test_wrong_groups_are_refused_before_anything_is_written(settings, line, tmp
     assert not (tmp_path / "a").exists()
 
 
+def test_an_optimizer_of_the_user_gets_what_is_not_frozen_and_has_rates_of_its_own(tmp_path):
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, momentum=0.9)
+
+    given = Small()
+    done = run(
+        tmp_path / "a", given, plan=Schedule([Level(8, 0.3, batch=30)]), freeze=("stem",), kwargs={"optimizer": sgd}
+    )
+    same = [torch.equal(p, q) for p, q in zip(done.model.parameters(), given.parameters(), strict=True)]
+    assert [name for (name, _), is_same in zip(given.named_parameters(), same, strict=True) if is_same] == [
+        name for name, _ in given.named_parameters() if name.startswith("stem")
+    ]
+    with pytest.raises(ValueError, match="rate must be left out with an optimizer of your own, got head=0.1"):
+        run(tmp_path / "b", given, rate={"head": 0.1}, kwargs={"optimizer": sgd})
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
