@@ -157,7 +157,8 @@ class Train(FineTuningOptions, DataOptions):
     device: str = SETTINGS.device
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = SETTINGS.amp
-    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
+    """Mixed precision: bf16 computes convolutions in bfloat16, and auto does so where that is faster; fp16 in float16,
+    with a scaled loss, on a CUDA GPU."""
     quiet: bool = False
     """Print nothing."""
 

@@ -68,8 +68,8 @@ class TrainSettings:
         compile: use compiled kernels for training, see `compile_layers`.
         tensorboard: write event files for TensorBoard into the run directory.
         device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ...
-        amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, or ``"auto"`` for bf16
-            where the device is faster with it.
+        amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, ``"auto"`` for bf16 where
+            the device is faster with it, or ``"fp16"`` for float16 on a CUDA GPU, where the loss is scaled.
         freeze: parameters that are not trained: ``"head"``, the last layer, which gives the scores; ``"body"``, all
             others; or names of modules and parameters and patterns of them such as ``"layer?.*.conv1"``. A BatchNorm
             layer in them keeps its statistics, too. Work is counted as if all were trained.

@@ -17,6 +17,7 @@ from multipde.training.accumulation import communicating, divided
 from multipde.training.averaging import KEY, TOTAL, Average
 from multipde.training.fine_tuning import FineTuning, Frozen, begin_momentum
 from multipde.training.level import Level, level_flops
+from multipde.training.loss_scale import GROWTH, SCALE, LossScale
 from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
 from multipde.training.muon import Muon
 from multipde.training.objective import Objective
@@ -44,7 +45,7 @@ class TrainStep:
     ):
         self.net, self.settings, self.compute = net, settings, compute
         self.objective, spec, self.tuning = objective or Objective(), spec_of(net), tuning or FineTuning()
-        self.frozen = Frozen(net, self.tuning.freeze)
+        self.frozen, self.scale = Frozen(net, self.tuning.freeze), LossScale(compute)
         if settings.compile:
             compile_layers(net)
         self.model = data_parallel(net)
@@ -85,6 +86,7 @@ class TrainStep:
             with synchronized(self.net):
                 place = locate_nonfinite(self.net, x)
             raise DivergenceError(f"{error} in {place}") from None
+        self.scale.unscale(self.optimizer)
         if self.penalty is not None:
             self.penalty.add()
         if self.settings.clip_norm is not None:
@@ -93,7 +95,7 @@ class TrainStep:
             self.preconditioner(self.net)
         if self.tuning.may_thaw:
             begin_momentum(self.optimizer, MOMENTUM_KEY)
-        self.optimizer.step()
+        self.scale.step(self.optimizer)
         if self.box is not None:
             self.box.project()
         if self.average is not None:
@@ -112,7 +114,7 @@ class TrainStep:
                 ):
                     scores = self.model(part.x)
                 loss = self.objective.training_loss(wide(scores), part.labels, self.settings.label_smoothing)
-                (part.share * loss).backward()
+                self.scale.scaled(part.share * loss).backward()
             losses.append(part.share * loss.detach())
             found.append(scores.detach())
         return mean_over_processes(torch.stack(losses).sum()), torch.cat(found)
@@ -138,6 +140,7 @@ class TrainStep:
         That of the average is among them.
         """
         found: dict[str, Tensor] = {} if self.average is None else self.average.state()
+        found |= self.scale.state(next(name for name, _ in self.net.named_parameters()))
         for name, p in self.net.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
                 if value is None:
@@ -150,10 +153,13 @@ class TrainStep:
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Set the state of the optimizer to one that `state` returned."""
         parameters = dict(self.net.named_parameters())
+        self.scale.set_state(state)
         if self.average is not None:
             self.average.set_state(state)
         for name, value in state.items():
             if self.average is not None and name.endswith((f":{KEY}", f":{TOTAL}")):
+                continue
+            if name.endswith((f":{SCALE}", f":{GROWTH}")):
                 continue
             base, _, key = name.partition(":")
             p = parameters[base]
