@@ -121,10 +121,12 @@ class TrainStep:
 
     def notes(self) -> list[str]:
         """What a user must know of the step, in lines."""
-        is_divided = self.settings.accumulate > 1 and any(isinstance(m, _BatchNorm) for m in self.net.modules())
+        norms = {m for m in self.net.modules() if isinstance(m, _BatchNorm)} - {*self.frozen.norms}
         note = f"note: BatchNorm normalises each of the {self.settings.accumulate} parts of a batch by itself"
         until = "" if self.settings.thaw is None else f", until level {self.settings.thaw}"
-        return ([f"{self.frozen}{until}"] if self.frozen.parameters else []) + ([note] if is_divided else [])
+        return ([f"{self.frozen}{until}"] if self.frozen.parameters else []) + (
+            [note] if norms and self.settings.accumulate > 1 else []
+        )
 
     def image_flops(self, level: Level) -> float:
         """Floating point operations per training image of a level: forward and backward pass, and the optimizer."""
