@@ -6,9 +6,10 @@ at once or first at 16 and then at 32 pixels for the same work, beside trainings
     python examples/08_fine_tune.py
 """
 
-import sys
+import argparse
+import itertools
 import tempfile
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import nn
@@ -48,33 +49,44 @@ def half(images, classes: tuple[int, ...]):
     return tuple(parts)
 
 
-def main(data: str = "folder", epochs: float = 6, budgets: tuple[float, ...] = (0.5, 1.5), **options) -> None:
+def levels(sizes: tuple[int, ...], shares: tuple[float, ...], epochs: float) -> Schedule:
+    """Levels that share the work of so many epochs at 32 pixels; an image of half the side costs a quarter."""
+    return Schedule([Level(s, epochs * share * (32 / s) ** 2) for s, share in zip(sizes, shares, strict=True)])
+
+
+def main(
+    data: str = "folder",
+    root: str | None = "data/cifar10",
+    epochs: float = 6,
+    budgets: tuple[float, ...] = (0.5, 1),
+    widths: tuple[int, ...] = (16, 32, 64, 128),
+    **more,
+) -> None:
     """Pretrain for so many epochs at 16 pixels; fine-tune for the work of each number of epochs at 32 pixels."""
-    images = multipde.load_data(data, size=32, **(options or {"root": "data/cifar10"}))
+    images = multipde.load_data(data, size=32, **({"root": root} if root else {}), **more)
+    network = partial(SmallResNet, widths=widths)
     own = {"augment": "flip,crop", "device": "cpu"}
     with tempfile.TemporaryDirectory() as place:
-        first = Schedule([Level(16, epochs)])
-        before = train(SmallResNet, first, half(images, PRETRAINED), f"{place}/0", settings=TrainSettings(**own))
-        print(f"five classes at 16 pixels: {before.result['test_accuracy']:.1%}")
-        weights, other = Path(place, "0/model.safetensors"), half(images, LEARNED)
+        plan, five = Schedule([Level(16, epochs)]), half(images, PRETRAINED)
+        first = train(network, plan, five, f"{place}/0", settings=TrainSettings(**own), quiet=True)
+        print(f"five classes at 16 pixels: {first.result['test_accuracy']:.1%}")
+        weights = {"weights": f"{place}/0/model.safetensors", "from_size": 16}
+        arms = {"random": ({}, {}), "fine-tuned": (weights, {"rate": {"head": 0.1, "body": 0.03}})}
         print("weights     sizes   epochs of work   TFLOPs  seconds   test accuracy")
-        for budget in budgets:
-            for start in ("random", "fine-tuned"):
-                for sizes, shares in (((32,), (1.0,)), ((16, 32), (0.4, 0.6))):
-                    # an image of half the side costs a quarter
-                    levels = [Level(s, budget * k * (32 / s) ** 2) for s, k in zip(sizes, shares, strict=True)]
-                    given = {} if start == "random" else {"weights": weights, "from_size": 16}
-                    rates = {} if start == "random" else {"rate": {"head": 0.1, "body": 0.03}}
-                    place_of_run = Path(place, f"{start}-{len(sizes)}-{budget:g}")
-                    settings = TrainSettings(**own, **rates)
-                    done = train(
-                        SmallResNet, Schedule(levels), other, place_of_run, settings=settings, quiet=True, **given
-                    ).result
-                    shown = " ".join(map(str, sizes))
-                    row = f"{start:10}  {shown:6}  {budget:14g}  {done['flops'] / 1e12:7.2f}  {done['seconds']:7.0f}"
-                    print(f"{row}   {done['test_accuracy']:13.1%}", flush=True)
+        for budget, start, (sizes, shares) in itertools.product(
+            budgets, arms, (((32,), (1.0,)), ((16, 32), (0.4, 0.6)))
+        ):
+            given, rates = arms[start]
+            settings, directory = TrainSettings(**own, **rates), f"{place}/{start}-{len(sizes)}-{budget:g}"
+            plan = levels(sizes, shares, budget)
+            run = train(network, plan, half(images, LEARNED), directory, settings=settings, quiet=True, **given)
+            shown, done = " ".join(map(str, sizes)), run.result
+            row = f"{start:10}  {shown:6}  {budget:14g}  {done['flops'] / 1e12:7.2f}  {done['seconds']:7.0f}"
+            print(f"{row}   {done['test_accuracy']:13.1%}", flush=True)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Fine-tuning coarse to fine, beside fine-tuning at full size.")
+    parser.add_argument("--data", default="folder")
+    parser.add_argument("--root", default="data/cifar10", help="directory of the data set")
+    main(**vars(parser.parse_args()))

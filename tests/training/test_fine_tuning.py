@@ -90,21 +90,20 @@ def test_frozen_stencils_move_with_the_mesh_and_frozen_batchnorm_keeps_its_stati
     assert all(p.requires_grad for p in done.model.parameters())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
-def test_a_run_that_thaws_is_resumed_bit_for_bit(optimizer, given, tmp_path, signal_at_step):
+@pytest.mark.parametrize(("optimizer", "step"), [("sgd", 5), ("muon", 2), ("adamw", 5)])
+def test_a_run_that_thaws_is_resumed_bit_for_bit(optimizer, step, given, tmp_path, signal_at_step):
     settings = {
         "optimizer": optimizer, "freeze": ("body",), "thaw": 2, "rate": {"scores": 0.05, "body": 0.02},
         "accumulate": 3, "clip_norm": 0.5, "class_weights": "balanced", "balance": True,
     }  # fmt: skip
     whole = run(tmp_path / "a", given, **settings).directory
-    for k, step in enumerate((2, 5)):
-        signal_at_step(step, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            run(tmp_path / f"b{k}", given, **settings)
-        signal_at_step(None)
-        resume(tmp_path / f"b{k}", model=given, quiet=True)
-        assert weights(tmp_path / f"b{k}") == weights(whole)
-        assert rows(tmp_path / f"b{k}") == rows(whole)
+    signal_at_step(step, signal.SIGTERM)  # in the first level, or after the first step of the second
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b", given, **settings)
+    signal_at_step(None)
+    resume(tmp_path / "b", model=given, quiet=True)
+    assert weights(tmp_path / "b") == weights(whole)
+    assert rows(tmp_path / "b") == rows(whole)
     recorded = json.loads((whole / "run.json").read_text())["settings"]
     assert (recorded["freeze"], recorded["thaw"]) == (["body"], 2)
     assert recorded["rate"] == ["scores=0.05", "body=0.02"]
