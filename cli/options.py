@@ -9,7 +9,7 @@ import tyro
 DataName = Literal["shapes", "cifar10", "cifar100", "stl10", "folder"]
 DynamicsName = Literal["parabolic", "hamiltonian", "second_order", "resnet"]
 MethodName = Literal["copy", "rediscretize", "galerkin", "calibrated", "calibrated_full"]
-AmpName = Literal["off", "bf16", "auto"]
+AmpName = Literal["off", "bf16", "fp16", "auto"]
 PolicyName = Literal["across", "one_cycle", "piecewise", "piecewise_long"]
 OptimizerName = Literal["sgd", "muon", "adamw"]
 

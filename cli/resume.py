@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-OWN = ("run", "resume", "extend", "arch", "quiet", "device", "root", "all_sizes", "finish_share")
+OWN = ("run", "resume", "extend", "arch", "loss", "quiet", "device", "root", "all_sizes", "finish_share")
 """Options that are not settings of the training, or may change when it is resumed."""
 
 
@@ -62,6 +62,7 @@ def check_options(words: Sequence[str], given: Any, run_dir: Path) -> None:
 
 def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, Any]:
     """The values of options that the record of a run has."""
+    from multipde.storage.run_directory import part_of
     from multipde.training.plan import recorded_plan
 
     plan, settings, init = recorded_plan(record, file, given.arch)
@@ -72,6 +73,10 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
     values |= {name: [getattr(level, name) for level in levels] for name in ("learning_rate", "warm_up")}
     values |= {"sizes": [level.label for level in levels], "mixed": any(level.mixed for level in levels)}
     values |= {"data": record.get("data"), "stream": options.get("stream_files"), "init": init}
+    values |= {
+        "weights": part_of(record, "weights").get("file"),
+        "from_size": part_of(record, "weights").get("from_size"),
+    }
     return values | ({"steps": "auto"} if settings.auto_steps else {})
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import tyro
 
+from multipde.cli.fine_tuning import FineTuningOptions
 from multipde.cli.finish_sizes import FINISH_SHARE, check_sizes_option, finish_sizes, naming_sizes
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName, PolicyName
 from multipde.cli.resume import check_options, typed_options
@@ -20,7 +21,7 @@ SETTINGS: Any = TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(DataOptions):
+class Train(FineTuningOptions, DataOptions):
     """Train a network coarse to fine: on small images first, then converted to larger and larger ones.
 
     Without arguments it trains on the built-in shapes at 8, 16 and 32 pixels, in about a minute on two cores. CIFAR-10
@@ -162,7 +163,8 @@ class Train(DataOptions):
     device: str = SETTINGS.device
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = SETTINGS.amp
-    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
+    """Mixed precision: bf16 computes convolutions in bfloat16, and auto does so where that is faster; fp16 in float16,
+    with a scaled loss, on a CUDA GPU."""
     quiet: bool = False
     """Print nothing."""
 
@@ -171,15 +173,17 @@ class Train(DataOptions):
         from multipde.reports.page import report_at_end
         from multipde.runtime.console import Log
         from multipde.storage.free_directory import free_directory
+        from multipde.training.imported_loss import imported_loss
         from multipde.training.recipe import level_values
         from multipde.training.run import resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.start import read_start, starting_network
 
+        loss = None if self.loss is None else imported_loss(self.loss)
         if self.resume or self.extend:
             levels = [_extension(text) for text in self.extend]
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
-            given = {"model": self.arch, "root": self.root, "device": device}
+            given = {"model": self.arch, "root": self.root, "device": device, "loss": loss}
             with naming_sizes(self):
                 done = resume(run, extend=levels, quiet=self.quiet, **given)
             report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
@@ -215,6 +219,7 @@ class Train(DataOptions):
             arch=self.arch,
             memory=self.memory,
             standardize=self.standardize,
+            normalize=self.normalize,
         )
         check_sizes_option(self, config)
         with naming_sizes(self), nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
@@ -225,6 +230,9 @@ class Train(DataOptions):
                 run,
                 settings=self._settings(),
                 init=start,
+                weights=self.weights,
+                from_size=self.from_size,
+                loss=loss,
                 data_options=self.options(),
                 balance=self.batch == "auto",
                 work=self.work,

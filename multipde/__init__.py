@@ -86,10 +86,10 @@ if TYPE_CHECKING:
     from multipde.training.coarse_to_fine import CoarseToFine as CoarseToFine
     from multipde.training.finish import finish as finish
     from multipde.training.finish_settings import Finished as Finished
+    from multipde.training.finished_run import Run as Run
     from multipde.training.level import Level as Level
     from multipde.training.muon import Muon as Muon
     from multipde.training.optimizers import make_optimizer as make_optimizer
-    from multipde.training.run import Run as Run
     from multipde.training.run import resume as resume
     from multipde.training.run import train as train
     from multipde.training.schedule import Schedule as Schedule

@@ -152,7 +152,7 @@ def evaluate(
     feed = Feed(chosen, Normalize.of(config or images), compute)
     batches, classes = feed.evaluation(indices, side, batch), len(images.class_names)
     num = len(chosen) if indices is None else len(indices)
-    used = model if compute.amp == "bf16" or compute.device.type != "cpu" else for_evaluation(model, num)
+    used = model if compute.amp != "off" or compute.device.type != "cpu" else for_evaluation(model, num)
     metrics = evaluate_batches(compute.place(with_views(used, views)), batches, compute, classes=classes)
     flops = views * count_flops(config.for_images(side)) if config else None
     return replace(metrics, flops=flops)

@@ -189,10 +189,11 @@ def write_extended(run_dir: Path, record: Mapping[str, Any]) -> None:
     write_file(run_dir / RECORD, json_bytes(record))
 
 
-def resume_command(run: Path, network: Any) -> str:
+def resume_command(run: Path, network: Any, loss: Any = None) -> str:
     """The command that continues a run, with as many processes as now.
 
-    An import path is named again, because no record makes a program import it.
+    Import paths of network and loss are named again, because no record makes a program import them.
     """
-    arch = getattr(network, "import_path", "")
-    return shell_line(*launcher(), "multipde", "train", "--run", run, "--resume", *(("--arch", arch) if arch else ()))
+    paths = {"--arch": getattr(network, "import_path", ""), "--loss": getattr(loss, "import_path", "")}
+    words = [word for option, path in paths.items() if path for word in (option, path)]
+    return shell_line(*launcher(), "multipde", "train", "--run", run, "--resume", *words)
