@@ -242,6 +242,22 @@ class Input(Measurement):
         input_study(**self.given())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Architectures(Measurement):
+    """Try 40 networks of torchvision, timm and audio: what can be done with them, and what is refused.
+
+    Networks whose row is in the file already are not tried again.
+    """
+
+    arch: tuple[str, ...] | None = None
+    """Try only these networks of the list. Left out: all of them."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.architectures import architectures_study
+
+        architectures_study(**self.given())
+
+
 STUDIES = {
     "transfer": Transfer,
     "ablation": Ablation,
@@ -253,6 +269,7 @@ STUDIES = {
     "growth": Growth,
     "scaling": Scaling,
     "input": Input,
+    "architectures": Architectures,
 }
 Study = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in STUDIES.items())]  # noqa: UP007
 

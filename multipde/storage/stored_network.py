@@ -1,6 +1,7 @@
 """Networks on disk: a directory with model.safetensors, config.json and checksums."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,16 @@ def read_network(directory: Path, name: str, model: Given = None) -> nn.Module:
         net, is_baked = made()
     net.float()
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict(_versioned(tensors, net))
     except RuntimeError as error:
         raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {brief(error)}") from None
     if is_baked:
         spec.put_on_mesh(net)
     return net.eval()
+
+
+def _versioned(tensors: Mapping[str, torch.Tensor], net: nn.Module) -> Mapping[str, torch.Tensor]:
+    """A state dict with the versions of the modules, which some ask for, and which safetensors does not keep."""
+    state = OrderedDict(tensors)
+    state._metadata = net.state_dict()._metadata  # pyright: ignore[reportAttributeAccessIssue]
+    return state
