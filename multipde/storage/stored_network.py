@@ -16,6 +16,7 @@ from multipde.networks.config import NetworkConfig
 from multipde.networks.external import PYTHON, ExternalModel, external_model, given_model
 from multipde.networks.model_spec import ModelSpec, check_mesh, spec_of
 from multipde.storage.files import CONFIG, check_network_sums, write_directory
+from multipde.storage.hub_download import local_directory
 from multipde.storage.records import brief, from_record, json_bytes, read_record
 from multipde.storage.run_directory import check_new, is_unfinished, newest_checkpoint
 from multipde.storage.schema import FORMAT, NETWORK
@@ -59,7 +60,9 @@ def load(directory: str | Path, model: Given = None) -> Any:
     to read: nothing in them is executed or imported, and shapes are checked before memory is allocated.
 
     Args:
-        directory: a directory that `save` wrote, or of a run, a checkpoint or a converted network.
+        directory: a directory that `save` wrote, or of a run, a checkpoint or a converted network; or
+            ``"hf://user/name"``, perhaps followed by ``@revision``, for a network on the Hugging Face Hub, which is
+            downloaded with ``huggingface_hub``. A plain path never is, whether it exists or not.
         model: only for a network that was given in Python or by an import path, because files cannot name code to be
             run: the same module, function or import path again.
 
@@ -70,7 +73,7 @@ def load(directory: str | Path, model: Given = None) -> Any:
         ValueError: there is no such directory or no network in it, a file is damaged or does not match the others, or
             ``model`` is needed or differs from the recorded one.
     """
-    directory = Path(directory)
+    directory = local_directory(directory)
     if not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, got {directory}")
     if (directory / MODEL).exists() and not (is_unfinished(directory) and newest_checkpoint(directory)):

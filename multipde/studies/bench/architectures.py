@@ -150,7 +150,7 @@ def _scores(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
 
 
 def summary(row: Row) -> str:
