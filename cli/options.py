@@ -12,6 +12,7 @@ MethodName = Literal["copy", "rediscretize", "galerkin", "calibrated", "calibrat
 AmpName = Literal["off", "bf16", "auto"]
 PolicyName = Literal["across", "one_cycle", "piecewise", "piecewise_long"]
 OptimizerName = Literal["sgd", "muon", "adamw"]
+TrackerName = Literal["csv", "tensorboard", "mlflow", "wandb"]
 
 Checkpoint = Annotated[Path, tyro.conf.Positional]
 

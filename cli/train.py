@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 import tyro
 
-from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName, PolicyName
+from multipde.cli.options import (
+    AmpName,
+    DataName,
+    DataOptions,
+    DynamicsName,
+    MethodName,
+    OptimizerName,
+    PolicyName,
+    TrackerName,
+)
 from multipde.cli.resume import check_options, typed_options
 from multipde.training.level import Level, parsed_size
 from multipde.training.settings import TrainSettings
@@ -153,6 +162,9 @@ class Train(DataOptions):
     """Compile the normalisation layers for training, in C++ or on a GPU by torch.compile, which makes it faster."""
     tensorboard: bool = SETTINGS.tensorboard
     """Write event files for TensorBoard into the run directory."""
+    track: tuple[TrackerName, ...] = SETTINGS.track
+    """Write the metrics also as a CSV file, for TensorBoard, MLflow or Weights & Biases (wandb), all in the run
+    directory; MLFLOW_TRACKING_URI and WANDB_MODE=online send them to a server."""
     device: str = SETTINGS.device
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = SETTINGS.amp
