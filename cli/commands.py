@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from multipde.cli.bench import STUDIES, Bench
+from multipde.cli.compare import Compare
 from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.export import Export
@@ -34,6 +35,7 @@ COMMANDS = {
     "reproduce": Reproduce,
     "bench": Bench,
     "runs": Runs,
+    "compare": Compare,
     "list": List,
 }
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from multipde.storage.files import write_file
 from multipde.storage.lock import check_lock
+from multipde.storage.records import flat_record
 from multipde.storage.run_directory import CSV
 from multipde.training.listeners import Listener
 from multipde.training.schedule import Schedule
@@ -56,19 +57,14 @@ def trackers(run_dir: Path, plan: Schedule, settings: TrainSettings) -> list[Lis
         else:
             about = {"network": plan.configs()[0].record(), "settings": asdict(settings)}
             about["levels"] = " ".join(level.label for level in plan.levels)
-            made.append((Mlflow if name == "mlflow" else WeightsAndBiases)(run_dir, _flat(about)))
+            made.append((Mlflow if name == "mlflow" else WeightsAndBiases)(run_dir, _values(about)))
     return made
 
 
-def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """A nested record as one with names such as ``settings.seed``, without empty entries."""
-    found = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{before}{key}.")
-        elif value not in (None, (), []):
-            found[f"{before}{key}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    return found
+def _values(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and texts by name, without empty entries; others as JSON."""
+    kept = {key: value for key, value in flat_record(about).items() if value not in (None, (), [])}
+    return {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in kept.items()}
 
 
 class MetricsCsv(Listener):

@@ -91,9 +91,7 @@ def test_damaged_snapshots_are_refused(finished, tmp_path):
 
 def test_nothing_is_begun_without_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match="tensorboard must be installed for --track tensorboard, got none; type pip install"
-    ):
+    with pytest.raises(ValueError, match="tensorboard must be installed for --track .*; type pip install"):
         run(tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
