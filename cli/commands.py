@@ -10,6 +10,7 @@ import tyro
 
 from multipde.cli.bench import STUDIES, Bench
 from multipde.cli.compare import Compare
+from multipde.cli.completion import Completion
 from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.export import Export
@@ -37,6 +38,7 @@ COMMANDS = {
     "runs": Runs,
     "compare": Compare,
     "list": List,
+    "completion": Completion,
 }
 
 DESCRIPTION = """Convolution stencils as differential operators: networks that move between image resolutions.
@@ -60,6 +62,8 @@ def run(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     if isinstance(command, Train):
         command.run_command(arguments[1:])
+    elif isinstance(command, Completion):
+        command.run_command(COMMANDS)
     else:
         command.run_command()
 

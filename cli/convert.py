@@ -60,13 +60,16 @@ class Convert(DataOptions):
     """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
     quiet: bool = False
     """Print nothing."""
+    json: bool = False
+    """Print the report as one line of JSON instead of tables; what is said meanwhile goes to standard error."""
 
     def run_command(self) -> None:
         from multipde.reports.converted_network import convert_to_directory
         from multipde.runtime.console import Log
 
         data = (self.data, self.options()) if self.data else self.of(self.checkpoint) if self.checkpoint else None
-        convert_to_directory(
+        stream = "stderr" if self.json else "stdout"
+        report = convert_to_directory(
             self.checkpoint,
             self.out,
             size=self.size,
@@ -87,5 +90,7 @@ class Convert(DataOptions):
             skip=self.skip,
             device=self.device,
             amp=self.amp,
-            log=Log(quiet=self.quiet),
+            log=Log(quiet=self.quiet, stream=stream),
         )
+        if self.json:
+            Log(needed=True).json({"out": str(self.out), "report": None if report is None else report.record()})

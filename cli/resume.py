@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-OWN = ("run", "resume", "extend", "arch", "quiet", "device", "root")
+OWN = ("run", "resume", "extend", "arch", "quiet", "json", "device", "root")
 """Options that are not settings of the training, or may change when it is resumed."""
 
 

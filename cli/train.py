@@ -171,11 +171,11 @@ class Train(DataOptions):
     """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
     quiet: bool = False
     """Print nothing."""
+    json: bool = False
+    """Print the result at the end as one line of JSON, and nothing else."""
 
     def run_command(self, words: Sequence[str] = ()) -> None:
         """Train; ``words`` are the options as they were typed."""
-        from multipde.reports.page import report_at_end
-        from multipde.runtime.console import Log
         from multipde.storage.free_directory import free_directory
         from multipde.training.recipe import level_values
         from multipde.training.run import resume, train
@@ -186,8 +186,8 @@ class Train(DataOptions):
             levels = [_extension(text) for text in self.extend]
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
             given = {"model": self.arch, "root": self.root, "device": device}
-            done = resume(run, extend=levels, quiet=self.quiet, **given)
-            report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
+            done = resume(run, extend=levels, quiet=self.quiet or self.json, **given)
+            self._tell(done)
             return
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
         if self.work is not None:
@@ -231,9 +231,19 @@ class Train(DataOptions):
                 data_options=self.options(),
                 balance=self.batch == "auto",
                 work=self.work,
-                quiet=self.quiet,
+                quiet=self.quiet or self.json,
             )
-        report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
+        self._tell(done)
+
+    def _tell(self, done: Any) -> None:
+        """Write the report of a finished run, and print its result if JSON is wanted."""
+        from multipde.reports.page import report_at_end
+        from multipde.runtime.console import Log
+        from multipde.runtime.processes import is_rank_zero
+
+        report_at_end(done.directory, Log(quiet=self.quiet or self.json), self.arch)
+        if self.json and is_rank_zero():
+            Log(needed=True).json({"run": str(done.directory)} | dict(done.result))
 
     def _settings(self) -> TrainSettings:
         """The settings of the recipe with the values of the options that are given."""
