@@ -8,6 +8,8 @@ import tyro
 
 from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, OptimizerName
 
+Rows = list[dict[str, Any]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -15,6 +17,8 @@ class Measurement:
 
     out: Path | None = None
     """File to which the rows are appended. Left out: no file is written."""
+    json: bool = False
+    """Print the rows as one line of JSON instead of tables; what is said meanwhile goes to standard error."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
 
@@ -25,7 +29,8 @@ class Measurement:
         for name, value in vars(self).items():
             if value == ():
                 raise ValueError(f"{name} must name at least one, got none")
-        return vars(self) | {"log": Log(needed=self.out is None)}
+        log = Log(stream="stderr") if self.json else Log(needed=self.out is None)
+        return {name: value for name, value in vars(self).items() if name != "json"} | {"log": log}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Trained(DataOptions, Precise):
 
     def given(self) -> dict[str, Any]:
         own = {"data": (self.data, self.options()), "out": self.out or self.run_dir / "rows.jsonl"}
-        inside = ("root", "download", "stream", "run_dir")
+        inside = ("root", "download", "stream", "test_share", "run_dir")
         return {name: value for name, value in (super().given() | own).items() if name not in inside}
 
 
@@ -86,10 +91,10 @@ class Transfer(Compiled):
     workers: int = 1
     """Number of trainings at the same time."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.transfer_study import transfer_study
 
-        transfer_study(**self.given(), run_dir=self.run_dir)
+        return transfer_study(**self.given(), run_dir=self.run_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +114,10 @@ class Ablation(Compiled):
     workers: int = 1
     """Number of trainings at the same time."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.ablation import ablation_study
 
-        ablation_study(**self.given(), run_dir=self.run_dir)
+        return ablation_study(**self.given(), run_dir=self.run_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +129,10 @@ class Regimes(Trained):
     run_dir: Path = Path("runs/bench-regimes")
     """Directory of the study."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.regimes import regimes_study
 
-        regimes_study(**self.given())
+        return regimes_study(**self.given())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +144,11 @@ class Finetune(Trained):
     run_dir: Path = Path("runs/bench-finetune")
     """Directory of the study."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.finetune import finetune_study
 
         given: dict[str, Any] = self.given() | {"data": self.of(self.checkpoint)}
-        finetune_study(**given)
+        return finetune_study(**given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +170,11 @@ class Finish(Compiled):
     run_dir: Path = Path("runs/bench-finish")
     """Directory of the study."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.finishing import finish_study
 
         given: dict[str, Any] = self.given() | {"data": self.of(self.checkpoint)}
-        finish_study(**given)
+        return finish_study(**given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,10 +196,10 @@ class Step(Timed):
     compile: bool = False
     """Compile the normalisation layers, and measure the step with and without them."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.step_speed import step_study
 
-        step_study(**self.given())
+        return step_study(**self.given())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,20 +226,20 @@ class Inference:
 class Memory(Timed):
     """Measure peak memory and time of a block with many time steps, for every way to store its states."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.memory import memory_study
 
-        memory_study(**self.given())
+        return memory_study(**self.given())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Growth(Timed):
     """Measure how time and memory of a training step grow with size, depth, channels, batch and threads."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.cost_growth import growth_study
 
-        growth_study(**self.given())
+        return growth_study(**self.given())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,20 +251,36 @@ class Scaling(Timed):
     processes: tuple[int, ...] | None = None
     """Numbers of processes. Left out: 1, 2, 4, ... up to the number of GPUs, or of cores."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.scaling import scaling_study
 
-        scaling_study(**self.given())
+        return scaling_study(**self.given())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input(Measurement):
     """Measure the images per second that reach the network on every level, from JPEG files and from memory."""
 
-    def run_command(self) -> None:
+    def run_command(self) -> Rows:
         from multipde.studies.bench.input import input_study
 
-        input_study(**self.given())
+        return input_study(**self.given())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architectures(Measurement):
+    """Try 40 networks of torchvision, timm and audio: what can be done with them, and what is refused.
+
+    Networks whose row is in the file already are not tried again.
+    """
+
+    arch: tuple[str, ...] | None = None
+    """Try only these networks of the list. Left out: all of them."""
+
+    def run_command(self) -> Rows:
+        from multipde.studies.bench.architectures import architectures_study
+
+        return architectures_study(**self.given())
 
 
 STUDIES = {
@@ -274,6 +295,7 @@ STUDIES = {
     "growth": Growth,
     "scaling": Scaling,
     "input": Input,
+    "architectures": Architectures,
 }
 Study = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in STUDIES.items())]  # noqa: UP007
 
@@ -290,4 +312,8 @@ class Bench:
     """The study to run."""
 
     def run_command(self) -> None:
-        self.study.run_command()
+        rows = self.study.run_command()
+        if self.study.json:
+            from multipde.runtime.console import Log
+
+            Log(needed=True).json({"rows": rows})

@@ -63,6 +63,8 @@ class Convert(DataOptions):
     """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
     quiet: bool = False
     """Print nothing."""
+    json: bool = False
+    """Print the report as one line of JSON instead of tables; what is said meanwhile goes to standard error."""
 
     def run_command(self) -> None:
         from multipde.reports.converted_network import convert_to_directory
@@ -72,7 +74,8 @@ class Convert(DataOptions):
         if self.sizes:
             self._convert_to_sizes(data)
             return
-        convert_to_directory(
+        stream = "stderr" if self.json else "stdout"
+        report = convert_to_directory(
             self.checkpoint,
             self.out,
             size=self.size,
@@ -93,14 +96,18 @@ class Convert(DataOptions):
             skip=self.skip,
             device=self.device,
             amp=self.amp,
-            log=Log(quiet=self.quiet),
+            log=Log(quiet=self.quiet, stream=stream),
         )
+        if self.json:
+            Log(needed=True).json({"out": str(self.out), "report": None if report is None else report.record()})
 
     def _convert_to_sizes(self, data: Any) -> None:
         from multipde.reports.converted_sizes import convert_to_sizes
         from multipde.runtime.console import Log
 
-        others = {"size": None, "detail": None, "method": "auto", "steps": None, "skip": (), "rivals": False}
+        others = {"size": None, "detail": None, "method": "auto", "steps": None, "skip": (), "rivals": False} | {
+            "json": False
+        }
         for name, default in others.items():
             if (value := getattr(self, name)) != default:
                 raise ValueError(f"{name} must be left out with --sizes, got {value}")

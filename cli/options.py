@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-DataName = Literal["shapes", "cifar10", "cifar100", "stl10", "folder"]
+DataName = Literal["shapes", "cifar10", "cifar100", "stl10", "folder", "csv"]
 DynamicsName = Literal["parabolic", "hamiltonian", "second_order", "resnet"]
 MethodName = Literal["copy", "rediscretize", "galerkin", "calibrated", "calibrated_full"]
 AmpName = Literal["off", "bf16", "fp16", "auto"]
 PolicyName = Literal["across", "one_cycle", "piecewise", "piecewise_long"]
 OptimizerName = Literal["sgd", "muon", "adamw"]
+TrackerName = Literal["csv", "tensorboard", "mlflow", "wandb"]
 
 Checkpoint = Annotated[Path, tyro.conf.Positional]
 
@@ -21,17 +22,21 @@ class DataOptions:
     """The data set."""
 
     data: DataName | None = None
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: that of the run."""
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/* (or ROOT/val), `csv` the images that the file
+    ROOT lists in its columns file and label. Left out: that of the run."""
     root: Path | None = None
-    """Directory of the data set."""
+    """Directory of the data set, or the CSV file."""
     download: bool = False
     """Download cifar10, cifar100 or stl10 if it is missing."""
     stream: bool | None = None
     """Decode the images of a folder batch by batch. Left out: if they would take more than 4 GiB of memory."""
+    test_share: float | None = None
+    """For a folder or CSV file without test images: the share of every class that is held back for the test."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `multipde.load_data`."""
-        return {"root": self.root, "download": self.download, "stream_files": self.stream}
+        given = {"root": self.root, "download": self.download, "stream_files": self.stream}
+        return given if self.test_share is None else given | {"test_share": self.test_share}
 
     def of(self, checkpoint: Path) -> tuple[str, dict[str, Any]] | None:
         """The data that these options name, or those of the checkpoint's run with the other options given here."""

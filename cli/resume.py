@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-OWN = ("run", "resume", "extend", "arch", "loss", "quiet", "device", "root", "all_sizes", "finish_share")
+OWN = ("run", "resume", "extend", "arch", "loss", "quiet", "json", "device", "root", "all_sizes", "finish_share")
 """Options that are not settings of the training, or may change when it is resumed."""
 
 

@@ -10,7 +10,16 @@ import tyro
 
 from multipde.cli.fine_tuning import FineTuningOptions
 from multipde.cli.finish_sizes import FINISH_SHARE, check_sizes_option, finish_sizes, naming_sizes
-from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName, PolicyName
+from multipde.cli.options import (
+    AmpName,
+    DataName,
+    DataOptions,
+    DynamicsName,
+    MethodName,
+    OptimizerName,
+    PolicyName,
+    TrackerName,
+)
 from multipde.cli.resume import check_options, typed_options
 from multipde.training.level import Level, parsed_size
 from multipde.training.settings import TrainSettings
@@ -160,6 +169,9 @@ class Train(FineTuningOptions, DataOptions):
     """Compile the normalisation layers for training, in C++ or on a GPU by torch.compile, which makes it faster."""
     tensorboard: bool = SETTINGS.tensorboard
     """Write event files for TensorBoard into the run directory."""
+    track: tuple[TrackerName, ...] = SETTINGS.track
+    """Write the metrics also as a CSV file, for TensorBoard, MLflow or Weights & Biases (wandb), all in the run
+    directory; MLFLOW_TRACKING_URI and WANDB_MODE=online send them to a server."""
     device: str = SETTINGS.device
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = SETTINGS.amp
@@ -167,11 +179,11 @@ class Train(FineTuningOptions, DataOptions):
     with a scaled loss, on a CUDA GPU."""
     quiet: bool = False
     """Print nothing."""
+    json: bool = False
+    """Print the result at the end as one line of JSON, and nothing else."""
 
     def run_command(self, words: Sequence[str] = ()) -> None:
         """Train; ``words`` are the options as they were typed."""
-        from multipde.reports.page import report_at_end
-        from multipde.runtime.console import Log
         from multipde.storage.free_directory import free_directory
         from multipde.training.imported_loss import imported_loss
         from multipde.training.recipe import level_values
@@ -185,8 +197,8 @@ class Train(FineTuningOptions, DataOptions):
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
             given = {"model": self.arch, "root": self.root, "device": device, "loss": loss}
             with naming_sizes(self):
-                done = resume(run, extend=levels, quiet=self.quiet, **given)
-            report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
+                done = resume(run, extend=levels, quiet=self.quiet or self.json, **given)
+            self._tell(done)
             finish_sizes(self, done.directory, device)
             return
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
@@ -236,10 +248,20 @@ class Train(FineTuningOptions, DataOptions):
                 data_options=self.options(),
                 balance=self.batch == "auto",
                 work=self.work,
-                quiet=self.quiet,
+                quiet=self.quiet or self.json,
             )
-        report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
+        self._tell(done)
         finish_sizes(self, done.directory)
+
+    def _tell(self, done: Any) -> None:
+        """Write the report of a finished run, and print its result if JSON is wanted."""
+        from multipde.reports.page import report_at_end
+        from multipde.runtime.console import Log
+        from multipde.runtime.processes import is_rank_zero
+
+        report_at_end(done.directory, Log(quiet=self.quiet or self.json), self.arch)
+        if self.json and is_rank_zero():
+            Log(needed=True).json({"run": str(done.directory)} | dict(done.result))
 
     def _settings(self) -> TrainSettings:
         """The settings of the recipe with the values of the options that are given."""

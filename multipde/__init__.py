@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from multipde.networks.presets import preset as preset
     from multipde.networks.presets import preset_names as preset_names
     from multipde.reports.page import report as report
+    from multipde.reports.shared_network import from_pretrained as from_pretrained
+    from multipde.reports.shared_network import push_to_hub as push_to_hub
+    from multipde.reports.shared_network import save_pretrained as save_pretrained
     from multipde.stability.bounds import StepStability as StepStability
     from multipde.stability.bounds import stability_report as stability_report
     from multipde.stability.bounds import stable_steps as stable_steps

@@ -21,6 +21,7 @@ from multipde.evaluation.sizes import DataSource
 from multipde.mesh.reparametrize import check_movable, composed_layers, stencil_layers
 from multipde.networks.cost import count_flops
 from multipde.networks.external import IMAGENET
+from multipde.networks.input_size import can_resize
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.reports.finished_conversion import ConversionFinish, taught_data
@@ -128,7 +129,7 @@ def convert_to_directory(
         spec.with_steps(steps)
     compute = Compute.of(device, amp)
     mark(net, layers_to_leave(net, skip, None))
-    if is_moved:
+    if is_moved and not can_resize(net):
         check_movable(net, {**composed_layers(net), **stencil_layers(net)})
     images = read_images(data, max(old, new), need_data, log)
     other = None if unlabelled is None else load_unlabelled(unlabelled, max(old, new))

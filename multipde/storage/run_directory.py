@@ -17,14 +17,15 @@ from multipde.storage.lock import LOCK, check_lock, locked
 from multipde.storage.opening import make_directory, remove_flat, writing
 from multipde.storage.records import check_kind, json_bytes, read_record
 
+CSV = "metrics.csv"
 RECORD, RESULT, METRICS, PAGE, TRAINER = "run.json", "result.json", "metrics.jsonl", "report.html", "trainer.json"
 PAGE_MARK = b": multipde report</title>"
 """The bytes by which a report is known to be ours."""
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{4,9})")
 PARTIAL = re.compile(
-    r"\.((?:run|result|config)\.json|metrics\.jsonl|report\.html|SHA256SUMS|(?:model|level-[0-9]+-[0-9]+px)\.safetensors"
-    r"|checkpoint-[0-9]+)\.partial-([0-9a-f]{16}|[0-9]+)"
+    r"\.((?:run|result|config|mlflow)\.json|metrics\.(?:jsonl|csv)|report\.html|SHA256SUMS"
+    r"|(?:model|level-[0-9]+-[0-9]+px)\.safetensors|checkpoint-[0-9]+)\.partial-([0-9a-f]{16}|[0-9]+)"
 )
 """Names of what a killed run leaves of a file or checkpoint that it was writing or removing."""
 

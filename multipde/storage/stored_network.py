@@ -1,5 +1,7 @@
 """Networks on disk: a directory with model.safetensors, config.json and checksums."""
 
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from multipde.mesh.reparametrize import bake
 from multipde.networks.all_sizes import AllSizes
 from multipde.networks.model_spec import check_mesh, spec_of
 from multipde.storage.files import CONFIG, check_network_sums, write_directory
+from multipde.storage.hub_download import local_directory
 from multipde.storage.network_record import Given, given_again, spec_from_record
 from multipde.storage.records import brief, json_bytes, read_record
 from multipde.storage.run_directory import check_new, is_unfinished, newest_checkpoint
@@ -56,7 +59,9 @@ def load(directory: str | Path, model: Given = None) -> Any:
     to read: nothing in them is executed or imported, and shapes are checked before memory is allocated.
 
     Args:
-        directory: a directory that `save` wrote, or of a run, a checkpoint or a converted network.
+        directory: a directory that `save` wrote, or of a run, a checkpoint or a converted network; or
+            ``"hf://user/name"``, perhaps followed by ``@revision``, for a network on the Hugging Face Hub, which is
+            downloaded with ``huggingface_hub``. A plain path never is, whether it exists or not.
         model: only for a network that was given in Python or by an import path, because files cannot name code to be
             run: the same module, function or import path again.
 
@@ -67,7 +72,7 @@ def load(directory: str | Path, model: Given = None) -> Any:
         ValueError: there is no such directory or no network in it, a file is damaged or does not match the others, or
             ``model`` is needed or differs from the recorded one.
     """
-    directory = Path(directory)
+    directory = local_directory(directory)
     if not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, got {directory}")
     if (directory / SIZES).exists():
@@ -124,9 +129,16 @@ def read_network(directory: Path, name: str, model: Given = None) -> nn.Module:
         net, is_baked = made()
     net.float()
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict(_versioned(tensors, net))
     except RuntimeError as error:
         raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {brief(error)}") from None
     if is_baked:
         spec.put_on_mesh(net)
     return net.eval()
+
+
+def _versioned(tensors: Mapping[str, torch.Tensor], net: nn.Module) -> Mapping[str, torch.Tensor]:
+    """A state dict with the versions of the modules, which some ask for, and which safetensors does not keep."""
+    state = OrderedDict(tensors)
+    state._metadata = net.state_dict()._metadata  # pyright: ignore[reportAttributeAccessIssue]
+    return state

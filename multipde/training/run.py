@@ -51,7 +51,7 @@ from multipde.training.recipe import recipe_text
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 from multipde.training.start import Start, fit_to_data, network_for, new_trainer, read_start
-from multipde.training.tensorboard import Board, check_tensorboard
+from multipde.training.trackers import check_trackers, trackers
 from multipde.training.weights_file import WeightsFile, weights_given
 
 
@@ -113,7 +113,7 @@ def train(
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
     on_rank_zero(lambda: check_new_run(run_dir, "; type --resume to go on with a run"))
-    check_tensorboard(settings.tensorboard)
+    check_trackers(settings)
     flops = 0.0 if work is None else flops_to_share(settings)
     function = settings.augment if callable(settings.augment) else None
     settings = settings if function is None else replace(settings, augment=None)
@@ -263,6 +263,4 @@ def _listeners(run_dir: Path, quiet: bool, plan: Schedule, settings: TrainSettin
     """The listeners of a run; processes other than rank zero write and print nothing."""
     if not is_rank_zero():
         return Listeners(Log(quiet=True))
-    sizes = [level.size for level in plan.levels]
-    boards = [Board(run_dir, plan.configs()[0], sizes)] if settings.tensorboard else []
-    return Listeners(Log(quiet=quiet), run_dir / METRICS, boards)
+    return Listeners(Log(quiet=quiet), run_dir / METRICS, trackers(run_dir, plan, settings))

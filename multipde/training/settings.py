@@ -13,6 +13,7 @@ from multipde.training.recipe import level_values, recipe_values
 
 COORDINATES = ("level", "finest")
 ON_DIVERGENCE = ("stop", "rollback")
+TRACKERS = ("csv", "tensorboard", "mlflow", "wandb")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class TrainSettings:
         deterministic: use only algorithms that give the same bits again on the same machine.
         compile: use compiled kernels for training, see `compile_layers`.
         tensorboard: write event files for TensorBoard into the run directory.
+        track: what else the metrics are written for, names of `TRACKERS`: ``"csv"`` for the file metrics.csv, MLflow
+            and Weights & Biases, which write into the run directory unless their environment variables name a server.
         device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ...
         amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, ``"auto"`` for bf16 where
             the device is faster with it, or ``"fp16"`` for float16 on a CUDA GPU, where the loss is scaled.
@@ -122,6 +125,7 @@ class TrainSettings:
     deterministic: bool = False
     compile: bool = False
     tensorboard: bool = False
+    track: tuple[str, ...] = ()
     device: str = "auto"
     amp: str = "off"
     freeze: tuple[str, ...] = ()
@@ -204,5 +208,8 @@ class TrainSettings:
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
         check_class_weights(self.class_weights)
+        object.__setattr__(self, "track", (self.track,) if isinstance(self.track, str) else tuple(self.track))
+        if unknown := [name for name in self.track if name not in TRACKERS]:
+            raise ValueError(f"track must name {', '.join(TRACKERS)}, got {unknown[0]!r}")
         if self.on_divergence not in ON_DIVERGENCE:
             raise ValueError(f"on_divergence must be one of {', '.join(ON_DIVERGENCE)}, got {self.on_divergence!r}")
