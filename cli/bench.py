@@ -234,7 +234,7 @@ class Scaling(Timed):
 
 @dataclass(frozen=True, kw_only=True)
 class Input(Measurement):
-    """Measure the images per second that reach the network on every level, from JPEG files and from memory."""
+    """Measure the images per second that reach the network on every level, from files, shards and memory."""
 
     def run_command(self) -> None:
         from multipde.studies.bench.input import input_study

@@ -18,6 +18,7 @@ from multipde.cli.predict import Predict
 from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
 from multipde.cli.runs import Runs
+from multipde.cli.shard import Shard
 from multipde.cli.train import Train
 from multipde.runtime.allocator import keep_freed_memory
 from multipde.runtime.console import Log
@@ -34,6 +35,7 @@ COMMANDS = {
     "reproduce": Reproduce,
     "bench": Bench,
     "runs": Runs,
+    "shard": Shard,
     "list": List,
 }
 

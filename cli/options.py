@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-DataName = Literal["shapes", "cifar10", "cifar100", "stl10", "folder"]
+DataName = Literal["shapes", "cifar10", "cifar100", "stl10", "folder", "webdataset"]
 DynamicsName = Literal["parabolic", "hamiltonian", "second_order", "resnet"]
 MethodName = Literal["copy", "rediscretize", "galerkin", "calibrated", "calibrated_full"]
 AmpName = Literal["off", "bf16", "auto"]
@@ -21,9 +21,10 @@ class DataOptions:
     """The data set."""
 
     data: DataName | None = None
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: that of the run."""
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*, `webdataset` tar files as `multipde shard`
+    writes them. Left out: that of the run."""
     root: Path | None = None
-    """Directory of the data set."""
+    """Directory of the data set; for webdataset also the training shards, 'DIR/train-{000..146}.tar'."""
     download: bool = False
     """Download cifar10, cifar100 or stl10 if it is missing."""
     stream: bool | None = None

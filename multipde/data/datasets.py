@@ -11,9 +11,10 @@ from multipde.data.folder import load_folder
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages, stream
 from multipde.data.pairs import load_pair
+from multipde.data.shards import SHUFFLE_BUFFER, load_shards
 from multipde.mesh.modes import cpu_by_default
 
-DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder")
+DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder", "webdataset")
 
 
 @cpu_by_default()
@@ -27,6 +28,7 @@ def load_data(
     num_train: int = 8000,
     num_test: int = 2000,
     seed: int = 0,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> ImageData:
     """Load training and test images with their labels, from a data set by name or from the user's own data.
 
@@ -34,16 +36,19 @@ def load_data(
 
     Args:
         source: ``"shapes"`` (rendered by this library), ``"cifar10"``, ``"cifar100"``, ``"stl10"`` (as torchvision
-            stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``val`` for
-            ``test``); or a pair (train, test), each a torchvision-style data set or (images, labels), images uint8 or
-            on [0, 1]; or an `ImageData`.
-        root: directory of the data set; not needed for the shapes and for data given in Python.
+            stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``val`` for ``test``),
+            ``"webdataset"`` (tar files of images and classes, see `load_shards`); or a pair (train, test), each a
+            torchvision-style data set or (images, labels), images uint8 or on [0, 1]; or an `ImageData`.
+        root: directory of the data set; not needed for the shapes and for data given in Python. For shards also the
+            names of those for training, such as ``"data/train-{000..146}.tar"``.
         size: largest image side in pixels that is needed. Shapes are rendered at this size. Images of a folder are
             resized to it, unless all are squares of one smaller size. Other data keep their own size.
         download: download a torchvision data set that is not in root.
-        stream_files: decode the images of a folder batch by batch; None decides by their number and size.
+        stream_files: decode the images of a folder batch by batch; None decides by their number and size. Those of
+            shards always are.
         num_train, num_test: number of training and of test images of the shapes.
         seed: seed of the shapes.
+        shuffle_buffer: number of places by which the order of an epoch departs from that of the shards.
 
     Raises:
         ValueError: the name is unknown, root or a class folder is missing, or an image is broken or missing.
@@ -60,6 +65,14 @@ def load_data(
         return _load_shapes(num_train, num_test, size or 32, seed)
     if source == "folder":
         return load_folder(_existing(source, root), size, stream_files)
+    if source == "webdataset":
+        if root is None:
+            raise ValueError(
+                "root must be given for data 'webdataset'; type --root DIR or --root 'train-{000..146}.tar'"
+            )
+        if stream_files is False:
+            raise ValueError("stream must be left out for data 'webdataset', which is always streamed, got False")
+        return load_shards(root, size, shuffle_buffer)
     if source in DATA_NAMES:
         directory = Path(root).expanduser() if download and root is not None else _existing(source, root)
         return _load_torchvision(source, str(directory), download)
@@ -67,8 +80,11 @@ def load_data(
 
 
 def data_label(data: str, root: str | Path | None) -> str:
-    """The name of a data set in tables, as in `ImageData.name`: for ``"folder"`` the name of the root directory."""
-    return Path(root).resolve().name if data == "folder" and root is not None else data
+    """The name of a data set in tables, as in `ImageData.name`: for the user's own the name of its directory."""
+    if root is None or data not in ("folder", "webdataset"):
+        return data
+    path = Path(root).resolve()
+    return path.parent.name if path.suffix == ".tar" else path.name
 
 
 def split_indices(num: int, seed: int, validation: float = 0.2) -> tuple[Tensor, Tensor]:

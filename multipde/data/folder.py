@@ -28,22 +28,18 @@ def load_folder(root: Path, size: int | None, stream_files: bool | None) -> Imag
     Hidden files and folders are left out, and a note says what else was.
     """
     left_out: Counter[str] = Counter()
-    there = [name for name in TEST_FOLDERS if (root / name).is_dir()] or [TEST_FOLDERS[0]]
-    names, train_paths, train_labels = _list_classes(root / "train", left_out)
-    test_names, test_paths, test_labels = _list_classes(root / there[0], left_out)
-    if test_names != names:
-        odd = sorted(set(names) ^ set(test_names))
-        raise ValueError(f"root must hold the same classes in train and {there[0]}, got {odd[0]!r} in only one of them")
+    names, parts = list_folder(root, left_out)
+    (train_paths, train_labels), (test_paths, test_labels) = parts.values()
     paths = [*train_paths, *test_paths]
-    listed = [f"the test images are those in {root / there[0]}"] if there[0] != TEST_FOLDERS[0] else []
-    left_out.update({f"folder {name}": 1 for name in there[1:]})
+    test = list(parts)[1]
+    listed = [f"the test images are those in {root / test}"] if test != TEST_FOLDERS[0] else []
     if +left_out:
         listed.append(left_out_text(root, +left_out))
     cache = None if stream_files else DecodedCache(paths, size)
     images, notes = (cache and cache.read()) or (None, [])
     if images is None:
         counts, num_several = image_sizes(paths)
-        side, notes = _common_side(counts, size)
+        side, notes = common_side(counts, size)
         if num_several:
             notes.append(f"{num_several:,} files hold several frames: the first is taken")
         num_bytes = 3 * side**2 * len(paths)
@@ -60,6 +56,21 @@ def load_folder(root: Path, size: int | None, stream_files: bool | None) -> Imag
         train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
     statistics = channel_statistics(train, side)
     return ImageData(root.resolve().name, train, test, tuple(names), side, *statistics, (*notes, *listed))
+
+
+def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str, tuple[list[Path], Tensor]]]:
+    """The names of the classes, and files and labels of ``train`` and of the folder of test images, by its name.
+
+    What is left out is counted.
+    """
+    there = [name for name in TEST_FOLDERS if (root / name).is_dir()] or [TEST_FOLDERS[0]]
+    names, *train = _list_classes(root / "train", left_out)
+    test_names, *test = _list_classes(root / there[0], left_out)
+    if test_names != names:
+        odd = sorted(set(names) ^ set(test_names))
+        raise ValueError(f"root must hold the same classes in train and {there[0]}, got {odd[0]!r} in only one of them")
+    left_out.update({f"folder {name}": 1 for name in there[1:]})
+    return names, {"train": (train[0], train[1]), there[0]: (test[0], test[1])}
 
 
 def image_files(directory: Path) -> tuple[list[Path], Counter[str]]:
@@ -127,7 +138,7 @@ def _list_classes(directory: Path, left_out: Counter[str]) -> tuple[list[str], l
     return list(map(shown_name, folders)), paths, torch.tensor(labels)
 
 
-def _common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:
+def common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:
     """The side of the squares to which all images are resized, and a note if that changes the shape of any image."""
     shortest = sorted(min(shape) for shape, num in counts.items() for _ in range(num))
     if len(counts) == 1 and len(set(next(iter(counts)))) == 1:
