@@ -25,6 +25,9 @@ class Train(DataOptions):
     Without arguments it trains on the built-in shapes at 8, 16 and 32 pixels, in about a minute on two cores. CIFAR-10
     from image files: multipde train --data folder --root data/cifar10 --amp bf16. With two processes:
     torchrun --nproc-per-node 2 -m -- multipde train --batch 124
+
+    A job that torchrun starts again (--max-restarts) resumes its run by itself; --run is then required, in a directory
+    that all nodes share.
     """
 
     data: DataName = "shapes"
@@ -164,19 +167,29 @@ class Train(DataOptions):
         """Train; ``words`` are the options as they were typed."""
         from multipde.reports.page import report_at_end
         from multipde.runtime.console import Log
+        from multipde.runtime.processes import process_group
+
+        with process_group():
+            directory = self._trained(words)
+        report_at_end(directory, Log(quiet=self.quiet), self.arch)
+
+    def _trained(self, words: Sequence[str]) -> Path:
+        """Train or resume a run; its directory."""
         from multipde.storage.free_directory import free_directory
+        from multipde.storage.run_directory import is_unfinished
+        from multipde.training.job import goes_on
         from multipde.training.recipe import level_values
         from multipde.training.run import resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.start import read_start, starting_network
 
-        if self.resume or self.extend:
-            levels = [_extension(text) for text in self.extend]
+        is_restarted = goes_on(self.run)
+        if is_restarted or self.resume or self.extend:
+            is_extended = is_restarted and is_unfinished(self.run or Path())
+            levels = [] if is_extended else [_extension(text) for text in self.extend]
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
             given = {"model": self.arch, "root": self.root, "device": device}
-            done = resume(run, extend=levels, quiet=self.quiet, **given)
-            report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
-            return
+            return resume(run, extend=levels, quiet=self.quiet, **given).directory
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
         if self.work is not None:
             if self.epochs is not None:
@@ -221,7 +234,7 @@ class Train(DataOptions):
                 work=self.work,
                 quiet=self.quiet,
             )
-        report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
+        return done.directory
 
     def _settings(self) -> TrainSettings:
         """The settings of the recipe with the values of the options that are given."""
