@@ -242,6 +242,33 @@ class Input(Measurement):
         input_study(**self.given())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan(Precise):
+    """Compute what a training on ImageNet costs on many GPUs, and its bottleneck, from parts that are measured here."""
+
+    arch: str = "resnet50"
+    """Network of torchvision or timm."""
+    sizes: tuple[int, ...] = (112, 160, 224)
+    """Image sides of the levels, from coarse to fine."""
+    epochs: tuple[float, ...] = (30, 30, 30)
+    """Epochs of each level."""
+    gpus: tuple[int, ...] = (1, 8, 64)
+    """Numbers of GPUs."""
+    batch: int = 256
+    """Images per GPU and step."""
+    tflops: float | None = None
+    """Sustained rate of a GPU in TFLOP/s. Left out: measured where the device is a GPU, else 60."""
+    bandwidth: float = 12.5
+    """GB/s that every GPU sends to others in an all-reduce."""
+    cores: int = 12
+    """Cores per GPU that decode images."""
+
+    def run_command(self) -> None:
+        from multipde.studies.bench.cost_plan import plan_study
+
+        plan_study(**self.given())
+
+
 STUDIES = {
     "transfer": Transfer,
     "ablation": Ablation,
@@ -253,6 +280,7 @@ STUDIES = {
     "growth": Growth,
     "scaling": Scaling,
     "input": Input,
+    "plan": Plan,
 }
 Study = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in STUDIES.items())]  # noqa: UP007
 

@@ -46,7 +46,8 @@ def input_study(
     """Time augmented and normalised training batches, from streamed JPEG files, from shards and from images in memory.
 
     The baseline decodes every file at its full size, or averages each batch in memory from the full size to the size of
-    the level. Both are timed alternately; times are medians. ``rms`` is the difference of their images in grey values.
+    the level. All are timed alternately at every size; times are medians. ``rms`` is the difference of own and baseline
+    in grey values.
 
     Args:
         side: side of the images in pixels, which is also the finest level.
@@ -71,17 +72,22 @@ def input_study(
             "shards": (shards, decoded),
             "memory": (TensorImages(images, labels), _FullSize(labels, lambda index: images[index])),
         }
-        for source, (own, full) in rivals.items():
-            for size in sorted({min(coarsest * 2**k, side) for k in range(side.bit_length() + 1)}):
-                calls = {"own": _epoch(own, size, batch, where), "full": _epoch(full, size, batch, where)}
-                seconds = alternated(calls, repeats, where)
-                found = {f"{key}_seconds": value for key, value in seconds.items()}
-                found["images_per_second"] = round(len(labels) / seconds["own"], 1)
-                found["full_over_own"] = round(seconds["full"] / seconds["own"], 3)
+        for size in sorted({min(coarsest * 2**k, side) for k in range(side.bit_length() + 1)}):
+            ways = {(source, k): images for source, pair in rivals.items() for k, images in enumerate(pair)}
+            seconds = alternated({k: _epoch(images, size, batch, where) for k, images in ways.items()}, repeats, where)
+            for source, (own, full) in rivals.items():
+                found = {"own_seconds": seconds[source, 0], "full_seconds": seconds[source, 1]}
+                found["images_per_second"] = round(len(labels) / seconds[source, 0], 1)
+                found["full_over_own"] = round(seconds[source, 1] / seconds[source, 0], 3)
                 found["rms"] = round(_difference(own, full, size), 3)
                 study.add(source, size, side=side, batch=batch, num=len(labels), **found)
     title = f"input of {side}x{side} images, batch {batch}, one process"
-    rows = [row | {"full": row["num"] / row["full_seconds"]} for row in study.rows]
+    rows = [
+        row | {"full": row["num"] / row["full_seconds"]}
+        for source in rivals
+        for row in study.rows
+        if row["source"] == source
+    ]
     return study.close({title: table_of(rows, COLUMNS)})
 
 
