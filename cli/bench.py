@@ -49,7 +49,7 @@ class Trained(DataOptions, Precise):
 
     def given(self) -> dict[str, Any]:
         own = {"data": (self.data, self.options()), "out": self.out or self.run_dir / "rows.jsonl"}
-        inside = ("root", "download", "stream", "run_dir")
+        inside = ("root", "download", "stream", "shuffle_buffer", "run_dir")
         return {name: value for name, value in (super().given() | own).items() if name not in inside}
 
 

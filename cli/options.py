@@ -30,9 +30,13 @@ class DataOptions:
     stream: bool | None = None
     """Decode the images of a folder batch by batch. Left out: if they would take more than 4 GiB of memory."""
 
+    shuffle_buffer: int | None = None
+    """Number of places by which an image of webdataset may be moved from the order of the shards. Left out: 10000."""
+
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `multipde.load_data`."""
-        return {"root": self.root, "download": self.download, "stream_files": self.stream}
+        found = {"root": self.root, "download": self.download, "stream_files": self.stream}
+        return found if self.shuffle_buffer is None else found | {"shuffle_buffer": self.shuffle_buffer}
 
     def of(self, checkpoint: Path) -> tuple[str, dict[str, Any]] | None:
         """The data that these options name, or those of the checkpoint's run with the other options given here."""

@@ -72,6 +72,7 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
     values |= {name: [getattr(level, name) for level in levels] for name in ("learning_rate", "warm_up")}
     values |= {"sizes": [level.label for level in levels], "mixed": any(level.mixed for level in levels)}
     values |= {"data": record.get("data"), "stream": options.get("stream_files"), "init": init}
+    values["shuffle_buffer"] = options.get("shuffle_buffer")
     return values | ({"steps": "auto"} if settings.auto_steps else {})
 
 
