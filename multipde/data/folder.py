@@ -64,13 +64,13 @@ def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str
     What is left out is counted.
     """
     there = [name for name in TEST_FOLDERS if (root / name).is_dir()] or [TEST_FOLDERS[0]]
-    names, *train = _list_classes(root / "train", left_out)
-    test_names, *test = _list_classes(root / there[0], left_out)
+    names, train_paths, train_labels = _list_classes(root / "train", left_out)
+    test_names, test_paths, test_labels = _list_classes(root / there[0], left_out)
     if test_names != names:
         odd = sorted(set(names) ^ set(test_names))
         raise ValueError(f"root must hold the same classes in train and {there[0]}, got {odd[0]!r} in only one of them")
     left_out.update({f"folder {name}": 1 for name in there[1:]})
-    return names, {"train": (train[0], train[1]), there[0]: (test[0], test[1])}
+    return names, {"train": (train_paths, train_labels), there[0]: (test_paths, test_labels)}
 
 
 def image_files(directory: Path) -> tuple[list[Path], Counter[str]]:

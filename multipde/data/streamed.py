@@ -31,12 +31,13 @@ class StreamedImages:
     process. If one dies, the error names its file or the cause. With ``num_workers=0`` the calling process decodes.
     """
 
-    paths: Sequence[Path | Member]
+    paths: Sequence[Path] | TarMembers
     labels: Tensor
     num_workers: int = 2
 
     def __post_init__(self):
-        self.paths = self.paths if isinstance(self.paths, TarMembers | _Paths) else _Paths(self.paths)
+        if not isinstance(self.paths, TarMembers | _Paths):
+            self.paths = _Paths(self.paths)
         self._files: _Files | None = None
         self._order = _Order()
 
@@ -66,7 +67,8 @@ class StreamedImages:
 
     def files(self) -> Iterator[tuple[str, str, Path]]:
         """For every file: its name, what stands before it in the checksum of the contents, and its path."""
-        for path, label in zip(self.paths, self.labels.tolist(), strict=True):
+        paths: Any = self.paths
+        for path, label in zip(paths, self.labels.tolist(), strict=True):
             yield f"{path.parent.name}/{path.name}", f"{label} ", path
 
     def close(self) -> None:

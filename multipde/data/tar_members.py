@@ -4,6 +4,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -72,8 +73,9 @@ def list_members(shard: Path) -> Iterator[tuple[str, Member]]:
         if not shard.is_file():
             raise ValueError("no such file" if not shard.exists() else "no regular file")
         with tarfile.open(shard, "r:") as tar:
+            known: Any = tar
             while (found := tar.next()) is not None:
-                tar.members.clear()  # tarfile keeps them all, which takes a kilobyte for each
+                known.members.clear()  # tarfile keeps them all, which takes a kilobyte for each
                 if found.isreg() and not found.issparse():
                     yield found.name, Member(shard, found.offset_data, found.size)
             end = tar.offset

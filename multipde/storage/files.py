@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from multipde.networks.limits import ROWS_BYTES
 from multipde.storage.lock import check_lock
@@ -54,7 +55,8 @@ def write_directory(directory: Path, files: Mapping[str, bytes] | Iterable[tuple
         try:
             os.mkdir(partial)
             sums: dict[str, str] = {}
-            for name, data in files.items() if isinstance(files, Mapping) else files:
+            pairs: Any = files.items() if isinstance(files, Mapping) else files
+            for name, data in pairs:
                 sums[name] = hashlib.sha256(data).hexdigest()
                 write_new(partial / name, data)
             write_new(partial / SUMS, _text_of(sums))

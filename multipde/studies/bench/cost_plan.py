@@ -93,7 +93,7 @@ class Rates:
             levels: pairs of size and epochs.
             every: minutes between checkpoints; every epoch ends with one, too.
         """
-        spent = dict.fromkeys(("compute", "input", "communication"), 0.0)
+        spent: dict[str, float] = dict.fromkeys(("compute", "input", "communication"), 0.0)
         for size, epochs in levels:
             steps = epochs * math.ceil(IMAGES / (self.batch * gpus))
             for part, seconds in self.step(size, gpus).items():
