@@ -20,6 +20,7 @@ from multipde.cli.predict import Predict
 from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
 from multipde.cli.runs import Runs
+from multipde.cli.shard import Shard
 from multipde.cli.train import Train
 from multipde.runtime.allocator import keep_freed_memory
 from multipde.runtime.console import Log
@@ -37,6 +38,7 @@ COMMANDS = {
     "bench": Bench,
     "runs": Runs,
     "compare": Compare,
+    "shard": Shard,
     "list": List,
     "completion": Completion,
 }

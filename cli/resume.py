@@ -77,6 +77,7 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
         "weights": part_of(record, "weights").get("file"),
         "from_size": part_of(record, "weights").get("from_size"),
     }
+    values["shuffle_buffer"] = options.get("shuffle_buffer")
     return values | ({"steps": "auto"} if settings.auto_steps else {})
 
 
@@ -99,3 +100,14 @@ def _comparable(name: str, value: Any, recorded: Any) -> Any:
 
 def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def tell_result(done: Any, given: Any) -> None:
+    """Write the report of a finished run, and print its result if the options ask for JSON."""
+    from multipde.reports.page import report_at_end
+    from multipde.runtime.console import Log
+    from multipde.runtime.processes import is_rank_zero
+
+    report_at_end(done.directory, Log(quiet=given.quiet or given.json), given.arch)
+    if given.json and is_rank_zero():
+        Log(needed=True).json({"run": str(done.directory)} | dict(done.result))

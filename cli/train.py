@@ -20,7 +20,7 @@ from multipde.cli.options import (
     PolicyName,
     TrackerName,
 )
-from multipde.cli.resume import check_options, typed_options
+from multipde.cli.resume import check_options, tell_result, typed_options
 from multipde.training.level import Level, parsed_size
 from multipde.training.settings import TrainSettings
 
@@ -36,6 +36,9 @@ class Train(FineTuningOptions, DataOptions):
     Without arguments it trains on the built-in shapes at 8, 16 and 32 pixels, in about a minute on two cores. CIFAR-10
     from image files: multipde train --data folder --root data/cifar10 --amp bf16. With two processes:
     torchrun --nproc-per-node 2 -m -- multipde train --batch 124
+
+    A job that torchrun starts again (--max-restarts) resumes its run by itself; --run is then required, in a directory
+    that all nodes share.
     """
 
     data: DataName = "shapes"
@@ -184,23 +187,32 @@ class Train(FineTuningOptions, DataOptions):
 
     def run_command(self, words: Sequence[str] = ()) -> None:
         """Train; ``words`` are the options as they were typed."""
+        from multipde.runtime.processes import process_group
+
+        with process_group():
+            done = self._trained(words)
+        tell_result(done, self)
+        finish_sizes(self, done.directory, self.device if "device" in typed_options(words) else None)
+
+    def _trained(self, words: Sequence[str]) -> Any:
+        """Train or resume a run; what `train` or `resume` returns."""
         from multipde.storage.free_directory import free_directory
+        from multipde.storage.run_directory import is_unfinished
         from multipde.training.imported_loss import imported_loss
+        from multipde.training.job import goes_on
         from multipde.training.recipe import level_values
         from multipde.training.run import resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.start import read_start, starting_network
 
-        loss = None if self.loss is None else imported_loss(self.loss)
-        if self.resume or self.extend:
-            levels = [_extension(text) for text in self.extend]
+        loss, is_restarted = None if self.loss is None else imported_loss(self.loss), goes_on(self.run)
+        if is_restarted or self.resume or self.extend:
+            is_extended = is_restarted and is_unfinished(self.run or Path())
+            levels = [] if is_extended else [_extension(text) for text in self.extend]
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
             given = {"model": self.arch, "root": self.root, "device": device, "loss": loss}
             with naming_sizes(self):
-                done = resume(run, extend=levels, quiet=self.quiet or self.json, **given)
-            self._tell(done)
-            finish_sizes(self, done.directory, device)
-            return
+                return resume(run, extend=levels, quiet=self.quiet or self.json, **given)
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
         if self.work is not None:
             if self.epochs is not None:
@@ -235,7 +247,7 @@ class Train(FineTuningOptions, DataOptions):
         )
         check_sizes_option(self, config)
         with naming_sizes(self), nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
-            done = train(
+            return train(
                 config,
                 Schedule(levels),
                 self.data,
@@ -250,18 +262,6 @@ class Train(FineTuningOptions, DataOptions):
                 work=self.work,
                 quiet=self.quiet or self.json,
             )
-        self._tell(done)
-        finish_sizes(self, done.directory)
-
-    def _tell(self, done: Any) -> None:
-        """Write the report of a finished run, and print its result if JSON is wanted."""
-        from multipde.reports.page import report_at_end
-        from multipde.runtime.console import Log
-        from multipde.runtime.processes import is_rank_zero
-
-        report_at_end(done.directory, Log(quiet=self.quiet or self.json), self.arch)
-        if self.json and is_rank_zero():
-            Log(needed=True).json({"run": str(done.directory)} | dict(done.result))
 
     def _settings(self) -> TrainSettings:
         """The settings of the recipe with the values of the options that are given."""

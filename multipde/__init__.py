@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from multipde.stability.growth import growth_bound as growth_bound
     from multipde.stability.growth import growth_report as growth_report
     from multipde.stability.norms import operator_norm as operator_norm
+    from multipde.storage.shard_writer import write_shards as write_shards
     from multipde.storage.stored_network import load as load
     from multipde.storage.stored_network import save as save
     from multipde.studies.paper.experiments import reproduce as reproduce

@@ -16,9 +16,10 @@ from multipde.data.images import TensorImages, stream
 from multipde.data.labels import difference
 from multipde.data.listed import load_listed
 from multipde.data.pairs import load_pair
+from multipde.data.shards import SHUFFLE_BUFFER, load_shards
 from multipde.mesh.modes import cpu_by_default
 
-DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder", "csv")
+DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder", "csv", "webdataset")
 
 
 @cpu_by_default()
@@ -33,6 +34,7 @@ def load_data(
     num_train: int = 8000,
     num_test: int = 2000,
     seed: int = 0,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> ImageData:
     """Load training and test images with their labels, from a data set by name or from the user's own data.
 
@@ -42,17 +44,21 @@ def load_data(
         source: ``"shapes"`` (rendered by this library), ``"cifar10"``, ``"cifar100"``, ``"stl10"`` (as torchvision
             stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``val`` for
             ``test``), ``"csv"`` (root is a CSV file with the columns file and label, and perhaps split with train and
-            test); or a pair (train, test), each a torchvision-style data set or (images, labels), images uint8 or on
-            [0, 1]; or a dictionary with the parts train and test or validation, as a ``DatasetDict`` of Hugging Face;
-            or one data set, such as an ``ImageFolder``, with a test_share; or an `ImageData`.
-        root: directory of the data set; not needed for the shapes and for data given in Python.
+            test), ``"webdataset"`` (tar files of images and classes, see `load_shards`); or a pair (train, test), each
+            a torchvision-style data set or (images, labels), images uint8 or on [0, 1]; or a dictionary with the parts
+            train and test or validation, as a ``DatasetDict`` of Hugging Face; or one data set, such as an
+            ``ImageFolder``, with a test_share; or an `ImageData`.
+        root: directory of the data set; not needed for the shapes and for data given in Python. For shards also the
+            names of those for training, such as ``"data/train-{000..146}.tar"``.
         size: largest image side in pixels that is needed. Shapes are rendered at this size. Images of a folder are
             resized to it, unless all are squares of one smaller size. Other data keep their own size.
         download: download a torchvision data set that is not in root.
-        stream_files: decode the images of a folder batch by batch; None decides by their number and size.
+        stream_files: decode the images of a folder batch by batch; None decides by their number and size. Those of
+            shards always are.
         test_share: for data without test images, the share of every class that is held back for the test, in (0, 1).
         num_train, num_test: number of training and of test images of the shapes.
         seed: seed of the shapes.
+        shuffle_buffer: number of places by which the order of an epoch departs from that of the shards.
 
     Raises:
         ValueError: the name is unknown, root or a class folder is missing, or an image is broken or missing.
@@ -74,6 +80,14 @@ def load_data(
         if root is None or not (file := Path(root).expanduser()).is_file():
             raise ValueError(f"root must be a CSV file for data 'csv', got {root}; type --root FILE")
         return load_listed(file, size, stream_files, test_share)
+    if source == "webdataset":
+        if root is None:
+            raise ValueError(
+                "root must be given for data 'webdataset'; type --root DIR or --root 'train-{000..146}.tar'"
+            )
+        if stream_files is False:
+            raise ValueError("stream must be left out for data 'webdataset', which is always streamed, got False")
+        return load_shards(root, size, shuffle_buffer)
     if source in DATA_NAMES:
         directory = Path(root).expanduser() if download and root is not None else _existing(source, root)
         return _load_torchvision(source, str(directory), download)
@@ -103,10 +117,13 @@ def _given(source: Any, size: int | None, stream_files: bool | None, share: floa
 
 
 def data_label(data: str, root: str | Path | None) -> str:
-    """The name of a data set in tables, as in `ImageData.name`: for ``"folder"`` and ``"csv"`` that of the root."""
-    if root is None or data not in ("folder", "csv"):
+    """The name of a data set in tables, as in `ImageData.name`: for the user's own that of the directory or file."""
+    if root is None or data not in ("folder", "csv", "webdataset"):
         return data
-    return Path(root).resolve().name if data == "folder" else Path(root).stem
+    path = Path(root).resolve()
+    if data == "csv":
+        return path.stem
+    return path.parent.name if path.suffix == ".tar" else path.name
 
 
 def split_indices(num: int, seed: int, validation: float = 0.2) -> tuple[Tensor, Tensor]:

@@ -34,23 +34,20 @@ def load_folder(root: Path, size: int | None, stream_files: bool | None, share: 
     behind links to folders. Hidden files and folders are left out, and a note says what else was.
     """
     left_out: Counter[str] = Counter()
-    there = [name for name in TEST_FOLDERS if (root / name).is_dir()]
     if share is not None:
-        return _load_shared(root, size, stream_files, share, there)
-    names, *train = _list_classes(root / "train", left_out)
-    if not there:
-        raise needs_share(f"{root / 'train'}")
-    test_names, *test = _list_classes(root / there[0], left_out)
-    _check_same(names, test_names, there[0])
-    notes = [f"the test images are those in {root / there[0]}"] if there[0] != TEST_FOLDERS[0] else []
-    left_out.update({f"folder {name}": 1 for name in there[1:]})
+        return _load_shared(root, size, stream_files, share)
+    names, parts = list_folder(root, left_out)
+    train, test = parts.values()
+    tests = list(parts)[1]
+    notes = [f"the test images are those in {root / tests}"] if tests != TEST_FOLDERS[0] else []
     if +left_out:
         notes.append(left_out_text(root, +left_out))
-    return load_files(root.resolve().name, names, (train[0], train[1]), (test[0], test[1]), size, stream_files, notes)
+    return load_files(root.resolve().name, names, train, test, size, stream_files, notes)
 
 
-def _load_shared(root: Path, size: int | None, stream_files: bool | None, share: float, there: list[str]) -> ImageData:
+def _load_shared(root: Path, size: int | None, stream_files: bool | None, share: float) -> ImageData:
     """The images of a folder without test images, of which a share is held back."""
+    there = _test_folders(root)
     if TEST_FOLDERS[0] in there:
         raise ValueError(f"test_share must be left out for data with test images, got both and {root / 'test'}")
     left_out: Counter[str] = Counter()
@@ -98,7 +95,7 @@ def load_files(
     images, notes = (cache and cache.read()) or (None, [])
     if images is None:
         counts, num_several = image_sizes(paths)
-        side, notes = _common_side(counts, size)
+        side, notes = common_side(counts, size)
         if num_several:
             notes.append(f"{num_several:,} files hold several frames: the first is taken")
         num_bytes = 3 * side**2 * len(paths)
@@ -115,6 +112,25 @@ def load_files(
         train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
     statistics = channel_statistics(train, side)
     return ImageData(name, train, test, tuple(names), side, *statistics, (*notes, *listed))
+
+
+def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str, Files]]:
+    """The names of the classes, and files and labels of ``train`` and of the folder of test images, by its name.
+
+    What is left out is counted.
+    """
+    there = _test_folders(root)
+    names, *train = _list_classes(root / "train", left_out)
+    if not there:
+        raise needs_share(f"{root / 'train'}")
+    test_names, *test = _list_classes(root / there[0], left_out)
+    _check_same(names, test_names, there[0])
+    left_out.update({f"folder {name}": 1 for name in there[1:]})
+    return names, {"train": (train[0], train[1]), there[0]: (test[0], test[1])}
+
+
+def _test_folders(root: Path) -> list[str]:
+    return [name for name in TEST_FOLDERS if (root / name).is_dir()]
 
 
 def image_files(directory: Path) -> tuple[list[Path], Counter[str]]:
@@ -182,7 +198,7 @@ def _list_classes(directory: Path, left_out: Counter[str]) -> tuple[list[str], l
     return list(map(shown_name, folders)), paths, torch.tensor(labels)
 
 
-def _common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:
+def common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:
     """The side of the squares to which all images are resized, and a note if that changes the shape of any image."""
     shortest = sorted(min(shape) for shape, num in counts.items() for _ in range(num))
     if len(counts) == 1 and len(set(next(iter(counts)))) == 1:

@@ -38,12 +38,12 @@ from multipde.storage.run_directory import (
     read_run_record,
     recorded_data,
     resolved,
-    take_directory,
     write_extended,
 )
 from multipde.storage.schema import FORMAT, RUN
 from multipde.storage.stored_network import Given, load
 from multipde.training.finished_run import Run, finish_run
+from multipde.training.job import take_shared
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
 from multipde.training.plan import extended, flops_to_share, recorded_plan, shared_budget
@@ -158,7 +158,7 @@ def train(
             "provenance": provenance(images),
         }
         with ExitStack() as held:
-            if note := on_rank_zero(lambda: take_directory(run_dir, held, record)):
+            if note := take_shared(run_dir, held, record):
                 log.say(note)
             return finish_run(trainer, images)
 
@@ -231,7 +231,7 @@ def resume(
     check_data(record, images, count_only=is_larger)
     plan.flops()
     with determinism(settings.deterministic), ExitStack() as held, pending_signals(SAVE):
-        if note := on_rank_zero(lambda: take_directory(run_dir, held)):
+        if note := take_shared(run_dir, held):
             log.say(note)
         found = on_rank_zero(lambda: checkpoints_of(run_dir))
         start = read_start(init, model) if not found and init is not None else None

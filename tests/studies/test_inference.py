@@ -14,7 +14,7 @@ def test_rows_have_every_way_for_all_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(inference, "_onnx", lambda net, x: None)
     out = tmp_path / "rows.jsonl"
-    rows = inference.inference_study(out, dynamics=("hamiltonian",), sizes=(8,), batch=2, repeats=1)
+    rows = inference.inference_study(out, dynamics=("hamiltonian",), sizes=(8,), batch=2, repeats=1, device="cpu")
     assert [row["network"] for row in rows] == ["hamiltonian", "resnet18, 3x3 opening", "mobilenet_v3_small"]
     assert [json.loads(line)["network"] for line in out.read_text().splitlines()] == [row["network"] for row in rows]
     for row in rows:

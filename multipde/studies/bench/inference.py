@@ -38,6 +38,7 @@ def inference_study(
     sizes: Sequence[int] = (8, 16, 32),
     batch: int = 125,
     repeats: int = 7,
+    device: str = "auto",
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
     """Measure images per second and the time for one image, of the CIFAR-10 networks and two networks of torchvision.
@@ -45,7 +46,7 @@ def inference_study(
     ``floor`` is the convolutions of the network alone, forwards, on tensors of its shapes. ``as trained`` is the module
     in eval mode; ``folded`` has time steps and BatchNorm in its stencils; ``in use`` is what `evaluate` and `predict`
     take, with compiled layers where that is possible; ``ONNX`` is the folded network by onnxruntime, if that is
-    installed. All are timed alternately, on the processor, in float32; times are medians.
+    installed, on the processor. All are timed alternately, in float32; times are medians.
 
     Args:
         batch: images per call for the rates.
@@ -54,12 +55,13 @@ def inference_study(
     if batch < 1:
         raise ValueError(f"batch must be positive, got {batch}")
     study = Study(out, {"study": "inference"}, ("network", "size"), anew=True, log=log)
-    compute = Compute(torch.device("cpu"))
+    compute = Compute.of(device, "off")
     for name, make in _networks(dynamics).items():
         for size in sizes:
             net = compute.place(make(size)).eval()
-            study.add(name, size, batch=batch, threads=torch.get_num_threads(), **_measured(net, size, batch, repeats))
-    title = "networks in use, float32 on the processor; times in units of the bare convolutions"
+            found = _measured(net, size, batch, repeats, compute)
+            study.add(name, size, batch=batch, device=compute.device.type, threads=torch.get_num_threads(), **found)
+    title = "networks in use, in float32; times in units of the bare convolutions"
     columns = COLUMNS + WITH_ONNX * all("onnx_over_floor" in row for row in study.rows)
     return study.close({title: table_of(study.rows, columns)})
 
@@ -72,12 +74,12 @@ def _networks(dynamics: Sequence[str]) -> dict[str, Callable[[int], nn.Module]]:
     return own | {name: lambda size, make=make: make(num_classes=10) for name, make in others.items()}
 
 
-def _measured(net: nn.Module, size: int, batch: int, repeats: int) -> dict[str, Any]:
-    device = torch.device("cpu")
+def _measured(net: nn.Module, size: int, batch: int, repeats: int, compute: Compute) -> dict[str, Any]:
+    device = compute.device
     ways = {"as_trained": net, "folded": folded(net), "in_use": for_use(net, 10 * batch)}
-    ways = {way: copy.deepcopy(module).to(memory_format=torch.channels_last) for way, module in ways.items()}
+    ways = {way: compute.place(copy.deepcopy(module)) for way, module in ways.items()}
     many, one = (random_images(num, 3, size, device) for num in (batch, 1))
-    if (model := _onnx(ways["folded"], many)) is not None:
+    if device.type == "cpu" and (model := _onnx(ways["folded"], many)) is not None:
         ways["onnx"] = model
     calls: dict[Any, Callable[[], Any]] = {("floor", num): _floor(net, x) for num, x in ((batch, many), (1, one))}
     for way, module in ways.items():
@@ -105,7 +107,11 @@ def _floor(net: nn.Module, x: Tensor) -> Callable[[], None]:
     with ConvolutionRecorder() as seen, torch.no_grad():
         net(x)
     prepared = [
-        (torch.randn(shape).contiguous(memory_format=torch.channels_last), weight.detach().clone(), rest)
+        (
+            torch.randn(shape, device=x.device).contiguous(memory_format=torch.channels_last),
+            weight.detach().clone(),
+            rest,
+        )
         for shape, _, weight, rest, _ in seen.found
     ]
 
