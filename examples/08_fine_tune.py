@@ -10,6 +10,7 @@ import argparse
 import itertools
 import tempfile
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,7 +66,7 @@ def main(
     """Pretrain for so many epochs at 16 pixels; fine-tune for the work of each number of epochs at 32 pixels."""
     images = multipde.load_data(data, size=32, **({"root": root} if root else {}), **more)
     network = partial(SmallResNet, widths=widths)
-    own = {"augment": "flip,crop", "device": "cpu"}
+    own: dict[str, Any] = {"augment": "flip,crop", "device": "cpu"}
     with tempfile.TemporaryDirectory() as place:
         plan, five = Schedule([Level(16, epochs)]), half(images, PRETRAINED)
         first = train(network, plan, five, f"{place}/0", settings=TrainSettings(**own), quiet=True)

@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -43,4 +43,4 @@ def imported_loss(path: str) -> ImportedLoss:
             raise ValueError(f"loss must have arguments that it accepts, got {path} ({reason})") from None
         if not callable(function):
             raise ValueError(f"loss must be a function of scores and labels, got {path}")
-    return ImportedLoss(path.strip(), function)
+    return ImportedLoss(path.strip(), cast(Any, function))
