@@ -108,11 +108,11 @@ def _given(source: Any, size: int | None, stream_files: bool | None, share: floa
     first, second = map(files_of, source)
     if first is not None and second is not None:
         (names, *train), (others, *test) = first, second
-        own: Any = (tuple(train), tuple(test))
+        files: Any = (tuple(train), tuple(test))
         if names != others:
             raise ValueError(f"train and test must have the same classes, got {difference(names, others)}")
         notes = [note] if note else []
-        return load_files("own", names, *own, size, stream_files, notes)
+        return load_files("own", names, files[0], files[1], size, stream_files, notes)
     found = load_pair(source)
     return replace(found, notes=(*found.notes, note)) if note else found
 
