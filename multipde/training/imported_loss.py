@@ -43,5 +43,5 @@ def imported_loss(path: str) -> ImportedLoss:
             raise ValueError(f"loss must have arguments that it accepts, got {path} ({reason})") from None
         if not callable(made):
             raise ValueError(f"loss must be a function of scores and labels, got {path}")
-        return ImportedLoss(path.strip(), made)
-    return ImportedLoss(path.strip(), function)  # pyright: ignore[reportArgumentType]
+        return ImportedLoss(path.strip(), made)  # pyright: ignore
+    return ImportedLoss(path.strip(), function)  # pyright: ignore
