@@ -79,7 +79,9 @@ def share(networks: Sequence[nn.Module]) -> None:
     first, *others = networks
     for other in others:
         for name, module in _outside_norms(other):
-            module._parameters.update(first.get_submodule(name)._parameters)
+            for own, p in first.get_submodule(name)._parameters.items():
+                if p is not None:
+                    setattr(module, own, p)
 
 
 def shared_names(net: nn.Module) -> set[str]:
