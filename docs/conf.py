@@ -1,0 +1,64 @@
+"""The documentation: `sphinx-build -W docs site` writes it. Nothing is fetched while it is built or read."""
+
+import io
+import re
+from contextlib import redirect_stdout, suppress
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import multipde
+
+project, version, copyright = "multipde", multipde.__version__, "the authors of multipde, MIT"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["figures"]
+default_role = "py:obj"  # names in single backticks of docstrings become links
+myst_heading_anchors = 3
+myst_enable_extensions = ["attrs_inline"]
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+autodoc_preserve_defaults = True
+add_module_names = False
+python_maximum_signature_line_length = 90
+napoleon_use_ivar = True
+napoleon_custom_sections = ["Shape", "Convention", "Reference"]
+html_theme = "furo"
+html_title = "multipde"
+html_static_path = ["style.css"]
+html_css_files = ["style.css"]
+html_copy_source = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#1f5f8b", "color-brand-content": "#1f5f8b"},
+    "dark_css_variables": {"color-brand-primary": "#7fb8de", "color-brand-content": "#7fb8de"},
+}
+
+
+class CommandHelp(SphinxDirective):
+    """The text that ``multipde WORDS --help`` prints."""
+
+    optional_arguments = 2
+
+    def run(self) -> list[nodes.Node]:
+        from multipde.cli.commands import run
+
+        printed = io.StringIO()
+        with redirect_stdout(printed), suppress(SystemExit):
+            run([*self.arguments, "--help"])
+        text = printed.getvalue().rstrip()
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def escaped(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Escape | and * in docstrings, which are mathematics there, except in code."""
+    in_code = False
+    for i, line in enumerate(lines):
+        in_code = bool(line.strip()) and (in_code or line.lstrip().startswith(">>>"))
+        if not in_code:
+            parts = re.split(r"(``.*?``|`.*?`)", line)
+            lines[i] = "".join(part if part.startswith("`") else re.sub(r"([|*])", r"\\\1", part) for part in parts)
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("command-help", CommandHelp)
+    app.connect("autodoc-process-docstring", escaped, priority=400)  # before napoleon
