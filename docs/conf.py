@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from contextlib import redirect_stdout, suppress
 
 from docutils import nodes
@@ -45,7 +46,8 @@ class CommandHelp(SphinxDirective):
         printed = io.StringIO()
         with redirect_stdout(printed), suppress(SystemExit):
             run([*self.arguments, "--help"])
-        text = printed.getvalue().rstrip()
+        lines = [textwrap.fill(line, 80) if line[:1].isalnum() else line for line in printed.getvalue().splitlines()]
+        text = "\n".join(lines)
         return [nodes.literal_block(text, text, language="text")]
 
 
@@ -59,6 +61,12 @@ def escaped(app: Sphinx, what: str, name: str, obj: object, options: object, lin
             lines[i] = "".join(part if part.startswith("`") else re.sub(r"([|*])", r"\\\1", part) for part in parts)
 
 
+def captioned(app: Sphinx, page: str, source: list[str]) -> None:
+    """Show the title of a block of code, which names the date of its run, as its caption."""
+    source[0] = re.sub(r'^```(\w+) title="(.*)"$', r"```{code-block} \1\n:caption: \2", source[0], flags=re.MULTILINE)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", captioned)
     app.add_directive("command-help", CommandHelp)
     app.connect("autodoc-process-docstring", escaped, priority=400)  # before napoleon

@@ -58,7 +58,7 @@ def picture() -> torch.Tensor:
 
 def mesh(axis: Any, image: torch.Tensor, at: tuple[int, int]) -> None:
     """An image with its cells, and the cells that one stencil of 3x3 taps sees."""
-    axis.imshow(image, cmap="gray", extent=(0, len(image), len(image), 0))
+    axis.imshow(image.numpy(), cmap="gray", extent=(0, len(image), len(image), 0))
     axis.set_xticks([])
     axis.set_yticks([])
     for i in range(4):
@@ -104,7 +104,7 @@ def stencils() -> Any:
     names = [["u", "∂ₓu", "−∂ₓ²u"], ["∂ᵧu", "∂ᵧ∂ₓu", "−∂ᵧ∂ₓ²u"], ["−∂ᵧ²u", "−∂ᵧ²∂ₓu", "∂ᵧ²∂ₓ²u"]]
     for k, (i, j) in enumerate(basis.orders):
         taps, axis = basis.matrix[:, k].reshape(3, 3) + 0.0, axes[i][j]
-        axis.imshow(taps, cmap="PuOr", vmin=-2 * taps.abs().max(), vmax=2 * taps.abs().max())
+        axis.imshow(taps.numpy(), cmap="PuOr", vmin=-2 * taps.abs().max(), vmax=2 * taps.abs().max())
         for y in range(3):
             for x in range(3):
                 axis.text(x, y, f"{taps[y, x] + 0.0:.3g}", ha="center", va="center", fontsize=7.5, color="#222222")
@@ -152,7 +152,13 @@ def meshes() -> Any:
             taps = transfer_stencil(stencil[None, None], method, size / 16, dim=1)[0, 0]
             waves = torch.linspace(0, size / 2, 60, dtype=torch.float64)
             phases = torch.exp(2j * torch.pi * waves[:, None] / size * torch.arange(-1, 2))
-            axis.plot(waves, (phases @ taps.to(phases)).real, color=color, linestyle=style, label=f"{size} cells")
+            axis.plot(
+                waves.numpy(),
+                (phases @ taps.to(phases)).real.numpy(),
+                color=color,
+                linestyle=style,
+                label=f"{size} cells",
+            )
         waves = torch.linspace(0, 16, 60, dtype=torch.float64)
         axis.plot(
             waves, 1 + 0.003 * waves.mul(2 * torch.pi).square(), color=GREY, linewidth=0.8, label="1 − 0.003 d²/dx²"
@@ -174,7 +180,7 @@ def detail() -> Any:
         axes, (16, 32), (3, 6), ("16 pixels: 3x3 taps, stride 1", "32 pixels: 6x6 taps, stride 2"), strict=True
     ):
         start = size * 3 // 8
-        axis.imshow(restrict_images(image, size)[0, 0], cmap="gray", extent=(0, size, size, 0))
+        axis.imshow(restrict_images(image, size)[0, 0].numpy(), cmap="gray", extent=(0, size, size, 0))
         for i in range(cells + 1):
             width = 2 if i * 16 % size == 0 else 0.8
             axis.plot([start, start + cells], [start + i] * 2, color=ORANGE, linewidth=width)
