@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "docs" / "figures"
 GREY, BLUE, ORANGE = "#787878", "#3b8bc4", "#dd7d1a"
 THEME = {
-    "font.size": 11,
-    "axes.titlesize": 11,
+    "font.size": 12.5,
+    "axes.titlesize": 12.5,
     "text.color": GREY,
     "axes.labelcolor": GREY,
     "axes.edgecolor": GREY,
@@ -143,7 +143,7 @@ def derivative_error(size: int, term: int) -> float:
 
 def meshes() -> Any:
     """One stencil of one axis on three meshes by three maps, and its symbol against the frequency in the image."""
-    figure, axes = subplots(1, 3, figsize=(8.6, 3.0), sharey=True)
+    figure, axes = subplots(1, 3, figsize=(8.6, 3.4), sharey=True)
     stencil = StencilBasis(width=3, dim=1, mesh_size=1 / 16).to_stencil(
         torch.tensor([1.0, 0.0, 0.003], dtype=torch.float64)
     )
@@ -194,7 +194,7 @@ def detail() -> Any:
 
 def stability() -> Any:
     """Size of the features along time for dt below and above the bound, layers without norm, random stencils."""
-    figure, axes = subplots(1, 2, figsize=(8.0, 3.0), sharey=True)
+    figure, axes = subplots(1, 2, figsize=(8.0, 3.3), sharey=True)
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(20, 20, generator=generator, dtype=torch.float64)
     matrix = matrix / torch.linalg.matrix_norm(matrix, 2)
