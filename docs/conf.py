@@ -17,6 +17,7 @@ exclude_patterns = ["figures"]
 default_role = "py:obj"  # names in single backticks of docstrings become links
 myst_heading_anchors = 3
 myst_enable_extensions = ["attrs_inline"]
+autodoc_mock_imports = ["lightning", "transformers"]  # only bases of callbacks
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True

@@ -2,9 +2,11 @@
 
 import ast
 import doctest
+import io
 import re
 import runpy
 import shlex
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,8 @@ from multipde.cli.main import main
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = re.compile(r"<!-- not run: .{10,} -->")
+OF_OTHERS = {"--num", "--seed"}
+"""Options of `python -m tests.faults`."""
 DATED = re.compile(r"20\d\d-\d\d-\d\d|not run here: .{10,}")
 
 
@@ -102,6 +106,29 @@ def test_commands_and_their_options_exist(page, capsys):
                 helps[words] = capsys.readouterr().out
             for option in [word.partition("=")[0] for word in options if word.startswith("--")]:
                 assert re.search(rf"{option}\b", helps[words]), f"{line}: {option}"
+
+
+@pytest.fixture(scope="module")
+def all_help():
+    """The help of all commands and studies."""
+    printed = io.StringIO()
+    for words in [*((name,) for name in COMMANDS), *(("bench", study) for study in STUDIES)]:
+        with redirect_stdout(printed), pytest.raises(SystemExit):
+            main([*words, "--help"])
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_options_within_sentences_exist(page, all_help):
+    code = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    spans = [
+        span
+        for span in re.findall(r"`([^`\n]+)`", code)
+        if not re.match(r"(\S*(python|pip|jupyter|sphinx|ruff))", span)
+    ]
+    options = {option for span in spans for option in re.findall(r"--[a-z][a-z0-9-]*", span)}
+    missing = {option for option in options if not re.search(rf"{option}\b", all_help)}
+    assert missing <= {"--version", "--nproc-per-node"} | OF_OTHERS
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "measurements").glob("*.md")), ids=name)
