@@ -71,16 +71,12 @@ def work_figure(axis: Any) -> None:
     text = (ROOT / "examples" / "results" / "transfer.jsonl").read_text(encoding="utf-8")
     rows = [row for row in map(json.loads, text.splitlines()) if row["data"] == "cifar10" and row["size"] == 32]
     hamiltonian = [row for row in rows if row.get("dynamics") == "hamiltonian" and row.get("test_accuracy")]
+    hollow = {"linestyle": ":", "fillstyle": "none"}
     for name, arm, recipe, style in (
         ("coarse to fine", "gradual copy", "fast", {"color": ORANGE, "marker": "o"}),
         ("full size only", "fine only", "fast", {"color": BLUE, "marker": "s", "linestyle": "none"}),
-        ("coarse to fine, SGD", "copy", "sgd", {"color": ORANGE, "marker": "o", "linestyle": ":", "fillstyle": "none"}),
-        (
-            "full size only, SGD",
-            "fine only",
-            "sgd",
-            {"color": BLUE, "marker": "s", "linestyle": ":", "fillstyle": "none"},
-        ),
+        ("coarse to fine, SGD", "copy", "sgd", {"color": ORANGE, "marker": "o"} | hollow),
+        ("full size only, SGD", "fine only", "sgd", {"color": BLUE, "marker": "s"} | hollow),
     ):
         chosen = [row for row in hamiltonian if row["arm"] == arm and row.get("recipe", "sgd") == recipe]
         points: dict[int, list[float]] = {}
@@ -95,6 +91,23 @@ def work_figure(axis: Any) -> None:
     axis.set_xlabel("work, TFLOPs")
     axis.set_title("CIFAR-10, test accuracy %")
     axis.legend(fontsize=9, loc="lower right")
+
+
+def work() -> Any:
+    """The right part of `idea` with the points where others stand."""
+    figure, axis = subplots(figsize=(7, 4.2))
+    work_figure(axis)
+    for name, flops, accuracy, marker in (
+        ("the paper", 2007, 89.3, "D"),
+        ("airbench, 30 TFLOPs", 30.4, 78.57, "v"),
+        ("airbench, as published", 360, 94.0, "^"),
+    ):
+        axis.plot(flops, accuracy, color=GREY, marker=marker, linestyle="none", label=name)
+    axis.set_ylim(60, 96)
+    axis.set_xticks([20, 50, 100, 200, 500, 1000, 2000], ["20", "50", "100", "200", "500", "1000", "2000"])
+    axis.legend(fontsize=11, loc="lower right")
+    figure.tight_layout()
+    return figure
 
 
 def stencils() -> Any:
@@ -223,7 +236,7 @@ def sizes_in_time(dynamics: str, matrix: torch.Tensor, y: torch.Tensor, dt: floa
 
 
 FIGURES: dict[str, Callable[[], Any]] = {
-    figure.__name__: figure for figure in (idea, stencils, meshes, detail, stability)
+    figure.__name__: figure for figure in (idea, work, stencils, meshes, detail, stability)
 }
 
 
