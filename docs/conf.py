@@ -52,14 +52,26 @@ class CommandHelp(SphinxDirective):
         return [nodes.literal_block(text, text, language="text")]
 
 
-def escaped(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Escape | and * in docstrings, which are mathematics there, except in code."""
-    in_code = False
-    for i, line in enumerate(lines):
+def mathematics(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings: | and * are what they are, and an indented paragraph that is in no section is an equation."""
+    if what == "property":  # or napoleon takes what is before a colon as its type
+        lines[0] = lines[0].replace(": ", " – ", 1)
+    found, head, in_code, in_equation = [], "", False, False
+    for line in lines:
+        indented = line.startswith("    ")
+        head = line if line.strip() and not indented else head
+        is_equation = indented and not re.fullmatch(r"[A-Z]\w+:", head) and (in_equation or not found or not found[-1])
+        if is_equation and not in_equation:
+            found += ["::", ""]
+        in_equation = is_equation or (in_equation and not line.strip())
         in_code = bool(line.strip()) and (in_code or line.lstrip().startswith(">>>"))
-        if not in_code:
-            parts = re.split(r"(``.*?``|`.*?`)", line)
-            lines[i] = "".join(part if part.startswith("`") else re.sub(r"([|*])", r"\\\1", part) for part in parts)
+        found.append(line if in_code or is_equation else escaped(line))
+    lines[:] = found
+
+
+def escaped(line: str) -> str:
+    parts = re.split(r"(``.*?``|`.*?`)", line)
+    return "".join(part if part.startswith("`") else re.sub(r"([|*])", r"\\\1", part) for part in parts)
 
 
 def captioned(app: Sphinx, page: str, source: list[str]) -> None:
@@ -70,4 +82,4 @@ def captioned(app: Sphinx, page: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     app.connect("source-read", captioned)
     app.add_directive("command-help", CommandHelp)
-    app.connect("autodoc-process-docstring", escaped, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", mathematics, priority=400)  # before napoleon
