@@ -21,6 +21,7 @@ autodoc_mock_imports = ["lightning", "transformers"]  # only bases of callbacks
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # or torch tells how to write a forward
 add_module_names = False
 python_maximum_signature_line_length = 90
 napoleon_use_ivar = True
