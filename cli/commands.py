@@ -9,6 +9,8 @@ from typing import Any
 import tyro
 
 from multipde.cli.bench import STUDIES, Bench
+from multipde.cli.compare import Compare
+from multipde.cli.completion import Completion
 from multipde.cli.convert import Convert
 from multipde.cli.evaluate import Evaluate
 from multipde.cli.export import Export
@@ -18,6 +20,7 @@ from multipde.cli.predict import Predict
 from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
 from multipde.cli.runs import Runs
+from multipde.cli.shard import Shard
 from multipde.cli.train import Train
 from multipde.runtime.allocator import keep_freed_memory
 from multipde.runtime.console import Log
@@ -34,7 +37,10 @@ COMMANDS = {
     "reproduce": Reproduce,
     "bench": Bench,
     "runs": Runs,
+    "compare": Compare,
+    "shard": Shard,
     "list": List,
+    "completion": Completion,
 }
 
 DESCRIPTION = """Convolution stencils as differential operators: networks that move between image resolutions.
@@ -58,6 +64,8 @@ def run(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     if isinstance(command, Train):
         command.run_command(arguments[1:])
+    elif isinstance(command, Completion):
+        command.run_command(COMMANDS)
     else:
         command.run_command()
 

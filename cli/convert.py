@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -22,6 +22,9 @@ class Convert(DataOptions):
     """Directory written by `save`, run directory, or file with a state dict (.safetensors, .pt)."""
     size: int | None = None
     """New side of the mesh in pixels, which is that of the images at detail 1. Left out: the size stays."""
+    sizes: tuple[int, ...] = ()
+    """Instead of --size: sides of the images, e.g. 16 24 32, for one checkpoint that takes images of all these sizes.
+    The sizes share the stencils, each has its own normalisation layers, and the finish trains all of them together."""
     detail: int | None = None
     """Side of the images / side of the mesh. 2 gives a network for 16 pixels a finer first layer, which takes images
     of 32 pixels and computes the same; 1 undoes that. Left out: the detail stays."""
@@ -60,13 +63,19 @@ class Convert(DataOptions):
     """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
     quiet: bool = False
     """Print nothing."""
+    json: bool = False
+    """Print the report as one line of JSON instead of tables; what is said meanwhile goes to standard error."""
 
     def run_command(self) -> None:
         from multipde.reports.converted_network import convert_to_directory
         from multipde.runtime.console import Log
 
         data = (self.data, self.options()) if self.data else self.of(self.checkpoint) if self.checkpoint else None
-        convert_to_directory(
+        if self.sizes:
+            self._convert_to_sizes(data)
+            return
+        stream = "stderr" if self.json else "stdout"
+        report = convert_to_directory(
             self.checkpoint,
             self.out,
             size=self.size,
@@ -87,5 +96,29 @@ class Convert(DataOptions):
             skip=self.skip,
             device=self.device,
             amp=self.amp,
+            log=Log(quiet=self.quiet, stream=stream),
+        )
+        if self.json:
+            Log(needed=True).json({"out": str(self.out), "report": None if report is None else report.record()})
+
+    def _convert_to_sizes(self, data: Any) -> None:
+        from multipde.reports.converted_sizes import convert_to_sizes
+        from multipde.runtime.console import Log
+
+        others = {"size": None, "detail": None, "method": "auto", "steps": None, "skip": (), "rivals": False} | {
+            "json": False
+        }
+        for name, default in others.items():
+            if (value := getattr(self, name)) != default:
+                raise ValueError(f"{name} must be left out with --sizes, got {value}")
+        names = ("arch", "weights", "from_size", "normalize", "num_images", "finish", "compile", "device", "amp")
+        convert_to_sizes(
+            self.checkpoint,
+            self.out,
+            self.sizes,
+            data=data,
+            need_data=self.data is not None or self.root is not None,
+            unlabelled=self.images,
             log=Log(quiet=self.quiet),
+            **{name: getattr(self, name) for name in names},
         )

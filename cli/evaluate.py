@@ -28,7 +28,8 @@ class Evaluate(DataOptions):
     arch: str | None = None
     """For a checkpoint of a network from an import path: that path again, package.module:function."""
     sizes: tuple[int, ...] | None = None
-    """Image sides in pixels, to which the checkpoint is converted. Left out: that of the network's images."""
+    """Image sides in pixels, to which the checkpoint is converted; a checkpoint of several sizes is tested at its own.
+    Left out: that of the network's images, or all of them."""
     method: tuple[MethodName, ...] = ("copy",)
     """Methods of conversion of the stencils, each of which gives a row per size."""
     num_images: int | None = None
@@ -36,8 +37,8 @@ class Evaluate(DataOptions):
     views: Literal[1, 2] = 1
     """2: a second row for the mean of the scores of every image and of its mirror image."""
     json: bool = False
-    """Print JSON instead of a table, with top-5 accuracy, precision and recall of every class, confusion matrix and
-    reliability of the confidence."""
+    """Print JSON instead of tables; without --robustness it has top-5 accuracy, precision and recall of every class,
+    confusion matrix and reliability of the confidence."""
     robustness: bool = False
     """Measure accuracy under noise, blur, shifts and attacks instead, at the size of the networks and in float32."""
     by: Literal["checkpoint", "dynamics"] = "checkpoint"
@@ -66,7 +67,11 @@ class Evaluate(DataOptions):
             from multipde.studies.robustness_study import compare_robustness
 
             data = self.of(self.checkpoint)
-            compare_robustness(checkpoints, data, by=self.by, out=self.out, plot=self.plot, **shared)
+            log = Log(stream="stderr") if self.json else shared["log"]
+            given = shared | {"by": self.by, "out": self.out, "plot": self.plot, "log": log}
+            rows = compare_robustness(checkpoints, data, **given)
+            if self.json:
+                Log(needed=True).json({"rows": rows})
             return
         from multipde.evaluation.sizes import evaluate_sizes
         from multipde.training.plan import recorded_split
@@ -86,7 +91,7 @@ class Evaluate(DataOptions):
 
     def _check_given(self) -> None:
         """Raise ValueError for an option of the other kind of evaluation."""
-        others = {"sizes": None, "method": ("copy",), "amp": "off", "views": 1, "json": False}
+        others = {"sizes": None, "method": ("copy",), "amp": "off", "views": 1}
         others = others if self.robustness else {"by": "checkpoint", "out": None, "plot": None}
         for name, default in others.items():
             if getattr(self, name) != default:

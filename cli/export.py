@@ -22,7 +22,8 @@ class Export(DataOptions):
     format: Literal["onnx", "pt2", "state_dict"] = "onnx"
     """ONNX, a program of torch.export, or weights (.pt, .safetensors) with a file of Python that makes the module."""
     size: int | None = None
-    """Side of the images in pixels; the network is converted to it by copying its stencils. Left out: its own."""
+    """Side of the images in pixels; the network is converted to it by copying its stencils. Left out: its own. For a
+    checkpoint of several sizes: which of them is exported."""
     normalize: bool = False
     """The exported network normalises the images itself, which then are grey values 0 to 255 in uint8."""
     int8: bool = False
@@ -33,6 +34,8 @@ class Export(DataOptions):
     """Number of test images for the accuracy of --int8, a fixed random subset. Left out: all."""
     arch: str | None = None
     """For a checkpoint of a network from an import path: that path again, package.module:function."""
+    json: bool = False
+    """Print the result as one line of JSON instead of a table."""
 
     def run_command(self) -> None:
         from multipde.exports.export import export
@@ -41,7 +44,7 @@ class Export(DataOptions):
         from multipde.training.plan import recorded_split
 
         data, options = (self.of(self.checkpoint) if self.int8 else None) or (None, {})
-        export(
+        done = export(
             load(self.checkpoint, self.arch),
             self.out,
             format=self.format,
@@ -53,5 +56,7 @@ class Export(DataOptions):
             data_options=options,
             split=recorded_split(self.checkpoint),
             num_images=self.num_images,
-            log=Log(),
+            log=Log(stream="stderr" if self.json else "stdout"),
         )
+        if self.json:
+            Log(needed=True).json(vars(done) | {"files": [str(file) for file in done.files]})

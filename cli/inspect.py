@@ -16,9 +16,12 @@ class Inspect:
     physical: bool = False
     """Show coefficients on the unit square instead of in units of each layer's mesh size."""
 
+    json: bool = False
+    """Print one line of JSON instead of text and a table."""
+
     def run_command(self) -> None:
         from multipde.reports.inspection import inspect_network
         from multipde.runtime.console import Log
         from multipde.storage.stored_network import load
 
-        inspect_network(load(self.checkpoint, self.arch), self.physical, Log(needed=True))
+        inspect_network(load(self.checkpoint, self.arch), self.physical, Log(needed=True), as_json=self.json)

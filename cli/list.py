@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from multipde.cli.options import AmpName, DataName, DynamicsName, MethodName, OptimizerName, PolicyName
+from multipde.cli.options import AmpName, DataName, DynamicsName, MethodName, OptimizerName, PolicyName, TrackerName
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class List:
             "--recipe": tuple(RECIPES),
             "--policy": get_args(PolicyName),
             "--augment": NAMES,
+            "--track": get_args(TrackerName),
             "--amp": get_args(AmpName),
         }
         log = Log(needed=True)

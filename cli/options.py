@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-DataName = Literal["shapes", "cifar10", "cifar100", "stl10", "folder"]
+DataName = Literal["shapes", "cifar10", "cifar100", "stl10", "folder", "csv", "webdataset"]
 DynamicsName = Literal["parabolic", "hamiltonian", "second_order", "resnet"]
 MethodName = Literal["copy", "rediscretize", "galerkin", "calibrated", "calibrated_full"]
-AmpName = Literal["off", "bf16", "auto"]
+AmpName = Literal["off", "bf16", "fp16", "auto"]
 PolicyName = Literal["across", "one_cycle", "piecewise", "piecewise_long"]
 OptimizerName = Literal["sgd", "muon", "adamw"]
+TrackerName = Literal["csv", "tensorboard", "mlflow", "wandb"]
 
 Checkpoint = Annotated[Path, tyro.conf.Positional]
 
@@ -21,17 +22,25 @@ class DataOptions:
     """The data set."""
 
     data: DataName | None = None
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: that of the run."""
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/* (or ROOT/val), `csv` the images that the file
+    ROOT lists in its columns file and label, `webdataset` tar files as `multipde shard` writes them. Left out: that of
+    the run."""
     root: Path | None = None
-    """Directory of the data set."""
+    """Directory of the data set; or the CSV file; or the training shards of webdataset, 'DIR/train-{000..146}.tar'."""
     download: bool = False
     """Download cifar10, cifar100 or stl10 if it is missing."""
     stream: bool | None = None
     """Decode the images of a folder batch by batch. Left out: if they would take more than 4 GiB of memory."""
+    test_share: float | None = None
+    """For a folder or CSV file without test images: the share of every class that is held back for the test."""
+    shuffle_buffer: int | None = None
+    """Number of places by which an image of webdataset may be moved from the order of the shards. Left out: 10000."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `multipde.load_data`."""
-        return {"root": self.root, "download": self.download, "stream_files": self.stream}
+        given = {"root": self.root, "download": self.download, "stream_files": self.stream}
+        others = {"test_share": self.test_share, "shuffle_buffer": self.shuffle_buffer}
+        return given | {name: value for name, value in others.items() if value is not None}
 
     def of(self, checkpoint: Path) -> tuple[str, dict[str, Any]] | None:
         """The data that these options name, or those of the checkpoint's run with the other options given here."""

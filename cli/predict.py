@@ -20,7 +20,8 @@ class Predict:
     arch: str | None = None
     """For a checkpoint of a network from an import path: that path again, package.module:function."""
     fit: Literal["image", "net"] = "image"
-    """For images of another size: resize the image to the size of the network, or convert the network to the image."""
+    """For images of another size: resize the image to the size of the network, or convert the network to the image. A
+    checkpoint of several sizes: the largest one, or the largest one within the image."""
     plot: Path | None = None
     """File for a figure of the images with bars for the probabilities, .png, .svg or .pdf."""
     views: Literal[1, 2] = 1

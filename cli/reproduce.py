@@ -44,9 +44,14 @@ class Reproduce:
     """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
     compile: bool = False
     """Compile the normalisation layers for training, in C++ or on a GPU by torch.compile."""
+    json: bool = False
+    """Print the rows as one line of JSON instead of tables; what is said meanwhile goes to standard error."""
 
     def run_command(self) -> None:
         from multipde.runtime.console import Log
         from multipde.studies.paper.experiments import reproduce
 
-        reproduce(**vars(self), log=Log())
+        given = {name: value for name, value in vars(self).items() if name != "json"}
+        rows = reproduce(**given, log=Log(stream="stderr" if self.json else "stdout"))
+        if self.json:
+            Log(needed=True).json({"rows": rows})

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-OWN = ("run", "resume", "extend", "arch", "quiet", "device", "root")
+OWN = ("run", "resume", "extend", "arch", "loss", "quiet", "json", "device", "root", "all_sizes", "finish_share")
 """Options that are not settings of the training, or may change when it is resumed."""
 
 
@@ -62,6 +62,7 @@ def check_options(words: Sequence[str], given: Any, run_dir: Path) -> None:
 
 def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, Any]:
     """The values of options that the record of a run has."""
+    from multipde.storage.run_directory import part_of
     from multipde.training.plan import recorded_plan
 
     plan, settings, init = recorded_plan(record, file, given.arch)
@@ -72,6 +73,11 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
     values |= {name: [getattr(level, name) for level in levels] for name in ("learning_rate", "warm_up")}
     values |= {"sizes": [level.label for level in levels], "mixed": any(level.mixed for level in levels)}
     values |= {"data": record.get("data"), "stream": options.get("stream_files"), "init": init}
+    values |= {
+        "weights": part_of(record, "weights").get("file"),
+        "from_size": part_of(record, "weights").get("from_size"),
+    }
+    values["shuffle_buffer"] = options.get("shuffle_buffer")
     return values | ({"steps": "auto"} if settings.auto_steps else {})
 
 
@@ -94,3 +100,14 @@ def _comparable(name: str, value: Any, recorded: Any) -> Any:
 
 def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def tell_result(done: Any, given: Any) -> None:
+    """Write the report of a finished run, and print its result if the options ask for JSON."""
+    from multipde.reports.page import report_at_end
+    from multipde.runtime.console import Log
+    from multipde.runtime.processes import is_rank_zero
+
+    report_at_end(done.directory, Log(quiet=given.quiet or given.json), given.arch)
+    if given.json and is_rank_zero():
+        Log(needed=True).json({"run": str(done.directory)} | dict(done.result))

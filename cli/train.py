@@ -8,8 +8,19 @@ from typing import Any, Literal
 
 import tyro
 
-from multipde.cli.options import AmpName, DataName, DataOptions, DynamicsName, MethodName, OptimizerName, PolicyName
-from multipde.cli.resume import check_options, typed_options
+from multipde.cli.fine_tuning import FineTuningOptions
+from multipde.cli.finish_sizes import FINISH_SHARE, check_sizes_option, finish_sizes, naming_sizes
+from multipde.cli.options import (
+    AmpName,
+    DataName,
+    DataOptions,
+    DynamicsName,
+    MethodName,
+    OptimizerName,
+    PolicyName,
+    TrackerName,
+)
+from multipde.cli.resume import check_options, tell_result, typed_options
 from multipde.training.level import Level, parsed_size
 from multipde.training.settings import TrainSettings
 
@@ -19,12 +30,15 @@ SETTINGS: Any = TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(DataOptions):
+class Train(FineTuningOptions, DataOptions):
     """Train a network coarse to fine: on small images first, then converted to larger and larger ones.
 
     Without arguments it trains on the built-in shapes at 8, 16 and 32 pixels, in about a minute on two cores. CIFAR-10
     from image files: multipde train --data folder --root data/cifar10 --amp bf16. With two processes:
     torchrun --nproc-per-node 2 -m -- multipde train --batch 124
+
+    A job that torchrun starts again (--max-restarts) resumes its run by itself; --run is then required, in a directory
+    that all nodes share.
     """
 
     data: DataName = "shapes"
@@ -82,6 +96,11 @@ class Train(DataOptions):
     """With --coordinates finest: exponent of the preconditioner of the gradients, from 0 (none) to 1."""
     init: Path | None = None
     """Checkpoint to start from, e.g. a converted one."""
+    all_sizes: tuple[int, ...] = ()
+    """After the training, make one checkpoint for images of these sides, e.g. 16 24 32, in RUN/all-sizes: the sizes
+    share the stencils, and a finish trains all of them together."""
+    finish_share: float = FINISH_SHARE
+    """With --all-sizes: work of that finish / work of the training."""
     run: Path | None = None
     """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
     resume: bool = False
@@ -153,30 +172,47 @@ class Train(DataOptions):
     """Compile the normalisation layers for training, in C++ or on a GPU by torch.compile, which makes it faster."""
     tensorboard: bool = SETTINGS.tensorboard
     """Write event files for TensorBoard into the run directory."""
+    track: tuple[TrackerName, ...] = SETTINGS.track
+    """Write the metrics also as a CSV file, for TensorBoard, MLflow or Weights & Biases (wandb), all in the run
+    directory; MLFLOW_TRACKING_URI and WANDB_MODE=online send them to a server."""
     device: str = SETTINGS.device
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = SETTINGS.amp
-    """Mixed precision: bf16 computes convolutions in bfloat16; auto does so where that is faster."""
+    """Mixed precision: bf16 computes convolutions in bfloat16, and auto does so where that is faster; fp16 in float16,
+    with a scaled loss, on a CUDA GPU."""
     quiet: bool = False
     """Print nothing."""
+    json: bool = False
+    """Print the result at the end as one line of JSON, and nothing else."""
 
     def run_command(self, words: Sequence[str] = ()) -> None:
         """Train; ``words`` are the options as they were typed."""
-        from multipde.reports.page import report_at_end
-        from multipde.runtime.console import Log
+        from multipde.runtime.processes import process_group
+
+        with process_group():
+            done = self._trained(words)
+        tell_result(done, self)
+        finish_sizes(self, done.directory, self.device if "device" in typed_options(words) else None)
+
+    def _trained(self, words: Sequence[str]) -> Any:
+        """Train or resume a run; what `train` or `resume` returns."""
         from multipde.storage.free_directory import free_directory
+        from multipde.storage.run_directory import is_unfinished
+        from multipde.training.imported_loss import imported_loss
+        from multipde.training.job import goes_on
         from multipde.training.recipe import level_values
         from multipde.training.run import resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.start import read_start, starting_network
 
-        if self.resume or self.extend:
-            levels = [_extension(text) for text in self.extend]
+        loss, is_restarted = None if self.loss is None else imported_loss(self.loss), goes_on(self.run)
+        if is_restarted or self.resume or self.extend:
+            is_extended = is_restarted and is_unfinished(self.run or Path())
+            levels = [] if is_extended else [_extension(text) for text in self.extend]
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
-            given = {"model": self.arch, "root": self.root, "device": device}
-            done = resume(run, extend=levels, quiet=self.quiet, **given)
-            report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
-            return
+            given = {"model": self.arch, "root": self.root, "device": device, "loss": loss}
+            with naming_sizes(self):
+                return resume(run, extend=levels, quiet=self.quiet or self.json, **given)
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
         if self.work is not None:
             if self.epochs is not None:
@@ -207,21 +243,25 @@ class Train(DataOptions):
             arch=self.arch,
             memory=self.memory,
             standardize=self.standardize,
+            normalize=self.normalize,
         )
-        with nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
-            done = train(
+        check_sizes_option(self, config)
+        with naming_sizes(self), nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
+            return train(
                 config,
                 Schedule(levels),
                 self.data,
                 run,
                 settings=self._settings(),
                 init=start,
+                weights=self.weights,
+                from_size=self.from_size,
+                loss=loss,
                 data_options=self.options(),
                 balance=self.batch == "auto",
                 work=self.work,
-                quiet=self.quiet,
+                quiet=self.quiet or self.json,
             )
-        report_at_end(done.directory, Log(quiet=self.quiet), self.arch)
 
     def _settings(self) -> TrainSettings:
         """The settings of the recipe with the values of the options that are given."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multipde.conversions.in_place import convert_ as convert_
     from multipde.conversions.optimizer_state import carry_optimizer_state as carry_optimizer_state
     from multipde.conversions.recalibration import recalibrate as recalibrate
+    from multipde.conversions.shared_stencils import share_stencils as share_stencils
     from multipde.data.datasets import load_data as load_data
     from multipde.data.image_data import ImageData as ImageData
     from multipde.data.shapes import render_shapes as render_shapes
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from multipde.mesh.reparametrize import stencil_layers as stencil_layers
     from multipde.mesh.stencil import StencilBasis as StencilBasis
     from multipde.mesh.transfer import transfer_stencil as transfer_stencil
+    from multipde.networks.all_sizes import AllSizes as AllSizes
     from multipde.networks.compilation import compile_layers as compile_layers
     from multipde.networks.config import NetworkConfig as NetworkConfig
     from multipde.networks.cost import count_flops as count_flops
@@ -67,6 +69,9 @@ if TYPE_CHECKING:
     from multipde.networks.presets import preset as preset
     from multipde.networks.presets import preset_names as preset_names
     from multipde.reports.page import report as report
+    from multipde.reports.shared_network import from_pretrained as from_pretrained
+    from multipde.reports.shared_network import push_to_hub as push_to_hub
+    from multipde.reports.shared_network import save_pretrained as save_pretrained
     from multipde.stability.bounds import StepStability as StepStability
     from multipde.stability.bounds import stability_report as stability_report
     from multipde.stability.bounds import stable_steps as stable_steps
@@ -78,16 +83,17 @@ if TYPE_CHECKING:
     from multipde.stability.growth import growth_bound as growth_bound
     from multipde.stability.growth import growth_report as growth_report
     from multipde.stability.norms import operator_norm as operator_norm
+    from multipde.storage.shard_writer import write_shards as write_shards
     from multipde.storage.stored_network import load as load
     from multipde.storage.stored_network import save as save
     from multipde.studies.paper.experiments import reproduce as reproduce
     from multipde.training.coarse_to_fine import CoarseToFine as CoarseToFine
-    from multipde.training.finish import Finished as Finished
     from multipde.training.finish import finish as finish
+    from multipde.training.finish_settings import Finished as Finished
+    from multipde.training.finished_run import Run as Run
     from multipde.training.level import Level as Level
     from multipde.training.muon import Muon as Muon
     from multipde.training.optimizers import make_optimizer as make_optimizer
-    from multipde.training.run import Run as Run
     from multipde.training.run import resume as resume
     from multipde.training.run import train as train
     from multipde.training.schedule import Schedule as Schedule

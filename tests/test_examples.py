@@ -69,3 +69,11 @@ def test_a_plain_loop_grows(capsys):
     run("06_your_own_loop.py", num_train=300, num_test=50)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[-3] for row in rows[1:]] == ["8", "4"]
+
+
+def test_fine_tuning_is_compared_for_the_same_work(capsys):
+    run("08_fine_tune.py", data="shapes", root=None, epochs=0.1, budgets=(0.3,), widths=(4, 8), num_train=700)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("random", "fine-tuned"))]
+    assert [row[0] for row in rows] == ["random", "random", "fine-tuned", "fine-tuned"]
+    work = [float(row[-3]) for row in rows]
+    assert work == [pytest.approx(work[0], rel=0.25)] * 4  # few batches, whole ones

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from multipde.conversions.calibration import Calibration, calibrate
 from multipde.conversions.left_alone import layers_to_leave, marked, tell_left_alone
+from multipde.conversions.new_size import factor_to, size_after
 from multipde.conversions.time_steps import with_steps
 from multipde.mesh.modes import averaged, copied, cpu_by_default
 from multipde.mesh.parametrization import StencilParametrization
@@ -20,18 +21,17 @@ from multipde.mesh.reparametrize import (
     composed_layers,
     detail_of,
     mesh_parametrizations,
-    mesh_size,
     stencil_layers,
     stencil_parametrization,
     stored_parameter,
 )
-from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import CALIBRATED, METHODS, acting_matrix, check_factor, check_method, map_stencil
 from multipde.mesh.transfer import transfer_matrix as matrix_of
 from multipde.networks.a_trous import a_trous
 from multipde.networks.detail import averaged_taps, composed_taps, set_detail, with_detail
+from multipde.networks.input_size import fit_input_size
 from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
-from multipde.networks.model_spec import Model, ModelSpec, check_detail, check_mesh, check_whole, find_spec
+from multipde.networks.model_spec import Model, check_detail, check_mesh, check_whole, find_spec
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,14 @@ class Conversion:
         if kind == "map":
             self._move_composed(model)
         if (spec := find_spec(model)) is not None:
-            size, kept = self._new_size(spec), self.keep_reference
+            size, kept = size_after(spec, self.factor), self.keep_reference
             moved: Any = replace(spec, size=size, reference=spec.references) if kept else spec.on_mesh(size)
             model.multipde_spec = moved
             for p in mesh_parametrizations(model).values():  # exactly, because repeated divisions accumulate errors
                 p.move([1 / s for s in moved.sizes], [1 / r for r in moved.references])
         set_detail(model, detail)
+        if kind == "map":  # a resized grid of positions is interpolated, which has no inverse
+            fit_input_size(model)
 
     def common_detail(self, model: nn.Module) -> int:
         """The detail that the opening keeps while the mesh changes."""
@@ -182,13 +184,6 @@ class Conversion:
             matrix = self.block_scales[int(name.split(".")[1])] * (unmoved if matrix is None else matrix)
         return matrix
 
-    def _new_size(self, spec: ModelSpec) -> int | tuple[int, ...]:
-        sizes = [s * f for s, f in zip(spec.sizes, check_factor(self.factor, spec.dim), strict=True)]
-        if any(abs(s - round(s)) > 1e-6 for s in sizes):
-            raise ValueError(f"factor must give a whole number of pixels, got {self.factor} for {spec.sizes}")
-        rounded = tuple(round(s) for s in sizes)
-        return rounded[0] if len(set(rounded)) == 1 else rounded
-
 
 @cpu_by_default()
 def convert(
@@ -237,7 +232,7 @@ def convert(
     given: Any = {"size": size, "factor": factor, "method": method, "steps": steps, "detail": detail, "skip": skip}
     move = conversion(model, **given, calibration=calibration, example=example)
     if size is not None or factor is not None:
-        tell_left_alone(averaged(model) or model, move.skip)
+        tell_left_alone(averaged(model) or model, move.skip, move.factor, detail)
     return move(model)
 
 
@@ -268,7 +263,7 @@ def conversion(
     if size is not None:
         if min(size if isinstance(size, Sequence) else [size]) < 1:
             raise ValueError(f"size must be positive, got {size}")
-        factor = _factor_to(model, size)
+        factor = factor_to(model, size)
     moved = 1.0 if factor is None else tuple(factor) if isinstance(factor, Sequence) else float(factor)
     blocks = tuple(steps) if isinstance(steps, Sequence) else steps
     if example is None and calibration is not None and find_spec(model) is None:
@@ -286,15 +281,3 @@ def conversion(
         common = plain.common_detail(model)
         at_common = model if common == detail_of(model) else with_detail(model, common)
         return replace(plain, calibration=calibrate(at_common, moved, calibration, chosen))
-
-
-def _factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]:
-    spec = find_spec(model)
-    if spec is not None:
-        new = per_axis(size, spec.dim, "size")
-        return tuple(n / s for n, s in zip(new, spec.sizes, strict=True))
-    if not mesh_parametrizations(model):
-        raise ValueError("factor must be given for a plain module, whose mesh is not known, got size")
-    h = mesh_size(model)
-    dim = len(next(iter(mesh_parametrizations(model).values())).width)
-    return tuple(n * v for n, v in zip(per_axis(size, dim, "size"), per_axis(h, dim, "mesh_size"), strict=True))

@@ -46,7 +46,7 @@ def convert_(
     check_rule(rule)
     move = conversion(model, **how)
     if how.get("size") is not None or how.get("factor") is not None:
-        tell_left_alone(averaged(model) or model, move.skip)
+        tell_left_alone(averaged(model) or model, move.skip, move.factor, move.detail)
     apply_(move, model, optimizer, ema, rule)
     return move
 

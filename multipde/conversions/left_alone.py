@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from multipde.conversions.new_size import size_after
 from multipde.mesh.reparametrize import (
     check_movable,
     composed_layers,
@@ -17,6 +18,7 @@ from multipde.mesh.reparametrize import (
     stencil_parametrization,
 )
 from multipde.mesh.tracing import trace_meshes
+from multipde.networks.input_size import can_resize, check_input_size
 from multipde.networks.model_spec import find_spec
 
 ASKED = "left out by skip"
@@ -75,14 +77,22 @@ def marked(model: nn.Module, reasons: Iterable[tuple[str, str]]) -> Iterator[Non
             vars(model.get_submodule(name)).pop("left_alone", None)
 
 
-def tell_left_alone(model: nn.Module, reasons: Iterable[tuple[str, str]]) -> None:
+def tell_left_alone(
+    model: nn.Module, reasons: Iterable[tuple[str, str]], factor: float | Sequence[float], detail: int | None
+) -> None:
     """Warn of the convolutions wider than one that a conversion does not move and that the user has not named.
 
     Raises:
-        ValueError: nothing can be moved.
+        ValueError: nothing can be moved, or the network cannot take images of its new size.
     """
+    spec = find_spec(model)
+    if spec is not None and not spec.block_steps:  # a PDE network takes any multiple of its coarsening
+        check_input_size(model, spec.on_mesh(size_after(spec, factor), detail))
     with marked(model, reasons):
         moved, left = {**composed_layers(model), **stencil_layers(model)}, skipped_layers(model)
+        if not moved and can_resize(model):
+            warnings.warn("no stencil moves; the network is resized by its own set_input_size", stacklevel=4)
+            return
         check_movable(model, moved)
     left = {name: reason for name, reason in left.items() if reason not in ("1x1", ASKED)}
     if left:

@@ -12,6 +12,26 @@ from multipde.mesh.modes import cpu_by_default, eval_mode
 from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
 from multipde.runtime.processes import num_processes
 
+KEPT = "keeps_statistics"
+"""The attribute of a layer whose running statistics stay as they are."""
+
+
+def keep_statistics(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Note at these layers of a model, and at no others, that their running statistics stay as they are.
+
+    `recalibrate` passes over them, also in copies and conversions of the model.
+    """
+    for m in model.modules():
+        vars(m).pop(KEPT, None)
+    for m in layers:
+        vars(m)[KEPT] = True
+
+
+def _measured(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers whose running statistics are measured."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    return [m for m in norms if KEPT not in vars(m)]
+
 
 class _Pooled:
     """Mean and variance of the inputs of a BatchNorm layer, pooled over all its calls.
@@ -53,7 +73,7 @@ def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
 
     Every image has the same weight, however the images are divided into batches. A layer whose inputs depend on an
     earlier BatchNorm sees them as in training, normalised by the statistics of each batch. Only the running statistics
-    change; the weights and the training flags stay.
+    change; the weights and the training flags stay, and so do layers that keep theirs, see `keep_statistics`.
 
     Args:
         model: the network, usually after `convert`.
@@ -69,7 +89,7 @@ def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
     """
     if isinstance(batches, Tensor | Mapping):
         raise ValueError("batches must be a list or a loader of batches, got one batch; type [images]")
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = _measured(model)
     momentum = [m.momentum for m in norms]
     saved = [copy.deepcopy(m.state_dict()) for m in norms]
     pooled = [_Pooled() for _ in norms]
@@ -107,7 +127,7 @@ def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
 @contextmanager
 def frozen_running_statistics(module: nn.Module, frozen: bool = True) -> Iterator[None]:
     """Inside the context BatchNorm uses batch statistics and does not update its running statistics."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if frozen else []
+    norms = _measured(module) if frozen else []
     for m in norms:
         m.track_running_stats = False
     saved = [(m.running_mean, m.running_var) for m in norms]

@@ -56,6 +56,22 @@ def read_state_dict(file: Path, wanted: Collection[str] = ()) -> dict[str, Tenso
     A dict under one of the names `NESTED` is read instead of its surroundings, and prefixes of wrappers that all names
     share are removed, one after the other, until the names are those that are wanted.
     """
+    state = stored_state(file)[0]
+    while not (wanted and set(wanted) <= set(state)):
+        names = set(state) - {"n_averaged"}  # the counter of an AveragedModel
+        prefix = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): state[name] for name in state if name in names}
+    return state
+
+
+def stored_state(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a file by name, as it has them, and the names `NESTED` under which they were found.
+
+    Raises:
+        ValueError: there is no such file, or it holds anything but tensors by name.
+    """
     if not file.is_file():
         raise ValueError(f"weights must be a file, got {file}")
     try:
@@ -67,19 +83,15 @@ def read_state_dict(file: Path, wanted: Collection[str] = ()) -> dict[str, Tenso
             way = "torch.jit.load(FILE)" if scripted else "torch.load(FILE, weights_only=False)"
             reason = f"it holds code; if you trust it, save its weights: torch.save({way}.state_dict(), NEW)"
         raise ValueError(f"weights must be a state dict in .safetensors or .pt, got {file} ({reason})") from None
+    under: list[str] = []
     while isinstance(state, dict) and (key := next((k for k in NESTED if isinstance(state.get(k), dict)), None)):
         state = state[key]
+        under.append(key)
     tensors = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not tensors or not state:
         raise ValueError(f"weights must hold tensors by name, got something else in {file}")
     _check_plain_tensors(state, file)
-    while not (wanted and set(wanted) <= set(state)):
-        names = set(state) - {"n_averaged"}  # the counter of an AveragedModel
-        prefix = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
-        if prefix is None:
-            break
-        state = {name.removeprefix(prefix): state[name] for name in state if name in names}
-    return state
+    return state, under
 
 
 def _loaded(file: Path) -> Any:

@@ -38,7 +38,7 @@ class FileChecksum:
         self._thread = threading.Thread(target=self._read, name="multipde-file-checksum", daemon=True)
         if parts:
             self._thread.start()
-            if sum(path.stat().st_size for part in parts for path in part.paths) <= quick_bytes:
+            if sum(path.stat().st_size for part in parts for *_, path in part.files()) <= quick_bytes:
                 self._thread.join()
 
     def result(self, wait: bool = False) -> str | None:
@@ -57,10 +57,10 @@ class FileChecksum:
         digest = hashlib.sha256()
         try:
             for part in self._parts:
-                for path, label in zip(part.paths, part.labels.tolist(), strict=True):
+                for name, label, path in part.files():
                     if self._ended.is_set():
                         return
-                    digest.update(f"{label} {path.parent.name}/{path.name} ".encode(errors="surrogateescape"))
+                    digest.update(f"{label}{name} ".encode(errors="surrogateescape"))
                     digest.update(file_digest(path))
             self._found = digest.hexdigest()
         except OSError as error:
@@ -82,8 +82,8 @@ def _add(digest: Any, part: ImageSet) -> None:
     if isinstance(part, TransformedImages):
         part = part.fixed
     if isinstance(part, StreamedImages):
-        for path in part.paths:
-            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode(errors="surrogateescape"))
+        for name, _, path in part.files():
+            digest.update(f"{name} {path.stat().st_size}\n".encode(errors="surrogateescape"))
     elif isinstance(part, TensorImages):
         digest.update(repr(tuple(part.images.shape)).encode())
         digest.update(part.images.contiguous().numpy())

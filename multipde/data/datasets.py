@@ -1,5 +1,7 @@
 """Labelled images from every source as `ImageData`: a data set by name, a folder, or data given in Python."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,17 @@ import torch
 from torch import Tensor
 
 from multipde.data import shapes
-from multipde.data.folder import load_folder
+from multipde.data.folder import load_files, load_folder
+from multipde.data.held_back import check_test_share, files_of, pair_of_parts, split_data_set
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages, stream
+from multipde.data.labels import difference
+from multipde.data.listed import load_listed
 from multipde.data.pairs import load_pair
+from multipde.data.shards import SHUFFLE_BUFFER, load_shards
 from multipde.mesh.modes import cpu_by_default
 
-DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder")
+DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder", "csv", "webdataset")
 
 
 @cpu_by_default()
@@ -24,9 +30,11 @@ def load_data(
     size: int | None = None,
     download: bool = False,
     stream_files: bool | None = None,
+    test_share: float | None = None,
     num_train: int = 8000,
     num_test: int = 2000,
     seed: int = 0,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> ImageData:
     """Load training and test images with their labels, from a data set by name or from the user's own data.
 
@@ -35,15 +43,22 @@ def load_data(
     Args:
         source: ``"shapes"`` (rendered by this library), ``"cifar10"``, ``"cifar100"``, ``"stl10"`` (as torchvision
             stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``val`` for
-            ``test``); or a pair (train, test), each a torchvision-style data set or (images, labels), images uint8 or
-            on [0, 1]; or an `ImageData`.
-        root: directory of the data set; not needed for the shapes and for data given in Python.
+            ``test``), ``"csv"`` (root is a CSV file with the columns file and label, and perhaps split with train and
+            test), ``"webdataset"`` (tar files of images and classes, see `load_shards`); or a pair (train, test), each
+            a torchvision-style data set or (images, labels), images uint8 or on [0, 1]; or a dictionary with the parts
+            train and test or validation, as a ``DatasetDict`` of Hugging Face; or one data set, such as an
+            ``ImageFolder``, with a test_share; or an `ImageData`.
+        root: directory of the data set; not needed for the shapes and for data given in Python. For shards also the
+            names of those for training, such as ``"data/train-{000..146}.tar"``.
         size: largest image side in pixels that is needed. Shapes are rendered at this size. Images of a folder are
             resized to it, unless all are squares of one smaller size. Other data keep their own size.
         download: download a torchvision data set that is not in root.
-        stream_files: decode the images of a folder batch by batch; None decides by their number and size.
+        stream_files: decode the images of a folder batch by batch; None decides by their number and size. Those of
+            shards always are.
+        test_share: for data without test images, the share of every class that is held back for the test, in (0, 1).
         num_train, num_test: number of training and of test images of the shapes.
         seed: seed of the shapes.
+        shuffle_buffer: number of places by which the order of an epoch departs from that of the shards.
 
     Raises:
         ValueError: the name is unknown, root or a class folder is missing, or an image is broken or missing.
@@ -52,23 +67,63 @@ def load_data(
         return source
     if size is not None and size < 1:
         raise ValueError(f"size must be positive, got {size}")
-    if isinstance(source, (tuple, list)) and len(source) == 2:
-        return load_pair(source)
+    check_test_share(test_share)
     if not isinstance(source, str):
-        raise ValueError(f"data must be a name or a pair (train, test), got {type(source).__name__}")
+        return _given(source, size, stream_files, test_share)
+    if test_share is not None and source not in ("folder", "csv"):
+        raise ValueError(f"test_share must be left out for {source}, which has test images, got {test_share}")
     if source == "shapes":
         return _load_shapes(num_train, num_test, size or 32, seed)
     if source == "folder":
-        return load_folder(_existing(source, root), size, stream_files)
+        return load_folder(_existing(source, root), size, stream_files, test_share)
+    if source == "csv":
+        if root is None or not (file := Path(root).expanduser()).is_file():
+            raise ValueError(f"root must be a CSV file for data 'csv', got {root}; type --root FILE")
+        return load_listed(file, size, stream_files, test_share)
+    if source == "webdataset":
+        if root is None:
+            raise ValueError(
+                "root must be given for data 'webdataset'; type --root DIR or --root 'train-{000..146}.tar'"
+            )
+        if stream_files is False:
+            raise ValueError("stream must be left out for data 'webdataset', which is always streamed, got False")
+        return load_shards(root, size, shuffle_buffer)
     if source in DATA_NAMES:
         directory = Path(root).expanduser() if download and root is not None else _existing(source, root)
         return _load_torchvision(source, str(directory), download)
     raise ValueError(f"data must be one of {', '.join(DATA_NAMES)}, or a pair (train, test), got {source!r}")
 
 
+def _given(source: Any, size: int | None, stream_files: bool | None, share: float | None) -> ImageData:
+    """Data given in Python: a pair (train, test), parts by name, or one data set of which a share is held back."""
+    note = ""
+    if isinstance(source, Mapping) and "train" in source:
+        source, note = pair_of_parts(source, share)
+    elif not (isinstance(source, (tuple, list)) and len(source) == 2):
+        if isinstance(source, (Mapping, Tensor)) or not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
+            raise ValueError(f"data must be a name or a pair (train, test), got {type(source).__name__}")
+        source, note = split_data_set(source, share)
+    elif share is not None:
+        raise ValueError("test_share must be left out for a pair (train, test), got both")
+    files = [files_of(part) for part in source]
+    if files[0] is not None and files[1] is not None:
+        (names, *train), (others, *test) = files
+        if names != others:
+            raise ValueError(f"train and test must have the same classes, got {difference(names, others)}")
+        notes = [note] if note else []
+        return load_files("own", names, (train[0], train[1]), (test[0], test[1]), size, stream_files, notes)
+    found = load_pair(source)
+    return replace(found, notes=(*found.notes, note)) if note else found
+
+
 def data_label(data: str, root: str | Path | None) -> str:
-    """The name of a data set in tables, as in `ImageData.name`: for ``"folder"`` the name of the root directory."""
-    return Path(root).resolve().name if data == "folder" and root is not None else data
+    """The name of a data set in tables, as in `ImageData.name`: for the user's own that of the directory or file."""
+    if root is None or data not in ("folder", "csv", "webdataset"):
+        return data
+    path = Path(root).resolve()
+    if data == "csv":
+        return path.stem
+    return path.parent.name if path.suffix == ".tar" else path.name
 
 
 def split_indices(num: int, seed: int, validation: float = 0.2) -> tuple[Tensor, Tensor]:

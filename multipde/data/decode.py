@@ -1,5 +1,6 @@
 """Decoding of image files to square tensors."""
 
+import io
 import os
 import stat
 from collections import Counter
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from multipde.data.pixels import picture_pixels
+from multipde.data.tar_members import Member
 from multipde.mesh.pyramid import cell_average_matrix, resize_images
 from multipde.mesh.separable import apply_along_axes
 from multipde.networks.limits import PIXELS
@@ -31,13 +33,13 @@ DECODING = 3
 """Version of the decoding: a change of the code that changes pixels must raise it, so that old caches are ignored."""
 
 
-def decode_image(path: Path, size: int | None = None) -> Tensor:
+def decode_image(path: Path | Member, size: int | None = None) -> Tensor:
     """Decode an image file to RGB (3, height, width) in uint8; with a ``size`` it is averaged to a square of this side.
 
-    Grey is repeated in all channels, transparency is dropped, and the picture is turned upright as its orientation tag
-    says. All other rules are those of `picture_pixels`; of several frames the first is taken. A JPEG of at least twice
-    the wanted size is decoded at 1/2, 1/4 or 1/8 of its own size, as means of 2x2, 4x4 or 8x8 pixels, which are then
-    averaged to the wanted size.
+    The file may lie inside a tar file. Grey is repeated in all channels, transparency is dropped, and the picture is
+    turned upright as its orientation tag says. All other rules are those of `picture_pixels`; of several frames the
+    first is taken. A JPEG of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of its own size, as means of
+    2x2, 4x4 or 8x8 pixels, which are then averaged to the wanted size.
     """
     with _opened(path) as file:
         shape = file.height, file.width
@@ -92,13 +94,13 @@ def _matrix_from_reduced(num: int, scale: int, size: int) -> Tensor:
     return matrix.unflatten(1, (-1, scale)).sum(2).float()
 
 
-def image_sizes(paths: Sequence[Path]) -> tuple[Counter[tuple[int, int]], int]:
+def image_sizes(paths: Sequence[Path | Member]) -> tuple[Counter[tuple[int, int]], int]:
     """From the headers of files, the number of every (height, width), and of files with several frames.
 
     ValueError for a file that is no image.
     """
 
-    def read(path: Path) -> tuple[tuple[int, int], bool]:
+    def read(path: Path | Member) -> tuple[tuple[int, int], bool]:
         with _opened(path) as file:
             is_turned = file.format in ("JPEG", "MPO", "WEBP") and _orientation(file) >= 5  # others have to be loaded
             size = (file.width, file.height) if is_turned else (file.height, file.width)
@@ -110,7 +112,7 @@ def image_sizes(paths: Sequence[Path]) -> tuple[Counter[tuple[int, int]], int]:
 
 
 @contextmanager
-def _opened(path: Path) -> "Iterator[Image.Image]":
+def _opened(path: Path | Member) -> "Iterator[Image.Image]":
     """Open an image file of one of the `FORMATS` within a context; errors of the decoder become a ValueError.
 
     The size in the header is checked before memory is allocated.
@@ -118,10 +120,10 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
     from PIL import Image
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if isinstance(path, Path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("not a regular file")
         with (
-            open(path, "rb") as stream,
+            io.BytesIO(path.read()) if isinstance(path, Member) else open(path, "rb") as stream,
             Image.open(stream, formats=FORMATS) as file,
         ):  # Pillow maps files by name, wrongly
             if file.width * file.height > PIXELS:

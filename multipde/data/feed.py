@@ -39,6 +39,8 @@ class Feed:
     ) -> Iterator[Batch]:
         """The batches of one epoch in random order, without a last batch that is not full, unless it is the only one.
 
+        Images that are faster to read in an order of their own, as those of shards, have a method ``order``.
+
         Args:
             indices: indices of the training images.
             sizes: pairs of an image side and its share of the batches; the side of every batch is drawn at random.
@@ -54,7 +56,7 @@ class Feed:
               the classes (batch / num_processes, classes) where the augmentation mixes them
         """
         shard = self.compute.shard
-        order = indices[torch.randperm(len(indices), generator=stream(*key, "order"))]
+        order = getattr(self.images, "order", _shuffled)(indices, stream(*key, "order"))
         order = order[: images_per_epoch(len(order), batch, share)]
         drawn = _drawn_sizes(sizes, -(-len(order) // batch), key)
         wholes = order.split(batch)
@@ -97,6 +99,10 @@ class Feed:
         parts = [(size, shard_of(part, shard)) for part in order.split(batch)]
         for x, labels in self.images.batches(parts, self.compute.device):
             yield laid_out(self.normalize(x)), labels
+
+
+def _shuffled(indices: Tensor, generator: torch.Generator) -> Tensor:
+    return indices[torch.randperm(len(indices), generator=generator)]
 
 
 def _drawn_sizes(sizes: Sequence[tuple[int, float]], num: int, key: Key) -> list[int]:

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,10 +11,14 @@ from torch import Tensor
 
 from multipde.data.decode import decode_images, image_sizes
 from multipde.data.decoded_cache import DecodedCache
+from multipde.data.held_back import needs_share, share_note, split_by_class
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
 from multipde.runtime.file_names import in_order, shown_name
+
+Files = tuple[list[Path], Tensor]
+"""Image files and the numbers of their classes."""
 
 TEST_FOLDERS = ("test", "val")
 """Folders of test images; the first that exists is taken."""
@@ -21,29 +26,76 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 """Endings of images, those of torchvision."""
 
 
-def load_folder(root: Path, size: int | None, stream_files: bool | None) -> ImageData:
+def load_folder(root: Path, size: int | None, stream_files: bool | None, share: float | None = None) -> ImageData:
     """The images of ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/val``, under the name of the folder.
 
-    As in torchvision, a file counts if its name has the ending of an image, at any depth and behind links to folders.
-    Hidden files and folders are left out, and a note says what else was.
+    With a share, test images are held back out of ``train`` and ``val`` together, or out of ``root/CLASS/*`` where
+    there is no ``train``. As in torchvision, a file counts if its name has the ending of an image, at any depth and
+    behind links to folders. Hidden files and folders are left out, and a note says what else was.
     """
     left_out: Counter[str] = Counter()
-    there = [name for name in TEST_FOLDERS if (root / name).is_dir()] or [TEST_FOLDERS[0]]
-    names, train_paths, train_labels = _list_classes(root / "train", left_out)
-    test_names, test_paths, test_labels = _list_classes(root / there[0], left_out)
-    if test_names != names:
-        odd = sorted(set(names) ^ set(test_names))
-        raise ValueError(f"root must hold the same classes in train and {there[0]}, got {odd[0]!r} in only one of them")
-    paths = [*train_paths, *test_paths]
-    listed = [f"the test images are those in {root / there[0]}"] if there[0] != TEST_FOLDERS[0] else []
-    left_out.update({f"folder {name}": 1 for name in there[1:]})
+    if share is not None:
+        return _load_shared(root, size, stream_files, share)
+    names, parts = list_folder(root, left_out)
+    train, test = parts.values()
+    tests = list(parts)[1]
+    notes = [f"the test images are those in {root / tests}"] if tests != TEST_FOLDERS[0] else []
     if +left_out:
-        listed.append(left_out_text(root, +left_out))
+        notes.append(left_out_text(root, +left_out))
+    return load_files(root.resolve().name, names, train, test, size, stream_files, notes)
+
+
+def _load_shared(root: Path, size: int | None, stream_files: bool | None, share: float) -> ImageData:
+    """The images of a folder without test images, of which a share is held back."""
+    there = _test_folders(root)
+    if TEST_FOLDERS[0] in there:
+        raise ValueError(f"test_share must be left out for data with test images, got both and {root / 'test'}")
+    left_out: Counter[str] = Counter()
+    parts = [root / name for name in ("train", *there)] if (root / "train").is_dir() else [root]
+    names, paths, labels = _list_classes(parts[0], left_out)
+    for part in parts[1:]:
+        other, more, numbers = _list_classes(part, left_out)
+        _check_same(names, other, part.name)
+        paths, labels = [*paths, *more], torch.cat([labels, numbers])
+    train, test = split_by_class(labels, share)
+    notes = [share_note(share, len(test), len(paths), " and ".join(map(str, parts)))]
+    if +left_out:
+        notes.append(left_out_text(root, +left_out))
+    own = [([paths[k] for k in part.tolist()], labels[part]) for part in (train, test)]
+    return load_files(root.resolve().name, names, own[0], own[1], size, stream_files, notes)
+
+
+def _check_same(names: list[str], others: list[str], folder: str) -> None:
+    """Raise ValueError unless the classes of two folders are the same."""
+    if others != names:
+        odd = sorted(set(names) ^ set(others))
+        raise ValueError(f"root must hold the same classes in train and {folder}, got {odd[0]!r} in only one of them")
+
+
+def load_files(
+    name: str,
+    names: Sequence[str],
+    own_train: Files,
+    own_test: Files,
+    size: int | None,
+    stream_files: bool | None,
+    listed: Sequence[str] = (),
+) -> ImageData:
+    """The `ImageData` of image files with the numbers of their classes, decoded into memory or streamed.
+
+    Args:
+        names: names of the classes.
+        own_train, own_test: training and test images.
+        size, stream_files: as in `load_data`.
+        listed: what the user is told besides.
+    """
+    (train_paths, train_labels), (test_paths, test_labels) = own_train, own_test
+    paths, listed = [*train_paths, *test_paths], list(listed)
     cache = None if stream_files else DecodedCache(paths, size)
     images, notes = (cache and cache.read()) or (None, [])
     if images is None:
         counts, num_several = image_sizes(paths)
-        side, notes = _common_side(counts, size)
+        side, notes = common_side(counts, size)
         if num_several:
             notes.append(f"{num_several:,} files hold several frames: the first is taken")
         num_bytes = 3 * side**2 * len(paths)
@@ -59,7 +111,26 @@ def load_folder(root: Path, size: int | None, stream_files: bool | None) -> Imag
         num, side = len(train_paths), images.shape[-1]
         train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
     statistics = channel_statistics(train, side)
-    return ImageData(root.resolve().name, train, test, tuple(names), side, *statistics, (*notes, *listed))
+    return ImageData(name, train, test, tuple(names), side, *statistics, (*notes, *listed))
+
+
+def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str, Files]]:
+    """The names of the classes, and files and labels of ``train`` and of the folder of test images, by its name.
+
+    What is left out is counted.
+    """
+    there = _test_folders(root)
+    names, *train = _list_classes(root / "train", left_out)
+    if not there:
+        raise needs_share(f"{root / 'train'}")
+    test_names, *test = _list_classes(root / there[0], left_out)
+    _check_same(names, test_names, there[0])
+    left_out.update({f"folder {name}": 1 for name in there[1:]})
+    return names, {"train": (train[0], train[1]), there[0]: (test[0], test[1])}
+
+
+def _test_folders(root: Path) -> list[str]:
+    return [name for name in TEST_FOLDERS if (root / name).is_dir()]
 
 
 def image_files(directory: Path) -> tuple[list[Path], Counter[str]]:
@@ -127,7 +198,7 @@ def _list_classes(directory: Path, left_out: Counter[str]) -> tuple[list[str], l
     return list(map(shown_name, folders)), paths, torch.tensor(labels)
 
 
-def _common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:
+def common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[int, list[str]]:
     """The side of the squares to which all images are resized, and a note if that changes the shape of any image."""
     shortest = sorted(min(shape) for shape, num in counts.items() for _ in range(num))
     if len(counts) == 1 and len(set(next(iter(counts)))) == 1:

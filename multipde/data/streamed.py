@@ -7,9 +7,10 @@ import signal
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from multipde.data.decode import decode_image
 from multipde.data.images import Batch, Key, Part
+from multipde.data.tar_members import Member, TarMembers
 from multipde.data.worker_failure import failure_text
 from multipde.runtime.spawning import spawning
 
@@ -29,12 +31,13 @@ class StreamedImages:
     process. If one dies, the error names its file or the cause. With ``num_workers=0`` the calling process decodes.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[Path] | TarMembers
     labels: Tensor
     num_workers: int = 2
 
     def __post_init__(self):
-        self.paths = _Paths(self.paths)
+        if not isinstance(self.paths, TarMembers | _Paths):
+            self.paths = _Paths(self.paths)
         self._files: _Files | None = None
         self._order = _Order()
 
@@ -59,7 +62,14 @@ class StreamedImages:
             raise ValueError(text) from None
 
     def take(self, indices: Tensor) -> "StreamedImages":
-        return StreamedImages([self.paths[i] for i in indices.tolist()], self.labels[indices], self.num_workers)
+        paths: Any = self.paths
+        return replace(self, paths=paths.take(indices), labels=self.labels[indices])
+
+    def files(self) -> Iterator[tuple[str, str, Path]]:
+        """For every file: its name, what stands before it in the checksum of the contents, and its path."""
+        paths: Any = self.paths
+        for path, label in zip(paths, self.labels.tolist(), strict=True):
+            yield f"{path.parent.name}/{path.name}", f"{label} ", path
 
     def close(self) -> None:
         """End the workers; the next call of `batches` starts new ones."""
@@ -99,7 +109,13 @@ class _Paths(Sequence):
     """A sequence of paths that is stored as one array of bytes."""
 
     def __init__(self, paths: Sequence[Path]):
-        self.names = paths.names if isinstance(paths, _Paths) else np.array([os.fsencode(path) for path in paths])
+        self.names = np.array([os.fsencode(path) for path in paths])
+
+    def take(self, indices: Tensor) -> "_Paths":
+        """These paths only."""
+        taken = _Paths(())
+        taken.names = self.names[indices.numpy()]
+        return taken
 
     def __len__(self) -> int:
         return len(self.names)
@@ -125,7 +141,7 @@ class _Order:
 class _Decoder(torch.utils.data.Dataset):
     """Decodes images in a worker, which writes its process id and the index of its file to shared memory."""
 
-    def __init__(self, paths: Sequence[Path], num_workers: int):
+    def __init__(self, paths: Sequence[Path | Member], num_workers: int):
         self.paths = paths
         self.present = torch.full((max(1, num_workers), 2), -1, dtype=torch.int64)
         if num_workers:
@@ -147,7 +163,7 @@ class _Decoder(torch.utils.data.Dataset):
 class _Files:
     """A data loader together with its decoder."""
 
-    def __init__(self, paths: Sequence[Path], order: _Order, num_workers: int, pin_memory: bool):
+    def __init__(self, paths: Sequence[Path | Member], order: _Order, num_workers: int, pin_memory: bool):
         from torch.utils.data import DataLoader
 
         self.num_workers = num_workers

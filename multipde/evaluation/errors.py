@@ -1,6 +1,7 @@
 """The errors of a trained network on test images: its confusion matrix and its worst mistakes."""
 
 import io
+import time
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,8 @@ from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData
 from multipde.data.feed import Feed
 from multipde.data.images import ImageSet
-from multipde.evaluation.metrics import check_classes, confusion_matrix, scored_batches
+from multipde.evaluation.metrics import Metrics, check_classes, confusion_matrix, scored_batches
+from multipde.evaluation.reliability import NUM_BINS, reliability_bins, right_among
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
@@ -41,24 +43,14 @@ class Examination:
     """The errors of a network on test images.
 
     Args:
-        confusion: the confusion matrix, see `Metrics`.
+        metrics: accuracy, confusion matrix and reliability on them.
         mistakes: the wrongly classified images with the largest cross entropy, the largest first.
         energies: energy of the features along time, see `state_energies`, for a few of the images.
     """
 
-    confusion: Tensor
+    metrics: Metrics
     mistakes: list[Mistake]
     energies: list[StateEnergy]
-
-    @property
-    def num_images(self) -> int:
-        """Number of test images."""
-        return int(self.confusion.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the test images that are classified correctly, in [0, 1]."""
-        return self.confusion.trace().item() / self.num_images
 
 
 def examine(
@@ -71,11 +63,17 @@ def examine(
     feed = Feed(test, Normalize.of(spec), compute)
     indices = drawn_indices(len(test), num_images, key).sort().values
     columns: list[Tensor] = []
+    reliability, top5, started = torch.zeros(NUM_BINS, 3, dtype=torch.float64), 0, time.perf_counter()
     for scores, labels in scored_batches(compute.place(net), feed.evaluation(indices, size), compute):
         probability, predicted = scores.softmax(1).max(1)
         loss = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
         columns.append(torch.stack([labels.double(), predicted.double(), probability.double(), loss.double()]).cpu())
+        reliability, top5 = (
+            reliability + reliability_bins(scores, labels).cpu(),
+            top5 + int(right_among(scores, labels, 5)),
+        )
     labels, predicted, probability, loss = torch.cat(columns, 1)
+    seconds = time.perf_counter() - started
     labels, predicted = labels.long(), predicted.long()
     wrong = (labels != predicted).nonzero()[:, 0]
     worst = wrong[loss[wrong].argsort(descending=True)[:num_mistakes]]
@@ -85,8 +83,17 @@ def examine(
         for i, picture in zip(worst, pictures, strict=True)
     ]
     some = torch.cat(list(feed.drawn(None, ENERGY_IMAGES, size, key)))
-    confusion = confusion_matrix(labels, predicted, spec.classes)
-    return Examination(confusion, mistakes, state_energies(net, some) if spec.has_energy else [])
+    num, confusion = len(labels), confusion_matrix(labels, predicted, spec.classes)
+    metrics = Metrics(
+        int(confusion.trace()) / num,
+        loss.mean().item(),
+        num,
+        seconds,
+        confusion=confusion,
+        top5=top5 / num,
+        reliability=reliability,
+    )
+    return Examination(metrics, mistakes, state_energies(net, some) if spec.has_energy else [])
 
 
 def _pictures(images: ImageSet, indices: Tensor, size: int) -> list[bytes]:

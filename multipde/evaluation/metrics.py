@@ -18,6 +18,8 @@ from multipde.data.labels import difference
 from multipde.evaluation.reliability import NUM_BINS, calibration_error, reliability_bins, right_among
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default, eval_mode
+from multipde.networks.all_sizes import at_size
+from multipde.networks.compiled_network import for_evaluation
 from multipde.networks.cost import count_flops
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec, find_spec
@@ -118,7 +120,8 @@ def evaluate(
 
     Args:
         model: a network that carries its description, by which images are normalised, or any other classifier, whose
-            images are normalised with the mean and standard deviation of the data.
+            images are normalised with the mean and standard deviation of the data. One for several sizes is measured at
+            ``size``.
         data: the name of a data set, or the data themselves, as in `load_data`.
         size: image side in pixels, to which the images are averaged; if left out, that of the model's description, or
             that of the data for a model without one.
@@ -134,7 +137,8 @@ def evaluate(
     Raises:
         ValueError: the classes or channels of the data are not those of the model, or an argument is invalid.
     """
-    seen = with_views(model, views)
+    model = at_size(model, size)
+    with_views(model, views)  # raises the error of the number of views
     config = find_spec(model)
     target = config.image_sizes[0] if config and size is None else size
     images = load_data(data, size=target, **(data_options or {}))
@@ -147,7 +151,9 @@ def evaluate(
     side = images.size if target is None else target
     feed = Feed(chosen, Normalize.of(config or images), compute)
     batches, classes = feed.evaluation(indices, side, batch), len(images.class_names)
-    metrics = evaluate_batches(compute.place(seen), batches, compute, classes=classes)
+    num = len(chosen) if indices is None else len(indices)
+    used = model if compute.amp != "off" or compute.device.type != "cpu" else for_evaluation(model, num)
+    metrics = evaluate_batches(compute.place(with_views(used, views)), batches, compute, classes=classes)
     flops = views * count_flops(config.for_images(side)) if config else None
     return replace(metrics, flops=flops)
 

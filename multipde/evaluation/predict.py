@@ -13,7 +13,8 @@ from multipde.data.folder import image_files, left_out_text
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default
 from multipde.mesh.pyramid import resize_images
-from multipde.networks.folding import folded
+from multipde.networks.all_sizes import AllSizes
+from multipde.networks.compiled_network import for_use
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
@@ -73,8 +74,9 @@ def predict(
         model: for a network that was given in Python or by an import path, the same again, as in `load`.
         fit: how images of another size are handled: ``"image"`` averages them to the size of the network; ``"net"``
             converts the network, by copying its stencils, to the largest size that it can have within the image, and
-            averages the image to that size; BatchNorm then keeps its running statistics of the old size. In both cases
-            images that are not square are resized to squares.
+            averages the image to that size; BatchNorm then keeps its running statistics of the old size. Of a
+            checkpoint for several sizes ``"image"`` takes the largest size, and ``"net"`` the largest one within the
+            image. In all cases images that are not square are resized to squares.
         device, amp, views: device, precision and views of every image, as in `evaluate`.
         log: is told which files of a folder are left out.
 
@@ -86,21 +88,24 @@ def predict(
     """
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
-    net, compute, files = load(checkpoint, model), Compute.of(device, amp), _files(images, log or Log(quiet=True))
-    spec = spec_of(net)
+    loaded, compute, files = load(checkpoint, model), Compute.of(device, amp), _files(images, log or Log(quiet=True))
+    trained = loaded.networks if isinstance(loaded, AllSizes) else (loaded,)
+    net, spec = trained[-1], spec_of(trained[-1])
     if spec.dim != 2 or spec.in_channels != 3:
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     normalize, found = Normalize.of(spec), []
-    nets: dict[int, nn.Module] = {spec.image_sizes[0]: _for_use(net, views, compute)}
+    num = len(files)
+    nets: dict[int, nn.Module] = {spec_of(each).image_sizes[0]: _for_use(each, views, compute, num) for each in trained}
+    sides = tuple(nets) if isinstance(loaded, AllSizes) else ()
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
-        pictures = [_picture(path, net, fit) for path in chosen]
+        pictures = [_picture(path, net, fit, sides) for path in chosen]
         sizes, scores = [p.shape[-1] for p in pictures], {}
         for size in sorted(set(sizes)):
             if size not in nets:
                 converted = convert(net, size=spec.for_images(size).size, method="copy")
-                nets[size] = _for_use(converted, views, compute)
+                nets[size] = _for_use(converted, views, compute, len(files))
             scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for path, size in zip(chosen, sizes, strict=True):
@@ -110,9 +115,9 @@ def predict(
     return found
 
 
-def _for_use(net: nn.Module, views: int, compute: Compute) -> nn.Module:
+def _for_use(net: nn.Module, views: int, compute: Compute, num: int) -> nn.Module:
     """The network with everything done that is the same for all images; in bf16 its own norm sums in float32."""
-    return compute.place(with_views(net if compute.amp == "bf16" else folded(net), views))
+    return compute.place(with_views(net if compute.amp != "off" else for_use(net, num), views))
 
 
 def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool = False) -> None:
@@ -142,8 +147,11 @@ def _files(images: Sequence[str | Path], log: Log) -> list[Path]:
     return files
 
 
-def _picture(path: Path, net: nn.Module, fit: str) -> Tensor:
-    """The image as a square uint8 tensor: of the network's size, or with "net" of a size that the network can have."""
+def _picture(path: Path, net: nn.Module, fit: str, sides: Sequence[int]) -> Tensor:
+    """The image as a square uint8 tensor: of the network's size, or with "net" of a size that the network can have.
+
+    The latter is one of the sides, if there are any.
+    """
     spec = spec_of(net)
     size = spec.image_sizes[0]
     if fit == "image":
@@ -151,6 +159,8 @@ def _picture(path: Path, net: nn.Module, fit: str) -> Tensor:
     image = decode_image(path)
     multiple = spec.size_multiple * spec.detail
     side = min(image.shape[1:]) // multiple * multiple
+    if sides:
+        multiple, side = sides[0], max((s for s in sides if s <= side), default=0)
     if not side:
         raise ValueError(f"image must have at least {multiple} pixels each way, got {path}; type --fit image")
     if image.shape[1:] == (side, side):

@@ -9,6 +9,7 @@ from multipde.data.datasets import ImageData, load_data
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.metrics import check_classes
 from multipde.evaluation.views import with_views
+from multipde.networks.all_sizes import AllSizes
 from multipde.networks.cost import count_flops
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec, spec_of
@@ -39,6 +40,8 @@ def evaluate_sizes(
 ) -> list[dict[str, Any]]:
     """Convert a checkpoint to each size by each method, test it before and after recalibration, and print a table.
 
+    A checkpoint for several sizes is tested at those sizes, without any conversion.
+
     Args:
         data: source and options of the data set for `load_data`.
         model: for a network that was given in Python or by an import path, the same again, as in `load`.
@@ -52,24 +55,29 @@ def evaluate_sizes(
         For every row of the table a record of size, method, accuracy and loss before and after recalibration, FLOPs per
         image and images per second.
     """
-    net, compute = load(checkpoint, model), Compute.of(device, amp)
-    with_views(net, views)  # raises for another number
+    loaded, compute = load(checkpoint, model), Compute.of(device, amp)
+    with_views(loaded, views)  # raises for another number
+    several = isinstance(loaded, AllSizes)
+    net = loaded.networks[-1] if several else loaded
     spec = spec_of(net)
     own = spec.image_sizes[0]
-    chosen = tuple(sizes or (own,))
-    wanted = {(size, "-" if size == own else method): None for size in chosen for method in methods}
+    trained = {size: loaded.at(size) for size in sizes or loaded.sizes} if several else {own: net}
+    if several and tuple(methods) != ("copy",):
+        raise ValueError(f"method must be left out for a checkpoint of several sizes, got {' '.join(methods)}")
+    chosen = tuple(sizes or trained)
+    wanted = {(size, "-" if size in trained else method): None for size in chosen for method in methods}
     for size in chosen:
         count_flops(spec.for_images(size))  # raises for a size that the network cannot have, before images are read
     images = images_for(spec, checkpoint, data, max(*chosen, own))
     evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
     evaluator = replace(evaluator, held_back=evaluator.held_back[:0])
-    compute.place(net)
+    compute.place(loaded)
     records: list[dict[str, Any]] = []
     measured: list[dict[str, Any]] = []
     for size, method in wanted:
-        is_own, moved = method == "-", net
+        is_own, moved = method == "-", trained.get(size, net)
         if is_own:
-            found = [evaluator.candidate("-", net, size)]
+            found = [evaluator.candidate("-", moved, size)]
         else:
             converted = evaluator.convert(net, own, size, method)
             moved, found = converted.net, converted.measured

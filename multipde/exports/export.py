@@ -18,6 +18,7 @@ from multipde.evaluation.metrics import check_classes
 from multipde.exports.measured import Examples, checked_difference, images_per_second, noise
 from multipde.exports.onnx_model import OnnxNetwork, check_onnx, following, onnx_model, quantized, quietly
 from multipde.exports.source import python_source
+from multipde.networks.all_sizes import AllSizes, at_size
 from multipde.networks.architectures import working_directory_first
 from multipde.networks.cost import count_flops
 from multipde.networks.folding import folded
@@ -74,11 +75,12 @@ def export(
     The scores of the exported network are compared with those of the network before anything is written.
 
     Args:
-        model: a network with a description, see `describe`; it is not changed.
+        model: a network with a description, see `describe`, or for several sizes; it is not changed.
         file: a file that does not exist.
         format: ``"onnx"``; ``"pt2"``, a program of `torch.export`; or ``"state_dict"``, a file .pt or .safetensors with
             a file of Python beside it, whose ``load()`` makes the plain module with these weights.
-        size: image side in pixels, to which the network is converted by copying its stencils; None for its own.
+        size: image side in pixels, to which the network is converted by copying its stencils; None for its own. Of a
+            network for several sizes it is the one that is exported.
         normalize: whether the exported network normalises the images, which then are grey values 0 to 255, uint8.
         opset: version of the operators of ONNX.
         int8: whether convolutions and matrix products compute with integers of eight bits, see `quantized`; ONNX only.
@@ -141,6 +143,8 @@ def _check(file: Path, format: str, opset: int, int8: bool, data: Any) -> None:
 
 def _on_processor(model: nn.Module, size: int | None) -> nn.Module:
     """A copy in float32 and in evaluation mode, at another image size if one is given."""
+    if isinstance(model, AllSizes):
+        model, size = at_size(model, size), None
     spec: Any = spec_of(model)
     net = copy.deepcopy(model) if size is None else convert(model, size=spec.for_images(size).size, method="copy")
     count_flops(spec_of(net))  # raises for a size that the network cannot have

@@ -1,5 +1,6 @@
 """A stencil computed from a stored parameter and the mesh size, as a torch parametrization of a weight."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import reduce
@@ -89,6 +90,8 @@ class StencilParametrization(nn.Module):
         check_mesh_size(mesh_size)
         ratio = [h / ref for h, ref in zip(mesh_size, reference, strict=True)]
         if max(self.width) > NARROW and any(r != 1 for r in ratio):
+            if self.coordinates == "stencil":  # the scales are the eigenvalues: a lower bound, found at once
+                check_condition([torch.diag(s) for s in self._scales(ratio)], ratio, "the change of the mesh")
             check_condition(self._maps(ratio), ratio, "the change of the mesh")
 
     def tap_matrix(self) -> Tensor:
@@ -97,16 +100,20 @@ class StencilParametrization(nn.Module):
 
     def _maps(self, ratio: Sequence[float], power: int = 1) -> list[Tensor]:
         """The factors of G along the axes, or those of the map of stencils inverted (power -1)."""
-        scales = [
-            r ** (-power * torch.arange(w, dtype=torch.float64, device="cpu"))
-            for w, r in zip(self.width, ratio, strict=True)
-        ]
+        scales = self._scales(ratio, power)
         if self.coordinates == "stencil" or power == -1:
             return [axis_map(w, s, self.reaction) for w, s in zip(self.width, scales, strict=True)]
         return [a * s for a, s in zip(self.unit_basis.axis_matrices, scales, strict=True)]
 
+    def _scales(self, ratio: Sequence[float], power: int = 1) -> list[Tensor]:
+        return [
+            r ** (-power * torch.arange(w, dtype=torch.float64, device="cpu"))
+            for w, r in zip(self.width, ratio, strict=True)
+        ]
+
     def _compute_matrix(self) -> None:
-        matrix = self.tap_matrix()
+        is_unused = self.is_identity and max(self.width) > NARROW  # and takes long for wide stencils
+        matrix = torch.eye(math.prod(self.width), dtype=torch.float64) if is_unused else self.tap_matrix()
         is_wide = max(self.width) > NARROW and self.matrix.device.type != "mps"  # computed in float64 throughout
         self.matrix = matrix.to(self.matrix.device, torch.float64 if is_wide else self.matrix.dtype)
 

@@ -78,6 +78,7 @@ def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], 
     """
     scales = [order_scales(method, (w,), (f,)) for w, f in zip(width, factor, strict=True)]
     reaction = METHODS[method].reaction or reaction
+    check_condition([torch.diag(s) for s in scales], factor, f"the map by {method}")  # a lower bound, found at once
     maps = [torch.eye(len(s)).to(s) if bool((s == 1).all()) else axis_map(len(s), s, reaction) for s in scales]
     check_condition(maps, factor, f"the map by {method}")
     return reduce(torch.kron, maps)

@@ -22,7 +22,7 @@ def parameters_of(function: Callable[..., Any]) -> set[str]:
         return set()
 
 
-def parsed_arguments(text: str, arch: str) -> tuple[tuple[str, Any], ...]:
+def parsed_arguments(text: str, arch: str, option: str = "arch") -> tuple[tuple[str, Any], ...]:
     """Pairs of name and value of keyword arguments that are written as constants in parentheses."""
     try:
         call = ast.parse(f"f{text}", mode="eval").body
@@ -30,7 +30,7 @@ def parsed_arguments(text: str, arch: str) -> tuple[tuple[str, Any], ...]:
             raise ValueError
         return tuple((str(k.arg), as_tuple(ast.literal_eval(k.value))) for k in call.keywords)
     except (ValueError, SyntaxError):
-        raise ValueError(f"arch must have arguments such as (width=2), got {arch!r}") from None
+        raise ValueError(f"{option} must have arguments such as (width=2), got {arch!r}") from None
 
 
 def torchvision_factory(name: str) -> Callable[..., nn.Module]:
@@ -67,7 +67,12 @@ def working_directory_first() -> Iterator[None]:
 
 
 def imported_factory(path: str) -> Callable[..., nn.Module]:
-    """The function at an import path; the working directory is searched first."""
+    """The function at an import path that makes a network; the working directory is searched first."""
+    return imported_object(path, "arch")
+
+
+def imported_object(path: str, option: str) -> Callable[..., Any]:
+    """The function or class at an import path; ValueError, which names the option, for anything else."""
     module, _, name = path.partition(":")
     try:
         with working_directory_first():
@@ -76,7 +81,7 @@ def imported_factory(path: str) -> Callable[..., nn.Module]:
                 found = getattr(found, part)
     except Exception as error:  # the imported module can raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(f"arch must name a function that can be imported, got {path!r} ({reason})") from None
+        raise ValueError(f"{option} must name a function that can be imported, got {path!r} ({reason})") from None
     if not callable(found):
-        raise ValueError(f"arch must name a function, got {path!r}, a {type(found).__name__}")
-    return found  # pyright: ignore[reportReturnType]
+        raise ValueError(f"{option} must name a function, got {path!r}, a {type(found).__name__}")
+    return found

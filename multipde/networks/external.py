@@ -13,6 +13,7 @@ from multipde.mesh.reparametrize import detail_of, stencil_layers, stencil_param
 from multipde.networks import architectures
 from multipde.networks.cost import num_weights
 from multipde.networks.detail import set_detail
+from multipde.networks.input_size import set_input_size
 from multipde.networks.model_spec import Model, SpecBase, check_data_fields, find_spec, reparametrize_for
 from multipde.networks.regularization import WeightDecay
 
@@ -89,8 +90,12 @@ class ExternalModel(SpecBase):
         return self.arch.rpartition(":")[2]
 
     def build(self) -> nn.Module:
-        """Make the network; a module that was given in Python is copied with its weights."""
+        """Make the network; a module that was given in Python is copied with its weights.
+
+        Layers that depend on the image size are resized by timm's ``set_input_size``, where the network has it.
+        """
         net = self._made()
+        set_input_size(net, self.image_sizes, self.label)
         self.put_on_mesh(net)
         net.multipde_spec = self  # pyright: ignore[reportArgumentType]
         set_detail(net, self.detail)

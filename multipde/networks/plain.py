@@ -108,7 +108,7 @@ class PlainNet(nn.Module):
         self.classifier = nn.Linear(out_channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.opening(functional.pad(x, self.pads) if self.pads else x))
+        y = self.opened(x)
         split = 1
         for k, (block, connector) in enumerate(zip(self.blocks, self.connectors, strict=True)):
             if self.dilation[k] > split:
@@ -117,8 +117,16 @@ class PlainNet(nn.Module):
             y = torch.relu(connector(block(y)))
             if k + 1 < len(self.blocks):
                 y = POOL[self.dim](y, 2)
+        return self.classified(y, split, x.shape[0])
+
+    def opened(self, x: Tensor) -> Tensor:
+        """The features before the first block."""
+        return torch.relu(self.opening(functional.pad(x, self.pads) if self.pads else x))
+
+    def classified(self, y: Tensor, split: int, num: int) -> Tensor:
+        """The scores of num images, by the mean of their features over pixels, and over shifts where they are split."""
         y = y.mean(tuple(range(2, y.dim())))
-        return self.classifier(y if split == 1 else y.unflatten(0, (x.shape[0], -1)).mean(1))
+        return self.classifier(y if split == 1 else y.unflatten(0, (num, -1)).mean(1))
 
 
 def shifts(y: Tensor, dilation: int) -> Tensor:

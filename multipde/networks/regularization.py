@@ -114,6 +114,8 @@ def _add(stored: "list[_Stored]", grads: Tensor) -> None:
 class Box:
     """The box constraint: all taps of the symmetric layers stay in [-bound, bound] on the reference mesh.
 
+    Parameters that require no gradient are left as they are.
+
     Attributes:
         stencils: the stored parameters that are stencils themselves, not β coordinates of stencils.
 
@@ -123,6 +125,7 @@ class Box:
     def __init__(self, net: PDENet, bound: float = 1.0):
         convs = [layer.conv for layer in net.modules() if isinstance(layer, SymmetricLayer)]
         found = [_Stored(stored_parameter(conv), stencil_parametrization(conv)) for conv in convs]
+        found = [s for s in found if s.parameter.requires_grad]
         self.bound = bound
         self.stencils = [s.parameter for s in found if s.is_itself]
         self._others = [(s.parameter, s.parametrization) for s in found if not s.is_itself]

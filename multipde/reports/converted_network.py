@@ -21,6 +21,7 @@ from multipde.evaluation.sizes import DataSource
 from multipde.mesh.reparametrize import check_movable, composed_layers, stencil_layers
 from multipde.networks.cost import count_flops
 from multipde.networks.external import IMAGENET
+from multipde.networks.input_size import can_resize
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.reports.finished_conversion import ConversionFinish, taught_data
@@ -114,7 +115,7 @@ def convert_to_directory(
         return None
     if source is None or (steps is None and detail is None):
         _needed(size)
-    net = load(source, arch) if source is not None else _external(arch or "", weights, from_size, normalize)
+    net = load(source, arch) if source is not None else external_network(arch or "", weights, from_size, normalize)
     spec: Any = spec_of(net)
     if size is not None:
         _needed(size)
@@ -128,9 +129,9 @@ def convert_to_directory(
         spec.with_steps(steps)
     compute = Compute.of(device, amp)
     mark(net, layers_to_leave(net, skip, None))
-    if is_moved:
+    if is_moved and not can_resize(net):
         check_movable(net, {**composed_layers(net), **stencil_layers(net)})
-    images = _images(data, max(old, new), need_data, log)
+    images = read_images(data, max(old, new), need_data, log)
     other = None if unlabelled is None else load_unlabelled(unlabelled, max(old, new))
     if images is None and other is not None and unlabelled is not None:
         images, other = taught_data(net, other, unlabelled.name, compute), None
@@ -207,7 +208,8 @@ def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:
     log.say(f"method {report.method}{steps}, {report.num_recalibrated} BatchNorm layers recalibrated")
 
 
-def _images(data: DataSource | None, size: int, need_data: bool, log: Log) -> ImageData | None:
+def read_images(data: DataSource | None, size: int, need_data: bool, log: Log) -> ImageData | None:
+    """The images of a source; None without one, and, with a line on it, where they cannot be read and need not be."""
     if data is None:
         return None
     try:
@@ -219,7 +221,7 @@ def _images(data: DataSource | None, size: int, need_data: bool, log: Log) -> Im
         return None
 
 
-def _external(arch: str, weights: Path | None, size: int, normalize: str | None) -> nn.Module:
+def external_network(arch: str, weights: Path | None, size: int, normalize: str | None) -> nn.Module:
     """A network by name, with the normalisation of ImageNet unless that of the data is wanted."""
     mean, std = ((), ()) if normalize == "data" else IMAGENET
     return network_with_weights(arch, weights, size=size, mean=mean, std=std)

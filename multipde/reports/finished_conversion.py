@@ -18,6 +18,7 @@ from multipde.runtime.signals import STOP, pending_signals
 from multipde.training.budget import Budget
 from multipde.training.finish import FIRST_ROUND, Finish, Finished, FinishSettings, answers
 from multipde.training.level import Level
+from multipde.training.monitor import DivergenceError
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ConversionFinish:
         self, old: nn.Module, new: nn.Module, report: ConversionReport, log: Log
     ) -> tuple[nn.Module, ConversionReport]:
         """The finished network, which is the given one where nothing was gained, and the report with further rows."""
-        found = self._trained(old, copy.deepcopy(new), self.settings, log)
+        found = self.trained(old, copy.deepcopy(new), self.settings, log)
         if found is None:
             return new, report
         share, before = f"{found.after:.1%} of {found.num_held_back:,} held-back images", f"{found.before:.1%}"
@@ -53,15 +54,15 @@ class ConversionFinish:
         candidates = [*report.candidates, self._row(f"{report.method}, finished", found, own[-1])]
         if self.rivals and self.unlabelled is None:
             same = replace(self.settings, budget=Budget(found.num_images, "images"), label_share=1.0)
-            tuned = self._trained(old, copy.deepcopy(new), same, log)
+            tuned = self.trained(old, copy.deepcopy(new), same, log)
             with OwnRandomness(self.settings.seed):
                 net = spec_of(new).build()
-            fresh = self._trained(old, net, replace(same, learning_rate=Level.learning_rate), log)
+            fresh = self.trained(old, net, replace(same, learning_rate=Level.learning_rate), log)
             candidates += [self._row(n, f) for n, f in (("labels instead", tuned), ("from scratch", fresh)) if f]
         bounds = self.evaluator.step_bounds(found.net, report.new_size)
         return found.net, replace(report, candidates=candidates, stability_after=bounds)
 
-    def _trained(self, old: nn.Module, new: nn.Module, settings: FinishSettings, log: Log) -> Finished | None:
+    def trained(self, old: nn.Module, new: nn.Module, settings: FinishSettings, log: Log) -> Finished | None:
         """A network after learning, with a line on it; None where it agrees with the old one already."""
         e, images, parts = self.evaluator, self.unlabelled, (self.evaluator.drawable, self.evaluator.held_back)
         if images is None:
@@ -77,8 +78,12 @@ class ConversionFinish:
                     raise
                 log.say(f"no finish: {error}")
                 return None
-            with log.progress(settings.budget.amount if settings.budget else FIRST_ROUND) as advance:
-                found = finish.run(advance, keep_last=settings.label_share == 1)
+            try:
+                with log.progress(settings.budget.amount if settings.budget else FIRST_ROUND) as advance:
+                    found = finish.run(advance, keep_last=settings.label_share == 1)
+            except DivergenceError as error:
+                log.say(f"the finish is given up, and the network before it is kept: {error}")
+                return None
         if found.stopped:
             log.say("stopped by a signal: the best network so far is kept")
         return found if found.rounds or found.stopped else None

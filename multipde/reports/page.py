@@ -1,7 +1,6 @@
 """``multipde report``: the report of a finished run as one HTML file."""
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from multipde.data.datasets import load_data
 from multipde.evaluation.errors import Examination, examine
 from multipde.networks.model_spec import spec_of
 from multipde.reports.page_figures import page_figures
+from multipde.reports.page_template import rendered
 from multipde.reports.page_text import page_text
 from multipde.reports.run_record import RunRecord, read_run
 from multipde.runtime.console import Log
@@ -99,15 +99,10 @@ def _examined(
 
 
 def _page(run: RunRecord, seen: Examination | None, missing: str) -> str:
-    import jinja2
-
-    template = resources.files("multipde.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     spec = spec_of(run.net)
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
-    return environment.from_string(template).render(
+    return rendered(
+        TEMPLATE,
         sections=page_figures(run, seen, names),
         missing=missing,
         has_steps=bool(spec.block_steps),

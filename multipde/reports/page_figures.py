@@ -10,6 +10,7 @@ from multipde.mesh.reparametrize import stencil_layers
 from multipde.networks.detail import with_detail
 from multipde.networks.model_spec import spec_of, with_meshes
 from multipde.reports import run_figures as figures
+from multipde.reports.reliability_figure import reliability_figure
 from multipde.reports.run_record import RunRecord
 from multipde.training.snapshot import opening_stencils
 
@@ -29,6 +30,7 @@ def page_figures(run: RunRecord, seen: Examination | None, names: Sequence[str])
         "curves": _curves(run),
         "switches": _switches(run),
         "confusion": [] if seen is None else [_confusion(seen, names)],
+        "reliability": [] if seen is None else [_reliability(seen)],
         "stencils": _stencils(run),
         "derivatives": _derivatives(run),
         "energy": [_energy(seen)] if seen is not None and seen.energies else [],
@@ -54,9 +56,13 @@ def _switches(run: RunRecord) -> list[Figure]:
 
 def _confusion(seen: Examination, names: Sequence[str]) -> Figure:
     title = "Per cent of the images of each true class"
-    return _drawn(
-        lambda: confusion_figure(seen.confusion, names), title, "confusion", len(seen.confusion) > MANY_NUMBERS
-    )
+    confusion = seen.metrics.confusion
+    return _drawn(lambda: confusion_figure(confusion, names), title, "confusion", len(confusion) > MANY_NUMBERS)
+
+
+def _reliability(seen: Examination) -> Figure:
+    title = "Accuracy by the confidence of the answer"
+    return _drawn(lambda: reliability_figure(seen.metrics.reliability), title, "reliability")
 
 
 def _stencils(run: RunRecord) -> list[Figure]:

@@ -1,11 +1,13 @@
 """The text and numbers of a report as plain data for the template of its page."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multipde.data.datasets import data_label
 from multipde.evaluation.errors import Examination, Mistake
+from multipde.evaluation.pictures import MANY_NAMES
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import spec_of
 from multipde.reports.run_record import RunRecord, move_sizes
@@ -34,13 +36,20 @@ def page_text(run: RunRecord, seen: Examination | None, names: Sequence[str]) ->
 
 
 def _seen(run: RunRecord, seen: Examination, names: Sequence[str]) -> dict[str, Any]:
+    metrics, confusion = seen.metrics, seen.metrics.confusion.tolist()
     most = sorted(
-        ((int(n), i, j) for i, row in enumerate(seen.confusion.tolist()) for j, n in enumerate(row) if n and i != j),
-        reverse=True,
+        ((int(n), i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if n and i != j), reverse=True
     )
+    shares = [*zip(names, metrics.precision.tolist(), metrics.recall.tolist(), map(sum, confusion), strict=True)]
+    if is_part := len(names) > MANY_NAMES:
+        shares = sorted(shares, key=lambda row: (math.isnan(row[2]), row[2]))[:MANY_NAMES]
     return {
-        "num_images": f"{seen.num_images:,}",
-        "accuracy": _percent(seen.accuracy, 2),
+        "num_images": f"{metrics.num_images:,}",
+        "accuracy": _percent(metrics.accuracy, 2),
+        "top5": _percent(metrics.top5, 2) if len(names) > 5 else None,
+        "calibration_error": _percent(metrics.calibration_error, 2),
+        "is_part": is_part,
+        "classes": [(name, _percent(p, 1), _percent(r, 1), f"{num:,}") for name, p, r, num in shares],
         "recorded": _percent(run.result["test_accuracy"], 2),
         "most": [(names[i], names[j], n) for n, i, j in most[:MOST]],
     }
@@ -66,7 +75,8 @@ def _numbers(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _percent(share: float, digits: int) -> str:
-    return f"{100 * share:.{digits}f}\u202f%"
+    """The share in per cent; a dash for one that is not known, such as the precision of a class never named."""
+    return "-" if math.isnan(share) else f"{100 * share:.{digits}f}\u202f%"
 
 
 def _duration(seconds: float) -> str:
@@ -137,7 +147,7 @@ def _settings(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     }
     shown = {title: part for title, part in parts.items() if isinstance(part, dict)}
     return [
-        (title, [(str(k), _value(v)) for k, v in part.items() if v is not None])
+        (title, [(str(k), _value(v)) for k, v in part.items() if v not in (None, [])])
         for title, part in shown.items()
         if any(v is not None for v in part.values())
     ]

@@ -74,7 +74,7 @@ def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against:
         quantity: ``"accuracy"`` or ``"loss"``.
         against: ``"epochs"`` or ``"work"``.
     """
-    figure, axis = _panel()
+    figure, axis = panel()
     scale, unit = (100, " (%)") if quantity == "accuracy" else (1, " (cross entropy)")
     numbers = iter(range(1, 1 + sum(len(level) for level in levels)))
     places = [[row["total_flops"] / 1e12 if against == "work" else next(numbers) for row in level] for level in levels]
@@ -101,13 +101,13 @@ def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against:
                 middle, 1.01, f"{size_text(level[0]['size'], level[0].get('image_size'))} px", fontsize=8.5, **where
             )
     axis.set_xlim(left, right)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
 def switches(moves: Sequence[Mapping[str, Any]]) -> Any:
     """Draw the validation accuracy before and after every change of level."""
-    figure, axis = _panel()
+    figure, axis = panel()
     names = ("before", "after the move", "BatchNorm recalibrated")
     keys = ("accuracy_before", "accuracy_moved", "accuracy_recalibrated")
     for i, (name, key) in enumerate(zip(names, keys, strict=True)):
@@ -122,13 +122,13 @@ def switches(moves: Sequence[Mapping[str, Any]]) -> Any:
     axis.set_ylim(0, 108)
     axis.set_yticks(range(0, 101, 20))
     axis.set_ylabel("validation accuracy (%)")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
 def spectrum(net: nn.Module) -> Any:
     """Draw the root mean square of the coefficients β of every layer, by order of the derivative."""
-    figure, axis = _panel()
+    figure, axis = panel()
     layers = order_rms(net)
     num_orders = max(len(rms) for rms in layers.values())
     for k in range(num_orders):
@@ -139,13 +139,13 @@ def spectrum(net: nn.Module) -> Any:
     axis.set_yscale("log")
     _mark_blocks(axis, [_block_of(name) for name in layers])
     axis.set_ylabel("rms of β (unit: the layer's mesh)")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
 def controls_in_time(net: nn.Module) -> Any:
     """Draw the root mean square of the stencils θ(t) against time in each block, a line for every layer of a step."""
-    figure, axis = _panel()
+    figure, axis = panel()
     start, edges = 0.0, [0.0]
     blocks: list[Block] = list(net.blocks)  # pyright: ignore
     for block in blocks:
@@ -163,13 +163,13 @@ def controls_in_time(net: nn.Module) -> Any:
     _mark_times(axis, edges)
     axis.set_ylim(0)
     axis.set_ylabel("rms of the stencils θ(t)")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
 def energy_along(points: Sequence[StateEnergy]) -> Any:
     """Draw size and energy of the features against time through all blocks."""
-    figure, axis = _panel()
+    figure, axis = panel()
     start, edges, named = 0.0, [0.0], False
     for k in sorted({p.block for p in points}):
         own = [p for p in points if p.block == k]
@@ -183,11 +183,12 @@ def energy_along(points: Sequence[StateEnergy]) -> Any:
     axis.set_yscale("log")
     _mark_times(axis, edges)
     axis.set_ylabel("per pixel, mean over images")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
-def _panel() -> tuple[Any, Any]:
+def panel() -> tuple[Any, Any]:
+    """A new figure of one panel, and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=PANEL, layout="constrained")
@@ -196,7 +197,7 @@ def _panel() -> tuple[Any, Any]:
     return figure, axis
 
 
-def _legend(figure: Any) -> None:
+def legend(figure: Any) -> None:
     """Place the legend below the axes, where it hides nothing."""
     figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=2.2)
 

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from multipde.runtime.processes import from_rank_zero, num_processes, own_device, rank
 
-AMP = ("off", "bf16", "auto")
+AMP = ("off", "bf16", "fp16", "auto")
 N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Device, precision (``"off"``: float32, ``"bf16"``: bfloat16 convolutions and matrix products) and shard."""
+    """Device, precision (``"off"``: float32, ``"bf16"``, ``"fp16"``: convolutions and products in it) and shard."""
 
     device: torch.device
     amp: str = "off"
@@ -45,7 +45,8 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         """The context in which a network runs in this precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16")
+        dtype = torch.float16 if self.amp == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.amp != "off")
 
     def place(self, net: N) -> N:
         """Move the network to the device, in channels_last layout unless it is three-dimensional, and return it."""
@@ -72,7 +73,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_amp(device: torch.device, amp: str) -> str:
-    """The precision ``"off"`` or ``"bf16"``; ``"auto"`` becomes bf16 where the device computes faster with it.
+    """The precision of a name; ``"auto"`` becomes ``"bf16"`` where the device computes faster with it, else ``"off"``.
 
     Every CPU can compute with bf16, but without instructions for it it is slow, and with them it may be no faster than
     with float32: a convolution is timed in both.
@@ -81,6 +82,8 @@ def choose_amp(device: torch.device, amp: str) -> str:
         raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
     if amp == "auto":
         return "bf16" if _has_bf16(device) and (device.type != "cpu" or _is_faster_with_bf16()) else "off"
+    if amp == "fp16" and device.type != "cuda":
+        raise ValueError(f"amp must be off, bf16 or auto on {device}, got fp16, which needs CUDA; type --amp auto")
     if amp == "bf16" and device.type != "cpu" and not _has_bf16(device):
         raise ValueError(f"amp must be off on {device}, which has no bfloat16, got bf16; type --amp off")
     return amp

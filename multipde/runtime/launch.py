@@ -21,3 +21,14 @@ def launcher() -> list[str]:
     here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
     machines = num_launched() // int(here)
     return ["torchrun", *(["--nnodes", str(machines)] if machines > 1 else []), "--nproc-per-node", here, "-m", "--"]
+
+
+def num_nodes() -> int:
+    """The number of machines on which torchrun has started the processes."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1))
+
+
+def num_restarts() -> tuple[int, int]:
+    """How often torchrun has started the processes again, as far as this machine knows, and how often it may."""
+    done, most = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return int(done), int(most)

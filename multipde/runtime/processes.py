@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from multipde.runtime.fresh_store import fresh_store
 from multipde.runtime.launch import num_launched
 
 T = TypeVar("T")
@@ -35,7 +36,9 @@ def process_group() -> Iterator[None]:
     has_gpus = torch.cuda.is_available()
     if has_gpus and _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
+    store = fresh_store()
+    where = {} if store is None else {"store": store, "rank": int(os.environ["RANK"]), "world_size": num_launched()}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", **where)
     yield
     gc.collect()  # a model in a reference cycle would keep the group and its threads alive until the interpreter exits
     dist.destroy_process_group()

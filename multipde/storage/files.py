@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from multipde.networks.limits import ROWS_BYTES
 from multipde.storage.lock import check_lock
@@ -40,8 +41,12 @@ def write_file(file: Path, data: bytes) -> None:
         sync_directory(file.parent)
 
 
-def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write a new directory of files and their checksums; on an OSError no directory is left."""
+def write_directory(directory: Path, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
+    """Write a new directory of files and their checksums; on an error no directory is left.
+
+    Args:
+        files: the contents by name; or pairs of both, each made when the one before it is written.
+    """
     partial = partial_of(directory)
     check_lock(directory)
     with writing(directory):
@@ -49,8 +54,12 @@ def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
         clear_stale(directory)
         try:
             os.mkdir(partial)
-            for name, data in {**files, SUMS: checksums(files)}.items():
+            sums: dict[str, str] = {}
+            pairs: Any = files.items() if isinstance(files, Mapping) else files
+            for name, data in pairs:
+                sums[name] = hashlib.sha256(data).hexdigest()
                 write_new(partial / name, data)
+            write_new(partial / SUMS, _text_of(sums))
             sync_directory(partial)
             check_lock(directory)
             os.replace(partial, directory)
@@ -77,7 +86,11 @@ def check_own(file: Path, mark: bytes, what: str) -> None:
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
     """The checksums of files in the format that ``sha256sum -c`` reads."""
-    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items())).encode()
+    return _text_of({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+
+
+def _text_of(sums: Mapping[str, str]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
 
 
 def check_sums(directory: Path, *names: str, are_needed: bool = True) -> None:

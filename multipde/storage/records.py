@@ -91,6 +91,19 @@ def check_kind(name: str, value: Any, annotation: Any) -> None:
         raise TypeError(f"{name} of the wrong kind, {str(value)[:60]!r}") from None
 
 
+def flat_record(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """A nested record as one with names such as ``settings.seed`` and ``levels.0.size``."""
+    found = {}
+    for key, value in record.items():
+        if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping):
+            found |= flat_record(value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value
+    return found
+
+
 def brief(error: BaseException) -> str:
     """The message of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]

@@ -17,14 +17,15 @@ from multipde.storage.lock import LOCK, check_lock, locked
 from multipde.storage.opening import make_directory, remove_flat, writing
 from multipde.storage.records import check_kind, json_bytes, read_record
 
+CSV = "metrics.csv"
 RECORD, RESULT, METRICS, PAGE, TRAINER = "run.json", "result.json", "metrics.jsonl", "report.html", "trainer.json"
 PAGE_MARK = b": multipde report</title>"
 """The bytes by which a report is known to be ours."""
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{4,9})")
 PARTIAL = re.compile(
-    r"\.((?:run|result|config)\.json|metrics\.jsonl|report\.html|SHA256SUMS|(?:model|level-[0-9]+-[0-9]+px)\.safetensors"
-    r"|checkpoint-[0-9]+)\.partial-([0-9a-f]{16}|[0-9]+)"
+    r"\.((?:run|result|config|mlflow)\.json|metrics\.(?:jsonl|csv)|report\.html|SHA256SUMS"
+    r"|(?:model|level-[0-9]+-[0-9]+px)\.safetensors|checkpoint-[0-9]+)\.partial-([0-9a-f]{16}|[0-9]+)"
 )
 """Names of what a killed run leaves of a file or checkpoint that it was writing or removing."""
 
@@ -189,10 +190,11 @@ def write_extended(run_dir: Path, record: Mapping[str, Any]) -> None:
     write_file(run_dir / RECORD, json_bytes(record))
 
 
-def resume_command(run: Path, network: Any) -> str:
+def resume_command(run: Path, network: Any, loss: Any = None) -> str:
     """The command that continues a run, with as many processes as now.
 
-    An import path is named again, because no record makes a program import it.
+    Import paths of network and loss are named again, because no record makes a program import them.
     """
-    arch = getattr(network, "import_path", "")
-    return shell_line(*launcher(), "multipde", "train", "--run", run, "--resume", *(("--arch", arch) if arch else ()))
+    paths = {"--arch": getattr(network, "import_path", ""), "--loss": getattr(loss, "import_path", "")}
+    words = [word for option, path in paths.items() if path for word in (option, path)]
+    return shell_line(*launcher(), "multipde", "train", "--run", run, "--resume", *words)

@@ -172,9 +172,13 @@ PROVENANCE = entries({}, {"command": text, "versions": texts, "machine": texts, 
 RUN = entries(
     {**FORMATS, "network": plain, "levels": items(plain, LEVELS, 1), "settings": plain, "num_train": whole(1)},
     {"data": optional(text), "data_options": plain, "init": optional(text), "objective": texts}
+    | {"weights": optional(entries({"file": text, "digest": text}, {"from_size": optional(side)}))}
     | {"provenance": PROVENANCE},
 )
 """run.json, whose network, levels and settings are then made into dataclasses, with their own bounds"""
 
 NETWORK = entries({**FORMATS, "network": plain})
 """config.json"""
+
+SEVERAL = entries({**FORMATS, "network": plain, "sizes": items(side, LEVELS, 1)})
+"""sizes.json, whose network is that of the largest size"""

@@ -1,7 +1,7 @@
 """Networks on disk: a directory with model.safetensors, config.json and checksums."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,28 @@ from torch import nn
 from multipde.mesh.modes import cpu_by_default
 from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import bake
-from multipde.networks.config import NetworkConfig
-from multipde.networks.external import PYTHON, ExternalModel, external_model, given_model
-from multipde.networks.model_spec import ModelSpec, check_mesh, spec_of
+from multipde.networks.all_sizes import AllSizes
+from multipde.networks.model_spec import check_mesh, spec_of
 from multipde.storage.files import CONFIG, check_network_sums, write_directory
-from multipde.storage.records import brief, from_record, json_bytes, read_record
+from multipde.storage.hub_download import local_directory
+from multipde.storage.network_record import Given, given_again, spec_from_record
+from multipde.storage.records import brief, json_bytes, read_record
 from multipde.storage.run_directory import check_new, is_unfinished, newest_checkpoint
 from multipde.storage.schema import FORMAT, NETWORK
+from multipde.storage.stored_sizes import SIZES, files_of_sizes, read_sizes
 from multipde.storage.tensors import BEST, MODEL, read_tensors, stored_shapes, tensor_bytes
-
-Given = nn.Module | Callable[..., nn.Module] | str | ModelSpec | None
-"""A network that must be given again, because its record imports nothing: a module, a function that makes one, what
-was typed after ``--arch``, or its description."""
 
 
 @cpu_by_default()
 def save(model: nn.Module, directory: str | Path) -> Path:
     """Write a network to a new directory: model.safetensors, config.json and their SHA256SUMS.
 
+    One for several sizes becomes sizes.safetensors, in which what the sizes share stands once, and sizes.json.
+
     Equal networks give equal bytes, since no time or path is stored.
 
     Args:
-        model: a `PDENet`, or any network with a description, see `describe`.
+        model: a `PDENet`, or any network with a description, see `describe`; or an `AllSizes`.
         directory: a directory that does not exist or is empty.
 
     Returns:
@@ -45,7 +45,8 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     """
     directory = Path(directory).resolve()
     check_new(directory)
-    check_mesh(model)
+    for net in model.networks if isinstance(model, AllSizes) else (model,):
+        check_mesh(net)
     write_directory(directory, network_files(model))
     return directory
 
@@ -58,20 +59,24 @@ def load(directory: str | Path, model: Given = None) -> Any:
     to read: nothing in them is executed or imported, and shapes are checked before memory is allocated.
 
     Args:
-        directory: a directory that `save` wrote, or of a run, a checkpoint or a converted network.
+        directory: a directory that `save` wrote, or of a run, a checkpoint or a converted network; or
+            ``"hf://user/name"``, perhaps followed by ``@revision``, for a network on the Hugging Face Hub, which is
+            downloaded with ``huggingface_hub``. A plain path never is, whether it exists or not.
         model: only for a network that was given in Python or by an import path, because files cannot name code to be
             run: the same module, function or import path again.
 
     Returns:
-        A `PDENet`, or the external network, in evaluation mode.
+        A `PDENet`, or the external network, in evaluation mode; an `AllSizes` where it was saved for several sizes.
 
     Raises:
         ValueError: there is no such directory or no network in it, a file is damaged or does not match the others, or
             ``model`` is needed or differs from the recorded one.
     """
-    directory = Path(directory)
+    directory = local_directory(directory)
     if not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, got {directory}")
+    if (directory / SIZES).exists():
+        return read_sizes(directory, model)
     if (directory / MODEL).exists() and not (is_unfinished(directory) and newest_checkpoint(directory)):
         check_network_sums(directory, MODEL, CONFIG)
         return read_network(directory, MODEL, model)
@@ -86,7 +91,9 @@ def load(directory: str | Path, model: Given = None) -> Any:
 
 
 def network_files(model: nn.Module, name: str = MODEL) -> dict[str, bytes]:
-    """The contents of the two files of a network, by name."""
+    """The contents of the two files of a network, by name; those for several sizes have names of their own."""
+    if isinstance(model, AllSizes):
+        return files_of_sizes(model)
     record = {"format": FORMAT, "network": spec_of(model).record()}
     return {CONFIG: json_bytes(record), name: tensor_bytes(model.state_dict())}
 
@@ -95,26 +102,6 @@ def read_spec(directory: Path, model: Given = None) -> Any:
     """The description of the network from config.json, with its arguments and errors as in `load`."""
     file = directory / CONFIG
     return given_again(spec_from_record(read_record(file, NETWORK)["network"], file), model)
-
-
-def spec_from_record(record: Any, file: Path) -> Any:
-    """The description of a network from its record, without any import; ValueError for a record that is invalid."""
-    kind = ExternalModel if isinstance(record, dict) and "arch" in record else NetworkConfig
-    return from_record(kind, record, file, "a network")
-
-
-def given_again(spec: Any, model: Given) -> Any:
-    """A recorded description that builds the network that was given; ValueError if it is not the recorded one."""
-    is_description = hasattr(model, "record")
-    if model is None or (is_description and not hasattr(spec, "factory")):
-        return spec
-    if not hasattr(spec, "factory"):
-        raise ValueError(f"model must be left out for {spec.label}, which its record describes, got {type(model)}")
-    given: Any = model if is_description else external_model(model) if isinstance(model, str) else given_model(model)  # pyright: ignore
-    both_python = all(each.arch.startswith(f"{PYTHON}:") for each in (spec, given))  # only weights can be compared
-    if not both_python and (spec.arch != given.arch or (given.arguments and spec.arguments != given.arguments)):
-        raise ValueError(f"model must be the one of the record, {spec.arch}, got {given.arch}")
-    return replace(spec, factory=given.factory)
 
 
 def read_network(directory: Path, name: str, model: Given = None) -> nn.Module:
@@ -142,9 +129,16 @@ def read_network(directory: Path, name: str, model: Given = None) -> nn.Module:
         net, is_baked = made()
     net.float()
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict(_versioned(tensors, net))
     except RuntimeError as error:
         raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {brief(error)}") from None
     if is_baked:
         spec.put_on_mesh(net)
     return net.eval()
+
+
+def _versioned(tensors: Mapping[str, torch.Tensor], net: nn.Module) -> Mapping[str, torch.Tensor]:
+    """A state dict with the versions of the modules, which some ask for, and which safetensors does not keep."""
+    state = OrderedDict(tensors)
+    state._metadata = net.state_dict()._metadata  # pyright: ignore[reportAttributeAccessIssue]
+    return state

@@ -9,9 +9,10 @@ from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import Interrupted
 from multipde.storage.run_directory import RECORD, read_run_record
+from multipde.training.finished_run import Run
 from multipde.training.level import Level
 from multipde.training.plan import recorded_plan
-from multipde.training.run import Run, resume, train
+from multipde.training.run import resume, train
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 

@@ -4,7 +4,6 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,22 +14,23 @@ from multipde.conversions.recalibration import recalibrate
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.data.augmentation import Augmentation
 from multipde.data.datasets import split_indices
-from multipde.data.feed import Feed, laid_out
+from multipde.data.feed import Feed
 from multipde.data.image_data import ImageData
 from multipde.data.images import ImageSet, Key
 from multipde.data.unlabelled import load_unlabelled
 from multipde.evaluation.metrics import scored_batches
 from multipde.mesh.modes import eval_mode
-from multipde.mesh.pyramid import resize_images
+from multipde.networks.all_sizes import AllSizes
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Advance
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import PendingSignals
-from multipde.training.budget import IMAGE_UNITS, Budget, parse_budget
+from multipde.training.budget import Budget
+from multipde.training.every_size import EverySize, EverySizeStep, seen
+from multipde.training.finish_settings import SEVERAL_RATE, Finished, FinishSettings, finish_budget
 from multipde.training.objective import Objective
 from multipde.training.settings import TrainSettings
-from multipde.training.step import TrainStep
 
 FIRST_ROUND = 5000
 """Images of the first round where the end is found automatically; every further round has twice as many."""
@@ -42,69 +42,6 @@ GOOD_AGREEMENT = 0.99
 """With this agreement nothing is left to learn from the old network."""
 
 
-@dataclass(frozen=True)
-class FinishSettings:
-    """How the converted network learns from the old one.
-
-    The loss of an image is T² times the cross entropy between softmax(z/T) of the converted network's scores z and
-    the target (1-s) softmax(t/T) + s y, where t are the scores of the old network and y is the label.
-
-    Args:
-        budget: time, or a number of training images; None ends by itself: rounds of 5,000, 10,000, ... images follow
-            each other until the agreement with the old network on held-back images grows by less than 0.25 points.
-        longest: seconds after which it ends in any case.
-        temperature: T, positive; labels alone are learned at temperature 1.
-        label_share: s in [0, 1], positive only for images with labels.
-        learning_rate: of the first step; it falls linearly to zero, in every round.
-        batch: images per step.
-        seed: seed of the order of the images and of their augmentation.
-        compile: use compiled kernels, see `compile_layers`.
-
-    Reference: Hinton, Vinyals & Dean (2015), Distilling the Knowledge in a Neural Network.
-    """
-
-    budget: Budget | None = None
-    longest: float = math.inf
-    temperature: float = 2.0
-    label_share: float = 0.0
-    learning_rate: float = 0.05
-    batch: int = 125
-    seed: int = 0
-    compile: bool = False
-
-    def __post_init__(self):
-        if self.budget is not None and self.budget.unit not in ("seconds", "images"):
-            raise ValueError(f"finish must be a time or a number of images, got {self.budget.unit}; type --finish 2min")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if not 0 <= self.label_share <= 1:
-            raise ValueError(f"label_share must lie in [0, 1], got {self.label_share}")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The result of a finish.
-
-    Args:
-        net: the network with the largest agreement; the converted one where nothing was gained.
-        num_images: number of images that were learned from, repetitions included.
-        seconds: wall time.
-        before, after: share of the held-back images for which old and new network name the same class.
-        rounds: images, seconds and agreement at the end of every round.
-        stopped: the signal that ended it early, 0 for none.
-        num_held_back: number of held-back images.
-    """
-
-    net: nn.Module
-    num_images: int
-    seconds: float
-    before: float
-    after: float
-    rounds: list[tuple[int, float, float]] = field(default_factory=list)
-    stopped: int = 0
-    num_held_back: int = 0
-
-
 def finish(
     new: nn.Module,
     old: nn.Module,
@@ -112,7 +49,7 @@ def finish(
     *,
     budget: str = "auto",
     label_share: float = 0.0,
-    learning_rate: float = FinishSettings.learning_rate,
+    learning_rate: float | None = None,
     batch: int = FinishSettings.batch,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -122,19 +59,24 @@ def finish(
     """Let a trained network teach the one that was converted from it, on images that need no labels.
 
     A fifth of the images, at most 2,000, is held back; on these the two networks are compared. The networks themselves
-    do not change: a copy of the converted one learns, see `FinishSettings`.
+    do not change: a copy of the converted one learns, see `FinishSettings`. One for several sizes learns at all of them
+    together: every batch is seen at every size.
 
     Args:
-        new, old: the converted and the trained network, with their descriptions, see `describe`.
+        new, old: the converted and the trained network, with their descriptions, see `describe`; new may be a network
+            for several sizes, see `share_stencils`.
         images: a folder of images, flat or in classes; images (N, C, *size), uint8 or on [0, 1]; or an `ImageData`.
         budget: ``"2min"``, ``"20000images"``, or ``"auto"``: until the networks agree no better.
         label_share: share of the labels in the target, positive only for an `ImageData`.
-        learning_rate, batch, seed, compile: see `FinishSettings`.
+        learning_rate: of the first step; None for 0.05, or 0.02 for a network for several sizes.
+        batch, seed, compile: see `FinishSettings`.
         device, amp: as in `TrainSettings`.
 
     Raises:
         ValueError: there are too few images, they are too small, or the old network names one class for all of them.
     """
+    if learning_rate is None:
+        learning_rate = SEVERAL_RATE if isinstance(new, AllSizes) else FinishSettings.learning_rate
     settings = FinishSettings(
         finish_budget(budget),
         label_share=label_share,
@@ -145,15 +87,20 @@ def finish(
     )
     if label_share and not isinstance(images, ImageData):
         raise ValueError(f"label_share must be zero for images without labels, got {label_share}")
-    found = load_unlabelled(images, max(spec_of(net).image_sizes[0] for net in (new, old)))
+    found = load_unlabelled(images, finest_side(new, old))
     indices, held_back = split_indices(len(found), seed)
     copied = copy.deepcopy(new), copy.deepcopy(old)
     return Finish(*copied, found, indices, held_back[:MOST_HELD_BACK], Compute.of(device, amp), settings).run()
 
 
-def finish_budget(text: str) -> Budget | None:
-    """The budget in a text such as ``2min`` or ``20000images``, None for ``auto``; ValueError for any other text."""
-    return None if text == "auto" else parse_budget(text, IMAGE_UNITS, "s, min or images, or auto, such as 2min")
+def networks_of(net: nn.Module) -> tuple[nn.Module, ...]:
+    """The networks of all sizes, the smallest first, of one for several sizes; any other network alone."""
+    return net.networks if isinstance(net, AllSizes) else (net,)
+
+
+def finest_side(*nets: nn.Module) -> int:
+    """The largest side of the images that any of the networks sees."""
+    return max(spec_of(each).image_sizes[0] for net in nets for each in networks_of(net))
 
 
 def answers(net: nn.Module, images: ImageSet, indices: Tensor | None, compute: Compute) -> Tensor:
@@ -167,7 +114,7 @@ class Finish:
     """Trains a converted network on the answers of the old one, each of which sees the images at its own size.
 
     Args:
-        new, old: the converted and the old network, with their descriptions; new is changed.
+        new, old: the converted and the old network, with their descriptions; new is changed, and may be an `AllSizes`.
         images: images at least as fine as the finer size, learned from at ``indices`` and compared at ``held_back``.
     """
 
@@ -185,12 +132,12 @@ class Finish:
         self.settings, self.compute, self.signals = settings or FinishSettings(), compute, signals or PendingSignals()
         self.new, self.old = compute.place(new), compute.place(old)
         self.images, self.indices, self.held_back = images, indices, held_back
-        self.side = max(spec_of(net).image_sizes[0] for net in (new, old))
-        grey = (0.5,) * spec_of(new).in_channels
+        self.networks, self.side, self.spec = networks_of(self.new), finest_side(new, old), spec_of(old)
+        grey = (0.5,) * self.spec.in_channels
         self.feed = Feed(images, Normalize(grey, (1.0,) * len(grey)), compute)  # the augmentation fills with grey
         own = TrainSettings(seed=self.settings.seed, compile=self.settings.compile)
         self.deadline = math.inf
-        self.step = TrainStep(self.new, own, compute, Objective(loss=self._loss))
+        self.step = EverySizeStep(EverySize(self.networks), own, compute, Objective(loss=self._loss))
         self.expected = answers(self.old, images, held_back, compute)
         if len(self.expected.unique()) < 2:
             raise ValueError(f"images must show more than one class, got {len(held_back)} held-back images of one")
@@ -230,8 +177,13 @@ class Finish:
         return bool(self.signals.stop) or time.perf_counter() > self.deadline
 
     def agreement(self) -> float:
-        """Share of the held-back images for which both networks name the same class."""
-        return (answers(self.new, self.images, self.held_back, self.compute) == self.expected).double().mean().item()
+        """Share of the held-back images for which both networks name the same class; the mean over the sizes.
+
+        The size of the old network does not count where there are others, because its answers are right before a step.
+        """
+        compared = [net for net in self.networks if spec_of(net) != self.spec] or self.networks
+        found = [answers(net, self.images, self.held_back, self.compute) for net in compared]
+        return torch.stack([each == self.expected for each in found]).double().mean().item()
 
     def _round(self, index: int, budget: Budget, started: float, advance: Advance) -> int:
         """Train on so many images, or until so many seconds after the start; return the number of images."""
@@ -242,7 +194,8 @@ class Finish:
             share = (spent - begun) / max(budget.amount - begun, 1e-9) if is_timed else spent / budget.amount
             if share >= 1 or self._is_over():
                 break
-            self.step(self._seen(self.new, x), self._target(x, labels), self.settings.learning_rate * (1 - share))
+            inputs = [seen(net, x) for net in self.networks]
+            self.step(inputs, self._target(x, labels), self.settings.learning_rate * (1 - share))
             done += len(x)
             advance(spent - before, f"finish, round {index + 1}")
             before = spent
@@ -251,7 +204,7 @@ class Finish:
 
     def _batches(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented images on 0..255 and their labels, pass after pass."""
-        epoch, augment = 0, Augmentation.of(True, spec_of(self.new).classes)
+        epoch, augment = 0, Augmentation.of(True, self.spec.classes)
         while True:
             key: Key = (self.settings.seed, "finish", index, epoch)
             sizes = ((self.side, 1.0),)
@@ -262,24 +215,25 @@ class Finish:
     @torch.no_grad()
     def _target(self, x: Tensor, labels: Tensor) -> Tensor:
         """The shares of the classes (N, classes) that the new network is to learn."""
-        s, own = self.settings.label_share, functional.one_hot(labels, spec_of(self.new).classes).float()
+        s, own = self.settings.label_share, functional.one_hot(labels, self.spec.classes).float()
         if s == 1:
             return own
         with eval_mode(self.old), self.compute.autocast():
-            taught = self.old(self._seen(self.old, x)).float()
+            taught = self.old(seen(self.old, x)).float()
         return (1 - s) * functional.softmax(taught / self.temperature, 1) + s * own
 
     def _loss(self, scores: Tensor, target: Tensor) -> Tensor:
-        t = self.temperature
+        """The loss of the scores of all sizes, (sizes · N, classes), for the target (N, classes)."""
+        t, num = self.temperature, len(self.networks)
+        if num > 1:
+            e, own = self.settings.ensemble, functional.softmax(scores.detach() / t, 1).view(num, *target.shape)
+            mixed = (1 - e) * target + e * own.mean(0)
+            target = torch.cat([mixed.repeat(num - 1, 1), target])
         return t**2 * functional.cross_entropy(scores / t, target)
 
     def _recalibrate(self) -> None:
-        spec = spec_of(self.new)
-        feed = Feed(self.images, Normalize.of(spec), self.compute)
         key = (self.settings.seed, "finish", "precise")
-        recalibrate(self.new, feed.drawn(self.indices, RECALIBRATION_IMAGES, spec.image_sizes[0], key))
-
-    def _seen(self, net: nn.Module, x: Tensor) -> Tensor:
-        """Images as a network sees them: at its size, normalised."""
-        spec = spec_of(net)
-        return laid_out(Normalize.of(spec)(resize_images(x, spec.image_sizes[0])))
+        for net in self.networks:
+            spec = spec_of(net)
+            feed = Feed(self.images, Normalize.of(spec), self.compute)
+            recalibrate(net, feed.drawn(self.indices, RECALIBRATION_IMAGES, spec.image_sizes[0], key))

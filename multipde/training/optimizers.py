@@ -1,5 +1,6 @@
 """Optimizers for any module: which of its parameters are stencils, norm biases, and others."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization,
 from multipde.networks.layers import TVNorm
 from multipde.networks.model_spec import ModelSpec
 from multipde.training.muon import Muon
+from multipde.training.parameter_groups import split_groups
 
 OPTIMIZERS = ("sgd", "muon", "adamw")
 ADAMW_RATE = 0.04
@@ -33,6 +35,7 @@ def make_optimizer(
     stencil_momentum: float = 0.6,
     weight_decay: float | None = None,
     bias_rate: float = 1.0,
+    rates: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer for all parameters of a module, in groups by the kind of their layer.
 
@@ -55,6 +58,8 @@ def make_optimizer(
             0.02 with ``"adamw"`` and 0 with ``"sgd"``. It is decoupled from the gradient, except
             that SGD adds it to the gradient.
         bias_rate: factor of the learning rate of the biases of norms.
+        rates: further factors of the learning rates of single parameters; if given, parameters that require no gradient
+            are left out.
 
     Raises:
         ValueError: the optimizer is unknown, or the module has no convolution for ``"muon"``.
@@ -77,7 +82,7 @@ def make_optimizer(
         groups.append({"params": params, "rate_factor": factor, "weight_decay": decay, **own, **split})
     groups.append({"params": biases, "rate_factor": factor * bias_rate, "weight_decay": 0.0})
     groups.append({"params": others, "rate_factor": factor, "weight_decay": 0.0})
-    groups = _merged(groups, learning_rate)
+    groups = _merged(groups if rates is None else split_groups(groups, rates), learning_rate)
     if is_muon:
         layers = stencil_layers(module).values()
         found: dict[Tensor, StencilParametrization] = {

@@ -1,19 +1,17 @@
 """Train a network and record the training in a directory; resume an interrupted one."""
 
-import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from multipde.data.augmentation import ImageFunction
-from multipde.data.datasets import ImageData, load_data, split_indices
+from multipde.data.datasets import load_data, split_indices
 from multipde.evaluation.metrics import Score, check_classes
 from multipde.mesh.modes import cpu_by_default
-from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute, determinism
 from multipde.runtime.processes import (
@@ -25,7 +23,7 @@ from multipde.runtime.processes import (
     rank_zero_first,
 )
 from multipde.runtime.signals import SAVE, pending_signals
-from multipde.storage.provenance import ChecksumWriter, check_data, data_record, differences, provenance, record_moved
+from multipde.storage.provenance import check_data, data_record, differences, provenance, record_moved
 from multipde.storage.records import read_record
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import (
@@ -40,39 +38,21 @@ from multipde.storage.run_directory import (
     read_run_record,
     recorded_data,
     resolved,
-    take_directory,
     write_extended,
 )
 from multipde.storage.schema import FORMAT, RUN
 from multipde.storage.stored_network import Given, load
+from multipde.training.finished_run import Run, finish_run
+from multipde.training.job import take_shared
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
 from multipde.training.plan import extended, flops_to_share, recorded_plan, shared_budget
 from multipde.training.recipe import recipe_text
-from multipde.training.result import level_rows, write_result
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 from multipde.training.start import Start, fit_to_data, network_for, new_trainer, read_start
-from multipde.training.tensorboard import Board, check_tensorboard
-from multipde.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training.
-
-    Args:
-        directory: the run directory; `load` reads the network from it.
-        model: the network of the last level, with the weights that were best on the validation images.
-        result: ``test_accuracy`` in [0, 1], ``test_loss``, ``seconds``, ``flops``, and a list of records for the
-            ``levels``, the ``moves`` between them and the ``rollbacks``.
-        metrics: a record per epoch, with losses, accuracies, seconds and FLOPs.
-    """
-
-    directory: Path
-    model: Any
-    result: Mapping[str, Any]
-    metrics: list[dict[str, Any]]
+from multipde.training.trackers import check_trackers, trackers
+from multipde.training.weights_file import WeightsFile, weights_given
 
 
 @process_group()
@@ -85,6 +65,8 @@ def train(
     *,
     settings: TrainSettings | None = None,
     init: str | Path | Start | None = None,
+    weights: str | Path | None = None,
+    from_size: int | None = None,
     data_options: Mapping[str, Any] | None = None,
     balance: bool = False,
     work: Sequence[float] | None = None,
@@ -110,6 +92,10 @@ def train(
         run_dir: a directory that does not exist or is empty.
         settings: all other choices, from the seed to the optimizer, penalty and device; the defaults if None.
         init: a checkpoint whose weights the training starts from; converted to the first level if its mesh differs.
+        weights: a state dict in .safetensors, .pt or .pth from which the network starts, instead of a checkpoint; where
+            it was trained for another number of classes, the last layer begins at random.
+        from_size: side in pixels of the images for which the weights were trained, from which the network is converted
+            to the first level; None to take the stencils as they are.
         data_options: keyword arguments of `load_data`, where data is a name.
         balance: use larger batches and learning rates on coarser levels, see `Schedule.balanced`.
         work: a share of ``settings.budget``, which is in FLOPs, for each level; their numbers of epochs follow from it.
@@ -127,11 +113,12 @@ def train(
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
     on_rank_zero(lambda: check_new_run(run_dir, "; type --resume to go on with a run"))
-    check_tensorboard(settings.tensorboard)
+    check_trackers(settings)
     flops = 0.0 if work is None else flops_to_share(settings)
     function = settings.augment if callable(settings.augment) else None
     settings = settings if function is None else replace(settings, augment=None)
-    whiten, smoothing = settings.whiten and init is None and not isinstance(model, nn.Module), settings.label_smoothing
+    given_weights, smoothing = weights_given(weights, from_size, init), settings.label_smoothing
+    whiten = settings.whiten and init is None and weights is None and not isinstance(model, nn.Module)
     settings = replace(settings, whiten=whiten, label_smoothing=0.0 if loss else smoothing)
     options, objective = dict(data_options or {}), Objective(loss, metric, optimizer, function)
     given: Any = model if isinstance(model, str) or callable(model) else None
@@ -150,6 +137,8 @@ def train(
         plan = schedule.of(spec)
         plan.flops()  # raises for a size that the network cannot take, before anything is written
         log = _listeners(run_dir, quiet, plan, settings)
+        if given_weights is not None:
+            start = given_weights.start(plan.configs()[0], settings.seed, log.say)
         trainer = new_trainer(plan, images, settings, run_dir, log, start, objective)
         if settings.recipe is not None:
             log.say(recipe_text(settings.recipe, asdict(schedule.levels[0]) | asdict(settings)))
@@ -164,13 +153,14 @@ def train(
             "data_options": options | ({"root": resolved(options["root"])} if options.get("root") else {}),
             "num_train": len(images.train),
             "init": None if start is None or start.path is None else str(start.path.resolve()),
+            "weights": None if given_weights is None else given_weights.record(),
             "objective": objective.record(),
             "provenance": provenance(images),
         }
         with ExitStack() as held:
-            if note := on_rank_zero(lambda: take_directory(run_dir, held, record)):
+            if note := take_shared(run_dir, held, record):
                 log.say(note)
-            return _finish(trainer, images)
+            return finish_run(trainer, images)
 
 
 @process_group()
@@ -241,10 +231,12 @@ def resume(
     check_data(record, images, count_only=is_larger)
     plan.flops()
     with determinism(settings.deterministic), ExitStack() as held, pending_signals(SAVE):
-        if note := on_rank_zero(lambda: take_directory(run_dir, held)):
+        if note := take_shared(run_dir, held):
             log.say(note)
         found = on_rank_zero(lambda: checkpoints_of(run_dir))
         start = read_start(init, model) if not found and init is not None else None
+        if not found and (recorded_weights := part_of(record, "weights")):
+            start = WeightsFile.of_record(recorded_weights).start(plan.configs()[0], settings.seed, log.say)
         trainer = new_trainer(plan, images, settings, run_dir, log, start, objective, found)
         if root is not None:
             log.say(record_moved(images, file, options["root"]))
@@ -264,37 +256,11 @@ def resume(
             state = trainer.state
             log.say(f"resuming {run_dir} at {state.reached(plan.levels[state.index].label)}")
         on_rank_zero(lambda: log.keep_rows(trainer.state.rows))
-        return _finish(trainer, images)
+        return finish_run(trainer, images)
 
 
 def _listeners(run_dir: Path, quiet: bool, plan: Schedule, settings: TrainSettings) -> Listeners:
     """The listeners of a run; processes other than rank zero write and print nothing."""
     if not is_rank_zero():
         return Listeners(Log(quiet=True))
-    sizes = [level.size for level in plan.levels]
-    boards = [Board(run_dir, plan.configs()[0], sizes)] if settings.tensorboard else []
-    return Listeners(Log(quiet=quiet), run_dir / METRICS, boards)
-
-
-def _finish(trainer: Trainer, images: ImageData) -> Run:
-    """Train the remaining epochs, test the best weights, and write them with the result."""
-    log, run_dir = trainer.log, trainer.run_dir
-    for note in images.notes:
-        log.say(f"note: {note}")
-    log.log.table(trainer.schedule.rows(), f"{images.name}, {spec_of(trainer.net).label}")
-    with closing(ChecksumWriter(images, run_dir / RECORD)) as checksum:
-        with pending_signals() as trainer.signals, closing(log):
-            trainer.after_epoch = checksum.update
-            model = trainer.run()
-            test = trainer.test()
-            log.tested(test.confusion)
-        checksum.update(wait=True)
-    result, state = write_result(trainer, model, test), trainer.state
-    log.log.table(level_rows(trainer.schedule, state.levels), "Cost and accuracy of each level")
-    log.say(
-        f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {trainer.schedule.levels[-1].label} "
-        f"after {state.seconds / 60:.1f} min; written to {run_dir}"
-    )
-    if trainer.signals.stop:  # received after the last step: the training is complete, the caller is interrupted
-        signal.raise_signal(trainer.signals.stop)
-    return Run(run_dir, model, result, read_metrics(run_dir / METRICS))
+    return Listeners(Log(quiet=quiet), run_dir / METRICS, trackers(run_dir, plan, settings))

@@ -1,6 +1,7 @@
 """The images of a training: those for training, for validation, and for calibration."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from multipde.data.augmentation import Augmentation, ImageFunction
 from multipde.data.batches import images_per_epoch
@@ -11,7 +12,9 @@ from multipde.evaluation.candidates import Evaluator
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.device import Compute
+from multipde.training.class_weights import balanced_indices, weights_of_classes
 from multipde.training.level import Level
+from multipde.training.objective import Objective
 from multipde.training.settings import TrainSettings
 
 UNKNOWN_EPOCHS = 10
@@ -34,6 +37,18 @@ class Samples:
         self.indices, self.held_back = split_indices(len(data.train), settings.seed, settings.validation)
         asked = function or settings.augment
         self.augment = Augmentation.of(False if asked is None and data.transforms_itself else asked, spec.classes)
+        self.classes = spec.classes
+
+    def weighted(self, objective: Objective) -> Objective:
+        """The objective with the class weights of the settings, after it is checked against the augmentation."""
+        objective.check_labels(self.augment)
+        weights = self.settings.class_weights
+        if weights is None:
+            return objective
+        if objective.loss is not None:
+            raise ValueError("class_weights must be left out with a loss of your own, got both")
+        labels = self.data.train.labels[self.indices]
+        return replace(objective, class_weights=weights_of_classes(weights, labels, self.classes))
 
     def num_in_epoch(self, level: Level, share: float = 1.0) -> int:
         """Number of images in an epoch of a level, or in a share of one."""
@@ -51,11 +66,12 @@ class Samples:
 
     def epoch(self, level: Level, index: int, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from the ``start``-th on; ``index`` is that of the level in the schedule."""
+        key, labels = (self.settings.seed, "train", index, epoch), self.data.train.labels
         return self.train.at(level.detail).training(
-            self.indices,
+            balanced_indices(self.indices, labels, key) if self.settings.balance else self.indices,
             level.mixed or ((level.image_size, 1.0),),
             level.batch,
-            key=(self.settings.seed, "train", index, epoch),
+            key=key,
             augment=self.augment,
             share=level.share_of_epoch(epoch),
             start=start,

@@ -1,16 +1,19 @@
 """The settings of a training apart from network and schedule: plain data, recorded with the run."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.training.budget import parse_budget
+from multipde.training.class_weights import check_class_weights
+from multipde.training.rates import rate_texts
 from multipde.training.recipe import level_values, recipe_values
 
 COORDINATES = ("level", "finest")
 ON_DIVERGENCE = ("stop", "rollback")
+TRACKERS = ("csv", "tensorboard", "mlflow", "wandb")
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,25 @@ class TrainSettings:
         deterministic: use only algorithms that give the same bits again on the same machine.
         compile: use compiled kernels for training, see `compile_layers`.
         tensorboard: write event files for TensorBoard into the run directory.
+        track: what else the metrics are written for, names of `TRACKERS`: ``"csv"`` for the file metrics.csv, MLflow
+            and Weights & Biases, which write into the run directory unless their environment variables name a server.
         device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ...
-        amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, or ``"auto"`` for bf16
-            where the device is faster with it.
+        amp: ``"off"`` for float32, ``"bf16"`` for bfloat16 convolutions and matrix products, ``"auto"`` for bf16 where
+            the device is faster with it, or ``"fp16"`` for float16 on a CUDA GPU, where the loss is scaled.
+        freeze: parameters that are not trained: ``"head"``, the last layer, which gives the scores; ``"body"``, all
+            others; or names of modules and parameters and patterns of them such as ``"layer?.*.conv1"``. A BatchNorm
+            layer in them keeps its statistics, too. Work is counted as if all were trained.
+        thaw: number of the level, the first being 1, from which all parameters are trained; None for never.
+        rate: peak learning rates of groups, which are named as for ``freeze``, on the last level; on other levels they
+            are in proportion to the learning rate. A mapping, or texts such as ``"head=0.01"``.
+        accumulate: number of parts into which a batch is divided, whose gradients are added before a step; BatchNorm
+            sees one part at a time.
+        clip_norm: largest norm of the gradient of all parameters, penalty included; a larger gradient is scaled down
+            to it. None for no bound.
+        class_weights: weight of the images of each class in the training loss, Σ w ℓ / Σ w, or ``"balanced"`` for
+            weights in inverse proportion to the number of training images of the class; None for equal weights.
+        balance: draw the training images so that all classes are equally frequent in an epoch: images of rare classes
+            several times, some of frequent classes not at all. This is not the argument ``balance`` of `train`.
         recipe: name of the recipe from which the settings come, for the record; it changes nothing, see `of_recipe`.
 
     Raises:
@@ -106,8 +125,16 @@ class TrainSettings:
     deterministic: bool = False
     compile: bool = False
     tensorboard: bool = False
+    track: tuple[str, ...] = ()
     device: str = "auto"
     amp: str = "off"
+    freeze: tuple[str, ...] = ()
+    thaw: int | None = None
+    rate: tuple[str, ...] | Mapping[str, float] = ()
+    accumulate: int = 1
+    clip_norm: float | None = None
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    balance: bool = False
     recipe: str | None = "fast"
 
     @classmethod
@@ -125,6 +152,10 @@ class TrainSettings:
         from multipde.mesh.transfer import check_method
         from multipde.training.optimizers import check_optimizer
 
+        object.__setattr__(self, "freeze", (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
+        object.__setattr__(self, "rate", rate_texts(self.rate))
+        if isinstance(self.class_weights, list):
+            object.__setattr__(self, "class_weights", tuple(self.class_weights))
         recipe_values(self.recipe)
         check_method(self.transfer, "transfer")
         check_rule(self.momentum_rule, "momentum_rule")
@@ -169,5 +200,16 @@ class TrainSettings:
             raise ValueError(f"checkpoint_every must be positive, got {self.checkpoint_every}")
         if self.keep < 1:
             raise ValueError(f"keep must be positive, got {self.keep}")
+        if self.thaw is not None and (self.thaw < 2 or not self.freeze):
+            rule = "come with freeze" if not self.freeze else "be the number of a level after the first"
+            raise ValueError(f"thaw must {rule}, got {self.thaw}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be positive, got {self.accumulate}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        check_class_weights(self.class_weights)
+        object.__setattr__(self, "track", (self.track,) if isinstance(self.track, str) else tuple(self.track))
+        if unknown := [name for name in self.track if name not in TRACKERS]:
+            raise ValueError(f"track must name {', '.join(TRACKERS)}, got {unknown[0]!r}")
         if self.on_divergence not in ON_DIVERGENCE:
             raise ValueError(f"on_divergence must be one of {', '.join(ON_DIVERGENCE)}, got {self.on_divergence!r}")

@@ -8,17 +8,19 @@ from typing import Any
 from torch import nn
 
 from multipde.conversions.convert import conversion
+from multipde.conversions.recalibration import keep_statistics
 from multipde.data.datasets import ImageData
 from multipde.data.images import stream_seed
 from multipde.evaluation.metrics import check_classes
 from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import set_reference, stencil_layers, stencil_parametrization
 from multipde.networks.detail import keeps_function
-from multipde.networks.external import external_model, given_model
+from multipde.networks.external import IMAGENET, external_model, given_model
 from multipde.networks.model_spec import find_spec, spec_of
 from multipde.networks.presets import default_network
 from multipde.runtime.processes import broadcast_weights
 from multipde.storage.stored_network import Given, load
+from multipde.training.fine_tuning import frozen_norms
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
 from multipde.training.schedule import Schedule
@@ -51,6 +53,7 @@ def starting_network(
     arch: str | None = None,
     memory: str | None = None,
     standardize: bool = False,
+    normalize: str = "data",
 ) -> Any:
     """The network of a command: that of the checkpoint to start from, else of the preset, else that for the data.
 
@@ -58,14 +61,19 @@ def starting_network(
         arch: name of an external model to use instead, see `external_model`.
         memory: what is stored for the backward pass; None keeps that of the network.
         standardize: normalise every image by its own mean and standard deviation.
+        normalize: with arch, ``"imagenet"`` for the mean and standard deviation of ImageNet, ``"data"`` for the data's.
     """
+    if normalize != "data" and (arch is None or standardize):
+        rule = "come with arch" if arch is None else "be left out with standardize"
+        raise ValueError(f"normalize must {rule}, got --normalize {normalize}")
     if arch is not None:
         for name, value in (("preset", preset_name), ("dynamics", dynamics), ("memory", memory)):
             if value is not None:
                 raise ValueError(f"{name} must be left out with arch, got --{name} {value}")
     if start is None or preset_name is not None:
         if arch is not None:
-            return external_model(arch, size=size, standardize=standardize)
+            mean, std = IMAGENET if normalize == "imagenet" else ((), ())
+            return external_model(arch, size=size, standardize=standardize, mean=mean, std=std)
         config = replace(default_network(data, dynamics, size, preset_name), standardize=standardize)
         return config if memory is None else replace(config, memory=memory)
     spec: Any = spec_of(start.net)
@@ -162,6 +170,8 @@ def new_trainer(
             except ValueError as error:
                 log.say(f"note: the network starts without whitening: {error}")
         trainer.begin(net)
+    for line in trainer.step.notes():
+        log.say(line)
     return trainer
 
 
@@ -173,6 +183,7 @@ def _on_first_level(net: nn.Module, trainer: Trainer) -> nn.Module:
     is_finest = settings.coordinates == "finest"
     target = max(level.size for level in plan.levels) if is_finest else wanted.sizes[0]
     net = compute.place(conversion(net, factor=1.0)(net))
+    keep_statistics(net, frozen_norms(net, settings.freeze))
     old = spec_of(net)
     if (old.sizes, old.detail, old.block_steps) != ((target,) * 2, wanted.detail, wanted.block_steps):
         level = replace(plan.levels[0], size=target, mixed=())

@@ -1,9 +1,11 @@
 """One optimizer step: loss, regulariser, gradients, momentum, box."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.networks.compilation import compile_layers
@@ -12,8 +14,11 @@ from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import data_parallel, mean_over_processes, num_processes
 from multipde.runtime.sync_batchnorm import synchronized
+from multipde.training.accumulation import communicating, divided
 from multipde.training.averaging import KEY, TOTAL, Average
+from multipde.training.fine_tuning import FineTuning, Frozen, begin_momentum
 from multipde.training.level import Level, level_flops
+from multipde.training.loss_scale import GROWTH, SCALE, LossScale
 from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
 from multipde.training.muon import Muon
 from multipde.training.objective import Objective
@@ -31,27 +36,38 @@ class TrainStep:
     gradients are means over the slices, so that all processes take the same step.
     """
 
-    def __init__(self, net: nn.Module, settings: TrainSettings, compute: Compute, objective: Objective | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        settings: TrainSettings,
+        compute: Compute,
+        objective: Objective | None = None,
+        tuning: FineTuning | None = None,
+    ):
         self.net, self.settings, self.compute = net, settings, compute
-        self.objective, spec = objective or Objective(), spec_of(net)
+        self.objective, spec, self.tuning = objective or Objective(), spec_of(net), tuning or FineTuning()
+        self.frozen, self.scale = Frozen(net, self.tuning.freeze), LossScale(compute)
         if settings.compile:
             compile_layers(net)
         self.model = data_parallel(net)
         alphas = (settings.alpha1, settings.alpha2)
         self.penalty = spec.penalty(net, *alphas) if any(alphas) else None
         if self.objective.optimizer is not None:
-            self.optimizer: torch.optim.Optimizer = self.objective.optimizer(net.parameters())
+            if self.tuning.factors:
+                raise ValueError(f"rate must be left out with an optimizer of your own, got {' '.join(settings.rate)}")
+            own_parameters = [p for p in net.parameters() if p.requires_grad or not self.tuning.freeze]
+            self.optimizer: torch.optim.Optimizer = self.objective.optimizer(own_parameters)
         else:
             own = ("momentum", "nesterov", "stencil_rate", "stencil_momentum", "weight_decay", "bias_rate")
             options = {name: getattr(settings, name) for name in own}
-            self.optimizer = make_optimizer(net, settings.optimizer, **options)
+            self.optimizer = make_optimizer(net, settings.optimizer, rates=self.tuning.rates(net), **options)
         wanted = settings.coordinates == "finest" and settings.conditioning and not isinstance(self.optimizer, Muon)
         self.preconditioner = Preconditioner(settings.conditioning) if wanted else None
         self.box = spec.box(net, settings.box) if settings.box else None
         self.monitor = Monitor(net, self.box)
         self.average = Average(net, settings.average) if settings.average else None
 
-    def __call__(self, x: Tensor, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Any, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
         """Update the weights; return the loss of the batch and the scores of this process's slice.
 
         Args:
@@ -63,32 +79,59 @@ class TrainStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate_factor", 1.0)
-        with (
-            self.compute.autocast(),
-            frozen_running_statistics(self.net, not own_statistics),
-            synchronized(self.net),
-        ):
-            scores = self.model(x)
-        loss = self.objective.training_loss(wide(scores), labels, self.settings.label_smoothing)
-        whole = mean_over_processes(loss.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        whole, scores = self._gradients(x, labels, own_statistics)
         try:
             self.monitor.look(whole)
         except DivergenceError as error:
             with synchronized(self.net):
-                place = locate_nonfinite(self.net, x)
+                place = self.locate(x)
             raise DivergenceError(f"{error} in {place}") from None
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scale.unscale(self.optimizer)
         if self.penalty is not None:
             self.penalty.add()
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_norm)
         if self.preconditioner is not None:
             self.preconditioner(self.net)
-        self.optimizer.step()
+        if self.tuning.may_thaw:
+            begin_momentum(self.optimizer, MOMENTUM_KEY)
+        self.scale.step(self.optimizer)
         if self.box is not None:
             self.box.project()
         if self.average is not None:
             self.average.update(len(labels) * num_processes())
-        return whole, scores.detach()
+        return whole, scores
+
+    def _gradients(self, x: Tensor, labels: Tensor, own_statistics: bool) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the loss of a batch, part by part; return the loss and the scores."""
+        parts, losses, found = divided(x, labels, self.settings.accumulate, self.objective), [], []
+        for i, part in enumerate(parts):
+            with communicating(self.model, i + 1 == len(parts)):
+                with (
+                    self.compute.autocast(),
+                    frozen_running_statistics(self.net, not own_statistics),
+                    synchronized(self.net),
+                ):
+                    scores = self.model(part.x)
+                loss = self.objective.training_loss(wide(scores), part.labels, self.settings.label_smoothing)
+                self.scale.scaled(part.share * loss).backward()
+            losses.append(part.share * loss.detach())
+            found.append(scores.detach())
+        return mean_over_processes(torch.stack(losses).sum()), torch.cat(found)
+
+    def notes(self) -> list[str]:
+        """What a user must know of the step, in lines."""
+        norms = {m for m in self.net.modules() if isinstance(m, _BatchNorm)} - {*self.frozen.norms}
+        note = f"note: BatchNorm normalises each of the {self.settings.accumulate} parts of a batch by itself"
+        until = "" if self.settings.thaw is None else f", until level {self.settings.thaw}"
+        return ([f"{self.frozen}{until}"] if self.frozen.parameters else []) + (
+            [note] if norms and self.settings.accumulate > 1 else []
+        )
+
+    def locate(self, x: Any) -> str:
+        """Name the first part of the network that is not finite for a batch."""
+        return locate_nonfinite(self.net, x)
 
     def image_flops(self, level: Level) -> float:
         """Floating point operations per training image of a level: forward and backward pass, and the optimizer."""
@@ -104,6 +147,7 @@ class TrainStep:
         That of the average is among them.
         """
         found: dict[str, Tensor] = {} if self.average is None else self.average.state()
+        found |= self.scale.state(next(name for name, _ in self.net.named_parameters()))
         for name, p in self.net.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
                 if value is None:
@@ -116,10 +160,13 @@ class TrainStep:
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Set the state of the optimizer to one that `state` returned."""
         parameters = dict(self.net.named_parameters())
+        self.scale.set_state(state)
         if self.average is not None:
             self.average.set_state(state)
         for name, value in state.items():
             if self.average is not None and name.endswith((f":{KEY}", f":{TOTAL}")):
+                continue
+            if name.endswith((f":{SCALE}", f":{GROWTH}")):
                 continue
             base, _, key = name.partition(":")
             p = parameters[base]

@@ -11,6 +11,7 @@ from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.evaluation.candidates import Evaluator
 from multipde.networks.detail import keeps_function
 from multipde.networks.model_spec import ModelSpec, spec_of
+from multipde.runtime.processes import num_processes
 from multipde.stability.bounds import StepStability, stable_steps, step_ratios
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
@@ -43,6 +44,11 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
     steps = {config.block_steps for config in schedule.configs()}
     if settings.momentum_rule == "dual" and (settings.auto_steps or len(steps) > 1):
         raise ValueError("momentum_rule must be map or reset where the number of steps changes, got dual")
+    if settings.thaw is not None and settings.thaw > len(schedule.levels):
+        raise ValueError(f"thaw must be the number of a level, 2 to {len(schedule.levels)}, got {settings.thaw}")
+    own = min(level.batch for level in schedule.levels) // num_processes()
+    if settings.accumulate > own:
+        raise ValueError(f"accumulate must be at most {own}, the images of a batch, got {settings.accumulate}")
     first, detail = schedule.configs()[0], max(level.detail for level in schedule.levels)
     if detail > 1 and settings.momentum_rule == "dual":
         raise ValueError(f"momentum_rule must be map or reset for levels with a detail, got dual and detail {detail}")

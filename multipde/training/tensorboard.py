@@ -4,7 +4,6 @@ import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ SCALARS = {
     "level/size": "size",
 }
 """Tags, and the entries of a metrics row that they show; accuracy and loss are shown against the work, too."""
-
-
-def check_tensorboard(wanted: bool) -> None:
-    """Raise ValueError if TensorBoard is wanted and not installed."""
-    if wanted and find_spec("tensorboard") is None:
-        raise ValueError("tensorboard must be installed to be written, got none; type pip install tensorboard")
 
 
 class Board(Listener):

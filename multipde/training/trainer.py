@@ -22,6 +22,7 @@ from multipde.runtime.signals import Interrupted, PendingSignals
 from multipde.storage.run_directory import checkpoints_of, last_number, resume_command
 from multipde.training.checkpoint import read_newest, write_checkpoint
 from multipde.training.divergence import rollback_record
+from multipde.training.fine_tuning import FineTuning
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
 from multipde.training.monitor import DivergedError, DivergenceError, check_finite, checked
@@ -63,10 +64,10 @@ class Trainer:
         objective: Objective | None = None,
     ):
         self.schedule, self.settings, self.run_dir, self.log = schedule, settings, run_dir, log
-        self.objective = objective or Objective()
         self.compute = Compute.of(settings.device, settings.amp).distributed()
-        self.samples = Samples(data, settings, schedule.configs()[0], self.compute, self.objective.augment)
-        self.objective.check_labels(self.samples.augment)
+        given = objective or Objective()
+        self.samples = Samples(data, settings, schedule.configs()[0], self.compute, given.augment)
+        self.objective = self.samples.weighted(given)
         for level in schedule.levels:
             check_batch(min(level.batch, len(self.samples.indices)), num_processes())
         self.stopping = stopping_rule(schedule, settings)
@@ -76,11 +77,12 @@ class Trainer:
         self.signals = PendingSignals()
         self.after_epoch: Callable[[], None] = lambda: None
 
-    def begin(self, net: nn.Module) -> None:
-        """Train this network, which has the size of the current level, with a new optimizer."""
+    def begin(self, net: nn.Module, index: int | None = None) -> None:
+        """Train this network, which has the size of the current level or of that index, with a new optimizer."""
         self.net = self.compute.place(net)
         self.image_size = spec_of(net).sizes[0]
-        self.step = TrainStep(self.net, self.settings, self.compute, self.objective)
+        tuning = FineTuning.of(self.settings, self.schedule.levels, self.state.index if index is None else index)
+        self.step = TrainStep(self.net, self.settings, self.compute, self.objective, tuning)
         self.saved_at = time.monotonic()
 
     def restore(self, checkpoints: Sequence[Path]) -> None:
@@ -113,7 +115,7 @@ class Trainer:
                 except DivergenceError as error:
                     self._recover(error)
         self.net.load_state_dict(self.best)
-        return self.net
+        return self.step.frozen.release()
 
     @property
     def level(self) -> Level:
@@ -209,7 +211,7 @@ class Trainer:
         """Train the rest of a pass over the training images; a checkpoint can be written after every step."""
         p = self.state
         batches = self.samples.epoch(level, p.index, p.epoch, p.batch)
-        self.net.train()
+        self.step.frozen.train_mode()
         started = time.perf_counter() - p.epoch_seconds
         p.on_device(self.compute.device)
         for x, labels in batches:
@@ -237,7 +239,7 @@ class Trainer:
             self.signals.save = False
             self.log.say(f"saved at {self.state.reached(self.level.label)}, as requested by a signal")
         if stop:
-            how = f"go on with: {resume_command(self.run_dir, self.schedule.network)}"
+            how = f"go on with: {resume_command(self.run_dir, self.schedule.network, self.objective.loss)}"
             raise Interrupted(f"stopped and saved at {self.state.reached(self.level.label)}; {how}", stop)
 
     def _recover(self, error: DivergenceError) -> None:
@@ -264,7 +266,7 @@ class Trainer:
         move = plan_move(self.net, level, steps, self.settings, evaluator)
         self._obey_signals(is_saved=True)
         old_net, old_optimizer, rule = self.net, self.step.optimizer, self.settings.momentum_rule
-        self.begin(move(old_net))
+        self.begin(move(self.step.frozen.release()), p.index + 1)
         carry_optimizer_state(move, old_net, old_optimizer, self.net, self.step.optimizer, rule)
         accuracies.append(self._accuracy())
         if not keeps_function(spec_of(old_net), spec_of(self.net)):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from multipde.storage.provenance import machine, versions
 from multipde.storage.rows import append_row
-from tests.faults import environments, exact, foreign, fuzz, kill, load, operations, reorder, structure
+from tests.faults import environments, exact, foreign, fuzz, kill, load, nodes, operations, reorder, structure
 
 DEFAULT = {
     **{"kill": 200, "operations": 1, "reorder": 1, "exact": 1, "fuzz": 5000, "structure": 10_000, "foreign": 20_000},
-    **{"load": 200_000, "environments": 200},
+    **{"load": 200_000, "environments": 200, "shards": 125_000, "nodes": 10},
 }
 
 
@@ -46,6 +46,10 @@ def main() -> None:
             counts = environments.campaign(num, args.seed, place)
         elif args.campaign == "foreign":
             counts = foreign.campaign(num, args.seed, place)
+        elif args.campaign == "nodes":
+            counts = nodes.campaign(num, args.seed, place)
+        elif args.campaign == "shards":
+            counts = load.campaign(num, place, epochs=5, shards=True)
         else:
             counts = load.campaign(num, place)
     row = {"campaign": args.campaign, "seed": args.seed, **counts, "date": date.today().isoformat()}

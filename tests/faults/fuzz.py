@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, load, save, train
+from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, load, save, share_stencils, train
 from multipde.conversions.state_dict import convert_state_dict, read_state_dict
 from multipde.data.decode import decode_image
 from multipde.storage.rows import read_metrics
@@ -78,6 +78,9 @@ def bases(place: Path) -> list[Base]:
     save_file(state, weights / "w.safetensors")
     torch.save(state, weights / "w.pt")
     found += [Base("state dict", weights, (name,), _reads_state(name)) for name in ("w.safetensors", "w.pt")]
+    several = save(share_stencils(PDENet(NETWORK), (4, 8)), place / "several")
+    names = ("sizes.safetensors", "sizes.json", "SHA256SUMS")
+    found.append(Base("network for several sizes", several, names, _read_network, sealed=True))
     images = place / "images"
     images.mkdir()
     pixels = torch.randint(256, (24, 20, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""A long training on very many small files: memory and open files stay as they are."""
+"""A long training on very many small files, or on shards of them: memory and open files stay as they are."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from multipde import Level, NetworkConfig, Schedule, TrainSettings, train
+from multipde import Level, NetworkConfig, Schedule, TrainSettings, train, write_shards
 from multipde.data.shapes import render_shapes
 from multipde.training.step import TrainStep
 
@@ -27,8 +27,12 @@ def write_images(root: Path, num: int, size: int = 8) -> None:
                 (root / part / f"class{label}" / f"{i:06d}.png").write_bytes(stream.getvalue())
 
 
-def campaign(num: int, place: Path) -> dict[str, float]:
+def campaign(num: int, place: Path, epochs: int = 1, shards: bool = False) -> dict[str, float]:
     """Train a small network on ``num`` streamed images, watching the memory of this process and its workers.
+
+    Args:
+        epochs: epochs on each of the two levels.
+        shards: stream the images from shards.
 
     Returns:
         Resident MiB of trainer and workers and open files, after the first tenth of the steps and after the last, the
@@ -36,8 +40,12 @@ def campaign(num: int, place: Path) -> dict[str, float]:
     """
     started = time.perf_counter()
     write_images(place / "images", num)
+    data, root, options = "folder", place / "images", {"stream_files": True}
+    if shards:
+        data, root, options = "webdataset", place / "shards", {}
+        write_shards(place / "images", root)
     written = time.perf_counter()
-    plan = Schedule([Level(4, 1, batch=250), Level(8, 1, batch=250)])
+    plan = Schedule([Level(4, epochs, batch=250), Level(8, epochs, batch=250)])
     network = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
     settings = TrainSettings(device="cpu", calibration_images=500)
     seen: list[tuple[float, float, int]] = []
@@ -56,10 +64,10 @@ def campaign(num: int, place: Path) -> dict[str, float]:
         done = train(
             network,
             plan,
-            "folder",
+            data,
             place / "run",
             settings=settings,
-            data_options={"root": place / "images", "stream_files": True},
+            data_options={"root": root, **options},
             quiet=True,
         )
     finally:
@@ -68,6 +76,7 @@ def campaign(num: int, place: Path) -> dict[str, float]:
     images = sum(row["images_per_second"] * row["seconds"] for row in done.metrics)
     return {
         "num": num,
+        "images": round(images),
         "steps": len(seen),
         "trainer_mib_early": round(early[0], 1),
         "trainer_mib_late": round(last[0], 1),

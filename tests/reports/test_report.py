@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, load_data, report, train
+from multipde import Level, NetworkConfig, Schedule, TrainSettings, evaluate, load, load_data, report, train
 from multipde.cli.main import main
 from multipde.data.decode import decode_image
 from multipde.evaluation.errors import examine
@@ -74,8 +74,8 @@ def test_the_test_images_are_judged_as_the_run_was(run):
     net, images = load(run), load_data("folder", root=run.parent / "data", size=16)
     seen = examine(net, images, Compute.of("cpu"))
     result = json.loads((run / "result.json").read_text())
-    assert seen.accuracy == pytest.approx(result["test_accuracy"])
-    assert torch.equal(seen.confusion.sum(1), torch.tensor([20, 20, 20]))
+    assert seen.metrics.accuracy == pytest.approx(result["test_accuracy"])
+    assert torch.equal(seen.metrics.confusion.sum(1), torch.tensor([20, 20, 20]))
     files = sorted((run.parent / "data/test").rglob("*.png"), key=lambda f: (f.parent.name, f.name))
     scale = [torch.tensor(v).view(3, 1, 1) for v in (net.config.mean, net.config.std)]
     with torch.no_grad():
@@ -85,14 +85,35 @@ def test_the_test_images_are_judged_as_the_run_was(run):
     loss = -probability[range(60), true].log()
     loss[probability.argmax(1) == true] = -1
     order = loss.argsort(descending=True)[: len(seen.mistakes)]
-    assert len(seen.mistakes) == min(24, round(60 * (1 - seen.accuracy)))
+    assert len(seen.mistakes) == min(24, round(60 * (1 - seen.metrics.accuracy)))
     for mistake, i in zip(seen.mistakes, order.tolist(), strict=True):
         assert (mistake.true, mistake.taken) == (true[i], probability[i].argmax())
         assert mistake.probability == pytest.approx(probability[i].max().item(), abs=1e-5)
         shown = torch.tensor(list(Image.open(io.BytesIO(mistake.picture)).tobytes())).view(16, 16, 3)
         assert torch.equal(shown.permute(2, 0, 1), decode_image(files[i]).long())
         assert base64.b64encode(mistake.picture).decode() in page(run)
-    assert examine(net, images, Compute.of("cpu"), num_images=7).num_images == 7
+    assert examine(net, images, Compute.of("cpu"), num_images=7).metrics.num_images == 7
+
+
+def test_the_figures_of_a_classifier_are_those_of_evaluate(run):
+    text = page(run)
+    found = evaluate(load(run), "folder", device="cpu", data_options={"root": run.parent / "data"})
+    seen = examine(load(run), load_data("folder", root=run.parent / "data", size=16), Compute.of("cpu")).metrics
+    assert torch.equal(seen.confusion, found.confusion)
+    torch.testing.assert_close(seen.reliability, found.reliability)
+    assert (seen.top5, seen.loss) == (found.top5, pytest.approx(found.loss))
+    rows = re.findall(r'<td class="word">([^<]*)</td><td>([^<]*)</td><td>([^<]*)</td><td>20</td>', text)
+    assert [row[0] for row in rows] == ["$square$", "&lt;i&gt;&amp;&#34;ring", "disc"]
+    order = [load(run).config.class_names.index(name) for name in ("$square$", CLASSES[1], "disc")]
+    for row, k in zip(rows, order, strict=True):
+        precision = found.precision[k].item()
+        assert row[1:] == (
+            "-" if precision != precision else per_cent(precision, 1),
+            per_cent(found.recall[k].item(), 1),
+        )
+    assert f"is\n{per_cent(found.calibration_error, 2)}." in text
+    assert "among the five" not in text  # of three classes
+    assert 'id="reliability-' in text
 
 
 def test_names_of_strangers_stay_text_and_nothing_is_fetched(run):

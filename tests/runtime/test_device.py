@@ -21,7 +21,7 @@ def test_a_computation_is_alone_unless_it_is_told_otherwise():
     assert compute.shard == compute.distributed().shard == (0, 1)
     with compute.autocast():
         assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="amp must be one of off, bf16, auto, got 'half'"):
+    with pytest.raises(ValueError, match="amp must be one of off, bf16, fp16, auto, got 'half'"):
         Compute.of("cpu", "half")
     with pytest.raises(ValueError, match="device must be one that torch has here, got 'quantum'"):
         Compute.of("quantum")

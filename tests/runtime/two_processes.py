@@ -33,6 +33,8 @@ from multipde.runtime.processes import (
 from multipde.runtime.signals import Interrupted
 from multipde.runtime.sync_batchnorm import synchronized
 from multipde.storage.lock import LOCK
+from multipde.training.fine_tuning import FineTuning
+from multipde.training.objective import Objective
 from multipde.training.step import TrainStep
 from multipde.training.trainer import Trainer
 
@@ -44,7 +46,10 @@ KINDS = {
     "checkpoint": {"dynamics": "parabolic", "memory": "checkpoint"},
     "finest": {"dynamics": "second_order", "reference": 16},
     "muon": {},
+    "fine-tuned": {},
 }
+NORMS = ("opening.1", "connectors.?.1")
+"""The BatchNorm layers, without which the parts of a batch do not depend on each other."""
 
 
 def steps(kind: str) -> dict[str, torch.Tensor]:
@@ -54,9 +59,15 @@ def steps(kind: str) -> dict[str, torch.Tensor]:
     for name, p in net.named_parameters():
         if name.endswith("bias"):
             p.data.normal_(0, 0.3)  # away from the kink of ReLU, on which rounding decides
-    wishes = {"finest": {"coordinates": "finest"}, "muon": {"optimizer": "muon"}}.get(kind, {"box": 0.4})
+    tuned = {"accumulate": 2, "clip_norm": 0.3, "freeze": NORMS, "rate": {"head": 0.05, "blocks": 0.2}}
+    wishes = {"finest": {"coordinates": "finest"}, "muon": {"optimizer": "muon"}, "fine-tuned": tuned}
+    wishes = wishes.get(kind, {"box": 0.4})
     settings = TrainSettings(**{"optimizer": "sgd"} | wishes)  # pyright: ignore[reportArgumentType]
-    step, found = TrainStep(net, settings, Compute(CPU)), {}
+    tuning, objective = FineTuning.of(settings, [Level(8, 1)], 0), None
+    if kind == "fine-tuned":
+        objective = Objective(class_weights=torch.arange(10, dtype=torch.float64) / 3)
+    step, found = TrainStep(net, settings, Compute(CPU), objective, tuning), {}
+    step.frozen.train_mode()
     for i in range(2):
         x, labels = 3 + torch.randn(12, 3, 8, 8, dtype=torch.float64), torch.randint(10, (12,))
         part = slice(12 * rank() // num_processes(), 12 * (rank() + 1) // num_processes())

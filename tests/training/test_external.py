@@ -137,7 +137,7 @@ def test_its_report_has_every_level_every_switch_and_the_confusion(finished, tmp
     for key in ("accuracy_before", "accuracy_moved", "accuracy_recalibrated"):
         assert f">{100 * move[key]:.1f}</text>" in page
     seen = examine(load(finished, model=Small), load_data("shapes", size=16, **OPTIONS), Compute.of("cpu"))
-    wrong = (seen.confusion - seen.confusion.diag().diag()).flatten().sort(descending=True).values
+    wrong = (seen.metrics.confusion - seen.metrics.confusion.diag().diag()).flatten().sort(descending=True).values
     shown = re.findall(r'<td class="word">\w+</td><td class="word">\w+</td><td>(\d+)</td>', page)
     assert [int(num) for num in shown] == [num for num in wrong.tolist() if num][: len(shown)]
     assert len(shown) == min(10, int((wrong > 0).sum()))

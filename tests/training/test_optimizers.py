@@ -102,8 +102,8 @@ def test_adamw_has_its_own_rate_and_decays_stencils():
 def test_trainings_count_the_work_of_their_optimizer(memory, wishes, tmp_path, monkeypatch):
     carried, original = [], Trainer.begin
 
-    def begin(self, net):
-        original(self, net)
+    def begin(self, *given):
+        original(self, *given)
         carried.append(self)
 
     monkeypatch.setattr(Trainer, "begin", begin)

@@ -330,7 +330,7 @@ def test_bad_settings_are_named(options, message):
     ("settings", "message"),
     [
         ({"device": "warp"}, "device must be one that torch has here, got 'warp'"),
-        ({"amp": "int4"}, "amp must be one of off, bf16, auto, got 'int4'"),
+        ({"amp": "int4"}, "amp must be one of off, bf16, fp16, auto, got 'int4'"),
         ({"alpha1": -1.0}, "alpha1 must not be negative"),
     ],
 )

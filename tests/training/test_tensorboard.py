@@ -12,7 +12,7 @@ import torch
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
 from multipde.runtime.signals import Interrupted
 from multipde.storage.rows import read_metrics
-from multipde.training import tensorboard
+from multipde.training import tensorboard, trackers
 from multipde.training.snapshot import read_snapshots
 
 NETWORK = NetworkConfig("hamiltonian", (4,), 6, steps=1, size=16)
@@ -90,8 +90,8 @@ def test_damaged_snapshots_are_refused(finished, tmp_path):
 
 
 def test_nothing_is_begun_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="tensorboard must be installed to be written, got none; type pip install"):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="tensorboard must be installed for --track .*; type pip install"):
         run(tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,19 @@ from multipde.data.decode import decode_image
 from multipde.data.feed import Feed
 from multipde.data.images import Batch, ImageSet, Key, Part, TensorImages
 from multipde.data.shapes import FINE_SIZE, render_shapes
+from multipde.data.shards import read_shards
 from multipde.data.streamed import StreamedImages
 from multipde.mesh.pyramid import prolong_images, resize_images
 from multipde.networks.inputs import Normalize
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
+from multipde.storage.shard_writer import shard_bytes
 from multipde.studies.bench.timing import alternated
 from multipde.studies.study import Study
+
+SHARD = 50
+"""Number of images in a shard."""
 
 COLUMNS = """name: {source} | size: {size} | images/s: {images_per_second:.0f} | full size, images/s: {full:.0f}
     | times faster: {full_over_own:.2f} | rms difference: {rms:.2f}"""
@@ -38,10 +43,11 @@ def input_study(
     device: str = "auto",
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Time augmented and normalised training batches, from streamed JPEG files and from images in memory.
+    """Time augmented and normalised training batches, from streamed JPEG files, from shards and from images in memory.
 
     The baseline decodes every file at its full size, or averages each batch in memory from the full size to the size of
-    the level. Both are timed alternately; times are medians. ``rms`` is the difference of their images in grey values.
+    the level. All are timed alternately at every size; times are medians. ``rms`` is the difference of own and baseline
+    in grey values.
 
     Args:
         side: side of the images in pixels, which is also the finest level.
@@ -59,22 +65,29 @@ def input_study(
     images = torch.cat([part.round().to(torch.uint8) for part in enlarged])
     with tempfile.TemporaryDirectory() as directory:
         paths = _write_jpegs(images, Path(directory))
+        shards = _write_shards(paths, labels, Path(directory))
         decoded = _FullSize(labels, lambda index: torch.stack([decode_image(paths[i]) for i in index.tolist()]))
         rivals = {
             "streamed": (StreamedImages(paths, labels, num_workers=0), decoded),
+            "shards": (shards, decoded),
             "memory": (TensorImages(images, labels), _FullSize(labels, lambda index: images[index])),
         }
-        for source, (own, full) in rivals.items():
-            for size in sorted({min(coarsest * 2**k, side) for k in range(side.bit_length() + 1)}):
-                calls = {"own": _epoch(own, size, batch, where), "full": _epoch(full, size, batch, where)}
-                seconds = alternated(calls, repeats, where)
-                found = {f"{key}_seconds": value for key, value in seconds.items()}
-                found["images_per_second"] = round(len(labels) / seconds["own"], 1)
-                found["full_over_own"] = round(seconds["full"] / seconds["own"], 3)
+        for size in sorted({min(coarsest * 2**k, side) for k in range(side.bit_length() + 1)}):
+            ways = {(source, k): images for source, pair in rivals.items() for k, images in enumerate(pair)}
+            seconds = alternated({k: _epoch(images, size, batch, where) for k, images in ways.items()}, repeats, where)
+            for source, (own, full) in rivals.items():
+                found = {"own_seconds": seconds[source, 0], "full_seconds": seconds[source, 1]}
+                found["images_per_second"] = round(len(labels) / seconds[source, 0], 1)
+                found["full_over_own"] = round(seconds[source, 1] / seconds[source, 0], 3)
                 found["rms"] = round(_difference(own, full, size), 3)
                 study.add(source, size, side=side, batch=batch, num=len(labels), **found)
     title = f"input of {side}x{side} images, batch {batch}, one process"
-    rows = [row | {"full": row["num"] / row["full_seconds"]} for row in study.rows]
+    rows = [
+        row | {"full": row["num"] / row["full_seconds"]}
+        for source in rivals
+        for row in study.rows
+        if row["source"] == source
+    ]
     return study.close({title: table_of(rows, COLUMNS)})
 
 
@@ -100,6 +113,16 @@ def _write_jpegs(images: Tensor, directory: Path) -> list[Path]:
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, quality=90)
     return paths
+
+
+def _write_shards(paths: Sequence[Path], labels: Tensor, directory: Path) -> StreamedImages:
+    """The same files in shards, which are decoded in this process."""
+    shards = []
+    for start in range(0, len(paths), SHARD):
+        shards.append(directory / f"train-{start // SHARD:06d}.tar")
+        labelled = list(zip(paths, labels.tolist(), strict=True))[start : start + SHARD]
+        shards[-1].write_bytes(shard_bytes(labelled, start))
+    return replace(read_shards(shards), num_workers=0)
 
 
 def _epoch(images: ImageSet, size: int, batch: int, device: torch.device) -> Callable[[], None]:

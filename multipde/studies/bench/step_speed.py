@@ -103,7 +103,7 @@ def _calls(
 
 def bare_convolutions(net: PDENet, x: Tensor, compute: Compute) -> Callable[[], None]:
     """A call that computes the convolutions of a training step alone, forwards and backwards."""
-    with _Recorder() as seen, compute.autocast(), torch.no_grad():
+    with ConvolutionRecorder() as seen, compute.autocast(), torch.no_grad():
         net(x)
     prepared = []
     for shape, dtype, weight, rest, needs_grad in seen.found:
@@ -121,7 +121,7 @@ def bare_convolutions(net: PDENet, x: Tensor, compute: Compute) -> Callable[[], 
     return call
 
 
-class _Recorder(TorchDispatchMode):
+class ConvolutionRecorder(TorchDispatchMode):
     """Records the convolutions that are computed within the context; the first needs no gradient of its input."""
 
     def __init__(self):

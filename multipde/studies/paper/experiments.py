@@ -31,7 +31,7 @@ from multipde.studies.paper.recipes import (
 )
 from multipde.studies.study import Study
 from multipde.studies.trained import trained
-from multipde.training.run import Run
+from multipde.training.finished_run import Run
 
 EXPERIMENTS = {
     "table1": ("stl10", "cifar10", "cifar100"),

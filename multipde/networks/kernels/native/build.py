@@ -1,4 +1,4 @@
-"""The library of the kernels in C++: compiled for this processor once, and kept for the next start."""
+"""The libraries of the kernels in C++: compiled for this processor once, and kept for the next start."""
 
 import ctypes
 import hashlib
@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from multipde.networks import user_cache
 
-SOURCE = Path(__file__).parent / "norms.cpp"
+SOURCES = Path(__file__).parent
+"""Directory of the sources; ``norms.cpp`` and ``convolutions.cpp`` are a library each."""
+
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp", "-shared", "-fPIC")
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
@@ -28,33 +31,44 @@ class NoCompilerError(RuntimeError):
     """There is no C++ compiler with OpenMP, or it does not compile."""
 
 
-def library() -> ctypes.CDLL:
-    """The compiled kernels."""
-    built, reason = _built()
+def library(source: str = "norms") -> ctypes.CDLL:
+    """The compiled kernels of a source, by its name; NoCompilerError if there are none."""
+    built, reason = _built(source)
     if built is None:
         raise NoCompilerError(reason)
     return built
 
 
-def is_available() -> bool:
-    """Whether there are compiled kernels."""
-    return _built()[0] is not None
+def is_available(source: str = "norms") -> bool:
+    """Whether there are compiled kernels of a source; they are compiled where they are not kept."""
+    return _built(source)[0] is not None
+
+
+def is_kept(source: str) -> bool:
+    """Whether the compiled kernels of a source need not be compiled, because an earlier start has kept them."""
+    return any(user_cache.kept(f"{source}-{_key(path, source)}", ".so") for _, path in _compilers())
 
 
 @cache
-def _built() -> tuple[ctypes.CDLL | None, str]:
+def _built(source: str = "norms") -> tuple[ctypes.CDLL | None, str]:
     """The library, or the reason why the last compiler that was tried gives none."""
     reason = "none"
-    for compiler in (os.environ.get("CXX"), *COMPILERS):
-        if compiler and (path := shutil.which(compiler)):
-            try:
-                return _library_of(compiler, f"norms-{_key(Path(path))}"), ""
-            except (OSError, NoCompilerError) as error:
-                reason = f"{compiler} with {error}"
+    for compiler, path in _compilers():
+        try:
+            return _library_of(compiler, source, f"{source}-{_key(path, source)}"), ""
+        except (OSError, NoCompilerError) as error:
+            reason = f"{compiler} with {error}"
     return None, reason
 
 
-def _library_of(compiler: str, name: str) -> ctypes.CDLL:
+def _compilers() -> Iterator[tuple[str, Path]]:
+    """The compilers that are installed, in the order in which they are tried."""
+    for compiler in (os.environ.get("CXX"), *COMPILERS):
+        if compiler and (path := shutil.which(compiler)):
+            yield compiler, Path(path)
+
+
+def _library_of(compiler: str, source: str, name: str) -> ctypes.CDLL:
     """The library that is kept under a name; where there is none that can be loaded, a new one, which is then kept."""
     if found := user_cache.kept(name, ".so"):
         with suppress(OSError):  # a file system from which nothing may be run
@@ -62,8 +76,8 @@ def _library_of(compiler: str, name: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as directory:
         if (free := shutil.disk_usage(directory).free) < SPACE:  # compilers find that out at their end, one by one
             raise NoCompilerError(f"{free >> 20} MiB free in {tempfile.gettempdir()}, where it needs {SPACE >> 20}")
-        target = Path(directory) / "norms.so"
-        _compile_to(compiler, target)
+        target = Path(directory) / f"{source}.so"
+        _compile_to(compiler, target, source)
         try:
             user_cache.keep(target, name)
         except (OSError, RuntimeError) as error:
@@ -72,13 +86,13 @@ def _library_of(compiler: str, name: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(target))
 
 
-def _key(compiler: Path) -> str:
+def _key(compiler: Path, source: str) -> str:
     """A checksum of all that the library depends on: its source, the compiler and its flags, the processor."""
     real = compiler.resolve()
     status = real.stat()
     parts = [str(real), str(status.st_size), str(status.st_mtime_ns), str(FLAGS), platform.platform(), _processor()]
     digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape"))
-    for file in sorted(SOURCE.parent.glob("*.[ch]*")):
+    for file in (SOURCES / f"{source}.cpp", *sorted(SOURCES.glob("*.h"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -92,9 +106,9 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _compile_to(compiler: str, target: Path) -> None:
+def _compile_to(compiler: str, target: Path, source: str) -> None:
     for flags in FOR_THIS_PROCESSOR:
-        command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(target)]
+        command = [compiler, *FLAGS, *flags, str(SOURCES / f"{source}.cpp"), "-o", str(target)]
         tried = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if tried.returncode == 0:
             return

@@ -1,0 +1,82 @@
+"""Images that a CSV file lists: a column with the file, one with the class, and perhaps one with the part."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from multipde.data.folder import load_files
+from multipde.data.held_back import TEST_PARTS, needs_share, share_note, split_by_class
+from multipde.data.image_data import ImageData
+
+COLUMNS = {
+    "file": ("file", "filename", "file_name", "filepath", "path", "image"),
+    "label": ("label", "class", "category", "target"),
+    "split": ("split", "part", "set", "subset"),
+}
+"""What the columns may be called; of each the first that is there is taken."""
+
+
+def load_listed(file: Path, size: int | None, stream_files: bool | None, share: float | None) -> ImageData:
+    """The images that a CSV file with a header lists, under the name of the file.
+
+    Paths are relative to the file. The part is ``train``, or ``test``, ``validation`` or ``val``. Classes are sorted
+    by name.
+
+    Raises:
+        ValueError: the file cannot be read, has no such columns, an image is missing, or there are no test images.
+    """
+    rows, has_parts = _rows(file)
+    names = sorted({label for _, label, _ in rows}, key=lambda name: (not name.isdigit(), name.zfill(12), name))
+    numbers, notes = {name: k for k, name in enumerate(names)}, []
+    paths = [file.parent / path for path, _, _ in rows]
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise ValueError(f"{file} must list files that exist, got {missing}")
+    labels = torch.tensor([numbers[label] for _, label, _ in rows])
+    if share is None and not has_parts:
+        raise needs_share(f"{file.name} without a column {COLUMNS['split'][0]!r}")
+    if share is not None:
+        train, test = split_by_class(labels, share)
+        notes.append(share_note(share, len(test), len(rows), file.name))
+    else:
+        part = next((name for name in TEST_PARTS if any(row[2] == name for row in rows)), "test")
+        train, test = (torch.tensor([k for k, row in enumerate(rows) if row[2] == p]) for p in ("train", part))
+        if not (len(train) and len(test)):
+            raise ValueError(f"{file} must have train and test in its column of parts, got one of them alone")
+        if part != "test":
+            notes.append(f"the test images are those of the part {part!r}")
+        if num := len(rows) - len(train) - len(test):
+            notes.append(f"left out of {file.name}: {num:,} rows of other parts")
+    own = [([paths[k] for k in part.tolist()], labels[part]) for part in (train, test)]
+    return load_files(file.stem, names, own[0], own[1], size, stream_files, notes)
+
+
+def _rows(file: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """File, class and part of every row, and whether there is a column for the part."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as handle:
+            reader = csv.DictReader(handle)
+            columns = {what: _column(reader.fieldnames or (), names) for what, names in COLUMNS.items()}
+            for what in ("file", "label"):
+                if columns[what] is None:
+                    got = ", ".join(reader.fieldnames or ())[:100] or "an empty file"
+                    raise ValueError(f"{file} must have a header with the columns file and label, got {got}")
+            rows = [tuple(_entry(row, columns[what]) for what in COLUMNS) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} must be a readable CSV file, got {' '.join(str(error).split())[:120]}") from None
+    if not rows:
+        raise ValueError(f"{file} must list images, got none")
+    for number, row in enumerate(rows, start=2):
+        if not (row[0] and row[1]):
+            raise ValueError(f"{file} must name a file and a label in every row, got row {number} without one")
+    return rows, columns["split"] is not None  # pyright: ignore[reportReturnType]
+
+
+def _column(header: Sequence[str], names: Sequence[str]) -> str | None:
+    by_name = {column.strip().lower(): column for column in header if column}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _entry(row: Mapping[str, str | None], column: str | None) -> str:
+    return "" if column is None else (row.get(column) or "").strip()

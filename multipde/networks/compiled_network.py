@@ -1,0 +1,149 @@
+"""A network for use alone whose layers are compiled: each is one pass over the images, without a step in between."""
+
+import torch
+from torch import Tensor, nn
+
+from multipde.networks.folding import folded
+from multipde.networks.kernels.dispatch import with_layout_of
+from multipde.networks.kernels.native import build, handles
+from multipde.networks.kernels.native import convolutions as native
+from multipde.networks.network import PDENet
+from multipde.networks.plain import POOL, PlainBlock, PlainLayer, PlainNet, shifts
+
+WORTH_COMPILING = 512
+"""Number of images from which on it is faster to compile the kernels first, which takes a few seconds once."""
+
+
+def for_use(model: nn.Module, num_images: int) -> nn.Module:
+    """The `folded` copy of a network, with compiled layers where that is possible and worth it for so many images.
+
+    It computes the same as the network in eval mode, up to rounding.
+    """
+    net = folded(model)
+    if not isinstance(net, PlainNet) or not _is_known(net):
+        return net
+    worth = num_images >= WORTH_COMPILING or build.is_kept("convolutions")
+    return CompiledNet(net) if worth and build.is_available("convolutions") else net
+
+
+def for_evaluation(model: nn.Module, num_images: int) -> nn.Module:
+    """The compiled network of `for_use` where there is one for a model without hooks; otherwise the model itself."""
+    watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    net = model if watched or type(model) is not PDENet else for_use(model, num_images)
+    return net if isinstance(net, CompiledNet) else model
+
+
+def _is_known(net: PlainNet) -> bool:
+    """Whether there are kernels for the parts of a network."""
+    layers = [module for module in net.modules() if isinstance(module, PlainLayer)]
+    return net.dim == 2 and all(layer.activation in ("relu", "identity") for layer in layers)
+
+
+def _is_centred(conv: nn.Module) -> bool:
+    """Whether a convolution has stride 1 and gives images of the size that it gets."""
+    return conv.stride == (1, 1) and all(2 * p + 1 == k for p, k in zip(conv.padding, conv.kernel_size, strict=True))  # pyright: ignore
+
+
+class CompiledNet(nn.Module):
+    """A `PlainNet` for images whose layers are computed by the kernels of ``convolutions.cpp``.
+
+    A layer with what follows it,
+
+        y' = α a + β b + K2 σ(N(K1 x)),
+
+    is one call, in which an image stays in the processor's cache. On other devices, in other precisions and where
+    gradients are wanted, the plain network computes instead.
+
+    Args:
+        net: the network, two-dimensional, with ReLU or no activation.
+
+    Shape:
+        - x: (N, in_channels, H, W)
+        - result: (N, classes), scores before the softmax
+    """
+
+    def __init__(self, net: PlainNet):
+        super().__init__()
+        self.plain = net.eval().requires_grad_(False)
+        self.opening = CompiledConvolution(net.opening) if _is_centred(net.opening) and not net.pads else None
+        self.blocks = nn.ModuleList(CompiledBlock(block) for block in net.blocks)  # pyright: ignore
+        self.connectors = nn.ModuleList(CompiledConvolution(conv) for conv in net.connectors)  # pyright: ignore
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        if wants_gradient or torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32 or not handles(x, 1):
+            return self.plain(x)
+        with torch.no_grad():
+            return self._scores(x)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        net = self.plain
+        y = self.opening(x) if self.opening is not None else net.opened(x)
+        split = 1
+        for k, (block, connector) in enumerate(zip(self.blocks, self.connectors, strict=True)):
+            if net.dilation[k] > split:
+                split = net.dilation[k]
+                y = shifts(y, split)
+            y = connector(block(y.contiguous(memory_format=torch.channels_last)))
+            if k + 1 < len(self.blocks):
+                y = POOL[2](y, 2)
+        return net.classified(y, split, len(x))
+
+
+class CompiledConvolution(nn.Module):
+    """max(0, K x + b) for a convolution with stride 1."""
+
+    def __init__(self, conv: nn.Module):
+        super().__init__()
+        self.channels, self.side = conv.out_channels, conv.kernel_size[0]  # pyright: ignore
+        self.register_buffer("taps", native.packed(conv.weight.detach()))  # pyright: ignore
+        self.register_buffer("bias", native.per_panel(conv.bias.detach()))  # pyright: ignore
+
+    def forward(self, x: Tensor) -> Tensor:
+        return native.convolution_relu(x, self.taps, self.bias, self.channels, self.side)  # pyright: ignore
+
+
+class CompiledLayer(nn.Module):
+    """The layer F, with the sum to which it is added."""
+
+    def __init__(self, layer: PlainLayer):
+        super().__init__()
+        self.given = {"eps": layer.eps, "norm": layer.has_norm, "relu": layer.activation == "relu"}
+        first, second = (conv.weight.detach() for conv in (layer.first, layer.second))
+        one, zero = first.new_ones(len(first)), first.new_zeros(len(first))
+        self.given["side"] = first.shape[-1]
+        self.register_buffer("first", native.packed(first))
+        self.register_buffer("second", native.packed(second))
+        self.register_buffer("scale", native.per_panel(layer.scale.detach() if layer.has_norm else one))
+        self.register_buffer("bias", native.per_panel(layer.bias.detach() if layer.has_norm else zero))
+
+    def add(self, x: Tensor, a: Tensor, out: Tensor, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
+        """out = α a + β out + F(x)."""
+        controls = self.first, self.scale, self.bias, self.second
+        return native.layer(x, ((alpha, a), (beta, out)), *controls, out, **self.given)  # pyright: ignore
+
+
+class CompiledBlock(nn.Module):
+    """The time steps of a `PlainBlock`, each in the memory of a state that is needed no more."""
+
+    def __init__(self, block: PlainBlock):
+        super().__init__()
+        self.dynamics = block.dynamics
+        self.steps = nn.ModuleList(nn.ModuleList(CompiledLayer(f) for f in step) for step in block.steps)  # pyright: ignore
+
+    def forward(self, y: Tensor) -> Tensor:
+        if self.dynamics == "hamiltonian":
+            y, z = (with_layout_of(part, y) for part in y.chunk(2, 1))
+            for f1, f2 in self.steps:  # pyright: ignore[reportGeneralTypeIssues]
+                f1.add(z, y, out=y)
+                f2.add(y, z, out=z)
+            return torch.cat((y, z), 1)
+        y = y.clone(memory_format=torch.preserve_format)
+        before = y.clone(memory_format=torch.preserve_format) if self.dynamics == "second_order" else y
+        for (f,) in self.steps:  # pyright: ignore[reportGeneralTypeIssues]
+            if self.dynamics == "second_order":
+                y, before = f.add(y, y, out=before, alpha=2.0, beta=-1.0), y
+            else:
+                f.add(y, y, out=y)
+        return y

@@ -1,0 +1,109 @@
+// The convolution of one image: stride 1, an odd number of taps per axis, zeros around the image.
+//
+// Stencils are packed in panels of 16 output channels, in the order panel, tap, input channel, output channel of the
+// panel; channels that do not exist are zeros. A tile is what fits into the registers: neighbouring pixels of one row or
+// two, one panel or two of each. For every tap and input channel a tile loads the taps of its panels once, and
+// multiplies them by the value of each pixel.
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int PANEL = 16;
+#if defined(__AVX512F__)
+constexpr int LANES = 16, LARGEST[] = {0, 16, 12};  // pixels of a tile of one panel, and of two
+#elif defined(__AVX__)
+constexpr int LANES = 8, LARGEST[] = {0, 6, 0};
+#else
+constexpr int LANES = 4, LARGEST[] = {0, 5, 0};
+#endif
+
+// One image, channels innermost, with the margin of zeros that a convolution of `side` taps per axis needs.
+class Padded {
+    std::vector<float> memory;
+
+  public:
+    const int64_t height, width, channels, half, row_length;
+
+    Padded(int64_t height, int64_t width, int64_t channels, int64_t side)
+        : memory((height + side - 1) * (width + side - 1) * channels), height(height), width(width), channels(channels),
+          half(side / 2), row_length((width + side - 1) * channels) {}
+
+    // The pixel of the image; rows and columns from -half on belong to the margin.
+    float* at(int64_t row, int64_t column) { return &memory[(row + half) * row_length + (column + half) * channels]; }
+
+    void fill(const float* image) {
+        for (int64_t row = 0; row < height; row++)
+            std::memcpy(at(row, 0), image + row * width * channels, width * channels * sizeof(float));
+    }
+};
+
+// The sums of the output channels of PANELS panels, for all pixels of a tile of ROWS rows of N pixels.
+template <int PANELS, int ROWS, int N>
+__attribute__((noinline)) void tile(const float* from, int64_t row_length, int64_t channels, int64_t num, int side,
+                                    const float* taps, float* found) {
+    constexpr int V = PANELS * PANEL / LANES;
+    const int64_t panel = side * side * num * PANEL;
+    Floats<LANES> sums[ROWS * N][V] = {};
+    for (int down = 0; down < side; down++) {
+        const float* at = from + down * row_length;
+        for (int right = 0; right < side; right++, at += channels) {
+            for (int64_t c = 0; c < num; c++, taps += PANEL) {
+                Floats<LANES> w[V];
+                for (int v = 0; v < V; v++) w[v] = load<LANES>(taps + v * LANES / PANEL * panel + v * LANES % PANEL);
+#pragma GCC unroll 16
+                for (int p = 0; p < ROWS * N; p++) {
+                    const float value = at[p / N * row_length + p % N * channels + c];
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) sums[p][v] += w[v] * value;
+                }
+            }
+        }
+    }
+    for (int p = 0; p < ROWS * N; p++)
+        for (int v = 0; v < V; v++) store<LANES>(found + (p * V + v) * LANES, sums[p][v]);
+}
+
+using Tile = void (*)(const float*, int64_t, int64_t, int64_t, int, const float*, float*);
+
+// `tile` for a number of pixels that is known when it runs, from 1 to N.
+template <int PANELS, int ROWS, int N>
+Tile tile_of(int64_t pixels) {
+    if constexpr (N == 1) return tile<PANELS, ROWS, 1>;
+    else return pixels == N ? tile<PANELS, ROWS, N> : tile_of<PANELS, ROWS, N - 1>(pixels);
+}
+
+// Calls at(row, column, sums) for all pixels, with the sums of the output channels of PANELS panels.
+template <int PANELS, class At>
+void tiles(Padded& x, int64_t num, int side, const float* taps, At at) {
+    constexpr int most = LARGEST[PANELS];
+    const int64_t count = (x.width + most - 1) / most, length = (x.width + count - 1) / count;
+    float found[most * PANELS * PANEL];
+    for (int64_t row = 0, rows; row < x.height; row += rows) {
+        rows = length <= most / 2 && row + 1 < x.height ? 2 : 1;
+        for (int64_t column = 0; column < x.width; column += length) {
+            const int64_t n = std::min(length, x.width - column);
+            const Tile sums = rows == 2 ? tile_of<PANELS, 2, most / 2>(n) : tile_of<PANELS, 1, most>(n);
+            sums(x.at(row - x.half, column - x.half), x.row_length, x.channels, num, side, taps, found);
+            for (int64_t p = 0; p < rows * n; p++) at(row + p / n, column + p % n, found + p * PANELS * PANEL);
+        }
+    }
+}
+
+// Calls at(row, column, channel, sums, n) with n sums of neighbouring output channels, for all pixels and channels. There
+// are as many sums as channels in whole panels.
+template <class At>
+void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, At at) {
+    const int64_t panel = side * side * num * PANEL, all = (num_out + PANEL - 1) / PANEL;
+    int64_t k = 0;
+    if constexpr (LARGEST[2] > 0)
+        for (; k + 1 < all; k += 2)
+            tiles<2>(x, num, side, taps + k * panel,
+                     [&](int64_t row, int64_t column, const float* sums) { at(row, column, k * PANEL, sums, 2 * PANEL); });
+    for (; k < all; k++)
+        tiles<1>(x, num, side, taps + k * panel,
+                 [&](int64_t row, int64_t column, const float* sums) { at(row, column, k * PANEL, sums, PANEL); });
+}
+
+}  // namespace

@@ -1,0 +1,163 @@
+"""``multipde convert --sizes`` and ``train --all-sizes``: one checkpoint for several image sizes, with its report."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from multipde.conversions.shared_stencils import share_stencils
+from multipde.data.unlabelled import load_unlabelled
+from multipde.evaluation.candidates import Evaluator
+from multipde.evaluation.conversion_report import CANDIDATE_COLUMNS, Candidate
+from multipde.evaluation.metrics import check_classes
+from multipde.evaluation.sizes import DataSource
+from multipde.networks.all_sizes import AllSizes, num_norms
+from multipde.networks.inputs import Normalize
+from multipde.networks.model_spec import spec_of
+from multipde.reports.converted_network import LONGEST, REPORT, external_network, read_images
+from multipde.reports.finished_conversion import ConversionFinish, taught_data
+from multipde.runtime.console import Log
+from multipde.runtime.device import Compute
+from multipde.runtime.table import table_of
+from multipde.storage.files import write_directory
+from multipde.storage.records import json_bytes
+from multipde.storage.run_directory import check_new
+from multipde.storage.schema import FORMAT
+from multipde.storage.stored_network import load, network_files
+from multipde.training.finish import finest_side
+from multipde.training.finish_settings import SEVERAL_RATE, FinishSettings, finish_budget
+from multipde.training.plan import recorded_split
+
+
+def convert_to_sizes(
+    source: Path | None,
+    out: Path | None,
+    sizes: Sequence[int],
+    *,
+    arch: str | None = None,
+    weights: Path | None = None,
+    from_size: int = 224,
+    normalize: str | None = None,
+    data: DataSource | None = None,
+    need_data: bool = True,
+    num_images: int = 2000,
+    finish: str = "auto",
+    unlabelled: Path | None = None,
+    compile: bool = False,
+    device: str = "auto",
+    amp: str = "off",
+    log: Log | None = None,
+) -> list[Candidate]:
+    """Make one checkpoint for several sizes from a trained network, and write it to a new directory with a report.
+
+    The old network teaches it at all sizes together, see `finish`; where the images have labels, these and the mean
+    answer of the sizes do. The directory contains the measurements, too, as report.json.
+
+    Args:
+        sizes: sides of the images in pixels.
+        source, out, arch, weights, from_size, normalize, data, need_data, unlabelled, compile: as in
+            `convert_to_directory`.
+        num_images: number of test images, and of held-back images.
+        finish: how long the old network teaches, see `finish_budget`; ``"none"`` for not at all.
+
+    Returns:
+        The measurements on test images: at every size before the finish and after it; none without images.
+    """
+    log = log or Log(quiet=True)
+    if out is None:
+        raise ValueError("out must be given; type --out DIR")
+    check_new(out)
+    budget = None if finish in ("auto", "none") else finish_budget(finish)
+    if unlabelled is not None and finish == "none":
+        raise ValueError(f"images must come with a finish, got {unlabelled}; type --finish auto")
+    if (source is None and arch is None) or (source is not None and source.is_file()):
+        raise ValueError(f"sizes must come with a checkpoint or --arch, got {source or 'neither'}")
+    if weights is not None and source is not None:
+        raise ValueError(f"weights must come with --arch alone, got {weights}; type --arch resnet18, or DIR")
+    old = load(source, arch) if source is not None else external_network(arch or "", weights, from_size, normalize)
+    new = share_stencils(old, sizes)
+    compute, side = Compute.of(device, amp), finest_side(old, new)
+    images = read_images(data, side, need_data, log)
+    other = None if unlabelled is None else load_unlabelled(unlabelled, side)
+    if images is None and other is not None and unlabelled is not None:
+        images, other = taught_data(old, other, unlabelled.name, compute), None
+        log.say("the images have no labels: accuracy is the agreement with the old network")
+    own = spec_of(old).image_sizes[0]
+    log.say(f"{source or arch}: size {own} -> one checkpoint for {', '.join(map(str, new.sizes))}")
+    if not num_norms(old):
+        log.say("note: the network has no normalisation layers, so that all of its weights are those of every size")
+    rows: list[Candidate] = []
+    if images is None:
+        if budget is not None:
+            raise ValueError(f"finish {finish} must have images, got none; type --data NAME or --images DIR")
+        log.say("no data: nothing is measured or finished, and BatchNorm keeps the statistics of the old size")
+    else:
+        check_classes(spec_of(old), images)
+        if source is None and normalize == "data":
+            _normalize_by(images, old, new)
+        split = recorded_split(source)
+        evaluator = Evaluator.of(images, compute, Normalize.of(spec_of(old)), split=split, num_images=num_images)
+        settings = FinishSettings(
+            budget,
+            longest=math.inf if budget else LONGEST,
+            label_share=0.0 if unlabelled else 1.0,
+            learning_rate=SEVERAL_RATE,
+            seed=split[0],
+            compile=compile,
+        )
+        wanted = None if finish == "none" else ConversionFinish(evaluator, settings, other)
+        new, rows = _finished(evaluator, wanted, old, new, log)
+    record = {"format": FORMAT, "size": own, "sizes": list(new.sizes), "candidates": [_plain(row) for row in rows]}
+    write_directory(out.resolve(), network_files(new.cpu()) | {REPORT: json_bytes(record)})
+    if rows:
+        rows_text = table_of([vars(c) | {"mflops": c.flops / 1e6} for c in rows], CANDIDATE_COLUMNS)
+        log.table(rows_text, f"Accuracy and cost on {len(evaluator.tested):,} test images")
+    log.say(f"written to {out}")
+    return rows
+
+
+def _finished(
+    evaluator: Evaluator, finish: ConversionFinish | None, old: Any, new: AllSizes, log: Log
+) -> tuple[AllSizes, list[Candidate]]:
+    """The network after BatchNorm is measured at other sizes than that of the old one, and after its finish."""
+    compute, own = evaluator.compute, spec_of(old).image_sizes[0]
+    for net in (old, new):
+        compute.place(net)
+    rows = [evaluator.candidate(f"original at {own}", old, own)]
+    for size in new.sizes:
+        if size != own:
+            num = evaluator.recalibrate(new.at(size), size)
+            row = evaluator.candidate("shared" + ", recalibrated" * bool(num), new.at(size), size)
+            rows.append(replace(row, recalibrated=bool(num)))
+    found = None if finish is None else finish.trained(old, copy.deepcopy(new), finish.settings, log)
+    if found is None:
+        return new, rows
+    net: Any = found.net
+    learned = {"recalibrated": True, "num_learned": found.num_images, "seconds": found.seconds}
+    after = [replace(evaluator.candidate("shared, finished", net.at(n), n), **learned) for n in net.sizes]
+    others = [row for row in after if row.size != own] or after  # at its own size the old network agrees with itself
+    compared = after if finish and finish.settings.label_share else others
+    was = {row.size: row.validation for row in rows}
+    before, now = (mean(values) for values in zip(*((was[r.size], r.validation) for r in compared), strict=True))
+    what = f"{len(evaluator.held_back):,} held-back images, the mean over {len(compared)} sizes"
+    if now <= before:
+        log.say(f"finish: nothing gained, {now:.1%} right of {what}, and {before:.1%} before it")
+        return new, rows
+    log.say(f"finish: {now:.1%} right of {what}, and {before:.1%} before it")
+    return net, [*rows, *after]
+
+
+def _normalize_by(images: Any, old: Any, new: AllSizes) -> None:
+    """Give all networks the mean and the standard deviation of the images."""
+    each: Any
+    for each in (old, *new.networks):
+        each.multipde_spec = replace(spec_of(each), mean=images.mean, std=images.std)  # pyright: ignore
+
+
+def _plain(row: Candidate) -> dict[str, Any]:
+    """A row for JSON, with None in place of nan."""
+    values = {key: value for key, value in vars(row).items() if key != "metrics"}
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}

@@ -1,0 +1,56 @@
+"""A store by which the processes of one attempt find each other, without keys that an earlier attempt has left."""
+
+import os
+import secrets
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from multipde.runtime.launch import num_launched, num_restarts
+
+PATIENCE = timedelta(minutes=5)
+"""Time within which all processes must have started."""
+ADDRESS = "multipde/store"
+"""Key of torchrun's store under which rank zero names its own."""
+
+
+def fresh_store() -> "dist.TCPStore | None":  # pyright: ignore[reportPrivateImportUsage]
+    """A store that rank zero serves for as long as it lives; None where torchrun cannot start the processes again.
+
+    torchrun keeps one store for all attempts of a job, so that the addresses of processes that have ended are still in
+    it, and it counts the restarts of every node by itself, so that no prefix of the keys would be common to all nodes.
+    Hence rank zero serves a new store, and names its port and a random word in torchrun's; the others connect to it and
+    compare the word, until they find the store of a rank zero that is alive.
+
+    Raises:
+        RuntimeError: not all processes have started within a few minutes.
+    """
+    if num_restarts()[1] == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, common = os.environ["MASTER_ADDR"], _connected(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if os.environ["RANK"] == "0":
+        word = secrets.token_hex(8)
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            host, 0, num_launched(), is_master=True, wait_for_workers=False, timeout=PATIENCE
+        )
+        store.set("word", word)
+        common.set(ADDRESS, f"{store.port} {word}")
+        return store
+    until = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < until:
+        port, word = common.get(ADDRESS).decode().split()
+        try:
+            store = _connected(host, int(port), timedelta(seconds=2))
+            if store.get("word").decode() == word:
+                store.set_timeout(PATIENCE)
+                return store
+        except RuntimeError:  # of an earlier attempt, whose rank zero has ended
+            time.sleep(0.2)
+    raise RuntimeError(f"processes must all start within {PATIENCE}; gloo has met none of rank 0")
+
+
+def _connected(host: str, port: int, timeout: timedelta = PATIENCE) -> "dist.TCPStore":  # pyright: ignore[reportPrivateImportUsage]
+    return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        host, port, is_master=False, wait_for_workers=False, timeout=timeout
+    )

@@ -1,0 +1,177 @@
+"""Data as people have them: without test images, as a CSV file, as an ImageFolder, as a DatasetDict."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from multipde import load_data
+from multipde.cli.main import main
+from multipde.data.held_back import split_by_class
+from tests.conftest import write_folder
+
+CLASSES = ("disc", "ring", "square")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "mine", num_train=60, num_test=24)
+
+
+def pixels(images):
+    """All images as a sorted list of bytes."""
+    return sorted(image.numpy().tobytes() for image in images)
+
+
+def moved(place, tmp_path, **names):
+    """A folder with links to the parts of another one, under other names."""
+    for new, old in names.items():
+        (tmp_path / new).symlink_to(place / old)
+    return tmp_path
+
+
+def test_of_every_class_the_same_share_is_held_back():
+    labels = torch.arange(3).repeat_interleave(torch.tensor([100, 10, 2]))
+    train, test = split_by_class(labels, 0.2)
+    assert torch.bincount(labels[test]).tolist() == [20, 2, 1]
+    assert sorted([*train.tolist(), *test.tolist()]) == list(range(112))
+    again = split_by_class(labels, 0.2)
+    assert torch.equal(test, again[1])
+
+
+def test_a_folder_without_test_images_needs_a_share(place, tmp_path):
+    alone = moved(place, tmp_path, train="train")
+    with pytest.raises(ValueError, match="data must have test images, got .*train alone; type --test-share 0.2"):
+        load_data("folder", root=alone)
+    whole, found = load_data("folder", root=place), load_data("folder", root=alone, test_share=0.25)
+    num = len(whole.train)
+    assert len(found.test) == sum(round(0.25 * int(n)) for n in torch.bincount(whole.train.labels))
+    assert pixels([*found.train.images, *found.test.images]) == pixels(whole.train.images)
+    assert any(f"{len(found.test)} of {num} images of {alone / 'train'} are held back" in note for note in found.notes)
+    flat = load_data("folder", root=place / "train", test_share=0.25)
+    assert pixels(flat.test.images) == pixels(found.test.images)
+    assert flat.class_names == found.class_names
+
+
+def test_val_is_the_test_part_or_joins_the_training_images(place, tmp_path):
+    root = moved(place, tmp_path, train="train", val="test")
+    plain, shared = load_data("folder", root=root), load_data("folder", root=root, test_share=0.5)
+    assert any(re.fullmatch("the test images are those in .*val", note) for note in plain.notes)
+    assert len(shared.train) + len(shared.test) == len(plain.train) + len(plain.test)
+    with pytest.raises(ValueError, match="test_share must be left out for data with test images, got both and"):
+        load_data("folder", root=place, test_share=0.5)
+
+
+def write_csv(place, file, header, with_part):
+    lines = [header]
+    for path in sorted(place.glob("*/*/*.png")):
+        part, label, _ = path.relative_to(place).parts
+        lines.append(f"{path.relative_to(place)},{label}" + (f",{part}" if with_part else ""))
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_a_csv_file_lists_images(place):
+    whole = load_data("folder", root=place)
+    parts = load_data("csv", root=write_csv(place, place / "parts.csv", "Path,Class,Split", True))
+    assert parts.name == "parts"
+    assert parts.class_names == whole.class_names
+    assert torch.equal(parts.train.images, whole.train.images)
+    assert torch.equal(parts.test.labels, whole.test.labels)
+    plain = write_csv(place, place / "plain.csv", "file,label", False)
+    with pytest.raises(ValueError, match=r"data must have test images, got plain.csv without a column 'split' alone"):
+        load_data("csv", root=plain)
+    num = len(whole.train) + len(whole.test)
+    assert len(load_data("csv", root=plain, test_share=0.25).test) == pytest.approx(num / 4, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "must have a header with the columns file and label, got an empty file"),
+        ("name,label\n", "must have a header with the columns file and label, got name, label"),
+        ("file,label\n", "must list images, got none"),
+        ("file,label\na.png\n", "must name a file and a label in every row, got row 2 without one"),
+        ("file,label\nnone.png,disc\n", "must list files that exist, got .*none.png"),
+    ],
+)
+def test_a_wrong_csv_file_gets_one_line(tmp_path, text, error):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=error):
+        load_data("csv", root=tmp_path / "a.csv", test_share=0.2)
+
+
+def test_an_image_folder_of_torchvision_alone_or_as_a_pair(place):
+    whole = load_data("folder", root=place)
+    train, test = ImageFolder(str(place / "train")), ImageFolder(str(place / "test"))
+    pair = load_data((train, test))
+    assert torch.equal(pair.train.images, whole.train.images)
+    assert pair.class_names == CLASSES
+    with pytest.raises(ValueError, match="data must have test images, got a ImageFolder alone"):
+        load_data(train)
+    alone = load_data(train, test_share=0.25)
+    flat = load_data("folder", root=place / "train", test_share=0.25)
+    assert pixels(alone.test.images) == pixels(flat.test.images)
+    small = ImageFolder(str(place / "train"), transforms.Compose([transforms.Resize(8), transforms.ToTensor()]))
+    resized = load_data(small, test_share=0.25)
+    assert resized.train.images.shape[1:] == (3, 8, 8)
+    assert torch.equal(resized.test.labels, alone.test.labels)
+
+
+class FakeDataset:
+    """The part of a Hugging Face data set that is used: columns, features, items."""
+
+    def __init__(self, num, seed):
+        random = np.random.default_rng(seed)
+        self.images = [Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(num)]
+        self.labels = [k % 3 for k in range(num)]
+        self.column_names = ["image", "label"]
+        self.features = {"label": type("ClassLabel", (), {"names": list(CLASSES)})()}
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return self.labels
+        return {"image": self.images[key], "label": self.labels[key]}
+
+
+def test_a_data_set_of_hugging_face(place):
+    train, test = FakeDataset(30, 0), FakeDataset(9, 1)
+    found = load_data({"train": train, "validation": test, "unsupervised": test})
+    assert found.class_names == CLASSES
+    assert (len(found.train), len(found.test)) == (30, 9)
+    assert "the test images are those of the part 'validation'; left out: unsupervised" in found.notes
+    assert np.array_equal(found.test.images[4].permute(1, 2, 0).numpy(), np.asarray(test.images[4]))
+    alone = load_data({"train": train}, test_share=0.2)
+    assert (len(alone.train), len(alone.test)) == (24, 6)
+    assert torch.bincount(alone.test.labels).tolist() == [2, 2, 2]
+    assert alone.class_names == CLASSES
+    assert len(load_data(train, test_share=0.2).test) == 6
+    with pytest.raises(ValueError, match="test_share must be left out for data with test images, got both"):
+        load_data({"train": train, "test": test}, test_share=0.2)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.2])
+def test_a_share_lies_between_zero_and_one(share):
+    with pytest.raises(ValueError, match=r"test_share must lie in \(0, 1\), got"):
+        load_data("shapes", test_share=share)
+
+
+def test_the_command_line_takes_them(place, tmp_path, narrow_presets, monkeypatch, capsys):
+    monkeypatch.setattr("multipde.reports.page.report_at_end", lambda *args: None)
+    write_csv(place, place / "plain.csv", "file,label", False)
+    given = ["--data", "csv", "--root", str(place / "plain.csv"), "--test-share", "0.25", "--device", "cpu"]
+    small = ["--sizes", "8", "--epochs", "1", "--batch", "30", "--run", str(tmp_path / "run")]
+    main(["train", *given, *small])
+    assert "images of plain.csv are held back for the test" in capsys.readouterr().out
+    main(["evaluate", str(tmp_path / "run")])
+    assert "8" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "shapes", "--test-share", "0.2", "--sizes", "8"])
+    assert "test_share must be left out for shapes" in capsys.readouterr().err
