@@ -4,11 +4,26 @@ A small ResNet is trained on five classes at 16 pixels. Its weights are then fin
 at once or first at 16 and then at 32 pixels for the same work, beside trainings from random weights:
 
     python examples/08_fine_tune.py
+
+It takes about eight minutes of one core. What it reaches on CIFAR-10, one seed:
+
+    weights     sizes   epochs of work   TFLOPs   test accuracy
+    random      32                 0.5     1.02           83.3%
+    random      16 32              0.5     1.06           85.3%
+    fine-tuned  32                 0.5     1.02           85.0%
+    fine-tuned  16 32              0.5     1.06           86.6%
+    random      32                   1     2.00           87.3%
+    random      16 32                1     2.08           88.4%
+    fine-tuned  32                   1     2.00           88.8%
+    fine-tuned  16 32                1     2.08           89.2%
+
+So small images first help trained weights too, and less than random ones.
 """
 
 import argparse
 import itertools
 import tempfile
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -65,19 +80,18 @@ def main(
     """Pretrain for so many epochs at 16 pixels; fine-tune for the work of each number of epochs at 32 pixels."""
     images = multipde.load_data(data, size=32, **({"root": root} if root else {}), **more)
     network = partial(SmallResNet, widths=widths)
-    own = {"augment": "flip,crop", "device": "cpu"}
+    own = TrainSettings(augment="flip,crop", device="cpu")
     with tempfile.TemporaryDirectory() as place:
         plan, five = Schedule([Level(16, epochs)]), half(images, PRETRAINED)
-        first = train(network, plan, five, f"{place}/0", settings=TrainSettings(**own), quiet=True)
+        first = train(network, plan, five, f"{place}/0", settings=own, quiet=True)
         print(f"five classes at 16 pixels: {first.result['test_accuracy']:.1%}")
         weights = {"weights": f"{place}/0/model.safetensors", "from_size": 16}
-        arms = {"random": ({}, {}), "fine-tuned": (weights, {"rate": {"head": 0.1, "body": 0.03}})}
+        arms = {"random": ({}, own), "fine-tuned": (weights, replace(own, rate={"head": 0.1, "body": 0.03}))}
         print("weights     sizes   epochs of work   TFLOPs  seconds   test accuracy")
         for budget, start, (sizes, shares) in itertools.product(
             budgets, arms, (((32,), (1.0,)), ((16, 32), (0.4, 0.6)))
         ):
-            given, rates = arms[start]
-            settings, directory = TrainSettings(**own, **rates), f"{place}/{start}-{len(sizes)}-{budget:g}"
+            (given, settings), directory = arms[start], f"{place}/{start}-{len(sizes)}-{budget:g}"
             plan = levels(sizes, shares, budget)
             run = train(network, plan, half(images, LEARNED), directory, settings=settings, quiet=True, **given)
             shown, done = " ".join(map(str, sizes)), run.result

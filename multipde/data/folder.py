@@ -120,13 +120,13 @@ def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str
     What is left out is counted.
     """
     there = _test_folders(root)
-    names, *train = _list_classes(root / "train", left_out)
+    names, train, labels = _list_classes(root / "train", left_out)
     if not there:
         raise needs_share(f"{root / 'train'}")
-    test_names, *test = _list_classes(root / there[0], left_out)
+    test_names, test, test_labels = _list_classes(root / there[0], left_out)
     _check_same(names, test_names, there[0])
     left_out.update({f"folder {name}": 1 for name in there[1:]})
-    return names, {"train": (train[0], train[1]), there[0]: (test[0], test[1])}
+    return names, {"train": (train, labels), there[0]: (test, test_labels)}
 
 
 def _test_folders(root: Path) -> list[str]:

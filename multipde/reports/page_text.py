@@ -133,9 +133,8 @@ def _settings(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     record = run.record
     origin = record.get("provenance") or {"versions": record.get("versions")}
     data = {"data": record.get("data"), **(record.get("data_options") or {})}
-    data |= {"training images": record.get("num_train"), "started from": record.get("init")} | (
-        origin.get("data") or {}
-    )
+    start = record.get("init") or (record.get("weights") or {}).get("file")
+    data |= {"training images": record.get("num_train"), "started from": start} | (origin.get("data") or {})
     hidden = () if spec_of(run.net).block_steps else TIME_SETTINGS
     parts = {
         "Network": record.get("network"),

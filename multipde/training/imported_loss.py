@@ -37,10 +37,11 @@ def imported_loss(path: str) -> ImportedLoss:
     function: Any = imported_object(found[1], "loss")
     if found[2] or inspect.isclass(function):
         try:
-            function = function(**dict(parsed_arguments(found[2] or "()", path, "loss")))
+            made: Any = function(**dict(parsed_arguments(found[2] or "()", path, "loss")))
         except Exception as error:  # code of the user can raise anything
             reason = " ".join(str(error).split())[:120]
             raise ValueError(f"loss must have arguments that it accepts, got {path} ({reason})") from None
-        if not callable(function):
+        if not callable(made):
             raise ValueError(f"loss must be a function of scores and labels, got {path}")
-    return ImportedLoss(path.strip(), function)
+        return ImportedLoss(path.strip(), made)
+    return ImportedLoss(path.strip(), function)  # pyright: ignore[reportArgumentType]

@@ -249,7 +249,7 @@ def test_every_default_of_train_is_that_of_the_library():
         p.name.replace("stream_files", "stream"): p.default for p in chain(*defaults) if p.default is not p.empty
     }
     own = {f.name: f.default for f in fields(COMMANDS["train"])}
-    added = {"no_augment", "no_whiten"}
+    added = {"no_augment", "no_whiten", "all_sizes", "finish_share", "json"}
     assert own.keys() - library.keys() == {"data", "preset", "dynamics", "sizes", "run", "resume", "extend"} | added
     assert {own[name] for name in set().union(*RECIPES.values()) - {"whiten"}} == {None}  # a recipe may decide
     decided = {name for name, default in own.items() if default is not None} & library.keys() - {"whiten"}

@@ -26,6 +26,7 @@ from multipde import (
     set_mesh_size,
     train,
 )
+from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.networks.external import given_model
 from multipde.runtime.signals import Interrupted
 from multipde.training.fine_tuning import FineTuning, Frozen
@@ -184,6 +185,23 @@ def test_nothing_is_projected_or_penalised_that_is_frozen():
     assert re.fullmatch(
         r"\d+ of [0-9,]+ weights of hamiltonian are frozen, and the statistics of 1 Batch.*", str(frozen)
     )
+
+
+def test_frozen_batchnorm_normalises_by_its_statistics_where_others_take_those_of_the_batch():
+    net = given_model(Small, size=8, classes=10).build().double()
+    net.stem[1].running_mean.fill_(0.3)
+    frozen, x = Frozen(net, ("stem",)), torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = net.eval().stem(x)
+        frozen.train_mode()
+        with frozen_running_statistics(net):
+            torch.testing.assert_close(net.stem(x), expected, rtol=0, atol=0)
+            assert net.body1[1].running_mean is None
+    assert [m.training for m in (net.stem[1], net.body1[1])] == [False, True]
+    assert net.stem[1].running_mean[0] == 0.3
+    Frozen(net, ()).train_mode()  # thawed
+    assert recalibrate(net, [x]) == 2
+    assert net.stem[1].running_mean[0] != 0.3
 
 
 def test_the_head_is_the_layer_that_gives_the_scores_wherever_it_was_made():

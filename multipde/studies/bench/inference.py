@@ -69,7 +69,7 @@ def inference_study(
 def _networks(dynamics: Sequence[str]) -> dict[str, Callable[[int], nn.Module]]:
     from torchvision.models import mobilenet_v3_small
 
-    own = {name: lambda size, name=name: PDENet(preset(f"cifar10-{name}").on_mesh(size)) for name in dynamics}
+    own: Any = {name: lambda size, name=name: PDENet(preset(f"cifar10-{name}").on_mesh(size)) for name in dynamics}
     others = {"resnet18, 3x3 opening": resnet18_3x3, "mobilenet_v3_small": mobilenet_v3_small}
     return own | {name: lambda size, make=make: make(num_classes=10) for name, make in others.items()}
 

@@ -1,6 +1,7 @@
 """The layers of a network for use alone in C++: whole layers F, and convolutions with bias and ReLU, forwards."""
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -89,14 +90,14 @@ def convolution_relu(x: Tensor, taps: Tensor, bias: Tensor, channels: int, side:
 
 
 @cache
-def _layer() -> "ctypes._CFunctionType":
+def _layer() -> Callable[..., None]:
     function = library("convolutions").layer
     function.argtypes, function.restype = (P, P, F, P, F, P, P, P, P, F, N, N, P, *(N,) * 6), None
     return function
 
 
 @cache
-def _convolution_relu() -> "ctypes._CFunctionType":
+def _convolution_relu() -> Callable[..., None]:
     function = library("convolutions").convolution_relu
     function.argtypes, function.restype = (P, P, P, P, *(N,) * 7), None
     return function
