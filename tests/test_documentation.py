@@ -124,7 +124,7 @@ def test_options_within_sentences_exist(page, all_help):
     spans = [
         span
         for span in re.findall(r"`([^`\n]+)`", code)
-        if not re.match(r"(\S*(python|pip|jupyter|sphinx|ruff))", span)
+        if not re.match(r"(\S*(python|pip|jupyter|sphinx|ruff|mlflow))", span)
     ]
     options = {option for span in spans for option in re.findall(r"--[a-z][a-z0-9-]*", span)}
     missing = {option for option in options if not re.search(rf"{option}\b", all_help)}
