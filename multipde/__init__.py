@@ -125,4 +125,4 @@ else:
         return {alias.asname: node.module or "" for node in nodes for alias in node.names if alias.asname}
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -33,6 +33,8 @@ def divided(x: Tensor, labels: Tensor, num: int, objective: Objective) -> list[P
     Args:
         num: number of parts; fewer for a batch of fewer images.
     """
+    if num == 1 and objective.class_weights is None:
+        return [Part(x, labels, 1.0)]  # a finish at several sizes has a list of batches, one per size
     if objective.class_weights is None:
         sizes = [part.shape[0] for part in x.tensor_split(num) if len(part)]
         shares: list[Tensor | float] = [size / len(x) for size in sizes]
