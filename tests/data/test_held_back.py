@@ -130,7 +130,7 @@ class FakeDataset:
         self.images = [Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(num)]
         self.labels = [k % 3 for k in range(num)]
         self.column_names = ["image", "label"]
-        self.features = dict(label=type("ClassLabel", (), {"names": list(CLASSES)})())
+        self.features = {"label": type("ClassLabel", (), {"names": list(CLASSES)})()}
 
     def __len__(self):
         return len(self.labels)
