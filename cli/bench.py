@@ -258,7 +258,7 @@ class Architectures(Measurement):
     """Try only these networks of the list. Left out: all of them."""
 
     def run_command(self) -> Rows:
-        from multipde.studies.bench.architectures import architectures_study
+        from multipde.studies.bench.architecture_study import architectures_study
 
         return architectures_study(**self.given())
 

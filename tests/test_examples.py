@@ -69,3 +69,10 @@ def test_a_plain_loop_grows(capsys):
     run("06_your_own_loop.py", num_train=300, num_test=50)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[-3] for row in rows[1:]] == ["8", "4"]
+
+
+def test_a_loop_of_timm_grows(capsys):
+    pytest.importorskip("timm")
+    run("08_timm.py", num_train=100, num_test=30, passes=1)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-3] for row in rows[1:]] == ["2", "1"]

@@ -46,6 +46,7 @@ from multipde.training.level import CYCLES, POLICIES
 from multipde.training.optimizers import OPTIMIZERS
 from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
+from multipde.training.settings import TRACKERS
 from multipde.training.start import starting_network
 from tests.conftest import as_format_1, write_folder
 
@@ -240,6 +241,7 @@ def test_choices_are_those_of_the_library():
     assert set(get_args(options.AmpName)) == set(AMP)
     assert set(get_args(options.PolicyName)) <= {*POLICIES, *CYCLES}
     assert set(get_args(options.OptimizerName)) == set(OPTIMIZERS)
+    assert get_args(options.TrackerName) == TRACKERS
 
 
 def test_every_default_of_train_is_that_of_the_library():
@@ -249,7 +251,7 @@ def test_every_default_of_train_is_that_of_the_library():
         p.name.replace("stream_files", "stream"): p.default for p in chain(*defaults) if p.default is not p.empty
     }
     own = {f.name: f.default for f in fields(COMMANDS["train"])}
-    added = {"no_augment", "no_whiten"}
+    added = {"no_augment", "no_whiten", "json"}
     assert own.keys() - library.keys() == {"data", "preset", "dynamics", "sizes", "run", "resume", "extend"} | added
     assert {own[name] for name in set().union(*RECIPES.values()) - {"whiten"}} == {None}  # a recipe may decide
     decided = {name for name, default in own.items() if default is not None} & library.keys() - {"whiten"}

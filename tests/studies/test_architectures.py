@@ -9,7 +9,7 @@ from multipde import convert, convert_, describe, external_model, load, save
 from multipde.cli.main import main
 from multipde.networks.input_size import can_resize
 from multipde.studies.bench.architecture_list import ARCHITECTURES
-from multipde.studies.bench.architectures import ALL_METHODS, architectures_study, tried
+from multipde.studies.bench.architecture_study import ALL_METHODS, architectures_study, tried
 
 PLACED = ("reparametrize", "set_mesh_size", "state_dict", "bake")
 
