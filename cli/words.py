@@ -27,7 +27,8 @@ def words_of(commands: Mapping[str, type]) -> Words:
 
 
 def _options(kind: Any) -> dict[str, tuple[str, ...]]:
-    hints, found = get_type_hints(kind, include_extras=True), {"--help": ()}
+    hints = get_type_hints(kind, include_extras=True)
+    found: dict[str, tuple[str, ...]] = {"--help": ()}
     free: tuple[str, ...] = ()
     for entry in fields(kind):
         values, option = _values(hints[entry.name]), f"--{entry.name.replace('_', '-')}"

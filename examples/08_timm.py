@@ -5,6 +5,8 @@ embedded shapes at 16 pixels, then at 32; beside it the same loop at 32 pixels a
 operations. Needs ``pip install timm``.
 """
 
+# pyright: reportPrivateImportUsage=false, reportOptionalMemberAccess=false
+
 import argparse
 
 import torch

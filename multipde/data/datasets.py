@@ -91,13 +91,11 @@ def _given(source: Any, size: int | None, stream_files: bool | None, share: floa
         source, note = split_data_set(source, share)
     elif share is not None:
         raise ValueError("test_share must be left out for a pair (train, test), got both")
-    files = [files_of(part) for part in source]
-    if files[0] is not None and files[1] is not None:
-        (names, *train), (others, *test) = files
-        if names != others:
-            raise ValueError(f"train and test must have the same classes, got {difference(names, others)}")
-        notes = [note] if note else []
-        return load_files("own", names, (train[0], train[1]), (test[0], test[1]), size, stream_files, notes)
+    train, test = (files_of(part) for part in source)
+    if train is not None and test is not None:
+        if train[0] != test[0]:
+            raise ValueError(f"train and test must have the same classes, got {difference(train[0], test[0])}")
+        return load_files("own", train[0], train[1:], test[1:], size, stream_files, [note] if note else [])
     found = load_pair(source)
     return replace(found, notes=(*found.notes, note)) if note else found
 

@@ -37,16 +37,17 @@ def load_folder(root: Path, size: int | None, stream_files: bool | None, share: 
     there = [name for name in TEST_FOLDERS if (root / name).is_dir()]
     if share is not None:
         return _load_shared(root, size, stream_files, share, there)
-    names, *train = _list_classes(root / "train", left_out)
+    names, paths, labels = _list_classes(root / "train", left_out)
     if not there:
         raise needs_share(f"{root / 'train'}")
-    test_names, *test = _list_classes(root / there[0], left_out)
+    test_names, test_paths, test_labels = _list_classes(root / there[0], left_out)
     _check_same(names, test_names, there[0])
+    train, test = (paths, labels), (test_paths, test_labels)
     notes = [f"the test images are those in {root / there[0]}"] if there[0] != TEST_FOLDERS[0] else []
     left_out.update({f"folder {name}": 1 for name in there[1:]})
     if +left_out:
         notes.append(left_out_text(root, +left_out))
-    return load_files(root.resolve().name, names, (train[0], train[1]), (test[0], test[1]), size, stream_files, notes)
+    return load_files(root.resolve().name, names, train, test, size, stream_files, notes)
 
 
 def _load_shared(root: Path, size: int | None, stream_files: bool | None, share: float, there: list[str]) -> ImageData:

@@ -55,7 +55,7 @@ def trackers(run_dir: Path, plan: Schedule, settings: TrainSettings) -> list[Lis
         elif name == "csv":
             made.append(MetricsCsv(run_dir / CSV))
         else:
-            about = {"network": plan.configs()[0].record(), "settings": asdict(settings)}
+            about: dict[str, Any] = {"network": plan.configs()[0].record(), "settings": asdict(settings)}
             about["levels"] = " ".join(level.label for level in plan.levels)
             made.append((Mlflow if name == "mlflow" else WeightsAndBiases)(run_dir, _values(about)))
     return made
