@@ -77,3 +77,10 @@ def test_fine_tuning_is_compared_for_the_same_work(capsys):
     assert [row[0] for row in rows] == ["random", "random", "fine-tuned", "fine-tuned"]
     work = [float(row[-3]) for row in rows]
     assert work == [pytest.approx(work[0], rel=0.25)] * 4  # few batches, whole ones
+
+
+def test_a_loop_of_timm_grows(capsys):
+    pytest.importorskip("timm")
+    run("09_timm.py", num_train=100, num_test=30, passes=1)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-3] for row in rows[1:]] == ["2", "1"]

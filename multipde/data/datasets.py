@@ -105,14 +105,11 @@ def _given(source: Any, size: int | None, stream_files: bool | None, share: floa
         source, note = split_data_set(source, share)
     elif share is not None:
         raise ValueError("test_share must be left out for a pair (train, test), got both")
-    first, second = map(files_of, source)
-    if first is not None and second is not None:
-        (names, *train), (others, *test) = first, second
-        files: Any = (tuple(train), tuple(test))
-        if names != others:
-            raise ValueError(f"train and test must have the same classes, got {difference(names, others)}")
-        notes = [note] if note else []
-        return load_files("own", names, files[0], files[1], size, stream_files, notes)
+    train, test = (files_of(part) for part in source)
+    if train is not None and test is not None:
+        if train[0] != test[0]:
+            raise ValueError(f"train and test must have the same classes, got {difference(train[0], test[0])}")
+        return load_files("own", train[0], train[1:], test[1:], size, stream_files, [note] if note else [])
     found = load_pair(source)
     return replace(found, notes=(*found.notes, note)) if note else found
 

@@ -1,18 +1,16 @@
-"""``multipde predict``: a trained network classifies image files."""
+"""``multipde predict``: a trained network classifies images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import convert
-from multipde.data.decode import decode_image
-from multipde.data.folder import image_files, left_out_text
+from multipde.evaluation.pictures_given import Picture, given_pictures, square_picture
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default
-from multipde.mesh.pyramid import resize_images
 from multipde.networks.all_sizes import AllSizes
 from multipde.networks.compiled_network import for_use
 from multipde.networks.inputs import Normalize
@@ -28,19 +26,28 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classification of one image file.
+    """The classification of one image.
 
     Args:
-        file: the image.
+        file: the image; None for one that was given in memory.
         size: image side in pixels at which the network saw it.
         probabilities: probability of every class by its name, in the order of the network's scores.
         true: name of the true class, if the folder of the file is named like one of the classes; None otherwise.
+        number: its place among the images.
+        pixels: those of an image that was given in memory, (C, H, W) in uint8.
     """
 
-    file: Path
+    file: Path | None
     size: int
     probabilities: dict[str, float]
     true: str | None = None
+    number: int = 0
+    pixels: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The path of the file, or the number of an image in memory."""
+        return f"image {self.number}" if self.file is None else str(self.file)
 
     @property
     def ranking(self) -> list[tuple[str, float]]:
@@ -50,14 +57,14 @@ class Prediction:
     def record(self) -> dict[str, object]:
         """The prediction as plain data for JSON."""
         name, probability = self.ranking[0]
-        own = {"file": str(self.file), "class": name, "probability": probability, "true": self.true}
+        own = {"file": self.name, "class": name, "probability": probability, "true": self.true}
         return own | {"size": self.size, "probabilities": self.probabilities}
 
 
 @cpu_by_default()
 def predict(
-    checkpoint: str | Path,
-    images: Sequence[str | Path],
+    checkpoint: str | Path | nn.Module,
+    images: Picture | Sequence[Picture],
     *,
     model: Given = None,
     fit: str = "image",
@@ -66,11 +73,13 @@ def predict(
     views: int = 1,
     log: Log | None = None,
 ) -> list[Prediction]:
-    """Classify image files with a trained network.
+    """Classify images with a trained network.
 
     Args:
-        checkpoint: a directory with a network, as in `load`.
-        images: files, or folders with image files at any depth.
+        checkpoint: a directory with a network, as in `load`; or a network with a description, see `describe`.
+        images: files, folders with image files at any depth, Pillow images, arrays (H, W) or (H, W, C) and tensors
+            (C, H, W), in uint8 or as floats on [0, 1], one or several; or a batch of images of one size. The network's
+            own normalisation is applied to them.
         model: for a network that was given in Python or by an import path, the same again, as in `load`.
         fit: how images of another size are handled: ``"image"`` averages them to the size of the network; ``"net"``
             converts the network, by copying its stencils, to the largest size that it can have within the image, and
@@ -84,14 +93,18 @@ def predict(
         One `Prediction` per image, in their order.
 
     Raises:
-        ValueError: there is no image, an image cannot be read, fit is unknown, or `load` fails.
+        ValueError: there is no image, an image cannot be read or has other channels than the network, fit is unknown,
+            or `load` fails.
     """
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
-    loaded, compute, files = load(checkpoint, model), Compute.of(device, amp), _files(images, log or Log(quiet=True))
+    if isinstance(checkpoint, nn.Module) and model is not None:
+        raise ValueError("model must be left out where the network itself is given, got both")
+    loaded = checkpoint if isinstance(checkpoint, nn.Module) else load(checkpoint, model)
+    compute, files = Compute.of(device, amp), given_pictures(images, log or Log(quiet=True))
     trained = loaded.networks if isinstance(loaded, AllSizes) else (loaded,)
     net, spec = trained[-1], spec_of(trained[-1])
-    if spec.dim != 2 or spec.in_channels != 3:
+    if spec.dim != 2 or (spec.in_channels != 3 and any(isinstance(each, Path) for each in files)):
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     normalize, found = Normalize.of(spec), []
@@ -100,7 +113,7 @@ def predict(
     sides = tuple(nets) if isinstance(loaded, AllSizes) else ()
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
-        pictures = [_picture(path, net, fit, sides) for path in chosen]
+        pictures = [square_picture(each, spec, fit, sides) for each in chosen]
         sizes, scores = [p.shape[-1] for p in pictures], {}
         for size in sorted(set(sizes)):
             if size not in nets:
@@ -108,10 +121,11 @@ def predict(
                 nets[size] = _for_use(converted, views, compute, len(files))
             scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
-        for path, size in zip(chosen, sizes, strict=True):
-            true = shown_name(path.resolve().parent)
+        for number, (each, size) in enumerate(zip(chosen, sizes, strict=True), start=start):
+            path, pixels = (each, None) if isinstance(each, Path) else (None, each)
+            true = shown_name(path.resolve().parent) if path else None
             values = dict(zip(names, next(rows[size]), strict=True))
-            found.append(Prediction(path, size, values, true if true in names else None))
+            found.append(Prediction(path, size, values, true if true in names else None, number, pixels))
     return found
 
 
@@ -133,41 +147,6 @@ def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool 
         log.say(f"{right} of {len(known)} images whose folder names their class are classified correctly")
 
 
-def _files(images: Sequence[str | Path], log: Log) -> list[Path]:
-    files: list[Path] = []
-    for image in map(Path, images):
-        inside, left_out = image_files(image) if image.is_dir() else ([image], None)
-        if not inside:
-            raise ValueError(f"image folder must hold images, got none in {image}")
-        if left_out:
-            log.say(f"note: {left_out_text(image, left_out)}")
-        files += inside
-    if not files:
-        raise ValueError("images must name at least one file or folder, got none")
-    return files
-
-
-def _picture(path: Path, net: nn.Module, fit: str, sides: Sequence[int]) -> Tensor:
-    """The image as a square uint8 tensor: of the network's size, or with "net" of a size that the network can have.
-
-    The latter is one of the sides, if there are any.
-    """
-    spec = spec_of(net)
-    size = spec.image_sizes[0]
-    if fit == "image":
-        return decode_image(path, size)
-    image = decode_image(path)
-    multiple = spec.size_multiple * spec.detail
-    side = min(image.shape[1:]) // multiple * multiple
-    if sides:
-        multiple, side = sides[0], max((s for s in sides if s <= side), default=0)
-    if not side:
-        raise ValueError(f"image must have at least {multiple} pixels each way, got {path}; type --fit image")
-    if image.shape[1:] == (side, side):
-        return image
-    return resize_images(image[None].float(), (side, side))[0].round().to(torch.uint8)
-
-
 @torch.no_grad()
 def _scores(net: nn.Module, pictures: Sequence[Tensor], normalize: Normalize, compute: Compute) -> Tensor:
     """Probabilities of all classes, (len(pictures), classes)."""
@@ -179,5 +158,5 @@ def _scores(net: nn.Module, pictures: Sequence[Tensor], normalize: Normalize, co
 def _row(p: Prediction) -> dict[str, str]:
     (first, probability), *others = p.ranking
     second = f"{others[0][0]} {others[0][1]:.1%}" if others else "-"
-    row = {"name": str(p.file), "class": first, "probability": f"{probability:.1%}", "second": second}
+    row = {"name": p.name, "class": first, "probability": f"{probability:.1%}", "second": second}
     return row | {"size": str(p.size), "true": p.true or "-"}

@@ -58,7 +58,7 @@ def _front_matter(run: RunRecord | None, title: str) -> str:
     lines = ["library_name: multipde", "pipeline_tag: image-classification", "tags:", "- multipde", "- pytorch"]
     if run is not None and (name := run.record.get("data")):
         shown = json.dumps(_data_name(run))
-        if name != "folder":
+        if name not in ("folder", "csv", "shapes"):
             lines += ["datasets:", f"- {json.dumps(name)}"]
         accuracy = float(run.result["test_accuracy"])
         lines += [

@@ -165,8 +165,9 @@ def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: i
         axis.axis("off")
     for k, p in enumerate(shown):
         picture, bars = axes[k // columns, 2 * (k % columns) : 2 * (k % columns) + 2]
-        picture.imshow(decode_image(p.file).permute(1, 2, 0).numpy(), interpolation="nearest")
-        picture.set_title(plain(p.file.name[-24:]), fontsize=7)
+        pixels: Any = decode_image(p.file) if p.file is not None else p.pixels
+        picture.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest", cmap="gray")
+        picture.set_title(plain((p.file.name if p.file else p.name)[-24:]), fontsize=7)
         ranking = p.ranking[:num_bars]
         if p.true is not None and p.true not in dict(ranking):
             ranking[-1] = (p.true, p.probabilities[p.true])

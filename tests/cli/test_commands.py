@@ -46,6 +46,7 @@ from multipde.training.level import CYCLES, POLICIES
 from multipde.training.optimizers import OPTIMIZERS
 from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
+from multipde.training.settings import TRACKERS
 from multipde.training.start import starting_network
 from tests.conftest import as_format_1, write_folder
 
@@ -240,6 +241,7 @@ def test_choices_are_those_of_the_library():
     assert set(get_args(options.AmpName)) == set(AMP)
     assert set(get_args(options.PolicyName)) <= {*POLICIES, *CYCLES}
     assert set(get_args(options.OptimizerName)) == set(OPTIMIZERS)
+    assert get_args(options.TrackerName) == TRACKERS
 
 
 def test_every_default_of_train_is_that_of_the_library():

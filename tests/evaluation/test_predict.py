@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -112,3 +113,54 @@ def test_an_image_smaller_than_the_blocks_is_refused_by_name(place, tmp_path):
     with pytest.raises(ValueError, match="fit must be one of image, net, got 'both'"):
         predict(place / "net", [tmp_path / "dot.png"], fit="both")
     check_figure_file(tmp_path / "a.png")
+
+
+def test_images_in_memory_are_predicted_as_their_files_are(place):
+    net, files = load(place / "net"), sorted((place / "data/test").rglob("*.png"))[:3]
+    given = [p.probabilities for p in predict(net, files)]
+    pictures = [Image.open(file) for file in files]
+    arrays = [np.asarray(picture) for picture in pictures]
+    tensors = [torch.from_numpy(array.copy()).permute(2, 0, 1) for array in arrays]
+    for images in (
+        pictures,
+        arrays,
+        tensors,
+        torch.stack(tensors),
+        torch.stack(tensors).float() / 255,
+        np.stack(arrays),
+        [files[0], arrays[1], pictures[2]],
+    ):
+        assert [p.probabilities for p in predict(net, images)] == given
+    (one,) = predict(place / "net", pictures[0])
+    assert (one.name, one.file, one.probabilities) == ("image 0", None, given[0])
+    assert one.record()["file"] == "image 0"
+    (file,) = predict(net, str(files[0]))
+    assert (file.true, file.probabilities) == ("disc", given[0])
+    assert [p.number for p in predict(net, tensors)] == [0, 1, 2]
+
+
+def test_the_network_that_is_given_stays_as_it_is(place):
+    net = load(place / "net").train()
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    predict(net, torch.zeros(2, 3, 16, 16), fit="net")
+    assert net.training
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    assert net.config.size == 8
+
+
+def test_grey_images_and_other_channels(place, figures):
+    net = load(place / "net")
+    grey = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
+    assert predict(net, grey)[0].probabilities == predict(net, grey.expand(3, 8, 8))[0].probabilities
+    with pytest.raises(ValueError, match="images must have the 3 channels of the network, got 2"):
+        predict(net, torch.zeros(2, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="image 0 must"):
+        predict(net, [torch.randn(3, 8, 8) * 5])
+    with pytest.raises(ValueError, match="got none"):
+        predict(net, [])
+    with pytest.raises(ValueError, match="model must be left out where the network itself is given"):
+        predict(net, grey, model="resnet18")
+    two = PDENet(NetworkConfig("parabolic", (4, 6), 3, size=8, in_channels=1, classes=2)).eval()
+    assert len(predict(two, grey)) == 1
+    with pytest.raises(ValueError, match="checkpoint must be for pictures, got 1 channels"):
+        predict(two, [place / "wide.png"])

@@ -26,6 +26,8 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_every_kind_move(name):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
     entry = next(each for each in ARCHITECTURES if each.name == name)
     if entry.dim > 1:
         size = 32 if entry.dim == 2 else 8
@@ -47,6 +49,7 @@ def test_there_are_forty_different_networks_of_every_kind():
 
 
 def test_the_command_keeps_its_rows_and_goes_on(tmp_path, capsys):
+    pytest.importorskip("timm")
     out = tmp_path / "rows.jsonl"
     main(["bench", "architectures", "--arch", "audio, dilated", "timm:vit_tiny_patch16_224", "--out", str(out)])
     text = capsys.readouterr().out
@@ -79,6 +82,7 @@ def test_timms_set_input_size_resizes_what_depends_on_the_size(tmp_path):
 
 
 def test_windows_and_stencils_of_one_network_move_together(tmp_path):
+    pytest.importorskip("timm")
     arch = "timm:maxvit_pico_rw_256(embed_dim=(32, 32, 32, 32), depths=(1, 1, 1, 1))"
     spec = external_model(arch, size=64, classes=3)
     net = spec.build().eval()
@@ -109,6 +113,7 @@ def test_a_network_that_is_resized_in_place_goes_on_training(optimizer):
 
 
 def test_a_size_that_a_network_cannot_take_is_refused_in_one_line():
+    pytest.importorskip("timm")
     net = external_model("timm:levit_128s", size=224, classes=3).build()
     with pytest.raises(ValueError, match="size must be one that levit_128s can take, got 112"):
         convert(net, size=112)
