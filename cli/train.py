@@ -167,11 +167,13 @@ class Train(DataOptions):
         """Train; ``words`` are the options as they were typed."""
         from multipde.reports.page import report_at_end
         from multipde.runtime.console import Log
+        from multipde.runtime.fresh_store import end_together
         from multipde.runtime.processes import process_group
 
         with process_group():
             directory = self._trained(words)
         report_at_end(directory, Log(quiet=self.quiet), self.arch)
+        end_together()
 
     def _trained(self, words: Sequence[str]) -> Path:
         """Train or resume a run; its directory."""

@@ -149,7 +149,10 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
                     counts[f"of node {node}"] += 1
                     counts["after a checkpoint"] += num_checkpoints(run) > 0
                     time.sleep(0.5)  # until the agents have noticed
-            counts["failed"] += nodes.end(900)[0] != [0, 0]
+            statuses, said = nodes.end(900)
+            if statuses != [0, 0]:
+                counts["failed"] += 1
+                print(said, file=sys.stderr)
         finally:
             nodes.close()
         counts["jobs"] += 1
