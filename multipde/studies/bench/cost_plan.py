@@ -265,7 +265,12 @@ def _decoded_per_second(sizes: Sequence[int], num: int, repeats: int) -> tuple[d
         def call(size: int) -> Any:
             return lambda: sum(1 for _ in images.batches([(size, torch.arange(num))], cpu))
 
-        seconds = _processor_seconds({size: call(size) for size in sizes}, repeats)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the processes that decode for a training
+        try:
+            seconds = _processor_seconds({size: call(size) for size in sizes}, repeats)
+        finally:
+            torch.set_num_threads(threads)
     return {size: num / value for size, value in seconds.items()}, kilobytes
 
 
