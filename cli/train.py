@@ -187,12 +187,14 @@ class Train(FineTuningOptions, DataOptions):
 
     def run_command(self, words: Sequence[str] = ()) -> None:
         """Train; ``words`` are the options as they were typed."""
+        from multipde.runtime.fresh_store import end_together
         from multipde.runtime.processes import process_group
 
         with process_group():
             done = self._trained(words)
         tell_result(done, self)
         finish_sizes(self, done.directory, self.device if "device" in typed_options(words) else None)
+        end_together()
 
     def _trained(self, words: Sequence[str]) -> Any:
         """Train or resume a run; what `train` or `resume` returns."""

@@ -14,6 +14,9 @@ PATIENCE = timedelta(minutes=5)
 ADDRESS = "multipde/store"
 """Key of torchrun's store under which rank zero names its own."""
 
+_PRESENT: "list[dist.TCPStore]" = []  # pyright: ignore[reportPrivateImportUsage]
+"""The store of this attempt, if there is one."""
+
 
 def fresh_store() -> "dist.TCPStore | None":  # pyright: ignore[reportPrivateImportUsage]
     """A store that rank zero serves for as long as it lives; None where torchrun cannot start the processes again.
@@ -36,6 +39,7 @@ def fresh_store() -> "dist.TCPStore | None":  # pyright: ignore[reportPrivateImp
         )
         store.set("word", word)
         common.set(ADDRESS, f"{store.port} {word}")
+        _PRESENT[:] = [store]
         return store
     until = time.monotonic() + PATIENCE.total_seconds()
     while time.monotonic() < until:
@@ -44,10 +48,36 @@ def fresh_store() -> "dist.TCPStore | None":  # pyright: ignore[reportPrivateImp
             store = _connected(host, int(port), timedelta(seconds=2))
             if store.get("word").decode() == word:
                 store.set_timeout(PATIENCE)
+                _PRESENT[:] = [store]
                 return store
         except RuntimeError:  # of an earlier attempt, whose rank zero has ended
             time.sleep(0.2)
     raise RuntimeError(f"processes must all start within {PATIENCE}; gloo has met none of rank 0")
+
+
+def end_together() -> None:
+    """Let the other processes wait until rank zero, which has more to do in the end, comes here, too.
+
+    The node of a process that has ended does not take part in another attempt, without which rank zero could not be
+    started again.
+
+    Raises:
+        ValueError: rank zero, or one that it waited for, has ended before.
+    """
+    if not _PRESENT:
+        return
+    store, others, until = _PRESENT.pop(), num_launched() - 1, time.monotonic() + 10
+    try:
+        if os.environ["RANK"] == "0":
+            store.set("ended", "")
+            while store.add("left", 0) < others and time.monotonic() < until:
+                time.sleep(0.05)
+            return
+        while not store.check(["ended"]):
+            time.sleep(0.2)
+        store.add("left", 1)
+    except RuntimeError:
+        raise ValueError("processes must all run until the end, got one that has ended") from None
 
 
 def _connected(host: str, port: int, timeout: timedelta = PATIENCE) -> "dist.TCPStore":  # pyright: ignore[reportPrivateImportUsage]

@@ -127,8 +127,9 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
     """Kill workers of jobs ``num`` times in all, of either node, at random times; compare with an undisturbed job.
 
     Returns:
-        Counts: kills by node, and those after the first checkpoint; jobs that ended, failed or differ in weights or
-        metrics; the lowest and highest test accuracy.
+        Counts: kills by node, those after the first checkpoint, and those after the result was written, when torchrun
+        may fail because the other node has ended; jobs that ended, failed otherwise, or differ in weights or metrics;
+        the lowest and highest test accuracy.
     """
     rng, counts, started = random.Random(seed), Counter(killed=0, failed=0, different=0), time.perf_counter()
     words, undisturbed = ("--epochs", "8", "8", "--checkpoint-every", "0.01"), place / "undisturbed"
@@ -139,17 +140,22 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
     accuracies = [_accuracy(undisturbed)]
     for number in itertools.count():
         run = place / f"run-{number}"
-        nodes = Nodes(place / "images", run, words, restarts=3 * num)
+        nodes, is_late = Nodes(place / "images", run, words, restarts=3 * num), False
         try:
             while counts["killed"] < num and wait_for(nodes.have_workers, nodes):
                 time.sleep(rng.uniform(0, duration))  # while the libraries are imported, and while the net is trained
-                node = rng.randrange(2)
+                node, is_done = rng.randrange(2), (run / "result.json").exists()
                 if nodes.is_running() and nodes.kill(node):
                     counts["killed"] += 1
                     counts[f"of node {node}"] += 1
                     counts["after a checkpoint"] += num_checkpoints(run) > 0
+                    counts["after the result"] += is_done
+                    is_late |= is_done
                     time.sleep(0.5)  # until the agents have noticed
-            counts["failed"] += nodes.end(900)[0] != [0, 0]
+            statuses, said = nodes.end(900)
+            if statuses != [0, 0] and not is_late:
+                counts["failed"] += 1
+                print(said, file=sys.stderr)
         finally:
             nodes.close()
         counts["jobs"] += 1

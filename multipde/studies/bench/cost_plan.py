@@ -2,9 +2,10 @@
 
 import io
 import math
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ IMAGES, VALIDATION, CLASSES = 1_281_167, 50_000, 1000
 """Numbers of ImageNet."""
 PICTURE = (375, 500)
 """Assumed height and width of an image."""
-GRAIN = 13
+GRAIN = 18
 """Standard deviation of the noise that gives JPEG files of about 110 kB, as those of ImageNet have in the mean."""
 CORES = 12
 """Assumed cores per GPU that decode."""
@@ -126,8 +127,8 @@ def plan_study(
     tflops: float | None = None,
     bandwidth: float = BANDWIDTH,
     cores: int = CORES,
-    measured_batch: int = 4,
-    measured_images: int = 32,
+    measured_batch: int = 2,
+    measured_images: int = 16,
     repeats: int = 3,
     device: str = "auto",
     amp: str = "off",
@@ -136,9 +137,10 @@ def plan_study(
     """What a training on ImageNet costs, coarse to fine and at the last size alone, and where its bottleneck is.
 
     On this machine are measured: the training step at every size, the images that a core decodes from shards, and the
-    seconds of a checkpoint. From these, the FLOPs, the weights and the stated assumptions, hours are computed; a row
-    says how its value came about. Learning is no part of this: whether as many epochs at coarse sizes, or batches as
-    large as those of many GPUs, reach the same accuracy, has to be trained.
+    seconds of a checkpoint. Work of the processor is measured in seconds of processor time, so that other programs
+    matter little, and that of a step is divided by the number of threads. From these, the FLOPs, the weights and the
+    stated assumptions, hours are computed; a row says how its value came about. Learning is no part of this: whether as
+    many epochs at coarse sizes, or batches as large as those of many GPUs, reach the same accuracy, has to be trained.
 
     Args:
         arch: the network, see `external_model`.
@@ -180,18 +182,15 @@ def plan_study(
         study.add(what, size, None, value=value, unit=unit, how=how)
 
     for size in specs:
+        taken, here = rate / flops[size], measured_batch * flops[size] / seconds[size]
         part("FLOPs of a training step per image", flops[size] / 1e9, "GFLOP", "computed from the shapes", size)
         part("step per image", seconds[size] / measured_batch * 1e3, "ms", f"{where}, batch {measured_batch}", size)
-        part("rate of this machine", measured_batch * flops[size] / seconds[size] / 1e12, "TFLOP/s", where, size)
-        part(
-            "images that a core decodes from shards",
-            images[size],
-            "1/s",
-            f"measured here, {kilobytes:.0f} kB each",
-            size,
-        )
-        part("images that a GPU takes", rate / flops[size], "1/s", "computed: rate of a GPU / FLOPs", size)
+        part("rate of this machine", here / 1e12, "TFLOP/s", where, size)
+        decoded = f"measured here, files of {kilobytes:.0f} kB"
+        part("images that a core decodes from shards", images[size], "1/s", decoded, size)
+        part("images that a GPU takes", taken, "1/s", "computed: rate of a GPU / FLOPs", size)
         part("images for a GPU", cores * images[size], "1/s", "computed: cores per GPU x images per core", size)
+        part("cores per GPU that suffice", taken / images[size], "", "computed: taken by a GPU / per core", size)
     part("rate of a GPU", rate / 1e12, "TFLOP/s", source)
     part("cores per GPU", cores, "", "assumed, --cores")
     part("bandwidth per GPU", bandwidth, "GB/s", "assumed, --bandwidth")
@@ -226,11 +225,25 @@ def _step_seconds(nets: dict[int, nn.Module], batch: int, compute: Compute, repe
         labels = torch.arange(batch, device=compute.device)
         return lambda: step(x, labels, 0.01)
 
-    return alternated({size: call(size) for size in nets}, repeats, compute.device)
+    calls = {size: call(size) for size in nets}
+    if compute.device.type != "cpu":
+        return alternated(calls, repeats, compute.device)
+    return {size: value / torch.get_num_threads() for size, value in _processor_seconds(calls, repeats).items()}
+
+
+def _processor_seconds(calls: Mapping[int, Callable[[], Any]], repeats: int) -> dict[int, float]:
+    """Median seconds of processor time of each call, all threads together, after one to warm up."""
+    found: dict[int, list[float]] = {size: [] for size in calls}
+    for turn in range(repeats + 1):
+        for size, call in calls.items():
+            started = time.process_time()
+            call()
+            found[size] += [time.process_time() - started] * (turn > 0)
+    return {size: statistics.median(values) for size, values in found.items()}
 
 
 def _decoded_per_second(sizes: Sequence[int], num: int, repeats: int) -> tuple[dict[int, float], float]:
-    """Images per second that this process decodes from a shard of JPEG files, and their kilobytes."""
+    """Images per second of processor time that are decoded from a shard of JPEG files, and their kilobytes."""
     from PIL import Image
 
     pictures, labels = render_shapes(num, FINE_SIZE)
@@ -252,7 +265,12 @@ def _decoded_per_second(sizes: Sequence[int], num: int, repeats: int) -> tuple[d
         def call(size: int) -> Any:
             return lambda: sum(1 for _ in images.batches([(size, torch.arange(num))], cpu))
 
-        seconds = alternated({size: call(size) for size in sizes}, repeats, cpu)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the processes that decode for a training
+        try:
+            seconds = _processor_seconds({size: call(size) for size in sizes}, repeats)
+        finally:
+            torch.set_num_threads(threads)
     return {size: num / value for size, value in seconds.items()}, kilobytes
 
 
