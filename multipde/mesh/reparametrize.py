@@ -74,10 +74,10 @@ def reparametrize(
     only in "stencil" coordinates with the present mesh as reference. `skipped_layers` lists the convolutions that do
     not change, with the reason.
 
-    A change of the mesh keeps the differential operator of ordinary, grouped and dilated convolutions. Two errors of
-    order h remain. A convolution of stride s puts its outputs at every s-th pixel centre, which is (s-1)h/2 away from
-    the centres of the coarser cells, so its output is shifted by another distance on another mesh; and zero padding
-    acts on a border of p pixels, whose width is proportional to h.
+    A change of the mesh keeps the differential operator of ordinary, grouped and dilated convolutions. Two errors
+    remain. A convolution of stride s puts its outputs at every s-th pixel centre, which is (s-1)h/2 away from the
+    centres of the coarser cells, so its output is shifted by another distance on another mesh. Zero padding is wrong by
+    h^-k for a term of order k in the p outermost pixels, unless the features vanish at the border.
 
     Args:
         mesh_size: mesh size of the module's input (1/size for images on the unit square), one number or one per axis.
