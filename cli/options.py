@@ -38,6 +38,8 @@ class DataOptions:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `multipde.load_data`."""
+        if self.data == "shapes" and self.root is not None:
+            raise ValueError(f"root must be left out for data 'shapes', got {self.root}; type --data folder")
         given = {"root": self.root, "download": self.download, "stream_files": self.stream}
         others = {"test_share": self.test_share, "shuffle_buffer": self.shuffle_buffer}
         return given | {name: value for name, value in others.items() if value is not None}

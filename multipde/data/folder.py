@@ -13,7 +13,7 @@ from multipde.data.decode import decode_images, image_sizes
 from multipde.data.decoded_cache import DecodedCache
 from multipde.data.held_back import needs_share, share_note, split_by_class
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
-from multipde.data.images import TensorImages
+from multipde.data.images import ImageSet, TensorImages
 from multipde.data.streamed import StreamedImages
 from multipde.runtime.file_names import in_order, shown_name
 
@@ -111,7 +111,20 @@ def load_files(
         num, side = len(train_paths), images.shape[-1]
         train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
     statistics = channel_statistics(train, side)
+    listed += _darkness(train, side)
     return ImageData(name, train, test, tuple(names), side, *statistics, (*notes, *listed))
+
+
+def _darkness(images: ImageSet, side: int) -> list[str]:
+    """A note where the images use an eighth of the range of values at most, as 12 bits in files of 16 bits do."""
+    some = torch.linspace(0, len(images) - 1, min(len(images), 32)).long()
+    largest = max(float(batch.max()) for batch, _ in images.batches([(side, some)], torch.device("cpu")))
+    if largest >= 32:
+        return []
+    return [
+        f"the images are nearly black: the largest value in {len(some)} of them is {largest:.0f} of 255; "
+        "values of 12 bits in files of 16 bits have to be rescaled first"
+    ]
 
 
 def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str, Files]]:

@@ -1,5 +1,7 @@
 """Random numbers from a generator of one's own, in code that draws from torch's global one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,14 @@ DRAWING |= {"uniform_", "normal_", "bernoulli_", "random_", "exponential_", "geo
 
 LIKE = {"rand_like": torch.rand, "randn_like": torch.randn}
 """Functions that do not, and what stands for them."""
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within the context torch's global generators have this seed; afterwards those of CPU and device are as before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class OwnRandomness(TorchFunctionMode):

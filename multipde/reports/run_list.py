@@ -42,7 +42,7 @@ def list_runs(
         ValueError: there is no such directory, or no such entry.
     """
     if not place.is_dir():
-        raise ValueError(f"runs must be in a directory, got {place}")
+        raise ValueError(f"runs must be in a directory, got {place}, which is none; a training makes runs/NAME")
     if sort not in KEYS:
         raise ValueError(f"sort must be one of {', '.join(KEYS)}, got {sort!r}")
     if json and csv:

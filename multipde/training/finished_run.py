@@ -38,7 +38,9 @@ class Run:
 def finish_run(trainer: Trainer, images: ImageData) -> Run:
     """Train the remaining epochs, test the best weights, and write them with the result."""
     log, run_dir = trainer.log, trainer.run_dir
-    for note in images.notes:
+    sizes = [level.size for level in trainer.schedule.levels]
+    falling = [f"sizes go from large to small, {' '.join(map(str, sizes))}; coarse to fine is the other way round"]
+    for note in (*images.notes, *falling * (sizes != sorted(sizes))):
         log.say(f"note: {note}")
     log.log.table(trainer.schedule.rows(), f"{images.name}, {spec_of(trainer.net).label}")
     with closing(ChecksumWriter(images, run_dir / RECORD)) as checksum:

@@ -7,11 +7,13 @@ from multipde.data.augmentation import Augmentation, ImageFunction
 from multipde.data.batches import images_per_epoch
 from multipde.data.datasets import ImageData, split_indices
 from multipde.data.feed import Feed
-from multipde.data.images import Batch
+from multipde.data.images import Batch, stream_seed
 from multipde.evaluation.candidates import Evaluator
+from multipde.mesh.randomness import seeded
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import ModelSpec
 from multipde.runtime.device import Compute
+from multipde.runtime.processes import rank
 from multipde.training.class_weights import balanced_indices, weights_of_classes
 from multipde.training.level import Level
 from multipde.training.objective import Objective
@@ -65,9 +67,14 @@ class Samples:
         return num / whole, (num + level.batch) / whole
 
     def epoch(self, level: Level, index: int, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from the ``start``-th on; ``index`` is that of the level in the schedule."""
+        """The batches of an epoch from the ``start``-th on; ``index`` is that of the level in the schedule.
+
+        While a batch is used, torch's global generators are seeded by its place in the training, for what a network
+        draws itself, such as dropout; several processes draw different numbers.
+        """
         key, labels = (self.settings.seed, "train", index, epoch), self.data.train.labels
-        return self.train.at(level.detail).training(
+        device = self.train.compute.device
+        batches = self.train.at(level.detail).training(
             balanced_indices(self.indices, labels, key) if self.settings.balance else self.indices,
             level.mixed or ((level.image_size, 1.0),),
             level.batch,
@@ -77,6 +84,9 @@ class Samples:
             start=start,
             crop=level.crop,
         )
+        for number, batch in enumerate(batches, start):
+            with seeded(stream_seed(*key, number, rank()), device):
+                yield batch
 
     def evaluator(self, index: int) -> Evaluator:
         """An evaluator with training images for calibration at the move to the level with this index."""

@@ -225,7 +225,8 @@ def levels_from_lists(
         raise ValueError(f"a_trous must be left out for sizes without one such as 16:32 before 32, got {tuple(sizes)}")
     for name, values in lists.items():
         if len(values) != num:
-            raise ValueError(f"{name} must have one entry per size ({num}), got {len(values)}: {tuple(values)}")
+            advice = f"; type --{name} {' '.join([f'{values[0]:g}'] * num)}" if len(values) == 1 else ""
+            raise ValueError(f"{name} must have one entry per size ({num}), got {len(values)}: {tuple(values)}{advice}")
     policies = [policy] * num
     if auto:
         policies = ["one_cycle"] if num == 1 else ["warm_up", *["constant"] * (num - 2), "cool_down"]

@@ -20,7 +20,7 @@ def printed(capsys, *arguments):
 
 def test_every_command_with_a_table_has_the_option():
     without = {name for name, kind in (COMMANDS | STUDIES).items() if "json" not in {f.name for f in fields(kind)}}
-    assert without == {"report", "bench", "completion"}  # a file, the name of a study, a script
+    assert without == {"report", "bench", "completion", "shard"}  # files, the name of a study, a script
 
 
 def test_inspect(capsys, place):

@@ -8,7 +8,8 @@ from multipde.cli.main import main
 from multipde.data import shapes
 
 WRONG = [
-    ("train --sizes 8 16 --epochs 1", "epochs must have one entry per size (2), got 1"),
+    ("train --sizes 8 16 --epochs 1", "epochs must have one entry per size (2), got 1: (1.0,); type --epochs 1 1"),
+    ("train --root {place}", "root must be left out for data 'shapes', got {place}; type --data folder"),
     ("train --sizes 8 16 --steps 1", "steps must have one entry per size"),
     ("train --sizes 8 16 --batch 1 2 3", "batch must have one entry per size"),
     ("train --sizes 8 --learning-rate 1 2", "learning_rate must have one entry per size"),

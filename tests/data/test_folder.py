@@ -5,6 +5,7 @@ import shutil
 import stat
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -286,3 +287,16 @@ def test_two_starts_at_once_keep_one_whole_file(tmp_path):
         thread.join()
     assert len(list(cache_directory().iterdir())) == 1
     assert cached(root).read() is not None
+
+
+def test_twelve_bits_in_files_of_sixteen_are_noticed(tmp_path):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "d" / part / name).mkdir(parents=True)
+            values = np.arange(0, 4096, 256, dtype=np.uint16).reshape(4, 4)
+            Image.fromarray(values).save(tmp_path / "d" / part / name / "0.tif")
+    (note,) = load_folder(tmp_path / "d", 4, None).notes
+    assert note.startswith(
+        "the images are nearly black: the largest value in 2 of them is 15 of 255; values of 12 bits"
+    )
+    assert load_folder(small(tmp_path / "bright"), 4, None).notes == ()

@@ -72,9 +72,3 @@ def test_evaluate_prints_all_of_them_as_json(tmp_path, capsys):
         assert 0 <= test["calibration_error"] <= 1
         assert all(v is None or 0 <= v <= 1 for c in test["classes"].values() for v in (c["precision"], c["recall"]))
     assert not math.isnan(found["rows"][0]["loss"])
-
-
-def test_json_does_not_go_with_robustness(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(tmp_path), "--robustness", "--json"])
-    assert "json must be left out with --robustness, got --json" in capsys.readouterr().err

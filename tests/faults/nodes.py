@@ -101,8 +101,9 @@ class Nodes:
 
     def close(self) -> None:
         """End everything that is left of the job."""
-        for agent in self.agents:
+        for node, agent in enumerate(self.agents):
             if agent.poll() is None:
+                self.kill(node)  # a worker has a session of its own
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(agent.pid, signal.SIGKILL)
                 agent.wait()

@@ -79,6 +79,29 @@ def test_a_run_is_resumed_bit_for_bit_by_the_same_factory(finished, tmp_path, si
     assert rows(tmp_path / "b") == rows(finished)
 
 
+class WithDropout(Small):
+    """A network that draws random numbers of its own while it is trained."""
+
+    def forward(self, x):
+        return self.classifier(functional.dropout(self.features(x).mean((2, 3)), 0.5, self.training))
+
+
+def test_dropout_is_drawn_by_the_place_in_the_training(tmp_path, signal_at_step):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    whole = run(WithDropout, tmp_path / "a").directory
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    signal_at_step(9, signal.SIGTERM)
+    with pytest.raises(Interrupted, match="go on with"):
+        run(WithDropout, tmp_path / "b")
+    signal_at_step(None)
+    resume(tmp_path / "b", model=WithDropout, quiet=True)
+    assert weights(tmp_path / "b") == weights(whole)
+    other = run(WithDropout, tmp_path / "c", settings={"seed": 1})
+    assert weights(other.directory) != weights(whole)
+
+
 def test_a_module_is_the_start_and_stays_as_it_is(tmp_path):
     model = Small()
     before = {name: t.clone() for name, t in model.state_dict().items()}
