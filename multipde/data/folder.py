@@ -217,5 +217,6 @@ def common_side(counts: dict[tuple[int, int], int], size: int | None) -> tuple[i
     if len(counts) == 1 and len(set(next(iter(counts)))) == 1:
         return min(size or shortest[0], shortest[0]), []
     side, (h, w), (height, width) = size or shortest[len(shortest) // 2], min(counts), max(counts)
-    sizes = f"{len(counts)} sizes, {h}x{w} to {height}x{width} (height x width)"
+    several = f"{len(counts)} sizes, {h}x{w} to {height}x{width} (height x width)"
+    sizes = several if len(counts) > 1 else f"{h}x{w} pixels (height x width)"
     return side, [f"images have {sizes}: resized to {side}x{side}"]

@@ -1,6 +1,7 @@
 """What `predict` classifies: image files, folders of them, Pillow images, arrays and tensors."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multipde.data.decode import decode_image
+from multipde.data.decode import decode_image, image_sizes
 from multipde.data.folder import image_files, left_out_text
 from multipde.data.pixels import batch_pixels, image_pixels
 from multipde.mesh.pyramid import resize_images
@@ -48,6 +49,19 @@ def given_pictures(images: Any, log: Log) -> list[Path | Tensor]:
     if not found:
         raise ValueError("images must name at least one file or folder, or hold one image, got none")
     return found
+
+
+def shape_notes(pictures: Sequence[Path | Tensor]) -> list[str]:
+    """What the user is told of pictures that are not square, and of files of which only the first frame is seen."""
+    paths = [each for each in pictures if isinstance(each, Path)]
+    counts, num_several = image_sizes(paths) if paths else (Counter(), 0)
+    shapes = [*counts.elements(), *(tuple(each.shape[1:]) for each in pictures if isinstance(each, Tensor))]
+    odd, notes = sum(height != width for height, width in shapes), []
+    if odd:
+        notes.append(f"{odd:,} of {len(pictures):,} pictures are not square: squeezed into squares, not cropped")
+    if num_several:
+        notes.append(f"{num_several:,} files hold several frames: the first is taken")
+    return notes
 
 
 def square_picture(picture: Path | Tensor, spec: ModelSpec, fit: str, sides: Sequence[int] = ()) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import convert
-from multipde.evaluation.pictures_given import Picture, given_pictures, square_picture
+from multipde.evaluation.pictures_given import Picture, given_pictures, shape_notes, square_picture
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default
 from multipde.networks.all_sizes import AllSizes
@@ -102,6 +102,8 @@ def predict(
         raise ValueError("model must be left out where the network itself is given, got both")
     loaded = checkpoint if isinstance(checkpoint, nn.Module) else load(checkpoint, model)
     compute, files = Compute.of(device, amp), given_pictures(images, log or Log(quiet=True))
+    for note in shape_notes(files):
+        (log or Log(quiet=True)).say(f"note: {note}")
     trained = loaded.networks if isinstance(loaded, AllSizes) else (loaded,)
     net, spec = trained[-1], spec_of(trained[-1])
     if spec.dim != 2 or (spec.in_channels != 3 and any(isinstance(each, Path) for each in files)):

@@ -10,6 +10,7 @@ from PIL import Image
 from multipde import NetworkConfig, PDENet, convert, load, predict, save
 from multipde.cli.main import main
 from multipde.data.decode import decode_image
+from multipde.evaluation.pictures_given import shape_notes
 from multipde.reports.plots import check_figure_file, prediction_figure
 from tests.conftest import write_folder
 
@@ -164,3 +165,11 @@ def test_grey_images_and_other_channels(place, figures):
     assert len(predict(two, grey)) == 1
     with pytest.raises(ValueError, match="checkpoint must be for pictures, got 1 channels"):
         predict(two, [place / "wide.png"])
+
+
+def test_pictures_that_are_not_square_are_told(tmp_path):
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    given = [tmp_path / "a.png", tmp_path / "b.png", torch.zeros(3, 5, 6, dtype=torch.uint8)]
+    assert shape_notes(given) == ["2 of 3 pictures are not square: squeezed into squares, not cropped"]
+    assert shape_notes(given[1:2]) == []
