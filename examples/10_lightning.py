@@ -12,6 +12,7 @@ import argparse
 import logging
 import tempfile
 import warnings
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -28,8 +29,9 @@ class Classifier(pl.LightningModule):
 
     def __init__(self, steps: int):
         super().__init__()
-        self.net, self.steps = torchvision.models.resnet18(num_classes=10), steps
-        self.net.conv1, self.net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        net: Any = torchvision.models.resnet18(num_classes=10)
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        self.net, self.steps = net, steps
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
@@ -66,7 +68,7 @@ def main(
     """Train both ways for the work of so many passes at 32 pixels."""
     data = load_data("folder" if root else "shapes", root=root, size=32, num_train=num_train, num_test=num_test)
     chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:num_train]
-    sets = data.train.take(chosen), data.test.take(torch.arange(min(num_test, len(data.test))))
+    sets: Any = data.train.take(chosen), data.test.take(torch.arange(min(num_test, len(data.test))))
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (data.mean, data.std))
     (images, labels), (test, expected) = (((part.images.float() - mean) / std, part.labels) for part in sets)
     print(f"{'plan':<14}{'seed':>5}{'passes':>8}{'accuracy':>10}")

@@ -84,3 +84,11 @@ def test_a_loop_of_timm_grows(capsys):
     run("09_timm.py", num_train=100, num_test=30, passes=1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[-3] for row in rows[1:]] == ["2", "1"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of few workers and of much else
+def test_a_network_grows_within_lightning(capsys):
+    pytest.importorskip("lightning")
+    run("10_lightning.py", num_train=100, num_test=10)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-2] for row in rows[1:]] == ["2.5", "1"]
