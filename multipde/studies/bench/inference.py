@@ -61,6 +61,7 @@ def inference_study(
             net = compute.place(make(size)).eval()
             found = _measured(net, size, batch, repeats, compute)
             study.add(name, size, batch=batch, device=compute.device.type, threads=torch.get_num_threads(), **found)
+            study.log.say(f"{name}, {size}: {found['images_per_second']:g} images/s")
     title = "networks in use, in float32; times in units of the bare convolutions"
     columns = COLUMNS + WITH_ONNX * all("onnx_over_floor" in row for row in study.rows)
     return study.close({title: table_of(study.rows, columns)})

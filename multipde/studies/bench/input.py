@@ -81,6 +81,7 @@ def input_study(
                 found["full_over_own"] = round(seconds[source, 1] / seconds[source, 0], 3)
                 found["rms"] = round(_difference(own, full, size), 3)
                 study.add(source, size, side=side, batch=batch, num=len(labels), **found)
+                study.log.say(f"{source}, {size}: {found['images_per_second']:g} images/s")
     title = f"input of {side}x{side} images, batch {batch}, one process"
     rows = [
         row | {"full": row["num"] / row["full_seconds"]}

@@ -57,6 +57,7 @@ def memory_study(
                 tensors, ratio = peak[way] / (y.numel() * y.element_size()), seconds[way] / seconds["store"]
                 found = {"tensors": round(tensors, 2), "seconds": seconds[way], "time_ratio": round(ratio, 3)}
                 study.add(name, steps, way, **shape, **found, drift=drift if way == "reversible" else None)
+                study.log.say(f"{name}, {steps} steps, {way}: {tensors:.1f} features, {ratio:.2f} of the time")
     features = f"({batch} x {channels} x {size} x {size})"
     title = f"peak of tensors alive, in units of the features {features}, and time of a step"
     drifts = ["" if row["drift"] is None else f"{row['drift']:.0e}" for row in study.rows]

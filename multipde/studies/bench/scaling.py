@@ -74,6 +74,7 @@ def scaling_study(
         speed = {"images_per_second": round(batch / seconds, 1), "speedup": round(first / seconds, 3)}
         settings = {"threads": threads[num], "batch": batch, "amp": compute.amp}
         study.add(name, size, num, **settings, seconds=seconds, **speed)
+        study.log.say(f"{name}, {size}, {num} processes: {speed['images_per_second']:g} images/s")
     title = f"training step shared by processes, batch {batch}, amp {compute.amp}"
     return study.close({title: table_of(study.rows, COLUMNS)})
 

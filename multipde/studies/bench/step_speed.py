@@ -79,6 +79,7 @@ def step_study(
             row |= {f"{a}_over_{b}": round(seconds[a] / seconds[b], 3) for a, b in ratios}
             row |= {"optimizer": optimizer, "optimizer_share": statistics.median(clocks[size]) / seconds["step"]}
             study.add(name, size, batch=num, amp=compute.amp, compiled=compile, **row)
+            study.log.say(f"{name}, {size}: {row['images_per_second']:g} images/s")
     finest = {row["dynamics"]: row["images_per_second"] for row in matching(study.rows, size=max(sizes))}
     faster = [row["images_per_second"] / finest[row["dynamics"]] for row in study.rows]
     rows = [r | {"faster": f, "share": 1 / r["step_over_floor"]} for r, f in zip(study.rows, faster, strict=True)]
