@@ -133,7 +133,7 @@ def predict(
 
 def _for_use(net: nn.Module, views: int, compute: Compute, num: int) -> nn.Module:
     """The network with everything done that is the same for all images; in bf16 its own norm sums in float32."""
-    return compute.place(with_views(net if compute.amp != "off" else for_use(net, num), views))
+    return compute.place(with_views(net if compute.amp != "off" else for_use(net, num, compute.device), views))
 
 
 def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool = False) -> None:

@@ -10,17 +10,18 @@ from multipde.networks.kernels.native import convolutions as native
 from multipde.networks.network import PDENet
 from multipde.networks.plain import POOL, PlainBlock, PlainLayer, PlainNet, shifts
 
+CPU = torch.device("cpu")
 WORTH_COMPILING = 512
 """Number of images from which on it is faster to compile the kernels first, which takes a few seconds once."""
 
 
-def for_use(model: nn.Module, num_images: int) -> nn.Module:
+def for_use(model: nn.Module, num_images: int, device: torch.device = CPU) -> nn.Module:
     """The `folded` copy of a network, with compiled layers where that is possible and worth it for so many images.
 
     It computes the same as the network in eval mode, up to rounding.
     """
     net = folded(model)
-    if not isinstance(net, PlainNet) or not _is_known(net):
+    if device.type != "cpu" or not isinstance(net, PlainNet) or not _is_known(net):
         return net
     worth = num_images >= WORTH_COMPILING or build.is_kept("convolutions")
     return CompiledNet(net) if worth and build.is_available("convolutions") else net
