@@ -125,7 +125,9 @@ class Finish(Compiled):
     checkpoint: Path
     """The network to be converted: a run directory, or one written by `save`."""
     size: int = 16
-    """New side of the mesh in pixels."""
+    """New side of the images in pixels."""
+    ways: tuple[str, ...] = ("copy",)
+    """How the network gets to the new size: copy, calibrated; for larger images also detail, a trous."""
     arms: tuple[str, ...] | None = None
     """What is learned: answers, answers and labels, labels, or labels from scratch. Left out: all of them."""
     images: tuple[int, ...] = (500, 2000, 5000, 40000)

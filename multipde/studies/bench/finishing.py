@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from multipde.conversions.convert import convert
 from multipde.data.batches import drawn_indices
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.sizes import DataSource, images_for
 from multipde.mesh.randomness import OwnRandomness
+from multipde.networks.a_trous import a_trous
+from multipde.networks.detail import with_detail
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.reports.plots import accuracy_against_images
@@ -35,10 +36,14 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 NUM_IMAGES = (500, 2000, 5000, 40000)
 
+WAYS = ("copy", "calibrated", "detail", "a trous")
+"""Ways of a network to another size: a map of its stencils, `with_detail` or `a_trous`; the last two upwards only."""
+
 
 class Task(NamedTuple):
     """One training of the study; ``images`` is the number of different images."""
 
+    way: str
     arm: str
     images: int
     learned: int
@@ -51,6 +56,7 @@ def finish_study(
     out: Path,
     *,
     size: int = 16,
+    ways: Sequence[str] = WAYS[:1],
     arms: Sequence[str] | None = None,
     images: Sequence[int] = NUM_IMAGES,
     learned: int = 40000,
@@ -60,47 +66,69 @@ def finish_study(
     compile: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Convert a checkpoint by copying, and let it learn from different numbers of images, with and without labels.
+    """Convert a checkpoint, and let it learn from different numbers of images, with and without labels.
 
     Args:
         checkpoint: a run, or a network that `save` wrote.
         data: source and options for `load_data`.
         out: file of rows; a measurement with a row is not repeated. The figure is written to the same directory.
-        size: new side of the mesh.
+        size: new side of the images.
+        ways: names in `WAYS`.
         arms: names in `ARMS`; all of them if left out.
         images: numbers of different images.
         learned: number of images that each training sees, repetitions included.
         seeds: seeds of the images that are drawn, and of their order and augmentation.
     """
     arms = tuple(ARMS) if arms is None else arms
-    for name in arms:
-        if name not in ARMS:
-            raise ValueError(f"arms must be among {', '.join(ARMS)}, got {name!r}")
+    for kind, names, known in (("arms", arms, ARMS), ("ways", ways, WAYS)):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{kind} must be among {', '.join(known)}, got {name!r}")
     old = load(checkpoint)
     spec: Any = spec_of(old)
-    new = convert(old, size=size)
-    found = images_for(spec, checkpoint, data, max(spec_of(net).image_sizes[0] for net in (old, new)))
+    ratio = _ratio(spec, size) if {*ways} & {*WAYS[2:]} else 1
+    found = images_for(spec, checkpoint, data, max(size, spec.image_sizes[0]))
     normalize, split = Normalize.of(spec), recorded_split(checkpoint)
     evaluator = Evaluator.of(found, Compute.of(device, amp), normalize, split=split)
-    study = Study(out, {"checkpoint": str(checkpoint), "data": found.name, "size": size}, Task._fields, log=log)
+    shared = {"checkpoint": str(checkpoint), "data": found.name, "size": size}
+    study = Study(out, shared, Task._fields, earlier={"way": "copy"}, log=log)
     num = len(evaluator.drawable)
-    tasks = [Task(arm, min(n, num), learned, seed) for arm in arms for n in images for seed in seeds]
-    left, before = study.left(tasks, "trainings"), 0.0
+    tasks = [Task(way, arm, min(n, num), learned, k) for way in ways for arm in arms for n in images for k in seeds]
+    left, taught = study.left(tasks, "trainings"), 0.0
     if left:
-        for net in (old, new):
-            evaluator.compute.place(net)
-        side = spec_of(new).image_sizes[0]
-        evaluator.recalibrate(new, side)
-        before = evaluator.test(new, side).accuracy
-    for task in left:
-        row = {"before": before, **_measured(old, new, evaluator, task, compile)}
-        study.add(*task, **row)
-        text = f"{task.arm}, {task.images:,} images, seed {task.seed}"
-        study.log.say(f"{text}: {before:.2%} -> {row['accuracy']:.2%} in {row['seconds']:.0f} s")
+        taught = evaluator.test(evaluator.compute.place(old), spec.image_sizes[0]).accuracy
+    for way in dict.fromkeys(task.way for task in left):
+        new = evaluator.compute.place(_moved(old, way, size, ratio, evaluator))
+        if way != "detail":  # which keeps every answer
+            evaluator.recalibrate(new, size)
+        before = evaluator.test(new, size).accuracy
+        for task in left:
+            if task.way == way:
+                row = {"teacher": taught, "before": before, **_measured(old, new, evaluator, task, compile)}
+                study.add(*task, **row)
+                text = f"{way}, {task.arm}, {task.images:,} images, seed {task.seed}"
+                study.log.say(f"{text}: {before:.2%} -> {row['accuracy']:.2%} in {row['seconds']:.0f} s")
     rows = study.rows
-    drawn = [{**row, "name": row["arm"], "method": "-"} for row in rows]
+    drawn = [{**row, "name": row["arm"], "method": "-" if len(ways) == 1 else row["way"]} for row in rows]
     title = f"{checkpoint} at {size} pixels, test accuracy in %"
     return study.close({title: finish_table(rows)}, lambda file: accuracy_against_images(drawn, file))
+
+
+def _ratio(spec: Any, size: int) -> int:
+    """How many times larger the new images are, for the ways that need a whole number."""
+    side = spec.image_sizes[0]
+    if size <= side or size % side:
+        raise ValueError(f"size must be a multiple of {side} above it for the ways {', '.join(WAYS[2:])}, got {size}")
+    return size // side
+
+
+def _moved(old: nn.Module, way: str, size: int, ratio: int, evaluator: Evaluator) -> nn.Module:
+    """The network on images of the new size."""
+    spec: Any = spec_of(old)
+    if way in WAYS[2:]:
+        finer = with_detail(old, spec.detail * ratio)
+        return a_trous(finer) if way == "a trous" else finer
+    return evaluator.plan(old, spec.image_sizes[0], size, way)(old)
 
 
 def _measured(old: nn.Module, new: nn.Module, evaluator: Evaluator, task: Task, compile: bool) -> dict[str, Any]:
@@ -120,12 +148,12 @@ def _measured(old: nn.Module, new: nn.Module, evaluator: Evaluator, task: Task, 
 
 
 def finish_table(rows: Sequence[Row]) -> Table:
-    """Mean and spread of the accuracies over the seeds: a row per number of images, a column per arm."""
+    """Mean and spread of the accuracies over the seeds: a row per way and number of images, a column per arm."""
     table = []
-    for images, learned in sorted({(row["images"], row["learned"]) for row in rows}):
-        own = matching(rows, images=images, learned=learned)
-        line = {"images": f"{images:,}", "seen": f"{learned:,}"}
-        line["BatchNorm"] = mean_and_spread([100 * row["before"] for row in own])
+    for way, images, learned in sorted({(row["way"], row["images"], row["learned"]) for row in rows}):
+        own = matching(rows, way=way, images=images, learned=learned)
+        line = {"way": way, "images": f"{images:,}", "seen": f"{learned:,}"}
+        line["moved"] = mean_and_spread([100 * row["before"] for row in own])
         for arm in ARMS:
             values = [100 * row["accuracy"] for row in matching(own, arm=arm)]
             line[arm] = mean_and_spread(values) if values else "-"
