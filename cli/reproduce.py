@@ -27,11 +27,18 @@ class Reproduce:
     """Directory with NAME/{train,test}/CLASS/*, with {train,test}/CLASS/*, or as torchvision stores the data."""
     download: bool = False
     """Download data sets that are missing."""
-    budget: Literal["full", "hour", "smoke"] = "hour"
-    """full: the paper's epochs. hour: as many epochs as two cores with --amp bf16 do in about an hour per data set (and
-    again in an hour for parts of it). smoke: a minute or two, with 200 training and 100 test images."""
+    recipe: Literal["paper", "fast"] = "paper"
+    """paper: the recipe of the paper, at the full size throughout. fast: that of `multipde train`, from coarse to fine,
+    with at most a fifth of the paper's work."""
+    budget: str = "hour"
+    """full: the paper's epochs; with --recipe fast a fifth of their work. hour: as much as two cores with --amp bf16 do
+    in about an hour per data set (and again in an hour for parts of it). smoke: a minute or two, with 200 training and
+    100 test images. Or the work of each training, such as 30TFLOPs."""
     epochs: int | None = None
-    """Largest number of epochs of a training, for example to see how long one takes. Left out: that of the budget."""
+    """Largest number of epochs of a training, for example to see how long one takes. Left out: that of the budget.
+    Not with --recipe fast."""
+    plan: bool = False
+    """Only print what the trainings cost, in work and in minutes on this machine."""
     run_dir: Path = Path("runs/reproduce")
     """Directory of the trainings, in a folder per budget."""
     out: Path | None = None

@@ -14,6 +14,7 @@ from multipde.runtime.signals import Interrupted
 from multipde.storage.rows import read_rows
 from multipde.studies.paper import experiments
 from multipde.studies.paper import recipes as paper
+from multipde.studies.paper.experiment_cost import training_flops
 from multipde.studies.paper.experiments import EXPERIMENTS, paper_data
 from multipde.studies.paper.paper_figures import caption
 from multipde.studies.paper.recipes import (
@@ -24,6 +25,8 @@ from multipde.studies.paper.recipes import (
     Training,
     epochs_within,
     full_trainings,
+    paper_budget,
+    work_within,
 )
 from multipde.training.level import level_flops
 from tests.conftest import narrow, write_folder
@@ -93,6 +96,51 @@ def test_the_epochs_are_the_most_that_the_budget_allows_to_all_trainings_of_a_ki
     assert epochs_within(training, PaperBudget(epochs=200), num) == 100
 
 
+@pytest.mark.parametrize("share", [None, 0.4])
+@pytest.mark.parametrize("data", [*RECIPES])
+def test_the_fast_recipe_takes_at_most_a_fifth_of_the_papers_work(data, share):
+    training, num = Training(data, "hamiltonian", share, "fast"), 5000
+    whole = RECIPES[data].epochs * training.epoch_flops(num)
+    assert work_within(training, BUDGETS["full"], num) == pytest.approx(whole / 5)
+    for budget in (BUDGETS["full"], BUDGETS["hour"]):
+        bound = work_within(training, budget, num)
+        assert bound <= whole / 5 * (1 + 1e-9)
+        assert 0.8 * bound < training_flops(training, budget, num) <= 1.01 * bound  # the rest is the optimizer's
+    assert work_within(training, PaperBudget(each=whole), num) == whole  # asked for by name
+    levels = training.levels(BUDGETS["full"], num)
+    sizes = [24, 32, 48, 64, 72, 80, 96] if data == "stl10" else [8, 12, 16, 20, 24, 28, 32]
+    assert [level.size for level in levels] == sizes
+    settings = training.settings(num, 0, "cpu", "off")
+    assert (settings.optimizer, settings.transfer, settings.alpha1) == ("muon", "copy", 0.0)
+    assert not training.network.standardize
+
+
+def test_work_of_each_training_is_no_more_than_the_papers():
+    training, num = Training("cifar10", "hamiltonian"), 5000
+    per_epoch = training.epoch_flops(num)
+    for epochs, expected in ((0.5, 1), (7.5, 7), (500, 100)):
+        assert epochs_within(training, paper_budget(f"{epochs * per_epoch / 1e12:.9f}TFLOPs"), num) == expected
+
+
+def test_a_plan_says_what_it_costs_and_trains_nothing(quick, capsys, tmp_path):
+    options = quick | {"run_dir": tmp_path / "runs", "recipe": "fast"}
+    assert reproduce("table1", **options, plan=True, log=Log()) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "table1, recipe fast, budget smoke: cost"
+    assert lines[2].split()[:9] == ["cifar10-parabolic", *["8", "12", "16", "20", "24", "28", "32", "7"]]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_fast_recipe_trains_beside_the_other(quick, capsys):
+    rows = reproduce("table1", **quick, recipe="fast", log=Log())
+    printed = capsys.readouterr().out
+    assert [(r["recipe"], r["budget"], r["epochs"]) for r in rows] == [("fast", "smoke", 7)] * 3
+    assert "table1, recipe fast, budget smoke, seed 0" in printed
+    assert read_rows(quick["run_dir"] / "fast-smoke/table1-cifar10-fast-smoke.jsonl") == rows
+    reproduce("table1", **quick, recipe="fast", plan=True, log=Log())
+    assert capsys.readouterr().out.count("done") == 3
+
+
 def test_a_larger_share_holds_the_smaller_one(root):
     data = paper_data("cifar10", root, False, "full")
     small, large = (data.part(Training("cifar10", "parabolic", s), 0).train.images for s in (0.2, 0.4))
@@ -113,7 +161,7 @@ def test_the_table_says_what_the_runs_say_and_nothing_is_trained_twice(quick, ca
         line = [line for line in printed.splitlines() if line.startswith(f"cifar10, {row['dynamics']}")][-1]
         numbers = (f"{100 * row['test_accuracy']:.1f}", f"{row['test_loss']:.3f}", f"{reported.accuracy:.1f}")
         assert all(number in line.split() for number in numbers)
-    assert "table1, budget smoke, seed 0" in printed
+    assert "table1, recipe paper, budget smoke, seed 0" in printed
     assert read_rows(quick["run_dir"] / "smoke/table1-cifar10-smoke.jsonl") == rows
     monkeypatch.setattr("multipde.studies.trained.train", None)
     assert reproduce("table1", **quick) == rows
@@ -163,7 +211,10 @@ def test_a_signal_says_that_the_same_command_goes_on(quick, monkeypatch, tmp_pat
     ("options", "message"),
     [
         ({"experiment": "fig5"}, "experiment must be one of table1, fig1, fig2, fig3, fig4, got 'fig5'"),
-        ({"budget": "day"}, "budget must be one of full, hour, smoke, got 'day'"),
+        ({"budget": "day"}, "budget must be full, hour, smoke, or work such as 30TFLOPs, got 'day'"),
+        ({"budget": "10min"}, "budget must be full, hour, smoke, or work such as 30TFLOPs, got '10min'"),
+        ({"recipe": "slow"}, "recipe must be paper or fast, got 'slow'"),
+        ({"recipe": "fast", "epochs": 3}, "epochs must be left out with recipe fast, got 3; type --budget 30TFLOPs"),
         ({"epochs": 0}, "epochs must be positive, got 0"),
         ({"data": ["shapes"]}, "data must be among stl10, cifar10, cifar100, got 'shapes'"),
         (

@@ -18,20 +18,22 @@ from multipde.networks.inputs import Normalize
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import Row, Table, table_of
+from multipde.studies.paper.experiment_cost import cost_table
 from multipde.studies.paper.paper_figures import FIGURES
 from multipde.studies.paper.recipes import (
-    BUDGETS,
+    FAST,
     RECIPES,
     REPORTED,
     Training,
-    epochs_within,
     full_trainings,
     num_held_back,
+    paper_budget,
     partial_trainings,
 )
 from multipde.studies.study import Study
 from multipde.studies.trained import trained
 from multipde.training.finished_run import Run
+from multipde.training.level import level_flops
 
 EXPERIMENTS = {
     "table1": ("stl10", "cifar10", "cifar100"),
@@ -46,8 +48,8 @@ NUM_SHOWN = 4
 """Number of test images in Figure 1."""
 
 COLUMNS = """name: {data}, {dynamics} | weights: {weights:,} | train: {num_train:,} | test: {num_test:,}
-    | epochs: {epochs} of {most} | accuracy %: {percent:.1f} | loss: {test_loss:.3f} | paper %: {paper[0]}
-    | paper loss: {paper[1]} | minutes: {minutes:.1f}"""
+    | epochs: {epochs} | of the paper's work: {share:.1%} | accuracy %: {percent:.1f} | loss: {test_loss:.3f}
+    | paper %: {paper[0]} | paper loss: {paper[1]} | minutes: {minutes:.1f}"""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ def reproduce(
     data: Sequence[str] | None = None,
     root: str | Path = "data",
     download: bool = False,
+    recipe: str = "paper",
     budget: str = "hour",
     epochs: int | None = None,
+    plan: bool = False,
     run_dir: Path = Path("runs/reproduce"),
     out: Path | None = None,
     seed: int = 0,
@@ -94,9 +98,12 @@ def reproduce(
         root: directory with a data set as ``root/NAME/{train,test}/CLASS/*``, as ``root/{train,test}/CLASS/*``, or as
             torchvision stores it.
         download: download data sets that are missing.
-        budget: ``"full"`` for the paper's epochs and images, ``"hour"`` for about an hour per data set on two cores
-            with bf16, ``"smoke"`` for a minute or two.
-        epochs: largest number of epochs of a training; None for that of the budget.
+        recipe: ``"paper"``, or ``"fast"`` for trainings from coarse to fine with at most a fifth of the paper's work.
+        budget: ``"full"`` for the paper's epochs and images, or that fifth; ``"hour"`` for about an hour per data set
+            on two cores with bf16, ``"smoke"`` for a minute or two; or the work of each training, ``"30TFLOPs"``, of
+            which the paper's recipe takes no more than the paper did.
+        epochs: largest number of epochs of a training with the paper's recipe; None for that of the budget.
+        plan: only print what the trainings cost.
         run_dir: directory of the trainings, in a folder per budget; one that was interrupted is continued.
         out: directory of rows and figure; None for the folder of the budget in run_dir.
         seed: seed of weights, validation split, augmentation and of the images that are shown.
@@ -115,31 +122,39 @@ def reproduce(
     """
     if experiment not in EXPERIMENTS:
         raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
-    if budget not in BUDGETS:
-        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
+    if recipe not in ("paper", FAST):
+        raise ValueError(f"recipe must be paper or {FAST}, got {recipe!r}")
+    if recipe == FAST and epochs is not None:
+        raise ValueError(f"epochs must be left out with recipe {FAST}, got {epochs}; type --budget 30TFLOPs")
+    limits = paper_budget(budget)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be positive, got {epochs}")
-    limits = replace(BUDGETS[budget], epochs=epochs)
-    where = run_dir / (budget if epochs is None else f"{budget}-{epochs}")
+    limits = replace(limits, epochs=epochs)
+    folder = budget if epochs is None else f"{budget}-{epochs}"
+    where = run_dir / (f"{recipe}-{folder}" if recipe == FAST else folder)
     names = tuple(dict.fromkeys(data or EXPERIMENTS[experiment]))
     for name in names:
         if name not in RECIPES:
             raise ValueError(f"data must be among {', '.join(RECIPES)}, got {name!r}")
     sets = {name: paper_data(name, Path(root), download, budget, experiment) for name in names}
     file = (out or where) / ("-".join((experiment, *names, where.name)) + ".jsonl")
-    shared, compute = {"budget": where.name, "seed": seed}, Compute.of(device, amp)
+    shared, compute = {"recipe": recipe, "budget": folder, "seed": seed}, Compute.of(device, amp)
     study = Study(file, shared, ("data", "dynamics", "share"), replaces=True, log=log)
-    trainings = full_trainings(names) if experiment != "fig3" else []
-    trainings += partial_trainings(names) if experiment in ("fig2", "fig3") else []
+    trainings = full_trainings(names, recipe) if experiment != "fig3" else []
+    trainings += partial_trainings(names, recipe) if experiment in ("fig2", "fig3") else []
+    nums = {name: len(sets[name].images.train) for name in names}
+    if not study.log.quiet or plan:
+        cost = cost_table(trainings, nums, limits, compute, compile, where)
+        study.log.table(cost, f"{experiment}, recipe {recipe}, budget {folder}: cost")
+    if plan:
+        return []
     for training in trainings:
-        images = sets[training.data].images
-        num = len(images.train)
-        present = epochs_within(training, limits, num)
-        study.log.say(f"{training.name}: {present} of the paper's {RECIPES[training.data].epochs} epochs")
+        images, num = sets[training.data].images, nums[training.data]
+        study.log.say(f"{training.name}:")
         run = trained(
             where / training.name,
             training.network,
-            [training.level(present)],
+            training.levels(limits, num),
             sets[training.data].part(training, seed),
             training.settings(num, seed, device, amp, compile),
             sets[training.data].options,
@@ -161,7 +176,7 @@ def reproduce(
             tested = evaluate_batches(run.model, _batches(run, images, None, compute), compute)
             row["confusion"] = tested.confusion.tolist()
         study.add(training.data, training.dynamics, training.share, **row)
-    shown = {f"{experiment}, budget {where.name}, seed {seed}": table(study.rows)}
+    shown = {f"{experiment}, recipe {recipe}, budget {folder}, seed {seed}": table(study.rows)}
     draw, sets_shown = FIGURES.get(experiment), {name: sets[name].images for name in names}
     return study.close(shown, draw and (lambda file: draw(study.rows, sets_shown, file)))
 
@@ -179,7 +194,7 @@ def paper_data(name: str, root: Path, download: bool, budget: str, experiment: s
             raise
         command = f"multipde reproduce {experiment} --data {name} --root {root} --download"
         raise ValueError(f"data must be there, got no {name} in {root} ({error}); fetch it with {command}") from None
-    limits = BUDGETS[budget]
+    limits = paper_budget(budget)
     if limits.num_train is None and limits.num_test is None:
         return PaperData(images, source, options)
     train = images.train.take(drawn_indices(len(images.train), limits.num_train, (0, "budget", "train")))
@@ -194,7 +209,9 @@ def table(rows: Sequence[Row]) -> Table:
     for row in rows:
         reported = REPORTED[row["data"], row["dynamics"]] if row["share"] is None else None
         paper = (f"{reported.accuracy:.1f}", f"{reported.loss:.3f}") if reported else ("-", "-")
-        other = {"most": RECIPES[row["data"]].epochs, "minutes": row["seconds"] / 60, "paper": paper}
+        full = Training(row["data"], row["dynamics"])
+        whole = RECIPES[row["data"]].epochs * row["num_train"] * level_flops(full.level(1), full.network)
+        other = {"share": row["flops"] / whole, "minutes": row["seconds"] / 60, "paper": paper}
         shown.append({**row, **other, "percent": 100 * row["test_accuracy"]})
     return table_of(shown, COLUMNS)
 

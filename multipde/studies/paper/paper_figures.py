@@ -112,14 +112,15 @@ FIGURES: dict[str, Draw] = {"fig1": predictions, "fig2": partial_data, "fig3": c
 
 
 def caption(rows: Rows) -> str:
-    """The budget, and the epochs and images of each data set that the figure shows."""
+    """Recipe, budget and seed, and the epochs and images of each data set that the figure shows."""
     parts = []
     for name in dict.fromkeys(row["data"] for row in rows):
         own = [row for row in rows if row["data"] == name]
         epochs, images = (_range(sorted({row[key] for row in own})) for key in ("epochs", "num_train"))
         tested = f"{own[0]['num_test']:,} test images"
-        parts.append(f"{name}: {epochs} of {RECIPES[name].epochs} epochs, {images} training and {tested}")
-    return f"budget {rows[0]['budget']}; " + "; ".join(parts)
+        parts.append(f"{name}: {epochs} epochs (the paper: {RECIPES[name].epochs}), {images} training and {tested}")
+    first = rows[0]
+    return f"recipe {first['recipe']}, budget {first['budget']}, seed {first['seed']}; " + "; ".join(parts)
 
 
 def _range(values: Sequence[int]) -> str:
