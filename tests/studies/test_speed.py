@@ -152,6 +152,7 @@ def test_a_step_is_measured_beside_its_floor(tmp_path):
     assert row["optimizer"] == "muon"
     assert row["floor_gflops"] > 0
     assert row["product_gflops"] > 0
+    assert row["precise_share"] == pytest.approx(4 * row["precise_seconds"] / (10_000 * row["step_seconds"]))
     assert 0 < row["optimizer_share"] < 1
 
 
