@@ -53,7 +53,17 @@ class Dynamics:
 def _euler_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Forward Euler: y' = y + dt F(y)."""
     (y,), (f,) = state, forces
-    return (y + f(y, dt),)
+    return (_plus(f(y, dt), y),)
+
+
+def _plus(change: Tensor, y: Tensor, factor: float = 1.0) -> Tensor:
+    """change + factor · y, in the memory of the change, which is needed no more: one of four passes over memory less.
+
+    A change in lower precision than y gets new memory.
+    """
+    if change.dtype != y.dtype:
+        return torch.add(change, y, alpha=factor)
+    return change.add_(y, alpha=factor)
 
 
 def _halves(y: Tensor) -> State:
@@ -64,8 +74,8 @@ def _halves(y: Tensor) -> State:
 def _verlet_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Symplectic Verlet, eq. (10): y' = y + dt F1(z), z' = z - dt F2(y')."""
     (y, z), (f1, f2) = state, forces
-    y = y + f1(z, dt)
-    return y, z + f2(y, -dt)
+    y = _plus(f1(z, dt), y)
+    return y, _plus(f2(y, -dt), z)
 
 
 def _verlet_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
@@ -78,7 +88,7 @@ def _verlet_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State
 def _leapfrog_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Leapfrog for eq. (11), state (y, y_prev): y_next = 2y - y_prev + dt² F(y)."""
     (y, y_prev), (f,) = state, forces
-    return torch.add(f(y, dt**2) - y_prev, y, alpha=2), y
+    return _plus(_plus(f(y, dt**2), y_prev, -1), y, 2), y
 
 
 def _leapfrog_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:

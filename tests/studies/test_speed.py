@@ -16,7 +16,7 @@ from multipde.studies.bench.input import input_study
 from multipde.studies.bench.memory import memory_study
 from multipde.studies.bench.rivals import memcnn_block
 from multipde.studies.bench.step_speed import bare_convolutions, step_study
-from multipde.studies.bench.timing import PeakMemory, alternated
+from multipde.studies.bench.timing import PeakMemory, alternated, flops_of
 
 CPU = torch.device("cpu")
 
@@ -87,12 +87,8 @@ def test_the_floor_is_every_convolution_once(dynamics):
     config = NetworkConfig(dynamics, (4, 6), 8, steps=2, size=8)
     net, x = PDENet(config), torch.randn(2, 3, 8, 8)
     call = bare_convolutions(net, x, Compute(CPU))
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        call()
     classifier = 2 * 3 * 8 * 10
-    assert counter.get_total_flops() / 2 == pytest.approx(count_flops(config, training=True) - classifier, rel=0.02)
+    assert flops_of(call) / 2 == pytest.approx(count_flops(config, training=True) - classifier, rel=0.02)
 
 
 def test_steps_with_as_many_pixels_at_every_size(monkeypatch):
@@ -154,6 +150,9 @@ def test_a_step_is_measured_beside_its_floor(tmp_path):
     assert row["step_over_floor"] == pytest.approx(row["step_seconds"] / row["floor_seconds"], abs=1e-3)
     assert row["images_per_second"] == pytest.approx(4 / row["step_seconds"], abs=0.1)
     assert row["optimizer"] == "muon"
+    assert row["floor_gflops"] > 0
+    assert row["product_gflops"] > 0
+    assert row["precise_share"] == pytest.approx(4 * row["precise_seconds"] / (10_000 * row["step_seconds"]))
     assert 0 < row["optimizer_share"] < 1
 
 

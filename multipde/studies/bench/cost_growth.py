@@ -32,14 +32,14 @@ RANGES = {
 
 LAWS = {
     "size": {"time": 2.0, "store": 2.0, "reversible": 2.0, "checkpoint": 2.0},
-    "steps": {"time": 1.0, "store": 1.0, "reversible": 0.0, "checkpoint": 0.5},
+    "steps": {"time": 1.0, "store": 1.0, "reversible": 0.0, "checkpoint": 1.0},
     "channels": {"time": 2.0, "store": 1.0, "reversible": 1.0, "checkpoint": 1.0},
     "batch": {"time": 1.0, "store": 1.0, "reversible": 1.0, "checkpoint": 1.0},
     "threads": {"time": -1.0},
 }
 """The exponents of time, and of memory by the way in which the states are stored, for large values: a convolution
-costs size² channels² per step and image, and a state holds size² channels numbers, of which all, none, or about the
-square root of their number are kept. For threads it is that of perfect division."""
+costs size² channels² per step and image, and a state holds size² channels numbers; of every step all that its gradient
+needs is kept, nothing, or one state. For threads it is that of perfect division."""
 
 
 def growth_study(
@@ -55,7 +55,7 @@ def growth_study(
 
     Times are medians of alternated calls. Memory is that of the tensors alive at the same time, without weights and
     stencils. memcnn's block is measured beside hamiltonian where it is installed. On a processor the number of threads
-    changes, too.
+    changes, too, up to that of the cores on which this process may run.
 
     Args:
         out: file to which the rows are appended, and beside which the figure is written; None for none.
@@ -63,7 +63,7 @@ def growth_study(
     compute = Compute.of(device, amp)
     study = Study(out, {"study": "growth"}, ("dynamics", "varied", "value", "memory"), anew=True, log=log)
     ranges: dict[str, Sequence[int]] = dict(RANGES)
-    if compute.device.type == "cpu" and (cores := os.cpu_count() or 1) > 1:
+    if compute.device.type == "cpu" and (cores := _cores()) > 1:
         ranges["threads"] = [2**k for k in range(cores.bit_length()) if 2**k <= cores]
     threads = torch.get_num_threads()
     for name in dynamics:
@@ -84,6 +84,11 @@ def growth_study(
         },
         lambda file: growth_figure(study.rows, file),
     )
+
+
+def _cores() -> int:
+    """The number of cores on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _measured(

@@ -19,7 +19,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
 from multipde.studies.bench.plain_networks import resnet18_3x3
 from multipde.studies.bench.step_speed import ConvolutionRecorder
-from multipde.studies.bench.timing import alternated, random_images
+from multipde.studies.bench.timing import alternated, flops_of, random_images
 from multipde.studies.study import Study
 
 TURN_SECONDS = 0.3
@@ -87,7 +87,7 @@ def _measured(net: nn.Module, size: int, batch: int, repeats: int, compute: Comp
         calls |= {(way, num): lambda m=module, x=x: m(x) for num, x in ((batch, many), (1, one))}
     with torch.no_grad():
         seconds = alternated(calls, repeats, device, TURN_SECONDS)
-    row: dict[str, Any] = {"megaflops": _flops(net, one) / 1e6}
+        row: dict[str, Any] = {"megaflops": flops_of(lambda: net(one)) / 1e6}
     row["images_per_second"] = round(batch / seconds["in_use", batch], 1)
     floor = seconds["floor", batch]
     row |= {f"{way}_over_floor": round(seconds[way, batch] / floor, 3) for way in ways}
@@ -121,11 +121,3 @@ def _floor(net: nn.Module, x: Tensor) -> Callable[[], None]:
             torch.convolution(y, weight, None, *rest)
 
     return call
-
-
-def _flops(net: nn.Module, x: Tensor) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(x)
-    return counter.get_total_flops()

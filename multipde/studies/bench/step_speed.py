@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from multipde.conversions.recalibration import recalibrate
 from multipde.mesh.reparametrize import bake, set_mesh_size
 from multipde.networks.dynamics import DYNAMICS
 from multipde.networks.network import PDENet
@@ -16,10 +17,13 @@ from multipde.networks.presets import preset
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
-from multipde.studies.bench.timing import alternated, random_images, step_of
+from multipde.studies.bench.timing import alternated, flops_of, matrix_product, random_images, step_of
+from multipde.studies.bench.vectors import are_held, check_vectors, held_to
 from multipde.studies.study import Study, matching
+from multipde.training import precise
 from multipde.training.level import Level
 from multipde.training.optimizers import check_optimizer
+from multipde.training.settings import TrainSettings
 
 TURN_SECONDS = 0.3
 """Seconds for which steps of one kind follow each other, as they do in a training."""
@@ -27,10 +31,14 @@ TURN_SECONDS = 0.3
 BATCH = 125
 """Default number of images per step."""
 
+EPOCH = 40_000
+"""Training images of CIFAR-10, without those for validation."""
+
 COLUMNS = """name: {dynamics} | size: {size} | batch: {batch} | images/s: {images_per_second:.0f}
     | times the finest: {faster:.1f} | step / floor: {step_over_floor:.2f} | share of the floor: {share:.0%}
+    | GFLOP/s of the floor: {floor_gflops:.0f} | of a matrix product: {product_gflops:.0f}
     | step / baked: {step_over_baked:.3f} | moved / baked: {moved_over_baked:.3f}
-    | optimizer / step: {optimizer_share:.1%}"""
+    | optimizer / step: {optimizer_share:.1%} | precise / epoch: {precise_share:.1%}"""
 COMPILED = " | compiled / plain: {step_over_plain:.2f}"
 
 
@@ -42,6 +50,7 @@ def step_study(
     batch: int | str = BATCH,
     optimizer: str = "sgd",
     compile: bool = False,
+    vectors: str = "widest",
     repeats: int = 7,
     device: str = "auto",
     amp: str = "off",
@@ -52,38 +61,55 @@ def step_study(
     The lower bound, ``floor``, consists of the convolutions of the same network alone, each forward and backward on
     tensors of its shapes, in the same precision and layout. ``baked`` is the step with plain weights, ``moved`` that
     off the reference mesh, where every stencil is computed from its parameter, and ``plain``, measured with
-    ``compile``, that without compiled kernels. All of them are timed alternately at all sizes; times are medians.
+    ``compile``, that without compiled kernels. ``product`` is a large matrix product, for the rate that the machine
+    reaches in this precision, and ``precise`` the measurement of BatchNorm on a batch, of which a training does several
+    after every epoch. All of them are timed alternately at all sizes; times are medians.
 
     Args:
         batch: images per step; ``"auto"`` for `BATCH` at the largest size, and as many pixels at the others.
         compile: use compiled kernels, see `compile_layers`.
+        vectors: ``"avx2"`` holds convolutions and kernels to vectors of 256 bits on a processor with wider ones, in a
+            process of its own.
         out: file to which the rows are appended; None for none.
     """
     batches = {size: round(BATCH * (max(sizes) / size) ** 2) if isinstance(batch, str) else batch for size in sizes}
     Level(max(sizes), 1, batch=batches[max(sizes)])  # raises the errors of a batch
     check_optimizer(optimizer)
     compute = Compute.of(device, amp)
+    check_vectors(vectors, compute)
+    if not are_held(vectors):
+        options = {"out": out, "dynamics": list(dynamics), "sizes": list(sizes), "batch": batch, "repeats": repeats}
+        options |= {"optimizer": optimizer, "compile": compile, "device": device, "amp": amp}
+        return held_to(vectors, f"{step_study.__module__}:step_study", options, log or Log(quiet=True))
+    width = torch.backends.cpu.get_cpu_capability() if compute.device.type == "cpu" else None
+    product = matrix_product(compute)
     study = Study(out, {"study": "step"}, ("dynamics", "size"), anew=True, log=log)
     for name in dynamics:
         clocks: dict[int, list[float]] = {size: [] for size in batches}
         calls = {
             size: _calls(name, size, num, compute, compile, optimizer, clocks[size]) for size, num in batches.items()
         }
-        together = {(size, way): call for size, ways in calls.items() for way, call in ways.items()}
+        together: dict[Any, Callable[[], Any]] = {"product": product}
+        together |= {(size, way): call for size, ways in calls.items() for way, call in ways.items()}
         medians = alternated(together, repeats, compute.device, TURN_SECONDS)
+        rate = flops_of(product) / medians["product"] / 1e9
         for size, num in batches.items():
             seconds = {way: medians[size, way] for way in calls[size]}
             ratios = [("step", "floor"), ("step", "baked"), ("moved", "baked")] + [("step", "plain")] * compile
             row = {f"{way}_seconds": value for way, value in seconds.items()}
             row["images_per_second"] = round(num / seconds["step"], 1)
             row |= {f"{a}_over_{b}": round(seconds[a] / seconds[b], 3) for a, b in ratios}
+            row |= {"floor_gflops": flops_of(calls[size]["floor"]) / seconds["floor"] / 1e9, "product_gflops": rate}
             row |= {"optimizer": optimizer, "optimizer_share": statistics.median(clocks[size]) / seconds["step"]}
-            study.add(name, size, batch=num, amp=compute.amp, compiled=compile, **row)
+            times = TrainSettings.precise_images / precise.BATCH, EPOCH / num
+            row["precise_share"] = times[0] * seconds["precise"] / (times[1] * seconds["step"])
+            study.add(name, size, batch=num, amp=compute.amp, compiled=compile, vectors=width, **row)
             study.log.say(f"{name}, {size}: {row['images_per_second']:g} images/s")
     finest = {row["dynamics"]: row["images_per_second"] for row in matching(study.rows, size=max(sizes))}
     faster = [row["images_per_second"] / finest[row["dynamics"]] for row in study.rows]
     rows = [r | {"faster": f, "share": 1 / r["step_over_floor"]} for r, f in zip(study.rows, faster, strict=True)]
     title = f"training step of the CIFAR-10 networks, {optimizer}, amp {compute.amp}{', compiled' if compile else ''}"
+    title += f", vectors of {width}" if width else ""
     return study.close({title: table_of(rows, COLUMNS + COMPILED * compile)})
 
 
@@ -96,7 +122,13 @@ def _calls(
     floor = bare_convolutions(nets["step"], x, compute)
     bake(nets["baked"])
     set_mesh_size(nets["moved"], 0.5 / size)
-    return {"floor": floor} | {
+    images = random_images(precise.BATCH, 3, size, compute.device)
+
+    def measure() -> None:
+        with compute.autocast():
+            recalibrate(nets["step"], [images])
+
+    return {"floor": floor, "precise": measure} | {
         way: step_of(net, x, compute, compile and way != "plain", optimizer, clock if way == "step" else None)
         for way, net in nets.items()
     }

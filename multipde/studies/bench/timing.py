@@ -65,6 +65,25 @@ def random_images(num: int, channels: int, size: int, device: torch.device) -> T
     return torch.randn(num, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
 
+def matrix_product(compute: Compute) -> Callable[[], Tensor]:
+    """A call whose rate is about the highest that the device reaches in this precision: a product of large matrices."""
+    num = 1024 if compute.device.type == "cpu" else 8192
+    torch.manual_seed(0)
+    a = torch.randn(num, num, device=compute.device)
+    with compute.autocast():
+        a = a.to((a[:1] @ a).dtype)
+    return lambda: a @ a
+
+
+def flops_of(call: Callable[[], Any]) -> int:
+    """The floating point operations of a call, counted while it is called once."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
 def step_of(
     net: PDENet,
     x: Tensor,

@@ -13,6 +13,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from multipde.networks import user_cache
 
 SOURCES = Path(__file__).parent
@@ -22,6 +24,10 @@ COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp", "-shared", "-fPIC")
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 """Options for the present processor, tried in turn because no compiler knows all of them."""
+
+NARROWER = {"AVX2": ("-mno-avx512f",)}
+"""Options that keep the kernels to the vectors that torch takes, by its name of them, on a processor with wider ones:
+ATEN_CPU_CAPABILITY=avx2 is for both."""
 
 SPACE = 32 * 2**20
 """Bytes that must be free for temporary files."""
@@ -90,7 +96,7 @@ def _key(compiler: Path, source: str) -> str:
     """A checksum of all that the library depends on: its source, the compiler and its flags, the processor."""
     real = compiler.resolve()
     status = real.stat()
-    parts = [str(real), str(status.st_size), str(status.st_mtime_ns), str(FLAGS), platform.platform(), _processor()]
+    parts = [str(real), str(status.st_size), str(status.st_mtime_ns), str(_flags()), platform.platform(), _processor()]
     digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape"))
     for file in (SOURCES / f"{source}.cpp", *sorted(SOURCES.glob("*.h"))):
         digest.update(file.read_bytes())
@@ -106,9 +112,14 @@ def _processor() -> str:
     return platform.processor()
 
 
+def _flags() -> tuple[str, ...]:
+    """The options of the compiler, apart from those for the present processor."""
+    return (*FLAGS, *NARROWER.get(torch.backends.cpu.get_cpu_capability(), ()))
+
+
 def _compile_to(compiler: str, target: Path, source: str) -> None:
     for flags in FOR_THIS_PROCESSOR:
-        command = [compiler, *FLAGS, *flags, str(SOURCES / f"{source}.cpp"), "-o", str(target)]
+        command = [compiler, *flags, *_flags(), str(SOURCES / f"{source}.cpp"), "-o", str(target)]
         tried = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if tried.returncode == 0:
             return

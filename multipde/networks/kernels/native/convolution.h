@@ -12,11 +12,11 @@ namespace {
 
 constexpr int PANEL = 16;
 #if defined(__AVX512F__)
-constexpr int LANES = 16, LARGEST[] = {0, 16, 12};  // pixels of a tile of one panel, and of two
+constexpr int LARGEST[] = {0, 16, 12};  // pixels of a tile of one panel, and of two
 #elif defined(__AVX__)
-constexpr int LANES = 8, LARGEST[] = {0, 6, 0};
+constexpr int LARGEST[] = {0, 6, 0};
 #else
-constexpr int LANES = 4, LARGEST[] = {0, 5, 0};
+constexpr int LARGEST[] = {0, 5, 0};
 #endif
 
 // One image, channels innermost, with the margin of zeros that a convolution of `side` taps per axis needs.

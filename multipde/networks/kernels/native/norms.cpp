@@ -7,16 +7,18 @@
 #include "pooled_batchnorm.h"
 #include "tv_norm.h"
 
+constexpr int EIGHT = LANES < 8 ? LANES : 8;
+
 // The widths of the paper's networks have loops of their own.
-#define BY_CHANNELS(FUNCTION, ...)                             \
-    if (channels == 16) FUNCTION<16, 1>(__VA_ARGS__);          \
-    else if (channels == 32) FUNCTION<16, 2>(__VA_ARGS__);     \
-    else if (channels == 56) FUNCTION<8, 7>(__VA_ARGS__);      \
-    else if (channels == 64) FUNCTION<16, 4>(__VA_ARGS__);     \
-    else if (channels == 112) FUNCTION<16, 7>(__VA_ARGS__);    \
-    else if (channels == 128) FUNCTION<16, 8>(__VA_ARGS__);    \
-    else if (channels % 16 == 0) FUNCTION<16, 0>(__VA_ARGS__); \
-    else if (channels % 4 == 0) FUNCTION<4, 0>(__VA_ARGS__);   \
+#define BY_CHANNELS(FUNCTION, ...)                                       \
+    if (channels == 16) FUNCTION<LANES, 16 / LANES>(__VA_ARGS__);        \
+    else if (channels == 32) FUNCTION<LANES, 32 / LANES>(__VA_ARGS__);   \
+    else if (channels == 56) FUNCTION<EIGHT, 56 / EIGHT>(__VA_ARGS__);   \
+    else if (channels == 64) FUNCTION<LANES, 64 / LANES>(__VA_ARGS__);   \
+    else if (channels == 112) FUNCTION<LANES, 112 / LANES>(__VA_ARGS__); \
+    else if (channels == 128) FUNCTION<LANES, 128 / LANES>(__VA_ARGS__); \
+    else if (channels % LANES == 0) FUNCTION<LANES, 0>(__VA_ARGS__);     \
+    else if (channels % 4 == 0) FUNCTION<4, 0>(__VA_ARGS__);             \
     else FUNCTION<1, 0>(__VA_ARGS__);
 
 #define FOR_TYPE(T, NAME)                                                                                              \

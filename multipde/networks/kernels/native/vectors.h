@@ -17,6 +17,15 @@ namespace {
 constexpr int64_t RUN = 256;  // pixels whose sums are kept in float32
 constexpr int AHEAD = 4096;   // bytes by which memory is prefetched
 
+// Numbers in one register. Wider vectors compile, but element by element.
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
 struct bfloat16 {
     uint16_t bits;
 };
