@@ -1,4 +1,4 @@
-"""Figures, one function each, from rows to a file; readable in grey, by the colour-blind, on white and on dark pages."""
+"""Figures, one function each, from rows to a file; readable in grey, by the colour-blind, on white and dark pages."""
 
 import io
 import math
