@@ -16,7 +16,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["figures"]
 default_role = "py:obj"  # names in single backticks of docstrings become links
 myst_heading_anchors = 3
-myst_enable_extensions = ["attrs_inline"]
 autodoc_mock_imports = ["lightning", "transformers"]  # only bases of callbacks
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
@@ -76,7 +75,8 @@ def escaped(line: str) -> str:
 
 
 def captioned(app: Sphinx, page: str, source: list[str]) -> None:
-    """Show the title of a block of code, which names the date of its run, as its caption."""
+    """Show the title of a block of code, which names the date of its run, as its caption; no line ends before a ±."""
+    source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")
     source[0] = re.sub(r'^```(\w+) title="(.*)"$', r"```{code-block} \1\n:caption: \2", source[0], flags=re.MULTILINE)
 
 

@@ -1,6 +1,6 @@
 """The figures of the documentation that are no measurements: `python docs/draw_figures.py` writes docs/figures/*.svg.
 
-They lie on a transparent ground, in middle greys and two colours that are read on white and on black.
+They are at most about five inches wide, so that a telephone shows them in a size that can be read.
 """
 
 import json
@@ -13,40 +13,32 @@ import torch
 from torch.nn import functional
 
 from multipde import StencilBasis, render_shapes, restrict_images, transfer_stencil
-from multipde.evaluation.figure_style import figure_style, subplots
+from multipde.evaluation.figure_style import PAGE, figure_style, subplots
+from multipde.reports.plots import COLOURS, label_ends
 
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "docs" / "figures"
-GREY, BLUE, ORANGE = "#787878", "#3b8bc4", "#dd7d1a"
-THEME = {
-    "font.size": 12.5,
-    "axes.titlesize": 12.5,
-    "text.color": GREY,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+GREY, BLUE, ORANGE = COLOURS[:3]
 
 
 def idea() -> Any:
     """The picture of README: one stencil on three meshes, and what training there first is worth."""
-    figure, axes = subplots(1, 4, figsize=(9.6, 2.9), gridspec_kw={"width_ratios": [1, 1, 1, 1.7]})
+    figure, axes = subplots(2, 3, figsize=(5, 4.4), height_ratios=(1, 1.5))
     image = picture()
-    for axis, size, share in zip(axes, (8, 16, 32), (12, 49, 39), strict=False):
+    for axis, size, share in zip(axes[0], (8, 16, 32), (12, 49, 39), strict=True):
         mesh(axis, restrict_images(image, size)[0, 0], at=(size * 3 // 8, size * 3 // 8))
-        axis.set_title(f"{size} pixels, h = 1/{size}")
+        axis.set_title(f"{size} pixels")
         axis.set_xlabel(f"{share} % of the work")
-    for axis in axes[:2]:
+    for axis in axes[0, :2]:
         axis.annotate(
             "", (1.2, 0.5), (1.03, 0.5), xycoords="axes fraction", arrowprops={"arrowstyle": "->", "color": GREY}
         )
-    work_figure(axes[3])
-    figure.tight_layout(w_pad=1.4)
+    grid = axes[1, 0].get_gridspec()
+    for axis in axes[1]:
+        axis.remove()
+    axis = figure.add_subplot(grid[1, :2])
+    figure.tight_layout(h_pad=2.2)
+    work_figure(axis)
     return figure
 
 
@@ -66,53 +58,57 @@ def mesh(axis: Any, image: torch.Tensor, at: tuple[int, int]) -> None:
         axis.plot([at[1] + i] * 2, [at[0], at[0] + 3], color=ORANGE, linewidth=1.6)
 
 
-def work_figure(axis: Any) -> None:
-    """Accuracy against work on CIFAR-10, from the rows of the study ``transfer``."""
+def work_figure(axis: Any, others: tuple[tuple[str, float, float, str], ...] = ()) -> None:
+    """Accuracy against work on CIFAR-10, from the rows of the study ``transfer``.
+
+    Args:
+        others: name, TFLOPs, accuracy in per cent and marker of trainings by others.
+    """
     text = (ROOT / "examples" / "results" / "transfer.jsonl").read_text(encoding="utf-8")
     rows = [row for row in map(json.loads, text.splitlines()) if row["data"] == "cifar10" and row["size"] == 32]
     hamiltonian = [row for row in rows if row.get("dynamics") == "hamiltonian" and row.get("test_accuracy")]
-    hollow = {"linestyle": ":", "fillstyle": "none"}
+    hollow, ends = {"linestyle": ":", "fillstyle": "none"}, []
     for name, arm, recipe, style in (
         ("coarse to fine", "gradual copy", "fast", {"color": ORANGE, "marker": "o"}),
-        ("full size only", "fine only", "fast", {"color": BLUE, "marker": "s", "linestyle": "none"}),
         ("coarse to fine, SGD", "copy", "sgd", {"color": ORANGE, "marker": "o"} | hollow),
         ("full size only, SGD", "fine only", "sgd", {"color": BLUE, "marker": "s"} | hollow),
+        ("full size only", "fine only", "fast", {"color": BLUE, "marker": "s"}),
     ):
-        chosen = [row for row in hamiltonian if row["arm"] == arm and row.get("recipe", "sgd") == recipe]
         points: dict[int, list[float]] = {}
-        for row in chosen:
-            points.setdefault(round(row["flops"] / 1e12), []).append(100 * row["test_accuracy"])
-        axis.plot(sorted(points), [sum(points[x]) / len(points[x]) for x in sorted(points)], label=name, **style)
+        for row in hamiltonian:
+            if (row["arm"], row.get("recipe", "sgd")) == (arm, recipe):
+                points.setdefault(round(row["flops"] / 1e12), []).append(100 * row["test_accuracy"])
+        means = [(x, sum(points[x]) / len(points[x])) for x in sorted(points)]
+        axis.plot(*zip(*means, strict=True), ms=6, **style)
+        ends.append((*means[-1], name, style["color"]))
+    for name, flops, accuracy, marker in others:
+        axis.plot(flops, accuracy, color=GREY, marker=marker, ms=7, linestyle="none")
+        ends.append((flops, accuracy, name, GREY))
     axis.set_xscale("log")
-    axis.set_ylim(46, 91)
-    axis.set_yticks([50, 60, 70, 80, 90])
-    axis.set_xticks([20, 50, 100, 200], ["20", "50", "100", "200"])
+    ticks = (20, 100, 500, 2000) if others else (20, 50, 100, 200)
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("work, TFLOPs")
-    axis.set_title("CIFAR-10, test accuracy %")
-    axis.legend(fontsize=9, loc="lower right")
+    axis.set(ylim=(64, 96 if others else 91), xlabel="work (TFLOPs)", title="CIFAR-10, test accuracy (%)")
+    label_ends(axis, ends, space=0.12 if len(ends) < 6 else 0.09)
 
 
 def work() -> Any:
-    """The right part of `idea` with the points where others stand."""
-    figure, axis = subplots(figsize=(7, 4.2))
-    work_figure(axis)
-    for name, flops, accuracy, marker in (
-        ("the paper", 2007, 89.3, "D"),
-        ("airbench, 30 TFLOPs", 30.4, 78.57, "v"),
-        ("airbench, as published", 360, 94.0, "^"),
-    ):
-        axis.plot(flops, accuracy, color=GREY, marker=marker, linestyle="none", label=name)
-    axis.set_ylim(60, 96)
-    axis.set_xticks([20, 50, 100, 200, 500, 1000, 2000], ["20", "50", "100", "200", "500", "1000", "2000"])
-    axis.legend(fontsize=11, loc="lower right")
-    figure.tight_layout()
+    """The lower part of `idea` with the points where others stand."""
+    figure, axis = subplots(figsize=(3.4, 3.6))
+    work_figure(
+        axis,
+        (
+            ("the paper", 2007, 89.3, "D"),
+            ("airbench, 30 TFLOPs", 30.4, 78.57, "v"),
+            ("airbench, published", 360, 94.0, "^"),
+        ),
+    )
     return figure
 
 
 def stencils() -> Any:
     """The nine terms of a 3x3 stencil, and how their error falls with the mesh size."""
-    figure, axes = subplots(3, 4, figsize=(8.4, 5.4), gridspec_kw={"width_ratios": [1, 1, 1, 2.6]})
+    figure, axes = subplots(4, 3, figsize=(5, 8.2), height_ratios=(1, 1, 1, 1.9))
     basis = StencilBasis(width=3, dim=2, mesh_size=1.0)
     names = [["u", "∂ₓu", "−∂ₓ²u"], ["∂ᵧu", "∂ᵧ∂ₓu", "−∂ᵧ∂ₓ²u"], ["−∂ᵧ²u", "−∂ᵧ²∂ₓu", "∂ᵧ²∂ₓ²u"]]
     for k, (i, j) in enumerate(basis.orders):
@@ -120,14 +116,14 @@ def stencils() -> Any:
         axis.imshow(taps.numpy(), cmap="PuOr", vmin=-2 * taps.abs().max(), vmax=2 * taps.abs().max())
         for y in range(3):
             for x in range(3):
-                axis.text(x, y, f"{taps[y, x] + 0.0:.3g}", ha="center", va="center", fontsize=7.5, color="#222222")
+                axis.text(x, y, f"{taps[y, x] + 0.0:.3g}", ha="center", va="center", fontsize=8.5, color="#222222")
         axis.set_xticks([])
         axis.set_yticks([])
-        axis.set_title(f"β[{i}, {j}]:  {names[i][j]}", fontsize=10)
-    grid = axes[0][3].get_gridspec()
-    for row in axes:
-        row[3].remove()
-    axis = figure.add_subplot(grid[:, 3])
+        axis.set_title(f"β[{i}, {j}]:  {names[i][j]}")
+    grid = axes[3, 0].get_gridspec()
+    for axis in axes[3]:
+        axis.remove()
+    axis = figure.add_subplot(grid[3, :])
     sizes = (8, 16, 32, 64, 128)
     for term, (name, color, marker) in enumerate(
         (("reaction", GREY, "^"), ("convection", BLUE, "s"), ("diffusion", ORANGE, "o"))
@@ -156,7 +152,7 @@ def derivative_error(size: int, term: int) -> float:
 
 def meshes() -> Any:
     """One stencil of one axis on three meshes by three maps, and its symbol against the frequency in the image."""
-    figure, axes = subplots(1, 3, figsize=(8.6, 3.4), sharey=True)
+    figure, axes = subplots(3, figsize=(5, 7.5), sharex=True)
     stencil = StencilBasis(width=3, dim=1, mesh_size=1 / 16).to_stencil(
         torch.tensor([1.0, 0.0, 0.003], dtype=torch.float64)
     )
@@ -176,21 +172,21 @@ def meshes() -> Any:
         axis.plot(
             waves, 1 + 0.003 * waves.mul(2 * torch.pi).square(), color=GREY, linewidth=0.8, label="1 − 0.003 d²/dx²"
         )
-        axis.set_title(method)
-        axis.set_xlabel("waves per image")
-        axis.set_ylim(0, 12)
-    axes[0].set_ylabel("answer of the stencil")
-    axes[0].legend(loc="center right", fontsize=8)
+        axis.set(title=method, ylabel="answer of the stencil", ylim=(0, 12))
+        axis.set_yticks([0, 4, 8, 12])
+    axes[2].set_xticks([0, 4, 8, 12, 16])
+    axes[2].set_xlabel("waves per image")
+    axes[0].legend(loc="upper right")
     figure.tight_layout()
     return figure
 
 
 def detail() -> Any:
     """An opening of 3x3 taps on the mesh of 16, and the same one for images of 32 pixels."""
-    figure, axes = subplots(1, 2, figsize=(6.4, 3.2))
+    figure, axes = subplots(1, 2, figsize=(5, 2.8))
     image = picture()
     for axis, size, cells, title in zip(
-        axes, (16, 32), (3, 6), ("16 pixels: 3x3 taps, stride 1", "32 pixels: 6x6 taps, stride 2"), strict=True
+        axes, (16, 32), (3, 6), ("16 pixels:\n3x3 taps, stride 1", "32 pixels:\n6x6 taps, stride 2"), strict=True
     ):
         start = size * 3 // 8
         axis.imshow(restrict_images(image, size)[0, 0].numpy(), cmap="gray", extent=(0, size, size, 0))
@@ -207,7 +203,7 @@ def detail() -> Any:
 
 def stability() -> Any:
     """Size of the features along time for dt below and above the bound, layers without norm, random stencils."""
-    figure, axes = subplots(1, 2, figsize=(8.0, 3.3), sharey=True)
+    figure, axes = subplots(2, figsize=(5, 6), sharex=True)
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(20, 20, generator=generator, dtype=torch.float64)
     matrix = matrix / torch.linalg.matrix_norm(matrix, 2)
@@ -216,10 +212,9 @@ def stability() -> Any:
         for dt, color, style in ((1.0, GREY, "-"), (1.9, BLUE, "--"), (2.2, ORANGE, ":")):
             axis.semilogy(sizes_in_time(name, matrix, start, dt, 40), color=color, linestyle=style, label=f"dt = {dt}")
         axis.set_title(f"{name}: stable for {bound}")
-        axis.set_xlabel("time steps, |K| = 1")
-    axes[0].set_ylabel("|Y| / |Y(0)|")
+        axis.set(ylabel="|Y| / |Y(0)|", ylim=(1e-3, 1e6))
+    axes[1].set_xlabel("time steps, |K| = 1")
     axes[0].legend()
-    axes[0].set_ylim(1e-3, 1e6)
     figure.tight_layout()
     return figure
 
@@ -242,8 +237,8 @@ FIGURES: dict[str, Callable[[], Any]] = {
 
 def main(place: Path = PLACE) -> None:
     for name, draw in FIGURES.items():
-        with figure_style(THEME | {"svg.fonttype": "path"}):
-            draw().savefig(place / f"{name}.svg", transparent=True, metadata={"Date": None, "Creator": None})
+        with figure_style(PAGE):
+            draw().savefig(place / f"{name}.svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":

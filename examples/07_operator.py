@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde import convert, operator_norm
-from multipde.evaluation.figure_style import figure_style
+from multipde.evaluation.figure_style import PAGE, figure_style
 from multipde.reports import plots
 
 DIFFUSION, TIME = (0.01, 0.004, 0.006), 0.16
@@ -131,23 +131,24 @@ def main(
         draw(by_mesh, factors, figure)
 
 
-@figure_style()
+@figure_style(PAGE)
 def draw(by_mesh: dict[int, dict[str, float]], factors: dict[int, float], file: Path) -> None:
     """Both tables as a figure."""
-    figure, (left, right) = plots.subplots(1, 2, figsize=(9, 3.8), width_ratios=(1.6, 1))
+    figure, (above, below) = plots.subplots(2, figsize=(5, 7), height_ratios=(1.4, 1))
     for i, way in enumerate(WAYS):
-        left.plot(list(by_mesh), [found[way] for found in by_mesh.values()], **plots.style(i, label=way, ms=5))
-    left.set(xscale="log", yscale="log", xlabel="cells per side", ylabel="relative error of u(T)")
-    left.set_xticks(list(by_mesh), [str(size) for size in by_mesh])
-    left.minorticks_off()
-    left.legend(fontsize=8)
-    right.plot(list(factors), list(factors.values()), **plots.style(1, ms=5))
-    right.set(
+        above.plot(list(by_mesh), [found[way] for found in by_mesh.values()], **plots.style(i, label=way, ms=6))
+    above.set(xscale="log", yscale="log", xlabel="cells per side", ylabel="relative error of u(T)")
+    above.set_xticks(list(by_mesh), [str(size) for size in by_mesh])
+    above.minorticks_off()
+    above.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    below.plot(list(factors), list(factors.values()), **plots.style(1, ms=6))
+    below.set(
         xscale="log", yscale="log", xlabel="waves per side, at most", ylabel=f"error copied / β kept, {2 * SIZE} cells"
     )
-    right.set_xticks(list(factors), [str(waves) for waves in factors])
-    right.set_yticks([10, 20, 50], ["10", "20", "50"])
-    right.minorticks_off()
+    below.set_xticks(list(factors), [str(waves) for waves in factors])
+    below.set_yticks([10, 20, 50], ["10", "20", "50"])
+    below.minorticks_off()
+    figure.tight_layout()
     plots.save(figure, file)
 
 

@@ -8,6 +8,24 @@ from typing import Any
 
 from multipde.runtime.text import printable
 
+INK = "#787878"
+"""A grey that can be read on white and on black."""
+
+PAGE: Mapping[str, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "font.size": 11.5,
+    "axes.titlesize": 11.5,
+    "legend.fontsize": 10.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": INK,
+    "grid.alpha": 0.25,
+    "savefig.transparent": True,
+}
+"""The style of figures on pages, light or dark, of which a telephone shows about five inches side by side."""
+
 
 @contextmanager
 def figure_style(theme: Mapping[str, Any] | None = None) -> Iterator[None]:

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from multipde.evaluation.figure_style import figure_style, plain, subplots
+from multipde.evaluation.figure_style import INK, figure_style, plain, subplots
+from multipde.reports.plots import COLOURS
 
 DRAW = """
 import hashlib, io
@@ -52,3 +53,16 @@ def test_every_name_can_be_drawn(name):
         figure, axis = subplots(figsize=(2, 1))
         axis.set_title(plain(name))
         figure.savefig(os.devnull, format="svg")
+
+
+@pytest.mark.parametrize("colour", [INK, *COLOURS])
+@pytest.mark.parametrize("ground", ["#ffffff", "#131416", "#0d1117"])
+def test_colours_can_be_read_on_white_and_on_dark_pages(colour, ground):
+    def luminance(colour: str) -> float:
+        """Relative luminance of WCAG 2.2."""
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted((luminance(colour), luminance(ground)))
+    assert (light + 0.05) / (dark + 0.05) >= 3

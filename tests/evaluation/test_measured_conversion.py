@@ -110,8 +110,11 @@ def test_any_classifier_strided_grouped_with_batch_norm(evaluator, tmp_path, fig
     assert [bar.get_width() for bar in consistency.patches] == [r.consistency for r in report.layers]
     assert [bar.get_width() for bar in exponent.patches] == [r.exponent for r in report.layers]
     assert [label.get_text() for label in growth.get_yticklabels()] == ["0", "3"]
-    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in accuracy.lines]
-    assert points == [(c.flops / 1e6, 100 * c.accuracy) for c in report.candidates]
+    labels = [label.get_text() for label in accuracy.get_yticklabels()]
+    for c, point in zip(report.candidates, accuracy.lines, strict=True):
+        name = c.name.removesuffix(", recalibrated")
+        assert point.get_xdata()[0] == 100 * c.accuracy
+        assert labels[point.get_ydata()[0]] == f"{name}, {c.flops / 1e6:.3g} MFLOPs"
     conversion_figure(report, tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 

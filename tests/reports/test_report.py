@@ -18,6 +18,7 @@ from multipde.data.decode import decode_image
 from multipde.evaluation.errors import examine
 from multipde.evaluation.pictures import stencil_mosaic
 from multipde.reports.page import report_at_end
+from multipde.reports.plots import COLOURS
 from multipde.reports.run_figures import svg
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
@@ -241,11 +242,11 @@ def test_figures_take_the_colours_of_the_page():
 
     def make():
         figure = Figure()
-        figure.subplots().plot([0, 1], color="#0072B2", label="a")
+        figure.subplots().plot([0, 1], color=COLOURS[1], label="a")
         return figure
 
     text = svg(make, "one", 'say "<hm>"')
     assert "var(--colour-1)" in text
     assert "currentColor" in text
-    assert "#0072b2" not in text
+    assert COLOURS[1].lower() not in text
     assert 'aria-label="say &quot;&lt;hm>&quot;"' in text

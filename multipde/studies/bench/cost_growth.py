@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from multipde.evaluation.figure_style import figure_style, subplots
+from multipde.evaluation.figure_style import PAGE, figure_style, subplots
 from multipde.networks.dynamics import DYNAMICS
 from multipde.reports.plots import save, style
 from multipde.runtime.console import Log
@@ -128,7 +128,7 @@ def growth_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-@figure_style()
+@figure_style(PAGE)
 def growth_figure(rows: Sequence[Row], file: Path) -> None:
     """Time and memory of the first dynamics against each number, on logarithmic axes."""
     rows = matching(rows, dynamics=rows[0]["dynamics"])
@@ -144,6 +144,6 @@ def growth_figure(rows: Sequence[Row], file: Path) -> None:
             axis.set_xticks(RANGES[name], [str(v) for v in RANGES[name]])
             axis.minorticks_off()
         line[0].set_ylabel(label)
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].legend()
     figure.tight_layout()
     save(figure, file)

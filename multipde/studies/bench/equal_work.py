@@ -44,7 +44,7 @@ def budget_text(budget: Budget) -> str:
 
 def work_text(budget: Budget) -> str:
     """The budget for people."""
-    return budget if isinstance(budget, str) else f"{budget:g} epochs of work"
+    return budget if isinstance(budget, str) else f"{budget:g} epoch{'s' * (budget != 1)} of work"
 
 
 def levels_of_work(

@@ -14,11 +14,11 @@ from multipde.evaluation.sizes import DataSource
 from multipde.networks.dynamics import DYNAMICS
 from multipde.networks.inputs import Normalize
 from multipde.networks.presets import default_network
-from multipde.reports.plots import accuracy_against_work
 from multipde.runtime.console import Log
 from multipde.studies.bench.airbench import PUBLISHED
 from multipde.studies.bench.equal_work import Budget, checked_budget, work_text
 from multipde.studies.bench.transfer_arms import ARMS, check_recipe
+from multipde.studies.bench.transfer_figure import accuracy_against_work
 from multipde.studies.bench.transfer_tables import tables
 from multipde.studies.bench.transfer_tasks import Task, finalists, tasks_of
 from multipde.studies.study import Study

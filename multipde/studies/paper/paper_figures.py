@@ -1,5 +1,6 @@
 """Figures 1 to 4 of the paper from the rows of ``multipde reproduce``."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from multipde.data.datasets import ImageData
-from multipde.evaluation.figure_style import figure_style, subplots
+from multipde.evaluation.figure_style import INK, PAGE, figure_style, subplots
 from multipde.reports.plots import COLOURS, MARKERS, save, style
 from multipde.runtime.table import Row
 from multipde.studies.paper.recipes import RECIPES
@@ -16,7 +17,7 @@ Rows = Sequence[Row]
 Sets = Mapping[str, ImageData]
 
 
-@figure_style()
+@figure_style(PAGE)
 def predictions(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 1: test images, each with the probabilities of its classes by every network; the true one is hatched."""
     nets = list(dict.fromkeys(row["dynamics"] for row in rows))
@@ -33,7 +34,7 @@ def predictions(rows: Rows, sets: Sets, file: Path) -> None:
         labels = [images.class_names[c] + (" (true)" if c == first["classes"][k] else "") for c in likeliest]
         for i, (axis, net) in enumerate(zip(axes_of_line[1:], nets, strict=True)):
             values = [100 * own[net]["probabilities"][k][c] for c in likeliest]
-            drawn = axis.barh(range(len(values)), values, color=COLOURS[6], edgecolor="black", linewidth=0.6)
+            drawn = axis.barh(range(len(values)), values, color=COLOURS[6], edgecolor=INK, linewidth=0.6)
             for c, bar in zip(likeliest, drawn, strict=True):
                 if c == first["classes"][k]:
                     bar.set_hatch("////")
@@ -49,30 +50,30 @@ def predictions(rows: Rows, sets: Sets, file: Path) -> None:
     _finish(figure, rows, file)
 
 
-@figure_style()
+@figure_style(PAGE)
 def partial_data(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 2: test accuracy against the number of training images; validation accuracy at every epoch with 80 %."""
-    figure, axes = subplots(len(sets), 2, figsize=(10.5, 4.0 * len(sets)), squeeze=False)
-    for (left, right), name in zip(axes, sets, strict=True):
+    figure, axes = subplots(2 * len(sets), figsize=(5, 7.0 * len(sets)))
+    for left, right, name in zip(axes[::2], axes[1::2], sets, strict=True):
         own = [row for row in rows if row["data"] == name]
         for i, net in enumerate(dict.fromkeys(row["dynamics"] for row in own)):
             points = [(r["num_train"], 100 * r["test_accuracy"]) for r in own if r["dynamics"] == net and r["share"]]
-            left.plot(*zip(*sorted(points), strict=True), **style(i, label=net, ms=5, linewidth=1.3))
+            left.plot(*zip(*sorted(points), strict=True), **style(i, label=net, ms=6))
         _curves(right, [row for row in own if row["share"] is None])
         left.set(xlabel="training images, without augmentation", ylabel="test accuracy (%)")
-        left.set_title(f"{name}: part of the data", fontsize=10)
-        right.set_title(f"{name}: 80 % of the data, augmented", fontsize=10)
-        left.grid(alpha=0.3)
-        left.legend(frameon=False, fontsize=8)
+        left.set_title(f"{name}: part of the data")
+        right.set_title(f"{name}: 80 % of the data, augmented")
+        left.grid()
+        left.legend()
     _finish(figure, rows, file)
 
 
-@figure_style()
+@figure_style(PAGE)
 def confusion(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 3: confusion matrices, a row per network and a column per number of training images."""
     columns = sorted({row["num_train"] for row in rows})
     lines = list(dict.fromkeys((row["data"], row["dynamics"]) for row in rows))
-    inches = (1.45 * len(columns) + 1.6, 1.6 * len(lines) + 0.6)
+    inches = (0.95 * len(columns) + 1.4, 1.2 * len(lines) + 1.2)
     figure, axes = subplots(len(lines), len(columns), figsize=inches, squeeze=False)
     for axes_of_line, (name, net) in zip(axes, lines, strict=True):
         for axis, num in zip(axes_of_line, columns, strict=True):
@@ -84,26 +85,27 @@ def confusion(rows: Rows, sets: Sets, file: Path) -> None:
             counts = torch.tensor(found[0]["confusion"], dtype=torch.float32)
             shares = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
             drawn = axis.imshow(shares.numpy(), cmap="Greys", vmin=0, vmax=100)
-            axis.set_xlabel(f"{100 * found[0]['test_accuracy']:.1f} %", fontsize=8)
+            axis.set_xlabel(f"{100 * found[0]['test_accuracy']:.1f} %", fontsize=9)
             if (name, net) == lines[0]:
-                axis.set_title(f"{num:,} images", fontsize=8)
-        axes_of_line[0].set_ylabel(net if len(sets) == 1 else f"{name}\n{net}", fontsize=8)
+                axis.set_title(f"{num:,}\nimages", fontsize=9)
+        axes_of_line[0].set_ylabel(net if len(sets) == 1 else f"{name}\n{net}", fontsize=9)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label("share of the true class (row)\npredicted as (column), %", fontsize=8)
+    bar.set_label("share of the true class (row)\npredicted as (column), %", fontsize=9)
     names = ", ".join(next(iter(sets.values())).class_names)
     if len(sets) == 1 and len(names) < 160:
-        figure.text(0.5, 0.01, f"classes from the top and from the left: {names}", ha="center", fontsize=7)
-    figure.suptitle(caption(rows), fontsize=8)
+        text = textwrap.fill(f"classes from the top and from the left: {names}", 64)
+        figure.text(0.5, 0.03, text, ha="center", va="top", fontsize=9)
+    figure.suptitle(textwrap.fill(caption(rows), 64), fontsize=9.5)
     save(figure, file)
 
 
-@figure_style()
+@figure_style(PAGE)
 def convergence(rows: Rows, sets: Sets, file: Path) -> None:
     """Figure 4: validation accuracy at every epoch, a panel per data set."""
-    figure, axes = subplots(1, len(sets), figsize=(5.2 * len(sets), 4.0), squeeze=False)
-    for axis, name in zip(axes[0], sets, strict=True):
+    figure, axes = subplots(len(sets), figsize=(5, 3.8 * len(sets)), squeeze=False)
+    for axis, name in zip(axes[:, 0], sets, strict=True):
         _curves(axis, [row for row in rows if row["data"] == name])
-        axis.set_title(name, fontsize=10)
+        axis.set_title(name)
     _finish(figure, rows, file)
 
 
@@ -137,15 +139,15 @@ def _curves(axis: Any, rows: Rows) -> None:
     for i, row in enumerate(rows):
         epochs = range(1, len(row["curve"]) + 1)
         marker = MARKERS[i] if len(row["curve"]) <= 20 else None
-        look = style(i, marker=marker, label=row["dynamics"], ms=4, linewidth=1.3)
+        look = style(i, marker=marker, label=row["dynamics"], ms=5)
         axis.plot(epochs, [100 * a for a in row["curve"]], **look)
     axis.set(xlabel="epoch", ylabel="validation accuracy (%)")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
+    axis.grid()
+    axis.legend()
 
 
 def _finish(figure: Any, rows: Rows, file: Path) -> None:
-    figure.suptitle(caption(rows), fontsize=8)
+    figure.suptitle(textwrap.fill(caption(rows), 64), fontsize=9.5)
     figure.tight_layout()
     save(figure, file)
