@@ -1,6 +1,7 @@
 """Small data and runs for all tests; decoded images are kept in a directory of the test session."""
 
 import functools
+import json
 import multiprocessing
 import os
 import signal
@@ -137,6 +138,17 @@ def as_format_1(directory: Path) -> Path:
     for file in directory.rglob("*.json"):
         file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
     return directory
+
+
+def weights(run: Path) -> bytes:
+    """The bytes of the weights of a run or a network."""
+    return (run / "model.safetensors").read_bytes()
+
+
+def rows_without_times(run: Path) -> list[dict]:
+    """The rows of the metrics without all that depends on the clock."""
+    parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in parsed]
 
 
 def narrow(patch: pytest.MonkeyPatch) -> None:
