@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # two test processes on two cores
 
 @pytest.fixture(autouse=True, scope="session")
 def _every_shape_is_drawn_once():
-    drawn = functools.lru_cache(maxsize=16)(shapes.render_shapes)
+    drawn = functools.lru_cache(maxsize=64)(shapes.render_shapes)
 
     @functools.wraps(shapes.render_shapes)
     def render_shapes(*args, **options):
@@ -111,6 +111,13 @@ def spawned():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(context._concrete_contexts, "spawn", context.SpawnContext())  # pyright: ignore
         yield
+
+
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """At most 60 shapes are drawn, where a command takes as many as users have and the number does not matter."""
+    draw = shapes.render_shapes
+    monkeypatch.setattr(shapes, "render_shapes", lambda num, *args, **more: draw(min(num, 60), *args, **more))
 
 
 def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classes=("disc", "ring", "square")):
@@ -212,6 +219,16 @@ def figures(monkeypatch):
         return original(self, *args, **options)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
+
+
+@pytest.fixture
+def unwritten_figures(monkeypatch):
+    """Figures that were to be saved, where what is drawn is asked for and the file is not."""
+    from matplotlib.figure import Figure
+
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: saved.append(self))
     return saved
 
 

@@ -74,12 +74,12 @@ def test_the_command_prints_a_table_json_and_a_figure(place, tmp_path, capsys):
     assert record["true"] is None
 
 
-def test_many_images_are_drawn_in_part(place, tmp_path, figures):
+def test_many_images_are_drawn_in_part(place, tmp_path, unwritten_figures):
     found = predict(place / "net", [place / "data"] * 2)
     assert len(found) == 36
     prediction_figure(found, tmp_path / "p.png")
-    assert sum(len(axis.images) for axis in figures[0].axes) == 24
-    bars = [[bar.get_width() for bar in axis.patches] for axis in figures[0].axes if axis.patches]
+    assert sum(len(axis.images) for axis in unwritten_figures[0].axes) == 24
+    bars = [[bar.get_width() for bar in axis.patches] for axis in unwritten_figures[0].axes if axis.patches]
     assert bars == [[100 * value for _, value in p.ranking] for p in found[:24]]
 
 

@@ -201,6 +201,7 @@ def test_commands_take_the_size_that_they_are_given(place, folder, data, capsys)
         ("train --finish-share 0.2 --run NEW", "finish_share must come with --all-sizes, got 0.2"),
     ],
 )
+@pytest.mark.usefixtures("few_shapes")
 def test_bad_input_is_one_line_and_nothing_is_written(place, command, message, capsys):
     names = {"NET": place / "net", "ONE": place / "one", "NEW": place / "new"}
     words = [str(names.get(word, word)).replace("NEW.", f"{place}/new.") for word in command.split()]
