@@ -1,6 +1,7 @@
 """Small data and runs for all tests; decoded images are kept in a directory of the test session."""
 
 import functools
+import json
 import multiprocessing
 import os
 import signal
@@ -25,7 +26,7 @@ torch.set_num_threads(1)  # two test processes on two cores
 
 @pytest.fixture(autouse=True, scope="session")
 def _every_shape_is_drawn_once():
-    drawn = functools.lru_cache(maxsize=16)(shapes.render_shapes)
+    drawn = functools.lru_cache(maxsize=64)(shapes.render_shapes)
 
     @functools.wraps(shapes.render_shapes)
     def render_shapes(*args, **options):
@@ -112,6 +113,13 @@ def spawned():
         yield
 
 
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """At most 60 shapes are drawn, where a command takes as many as users have and the number does not matter."""
+    draw = shapes.render_shapes
+    monkeypatch.setattr(shapes, "render_shapes", lambda num, *args, **more: draw(min(num, 60), *args, **more))
+
+
 def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classes=("disc", "ring", "square")):
     """A folder data set of shapes: root/train/CLASS/*, root/test/CLASS/*."""
     for part, num, seed in (("train", num_train, 0), ("test", num_test, 1)):
@@ -137,6 +145,17 @@ def as_format_1(directory: Path) -> Path:
     for file in directory.rglob("*.json"):
         file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
     return directory
+
+
+def weights(run: Path) -> bytes:
+    """The bytes of the weights of a run or a network."""
+    return (run / "model.safetensors").read_bytes()
+
+
+def rows_without_times(run: Path) -> list[dict]:
+    """The rows of the metrics without all that depends on the clock."""
+    parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in parsed]
 
 
 def narrow(patch: pytest.MonkeyPatch) -> None:
@@ -200,6 +219,16 @@ def figures(monkeypatch):
         return original(self, *args, **options)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
+
+
+@pytest.fixture
+def unwritten_figures(monkeypatch):
+    """Figures that were to be saved, where what is drawn is asked for and the file is not."""
+    from matplotlib.figure import Figure
+
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: saved.append(self))
     return saved
 
 

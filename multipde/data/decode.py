@@ -4,7 +4,7 @@ import io
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,16 +33,21 @@ DECODING = 3
 """Version of the decoding: a change of the code that changes pixels must raise it, so that old caches are ignored."""
 
 
-def decode_image(path: Path | Member, size: int | None = None) -> Tensor:
+def decode_image(
+    path: Path | Member, size: int | None = None, tell: Callable[[tuple[int, int], bool], None] | None = None
+) -> Tensor:
     """Decode an image file to RGB (3, height, width) in uint8; with a ``size`` it is averaged to a square of this side.
 
     The file may lie inside a tar file. Grey is repeated in all channels, transparency is dropped, and the picture is
     turned upright as its orientation tag says. All other rules are those of `picture_pixels`; of several frames the
     first is taken. A JPEG of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of its own size, as means of
-    2x2, 4x4 or 8x8 pixels, which are then averaged to the wanted size.
+    2x2, 4x4 or 8x8 pixels, which are then averaged to the wanted size. If given, ``tell`` is called with the stored
+    (height, width) and whether there are several frames.
     """
     with _opened(path) as file:
         shape = file.height, file.width
+        if tell is not None:
+            tell(shape, _has_frames(file))
         scale = 1 if size is None else _reduce(file, size)
         file.load()
         image, orientation = picture_pixels(file).expand(3, -1, -1), _orientation(file)
@@ -104,11 +109,16 @@ def image_sizes(paths: Sequence[Path | Member]) -> tuple[Counter[tuple[int, int]
         with _opened(path) as file:
             is_turned = file.format in ("JPEG", "MPO", "WEBP") and _orientation(file) >= 5  # others have to be loaded
             size = (file.width, file.height) if is_turned else (file.height, file.width)
-            return size, bool(getattr(file, "is_animated", False)) and file.format != "MPO"
+            return size, _has_frames(file)
 
     with ThreadPoolExecutor() as pool:
         sizes, several = zip(*pool.map(read, paths), strict=True)
     return Counter(sizes), sum(several)
+
+
+def _has_frames(file: "Image.Image") -> bool:
+    """Whether a file holds several frames; the further pictures in an MPO file of a camera do not count."""
+    return bool(getattr(file, "is_animated", False)) and file.format != "MPO"
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """What `predict` classifies: image files, folders of them, Pillow images, arrays and tensors."""
 
 import os
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multipde.data.decode import decode_image, image_sizes
+from multipde.data.decode import decode_image
 from multipde.data.folder import image_files, left_out_text
 from multipde.data.pixels import batch_pixels, image_pixels
 from multipde.mesh.pyramid import resize_images
@@ -51,30 +51,47 @@ def given_pictures(images: Any, log: Log) -> list[Path | Tensor]:
     return found
 
 
-def shape_notes(pictures: Sequence[Path | Tensor]) -> list[str]:
-    """What the user is told of pictures that are not square, and of files of which only the first frame is seen."""
-    paths = [each for each in pictures if isinstance(each, Path)]
-    counts, num_several = image_sizes(paths) if paths else (Counter(), 0)
-    shapes = [*counts.elements(), *(tuple(each.shape[1:]) for each in pictures if isinstance(each, Tensor))]
-    odd, notes = sum(height != width for height, width in shapes), []
-    if odd:
-        notes.append(f"{odd:,} of {len(pictures):,} pictures are not square: squeezed into squares, not cropped")
-    if num_several:
-        notes.append(f"{num_several:,} files hold several frames: the first is taken")
-    return notes
+@dataclass
+class Shapes:
+    """Counts pictures that are not square, and files of which only the first frame is seen, while they are read."""
+
+    num: int = 0
+    num_odd: int = 0
+    num_several: int = 0
+
+    def add(self, shape: tuple[int, ...], has_frames: bool = False) -> None:
+        """Count a picture of this (height, width)."""
+        height, width = shape
+        self.num += 1
+        self.num_odd += height != width
+        self.num_several += has_frames
+
+    def notes(self) -> list[str]:
+        """What the user is told of them."""
+        notes = []
+        if self.num_odd:
+            odd, num = f"{self.num_odd:,}", f"{self.num:,}"
+            notes.append(f"{odd} of {num} pictures are not square: squeezed into squares, not cropped")
+        if self.num_several:
+            notes.append(f"{self.num_several:,} files hold several frames: the first is taken")
+        return notes
 
 
-def square_picture(picture: Path | Tensor, spec: ModelSpec, fit: str, sides: Sequence[int] = ()) -> Tensor:
+def square_picture(
+    picture: Path | Tensor, spec: ModelSpec, fit: str, sides: Sequence[int] = (), shapes: Shapes | None = None
+) -> Tensor:
     """The picture as a square uint8 tensor: of the size of the network, or with "net" of one that it can have.
 
-    The latter is one of the sides, which are in increasing order, if there are any.
+    The latter is one of the sides, which are in increasing order, if there are any. The picture is counted in shapes.
     """
+    add = Shapes().add if shapes is None else shapes.add
     size = spec.image_sizes[0]
     if isinstance(picture, Path):
         if fit == "image":
-            return decode_image(picture, size)
-        image = decode_image(picture)
+            return decode_image(picture, size, add)
+        image = decode_image(picture, None, add)
     else:
+        add(tuple(picture.shape[1:]))
         image = picture.expand(3, -1, -1) if len(picture) == 1 and spec.in_channels == 3 else picture
     if len(image) != spec.in_channels:
         raise ValueError(f"images must have the {spec.in_channels} channels of the network, got {len(image)}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import convert
-from multipde.evaluation.pictures_given import Picture, given_pictures, shape_notes, square_picture
+from multipde.evaluation.pictures_given import Picture, Shapes, given_pictures, square_picture
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import cpu_by_default
 from multipde.networks.all_sizes import AllSizes
@@ -87,7 +87,7 @@ def predict(
             checkpoint for several sizes ``"image"`` takes the largest size, and ``"net"`` the largest one within the
             image. In all cases images that are not square are resized to squares.
         device, amp, views: device, precision and views of every image, as in `evaluate`.
-        log: is told which files of a folder are left out.
+        log: is told which files of a folder are left out, and of pictures that are squeezed or have several frames.
 
     Returns:
         One `Prediction` per image, in their order.
@@ -101,9 +101,8 @@ def predict(
     if isinstance(checkpoint, nn.Module) and model is not None:
         raise ValueError("model must be left out where the network itself is given, got both")
     loaded = checkpoint if isinstance(checkpoint, nn.Module) else load(checkpoint, model)
-    compute, files = Compute.of(device, amp), given_pictures(images, log or Log(quiet=True))
-    for note in shape_notes(files):
-        (log or Log(quiet=True)).say(f"note: {note}")
+    log = log or Log(quiet=True)
+    compute, files, shapes = Compute.of(device, amp), given_pictures(images, log), Shapes()
     trained = loaded.networks if isinstance(loaded, AllSizes) else (loaded,)
     net, spec = trained[-1], spec_of(trained[-1])
     if spec.dim != 2 or (spec.in_channels != 3 and any(isinstance(each, Path) for each in files)):
@@ -115,7 +114,7 @@ def predict(
     sides = tuple(nets) if isinstance(loaded, AllSizes) else ()
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
-        pictures = [square_picture(each, spec, fit, sides) for each in chosen]
+        pictures = [square_picture(each, spec, fit, sides, shapes) for each in chosen]
         sizes, scores = [p.shape[-1] for p in pictures], {}
         for size in sorted(set(sizes)):
             if size not in nets:
@@ -128,6 +127,8 @@ def predict(
             true = shown_name(path.resolve().parent) if path else None
             values = dict(zip(names, next(rows[size]), strict=True))
             found.append(Prediction(path, size, values, true if true in names else None, number, pixels))
+    for note in shapes.notes():
+        log.say(f"note: {note}")
     return found
 
 

@@ -11,8 +11,6 @@ from torch import nn
 
 from multipde.conversions.left_alone import layers_to_leave, mark
 from multipde.conversions.state_dict import convert_state_dict, network_with_weights, read_state_dict
-from multipde.data.datasets import ImageData, load_data
-from multipde.data.unlabelled import load_unlabelled
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import ConversionReport
 from multipde.evaluation.measured_conversion import check_conversion_method, convert_reported
@@ -24,15 +22,14 @@ from multipde.networks.external import IMAGENET
 from multipde.networks.input_size import can_resize
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
-from multipde.reports.finished_conversion import ConversionFinish, taught_data
+from multipde.reports.finished_conversion import ConversionFinish, checked_budget, images_for
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
 from multipde.storage.records import brief, json_bytes
-from multipde.storage.run_directory import check_new
 from multipde.storage.stored_network import load, network_files
 from multipde.storage.tensors import tensor_bytes
-from multipde.training.finish import FinishSettings, finish_budget
+from multipde.training.finish import FinishSettings
 from multipde.training.level import size_text
 from multipde.training.plan import recorded_split
 
@@ -92,19 +89,13 @@ def convert_to_directory(
     """
     log = log or Log(quiet=True)
     check_conversion_method(method)
-    if out is None:
-        raise ValueError("out must be given; type --out DIR")
-    check_new(out)
-    budget = None if finish in ("auto", "none") else finish_budget(finish)
-    if unlabelled is not None and finish == "none":
-        raise ValueError(f"images must come with a finish, got {unlabelled}; type --finish auto")
+    budget = checked_budget(source, out, weights, finish, unlabelled)
+    assert out is not None
     if rivals and (finish == "none" or unlabelled is not None):
         given = f"--images {unlabelled}" if unlabelled else "--finish none"
         raise ValueError(f"rivals must come with a finish on labelled images, got {given}; type --data NAME")
     if source is None and arch is None:
         raise ValueError("checkpoint or --arch must be given, got neither; type multipde convert CHECKPOINT --size N")
-    if weights is not None and (arch is None or source is not None):
-        raise ValueError(f"weights must come with --arch alone, got {weights}; type --arch resnet18, or DIR")
     if from_size < 1:
         raise ValueError(f"from_size must be positive, got {from_size}")
     if source is not None and source.is_file():
@@ -131,11 +122,7 @@ def convert_to_directory(
     mark(net, layers_to_leave(net, skip, None))
     if is_moved and not can_resize(net):
         check_movable(net, {**composed_layers(net), **stencil_layers(net)})
-    images = read_images(data, max(old, new), need_data, log)
-    other = None if unlabelled is None else load_unlabelled(unlabelled, max(old, new))
-    if images is None and other is not None and unlabelled is not None:
-        images, other = taught_data(net, other, unlabelled.name, compute), None
-        log.say("the images have no labels: accuracy is the agreement with the old network")
+    images, other = images_for(net, data, unlabelled, max(old, new), need_data, compute, log)
     if images is not None:
         check_classes(spec, images)
         if source is None and normalize == "data":
@@ -206,19 +193,6 @@ def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:
     blocks = spec_of(converted).block_steps
     steps = f", steps {blocks[0] if len(set(blocks)) == 1 else blocks}" if blocks else ""
     log.say(f"method {report.method}{steps}, {report.num_recalibrated} BatchNorm layers recalibrated")
-
-
-def read_images(data: DataSource | None, size: int, need_data: bool, log: Log) -> ImageData | None:
-    """The images of a source; None without one, and, with a line on it, where they cannot be read and need not be."""
-    if data is None:
-        return None
-    try:
-        return load_data(data[0], size=size, **data[1])
-    except ValueError as error:
-        if need_data:
-            raise
-        log.say(f"the data of the run cannot be read ({error})")
-        return None
 
 
 def external_network(arch: str, weights: Path | None, size: int, normalize: str | None) -> nn.Module:

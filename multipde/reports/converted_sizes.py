@@ -9,7 +9,6 @@ from statistics import mean
 from typing import Any
 
 from multipde.conversions.shared_stencils import share_stencils
-from multipde.data.unlabelled import load_unlabelled
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import CANDIDATE_COLUMNS, Candidate
 from multipde.evaluation.metrics import check_classes
@@ -17,18 +16,17 @@ from multipde.evaluation.sizes import DataSource
 from multipde.networks.all_sizes import AllSizes, num_norms
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
-from multipde.reports.converted_network import LONGEST, REPORT, external_network, read_images
-from multipde.reports.finished_conversion import ConversionFinish, taught_data
+from multipde.reports.converted_network import LONGEST, REPORT, external_network
+from multipde.reports.finished_conversion import ConversionFinish, checked_budget, images_for
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
 from multipde.storage.files import write_directory
 from multipde.storage.records import json_bytes
-from multipde.storage.run_directory import check_new
 from multipde.storage.schema import FORMAT
 from multipde.storage.stored_network import load, network_files
 from multipde.training.finish import finest_side
-from multipde.training.finish_settings import SEVERAL_RATE, FinishSettings, finish_budget
+from multipde.training.finish_settings import SEVERAL_RATE, FinishSettings
 from multipde.training.plan import recorded_split
 
 
@@ -67,24 +65,14 @@ def convert_to_sizes(
         The measurements on test images: at every size before the finish and after it; none without images.
     """
     log = log or Log(quiet=True)
-    if out is None:
-        raise ValueError("out must be given; type --out DIR")
-    check_new(out)
-    budget = None if finish in ("auto", "none") else finish_budget(finish)
-    if unlabelled is not None and finish == "none":
-        raise ValueError(f"images must come with a finish, got {unlabelled}; type --finish auto")
+    budget = checked_budget(source, out, weights, finish, unlabelled)
+    assert out is not None
     if (source is None and arch is None) or (source is not None and source.is_file()):
         raise ValueError(f"sizes must come with a checkpoint or --arch, got {source or 'neither'}")
-    if weights is not None and source is not None:
-        raise ValueError(f"weights must come with --arch alone, got {weights}; type --arch resnet18, or DIR")
     old = load(source, arch) if source is not None else external_network(arch or "", weights, from_size, normalize)
     new = share_stencils(old, sizes)
     compute, side = Compute.of(device, amp), finest_side(old, new)
-    images = read_images(data, side, need_data, log)
-    other = None if unlabelled is None else load_unlabelled(unlabelled, side)
-    if images is None and other is not None and unlabelled is not None:
-        images, other = taught_data(old, other, unlabelled.name, compute), None
-        log.say("the images have no labels: accuracy is the agreement with the old network")
+    images, other = images_for(old, data, unlabelled, side, need_data, compute, log)
     own = spec_of(old).image_sizes[0]
     log.say(f"{source or arch}: size {own} -> one checkpoint for {', '.join(map(str, new.sizes))}")
     if not num_norms(old):

@@ -100,6 +100,7 @@ def test_convert_moves_mesh_and_opening_together(options, size, detail, capsys, 
         ("convert {run}/model.safetensors --size 8 --detail 2 --out new", "detail must be left out without a network"),
     ],
 )
+@pytest.mark.usefixtures("few_shapes")
 def test_wrong_arguments_give_one_line(arguments, message, capsys, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:

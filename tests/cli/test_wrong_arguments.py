@@ -5,7 +5,6 @@ from PIL import Image
 
 from multipde import report
 from multipde.cli.main import main
-from multipde.data import shapes
 
 WRONG = [
     ("train --sizes 8 16 --epochs 1", "epochs must have one entry per size (2), got 1: (1.0,); type --epochs 1 1"),
@@ -153,13 +152,12 @@ WRONG = [
 ]
 
 
+@pytest.mark.usefixtures("few_shapes")
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
 def test_wrong_arguments_give_one_line_status_2_and_leave_nothing(
     arguments, message, capsys, place, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    draw = shapes.render_shapes
-    monkeypatch.setattr(shapes, "render_shapes", lambda num, *args, **more: draw(min(num, 60), *args, **more))
     before = sorted(p for p in place.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         main(arguments.format(place=place).split())

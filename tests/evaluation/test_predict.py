@@ -10,8 +10,8 @@ from PIL import Image
 from multipde import NetworkConfig, PDENet, convert, load, predict, save
 from multipde.cli.main import main
 from multipde.data.decode import decode_image
-from multipde.evaluation.pictures_given import shape_notes
 from multipde.reports.plots import check_figure_file, prediction_figure
+from multipde.runtime.console import Log
 from tests.conftest import write_folder
 
 CLASSES = ("disc", "ring", "square")
@@ -74,12 +74,12 @@ def test_the_command_prints_a_table_json_and_a_figure(place, tmp_path, capsys):
     assert record["true"] is None
 
 
-def test_many_images_are_drawn_in_part(place, tmp_path, figures):
+def test_many_images_are_drawn_in_part(place, tmp_path, unwritten_figures):
     found = predict(place / "net", [place / "data"] * 2)
     assert len(found) == 36
     prediction_figure(found, tmp_path / "p.png")
-    assert sum(len(axis.images) for axis in figures[0].axes) == 24
-    bars = [[bar.get_width() for bar in axis.patches] for axis in figures[0].axes if axis.patches]
+    assert sum(len(axis.images) for axis in unwritten_figures[0].axes) == 24
+    bars = [[bar.get_width() for bar in axis.patches] for axis in unwritten_figures[0].axes if axis.patches]
     assert bars == [[100 * value for _, value in p.ranking] for p in found[:24]]
 
 
@@ -167,9 +167,16 @@ def test_grey_images_and_other_channels(place, figures):
         predict(two, [place / "wide.png"])
 
 
-def test_pictures_that_are_not_square_are_told(tmp_path):
+def test_pictures_that_are_not_square_are_told(place, tmp_path, capsys):
     Image.new("RGB", (8, 4)).save(tmp_path / "a.png")
-    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
-    given = [tmp_path / "a.png", tmp_path / "b.png", torch.zeros(3, 5, 6, dtype=torch.uint8)]
-    assert shape_notes(given) == ["2 of 3 pictures are not square: squeezed into squares, not cropped"]
-    assert shape_notes(given[1:2]) == []
+    frames = [Image.new("RGB", (4, 4)) for _ in range(2)]
+    frames[0].save(tmp_path / "b.tif", save_all=True, append_images=frames[1:])
+    given = [tmp_path / "a.png", tmp_path / "b.tif", torch.zeros(3, 5, 6, dtype=torch.uint8)]
+    predict(load(place / "net"), given, log=Log())
+    assert capsys.readouterr().out.splitlines() == [
+        "note: 2 of 3 pictures are not square: squeezed into squares, not cropped",
+        "note: 1 files hold several frames: the first is taken",
+    ]
+    predict(load(place / "net"), given[:1], log=Log(quiet=True))
+    predict(load(place / "net"), torch.zeros(3, 5, 5, dtype=torch.uint8), log=Log())
+    assert capsys.readouterr().out == ""

@@ -56,6 +56,7 @@ def test_of_equal_scores_the_class_counts_as_the_last():
     assert int(right_among(torch.eye(4), torch.arange(4), 1)) == 4
 
 
+@pytest.mark.usefixtures("few_shapes")
 def test_evaluate_prints_all_of_them_as_json(tmp_path, capsys):
     torch.manual_seed(0)
     save(PDENet(NetworkConfig("parabolic", (4,), 6, steps=1, size=8)), tmp_path / "net")

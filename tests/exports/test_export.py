@@ -54,17 +54,18 @@ def pde_net(dynamics="hamiltonian", **changed):
     return trained(PDENet(NetworkConfig(dynamics, **(SMALL | changed))))
 
 
-def in_a_process_without_multipde(folder, images):
-    """The scores of the module net.py in a folder, where multipde cannot be imported."""
-    np.save(folder / "images.npy", images.numpy())
+def scores_without_multipde(folders):
+    """The scores of the module net.py in each folder for its images.npy, by one process that cannot import multipde."""
     text = (
-        "import sys; sys.modules['multipde'] = None\n"
-        "import net, numpy, torch\n"
-        "scores = net.load()(torch.from_numpy(numpy.load('images.npy')))\n"
-        "numpy.save('scores.npy', scores.detach().numpy())"
+        "import importlib, os, sys; sys.modules['multipde'] = None\n"
+        "import numpy, torch\n"
+        "for folder in sys.argv[1:]:\n"
+        "    os.chdir(folder); sys.path[0] = folder; sys.modules.pop('net', None)\n"
+        "    scores = importlib.import_module('net').load()(torch.from_numpy(numpy.load('images.npy')))\n"
+        "    numpy.save('scores.npy', scores.detach().numpy())"
     )
-    subprocess.run([sys.executable, "-c", text], cwd=folder, check=True, env={"PYTHONPATH": str(folder)})
-    return torch.from_numpy(np.load(folder / "scores.npy"))
+    subprocess.run([sys.executable, "-c", text, *map(str, folders)], check=True, env={})
+    return [torch.from_numpy(np.load(folder / "scores.npy")) for folder in folders]
 
 
 CASES = [{}, {"controls": 1}, {"coordinates": "beta", "reference": 16}, {"dim": 1}, {"norm": "none", "eps": 0.1}]
@@ -124,21 +125,22 @@ def test_onnxruntime_agrees_for_batches_of_any_length(dynamics, tmp_path):
         torch.testing.assert_close(run(images), folded(net)(images), rtol=1e-4, atol=1e-5)
 
 
-def test_a_program_of_torch_export_needs_nothing_of_the_library(tmp_path):
+def test_programs_and_state_dicts_need_nothing_of_the_library(tmp_path):
+    program, state = tmp_path / "program", tmp_path / "state"
+    program.mkdir()
+    state.mkdir()
     net, images = pde_net("second_order", channels=(4,), steps=1), torch.randn(3, 3, 8, 8)
-    result = export(net, tmp_path / "net.pt2", format="pt2")
-    assert result.difference < 1e-5
-    (tmp_path / "net.py").write_text("import torch\nload = lambda: torch.export.load('net.pt2').module()\n")
-    torch.testing.assert_close(in_a_process_without_multipde(tmp_path, images), net(images), rtol=1e-4, atol=1e-5)
-
-
-def test_a_state_dict_comes_with_its_module_as_a_file_that_stands_alone(tmp_path):
-    net, out = trained(a_trous(with_detail(pde_net(**GREY), 2))), tmp_path / "net.safetensors"
-    result = export(net, out, format="state_dict", normalize=True)
-    assert result.files == (out, tmp_path / "net.py")
-    grey = noise(net.config, 3)
-    expected = net(Normalize.of(net.config)(grey.float()))
-    torch.testing.assert_close(in_a_process_without_multipde(tmp_path, grey), expected, rtol=1e-4, atol=1e-5)
+    assert export(net, program / "net.pt2", format="pt2").difference < 1e-5
+    (program / "net.py").write_text("import torch\nload = lambda: torch.export.load('net.pt2').module()\n")
+    other, out = trained(a_trous(with_detail(pde_net(**GREY), 2))), state / "net.safetensors"
+    result = export(other, out, format="state_dict", normalize=True)
+    assert result.files == (out, state / "net.py")
+    grey = noise(other.config, 3)
+    for folder, given in ((program, images), (state, grey)):
+        np.save(folder / "images.npy", given.numpy())
+    found = scores_without_multipde([program, state])
+    torch.testing.assert_close(found[0], net(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], other(Normalize.of(other.config)(grey.float())), rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_of_torchvision_with_a_detail_leaves_as_the_library_has_it(tmp_path):

@@ -1,6 +1,5 @@
 """Kill a short training again and again, also in the middle of its writes, and take it up each time."""
 
-import json
 import os
 import random
 import shutil
@@ -16,6 +15,7 @@ import torch._dynamo
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
 from multipde.storage.run_directory import newest_checkpoint
+from tests.conftest import rows_without_times
 from tests.faults.operations import hook_operation
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
@@ -110,12 +110,6 @@ def _is_whole(directory: Path, before: Path | None) -> bool:
         print(error, file=sys.stderr)
         return False
     return before is None or newest.name >= before.name
-
-
-def rows_without_times(run: Path) -> list[dict]:
-    """The rows of the metrics without all that depends on the clock."""
-    parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in parsed]
 
 
 def same_run(directory: Path, undisturbed: Path) -> bool:

@@ -14,8 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from multipde.runtime.spawning import SAFE_PATH
-from tests.conftest import write_folder
-from tests.faults.kill import rows_without_times
+from tests.conftest import rows_without_times, write_folder
 
 OPTIONS = ("--data", "folder", "--sizes", "4", "8", "--batch", "12", "--preset", "shapes-parabolic", "--quiet")
 ATTEMPT = 120.0

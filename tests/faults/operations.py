@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, resume, train
+from tests.conftest import rows_without_times
 
 OPERATIONS = ("open", "write", "fsync", "replace", "mkdir", "unlink", "rmdir", "ftruncate")
 FAULTS = ("before", "within", "after", "EIO", "ENOSPC")
@@ -87,8 +88,6 @@ def in_child(directory: Path, number: int = 0, fault: str = "", pipe: int | None
 
 def outcome(directory: Path) -> dict[str, Any]:
     """The bytes of the results of a run, and its metrics without times."""
-    from tests.faults.kill import rows_without_times
-
     names = ("model.safetensors", "config.json")
     return {name: (directory / name).read_bytes() for name in names} | {"rows": rows_without_times(directory)}
 

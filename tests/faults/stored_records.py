@@ -36,6 +36,8 @@ with warnings.catch_warnings(action="ignore"):  # torch tells that these kinds a
         *(torch.zeros(3, 2, 3, 3, dtype=dtype) for dtype in (torch.complex64, torch.float8_e4m3fn, torch.int64)),
     ]
 NETWORK = NetworkConfig("parabolic", (2,), 2, steps=1, size=8)
+OTHER = "mobilenet_v2(width_mult=0.1, inverted_residual_setting=((1, 16, 1, 1), (6, 24, 1, 2)))"
+"""The first two stages of a network of another library."""
 
 
 def runs(place: Path) -> list[Path]:
@@ -46,7 +48,7 @@ def runs(place: Path) -> list[Path]:
     found = []
     for name, network, size in (
         ("pde", NETWORK, 8),
-        ("resnet", external_model("mobilenet_v2(width_mult=0.1)", size=32), 32),
+        ("resnet", external_model(OTHER, size=8), 8),
     ):
         plan = Schedule([Level(size, 1, batch=20), Level(2 * size, 1, batch=20)])
         settings = TrainSettings(device="cpu", calibration_images=20, keep=1)

@@ -18,7 +18,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.signals import Interrupted
 from multipde.storage.run_directory import newest_checkpoint
 from multipde.training.checkpoint import read_checkpoint
-from tests.conftest import write_folder
+from tests.conftest import rows_without_times, weights, write_folder
 
 OPTIONS = {"num_train": 150, "num_test": 40}
 PLAN = Schedule([Level(8, 2, batch=30), Level(16, 1, batch=30)])
@@ -54,15 +54,6 @@ def run(model, directory, plan=PLAN, settings=None, **options):
     return train(model, plan, "shapes", directory, settings=chosen, data_options=OPTIONS, quiet=True, **options)
 
 
-def weights(directory):
-    return (directory / "model.safetensors").read_bytes()
-
-
-def rows(directory):
-    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in found]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     torch.manual_seed(0)
@@ -76,7 +67,7 @@ def test_a_run_is_resumed_bit_for_bit_by_the_same_factory(finished, tmp_path, si
     signal_at_step(None)
     resume(tmp_path / "b", model=Small, quiet=True)
     assert weights(tmp_path / "b") == weights(finished)
-    assert rows(tmp_path / "b") == rows(finished)
+    assert rows_without_times(tmp_path / "b") == rows_without_times(finished)
 
 
 class WithDropout(Small):
@@ -248,7 +239,7 @@ def test_a_finished_run_is_trained_further(finished, tmp_path):
     assert (tmp_path / "a/result.json").exists()
     done = resume(tmp_path / "a", model=Small, extend=[(16, 1), (24, 0.5)], quiet=True)
     assert [(row["size"], row["epoch"]) for row in done.metrics] == [(8, 1), (8, 2), (16, 1), (16, 1), (24, 1)]
-    assert rows(tmp_path / "a")[:3] == rows(finished)
+    assert rows_without_times(tmp_path / "a")[:3] == rows_without_times(finished)
     assert len(done.result["levels"]) == 4
     assert done.model.multipde_spec.size == 24
     (tmp_path / "a/result.json").unlink()

@@ -34,6 +34,7 @@ from multipde.training.optimizers import make_optimizer
 from multipde.training.parameter_groups import head_name
 from multipde.training.run import WeightsFile
 from multipde.training.trainer import Trainer
+from tests.conftest import rows_without_times, weights
 
 OPTIONS = {"num_train": 150, "num_test": 40}
 PLAN = Schedule([Level(8, 1, batch=30), Level(16, 1, batch=30)])
@@ -56,15 +57,6 @@ def run(directory, model=Small, plan=PLAN, kwargs=None, **settings):
     chosen = TrainSettings(device="cpu", calibration_images=60, **{"transfer": "rediscretize"} | settings)
     options = {"settings": chosen, "data_options": OPTIONS, "quiet": True} | (kwargs or {})
     return train(model, plan, "shapes", directory, **options)
-
-
-def weights(directory):
-    return (directory / "model.safetensors").read_bytes()
-
-
-def rows(directory):
-    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +96,7 @@ def test_a_run_that_thaws_is_resumed_bit_for_bit(optimizer, step, given, tmp_pat
     signal_at_step(None)
     resume(tmp_path / "b", model=given, quiet=True)
     assert weights(tmp_path / "b") == weights(whole)
-    assert rows(tmp_path / "b") == rows(whole)
+    assert rows_without_times(tmp_path / "b") == rows_without_times(whole)
     recorded = json.loads((whole / "run.json").read_text())["settings"]
     assert (recorded["freeze"], recorded["thaw"]) == (["body"], 2)
     assert recorded["rate"] == ["scores=0.05", "body=0.02"]

@@ -11,16 +11,16 @@ from PIL import Image
 from torch.nn import functional
 
 import multipde
-from multipde import NetworkConfig, PDENet, convert, load_data
+from multipde import convert, load_data
 from multipde.cli.main import main
 from multipde.data.datasets import split_indices
 from multipde.data.unlabelled import load_unlabelled
-from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import PendingSignals
 from multipde.storage.stored_network import save
 from multipde.training.budget import Budget
 from multipde.training.finish import Finish, FinishSettings, finish_budget
+from tests.training.teacher import teacher
 
 SETTINGS = FinishSettings(Budget(200, "images"), batch=20)
 
@@ -32,15 +32,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def old(data):
-    torch.manual_seed(1)
-    config = NetworkConfig("hamiltonian", (4, 6), 8, steps=1, size=8, class_names=data.class_names)
-    net = PDENet(replace(config, mean=data.mean, std=data.std)).train()
-    optimizer, x = torch.optim.Adam(net.parameters(), 0.02), Normalize.of(data)(data.train.images.float())
-    for _ in range(30):
-        optimizer.zero_grad()
-        functional.cross_entropy(net(x), data.train.labels).backward()
-        optimizer.step()
-    return net.eval()
+    return teacher(data)
 
 
 def finish(data, old, settings=SETTINGS, signals=None) -> Finish:

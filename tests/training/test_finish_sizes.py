@@ -9,17 +9,17 @@ from PIL import Image
 from torch.nn import functional
 
 import multipde
-from multipde import AllSizes, NetworkConfig, PDENet, load, load_data, save, share_stencils
+from multipde import AllSizes, load, load_data, save, share_stencils
 from multipde.cli.main import main
 from multipde.data.datasets import split_indices
 from multipde.mesh.reparametrize import stored_parameter
-from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
 from multipde.storage.stored_sizes import SIZES
 from multipde.training.budget import Budget
 from multipde.training.every_size import seen
 from multipde.training.finish import Finish, FinishSettings
 from multipde.training.monitor import DivergenceError
+from tests.training.teacher import teacher
 
 SETTINGS = FinishSettings(Budget(200, "images"), batch=20)
 
@@ -44,15 +44,7 @@ def data(folder):
 
 @pytest.fixture(scope="module")
 def old(data):
-    torch.manual_seed(1)
-    config = NetworkConfig("hamiltonian", (4, 6), 8, steps=1, size=8, class_names=data.class_names)
-    net = PDENet(replace(config, mean=data.mean, std=data.std)).train()
-    optimizer, x = torch.optim.Adam(net.parameters(), 0.02), Normalize.of(data)(data.train.images.float())
-    for _ in range(30):
-        optimizer.zero_grad()
-        functional.cross_entropy(net(x), data.train.labels).backward()
-        optimizer.step()
-    return net.eval()
+    return teacher(data)
 
 
 def finish(data, old, sizes=(4, 6, 8), settings=SETTINGS) -> Finish:
@@ -209,6 +201,7 @@ def test_commands_take_the_size_that_they_are_given(place, folder, data, capsys)
         ("train --finish-share 0.2 --run NEW", "finish_share must come with --all-sizes, got 0.2"),
     ],
 )
+@pytest.mark.usefixtures("few_shapes")
 def test_bad_input_is_one_line_and_nothing_is_written(place, command, message, capsys):
     names = {"NET": place / "net", "ONE": place / "one", "NEW": place / "new"}
     words = [str(names.get(word, word)).replace("NEW.", f"{place}/new.") for word in command.split()]

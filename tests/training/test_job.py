@@ -11,8 +11,7 @@ from multipde.cli.main import main
 from multipde.runtime.signals import Interrupted
 from multipde.training import job
 from multipde.training.step import TrainStep
-from tests.conftest import write_folder
-from tests.faults.kill import rows_without_times
+from tests.conftest import rows_without_times, write_folder
 from tests.faults.nodes import Nodes, num_checkpoints, wait_for
 
 
