@@ -213,12 +213,15 @@ def read_images(data: DataSource | None, size: int, need_data: bool, log: Log) -
     if data is None:
         return None
     try:
-        return load_data(data[0], size=size, **data[1])
+        images = load_data(data[0], size=size, **data[1])
     except ValueError as error:
         if need_data:
             raise
         log.say(f"the data of the run cannot be read ({error})")
         return None
+    for note in images.skipped.notes(len(images.train) + len(images.test)):
+        log.say(f"note: {note}")
+    return images
 
 
 def external_network(arch: str, weights: Path | None, size: int, normalize: str | None) -> nn.Module:
