@@ -6,13 +6,14 @@ from typing import Annotated, Union
 import tyro
 
 from multipde.cli.bench_timed import Architectures, Growth, Inference, Input, Memory, Plan, Scaling, Step
-from multipde.cli.bench_trained import Ablation, Finetune, Finish, Regimes, Transfer
+from multipde.cli.bench_trained import Ablation, Finetune, Finish, Pretrained, Regimes, Transfer
 
 STUDIES = {
     "transfer": Transfer,
     "ablation": Ablation,
     "regimes": Regimes,
     "finetune": Finetune,
+    "pretrained": Pretrained,
     "finish": Finish,
     "step": Step,
     "inference": Inference,

@@ -21,7 +21,7 @@ class Trained(DataOptions, Precise):
 
     def given(self) -> dict[str, Any]:
         own = {"data": (self.data, self.options()), "out": self.out or self.run_dir / "rows.jsonl"}
-        inside = ("root", "download", "stream", "test_share", "shuffle_buffer", "run_dir")
+        inside = ("root", "download", "stream", "test_share", "shuffle_buffer", "skip_bad", "run_dir")
         return {name: value for name, value in (super().given() | own).items() if name not in inside}
 
 
@@ -116,6 +116,44 @@ class Finetune(Trained):
 
         given: dict[str, Any] = self.given() | {"data": self.of(self.checkpoint)}
         return finetune_study(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Trained):
+    """Fine-tune pretrained weights on small images first, and compare with the full size at once, for the same work.
+
+    The network is ResNet-18 with half of its channels and a 3x3 opening; its weights are pretrained first.
+    """
+
+    data: DataName = "shapes"
+    """Data set that is learned in the end; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    pretrain_data: DataName = "folder"
+    """Data set of the pretraining."""
+    pretrain_root: Path = Path("data/cifar100")
+    """Its directory."""
+    pretrain_size: int = 32
+    """Image side in pixels at which the pretraining ends."""
+    pretrain_budget: str = "30TFLOPs"
+    """Work of the pretraining."""
+    budgets: tuple[str, ...] = ("3TFLOPs",)
+    """Work of every training after it."""
+    arms: tuple[str, ...] | None = None
+    """What is compared: "full size", "coarse to fine", detail, and the first two from scratch. Left out: all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trainings."""
+    test_images: int = 2000
+    """Number of test images, the same for all trainings."""
+    batch: int = 64
+    """Images per optimizer step after the pretraining."""
+    run_dir: Path = Path("runs/bench-pretrained")
+    """Directory in which the trainings are recorded; one that was interrupted is continued."""
+
+    def run_command(self) -> Rows:
+        from multipde.studies.bench.pretrained_study import pretrained_study
+
+        given = self.given()
+        source = given.pop("pretrain_data"), {"root": given.pop("pretrain_root")}
+        return pretrained_study(**given, pretrain=source, run_dir=self.run_dir)
 
 
 @dataclass(frozen=True, kw_only=True)

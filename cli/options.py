@@ -35,6 +35,9 @@ class DataOptions:
     """For a folder or CSV file without test images: the share of every class that is held back for the test."""
     shuffle_buffer: int | None = None
     """Number of places by which an image of webdataset may be moved from the order of the shards. Left out: 10000."""
+    skip_bad: bool = False
+    """Skip images of a folder, a CSV file or shards that cannot be decoded, and shards that are missing or damaged from
+    there on; they are counted and named. Each image is decoded once at the start."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `multipde.load_data`."""
@@ -42,6 +45,7 @@ class DataOptions:
             raise ValueError(f"root must be left out for data 'shapes', got {self.root}; type --data folder")
         given = {"root": self.root, "download": self.download, "stream_files": self.stream}
         others = {"test_share": self.test_share, "shuffle_buffer": self.shuffle_buffer}
+        others |= {"skip_bad": True} if self.skip_bad else {}
         return given | {name: value for name, value in others.items() if value is not None}
 
     def of(self, checkpoint: Path) -> tuple[str, dict[str, Any]] | None:

@@ -77,7 +77,7 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
         "weights": part_of(record, "weights").get("file"),
         "from_size": part_of(record, "weights").get("from_size"),
     }
-    values["shuffle_buffer"] = options.get("shuffle_buffer")
+    values |= {"shuffle_buffer": options.get("shuffle_buffer"), "skip_bad": options.get("skip_bad", False)}
     return values | ({"steps": "auto"} if settings.auto_steps else {})
 
 

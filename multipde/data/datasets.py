@@ -20,6 +20,8 @@ from multipde.data.shards import SHUFFLE_BUFFER, load_shards
 from multipde.mesh.modes import cpu_by_default
 
 DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder", "csv", "webdataset")
+SKIPPING = ("folder", "csv", "webdataset")
+"""Data of which bad images can be skipped."""
 
 
 @cpu_by_default()
@@ -35,6 +37,7 @@ def load_data(
     num_test: int = 2000,
     seed: int = 0,
     shuffle_buffer: int = SHUFFLE_BUFFER,
+    skip_bad: bool = False,
 ) -> ImageData:
     """Load training and test images with their labels, from a data set by name or from the user's own data.
 
@@ -59,6 +62,8 @@ def load_data(
         num_train, num_test: number of training and of test images of the shapes.
         seed: seed of the shapes.
         shuffle_buffer: number of places by which the order of an epoch departs from that of the shards.
+        skip_bad: of a folder, a CSV file or shards, skip images that cannot be decoded and shards that cannot be read;
+            a note counts them. Each image is then decoded once at the start.
 
     Raises:
         ValueError: the name is unknown, root or a class folder is missing, or an image is broken or missing.
@@ -68,6 +73,9 @@ def load_data(
     if size is not None and size < 1:
         raise ValueError(f"size must be positive, got {size}")
     check_test_share(test_share)
+    if skip_bad and source not in SKIPPING:
+        what = repr(source) if isinstance(source, str) else type(source).__name__
+        raise ValueError(f"skip_bad must come with the data {', '.join(SKIPPING)}, got {what}")
     if not isinstance(source, str):
         return _given(source, size, stream_files, test_share)
     if test_share is not None and source not in ("folder", "csv"):
@@ -75,11 +83,11 @@ def load_data(
     if source == "shapes":
         return _load_shapes(num_train, num_test, size or 32, seed)
     if source == "folder":
-        return load_folder(_existing(source, root), size, stream_files, test_share)
+        return load_folder(_existing(source, root), size, stream_files, test_share, skip_bad)
     if source == "csv":
         if root is None or not (file := Path(root).expanduser()).is_file():
             raise ValueError(f"root must be a CSV file for data 'csv', got {root}; type --root FILE")
-        return load_listed(file, size, stream_files, test_share)
+        return load_listed(file, size, stream_files, test_share, skip_bad)
     if source == "webdataset":
         if root is None:
             raise ValueError(
@@ -87,7 +95,7 @@ def load_data(
             )
         if stream_files is False:
             raise ValueError("stream must be left out for data 'webdataset', which is always streamed, got False")
-        return load_shards(root, size, shuffle_buffer)
+        return load_shards(root, size, shuffle_buffer, skip_bad)
     if source in DATA_NAMES:
         directory = Path(root).expanduser() if download and root is not None else _existing(source, root)
         return _load_torchvision(source, str(directory), download)

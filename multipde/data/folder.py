@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from multipde.data.bad_images import Skipped, sound_images
 from multipde.data.decode import decode_images, image_sizes
 from multipde.data.decoded_cache import DecodedCache
 from multipde.data.held_back import needs_share, share_note, split_by_class
@@ -26,7 +27,9 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 """Endings of images, those of torchvision."""
 
 
-def load_folder(root: Path, size: int | None, stream_files: bool | None, share: float | None = None) -> ImageData:
+def load_folder(
+    root: Path, size: int | None, stream_files: bool | None, share: float | None = None, skip_bad: bool = False
+) -> ImageData:
     """The images of ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/val``, under the name of the folder.
 
     With a share, test images are held back out of ``train`` and ``val`` together, or out of ``root/CLASS/*`` where
@@ -35,17 +38,17 @@ def load_folder(root: Path, size: int | None, stream_files: bool | None, share: 
     """
     left_out: Counter[str] = Counter()
     if share is not None:
-        return _load_shared(root, size, stream_files, share)
+        return _load_shared(root, size, stream_files, share, skip_bad)
     names, parts = list_folder(root, left_out)
     train, test = parts.values()
     tests = list(parts)[1]
     notes = [f"the test images are those in {root / tests}"] if tests != TEST_FOLDERS[0] else []
     if +left_out:
         notes.append(left_out_text(root, +left_out))
-    return load_files(root.resolve().name, names, train, test, size, stream_files, notes)
+    return load_files(root.resolve().name, names, train, test, size, stream_files, notes, skip_bad)
 
 
-def _load_shared(root: Path, size: int | None, stream_files: bool | None, share: float) -> ImageData:
+def _load_shared(root: Path, size: int | None, stream_files: bool | None, share: float, skip_bad: bool) -> ImageData:
     """The images of a folder without test images, of which a share is held back."""
     there = _test_folders(root)
     if TEST_FOLDERS[0] in there:
@@ -62,7 +65,7 @@ def _load_shared(root: Path, size: int | None, stream_files: bool | None, share:
     if +left_out:
         notes.append(left_out_text(root, +left_out))
     own = [([paths[k] for k in part.tolist()], labels[part]) for part in (train, test)]
-    return load_files(root.resolve().name, names, own[0], own[1], size, stream_files, notes)
+    return load_files(root.resolve().name, names, own[0], own[1], size, stream_files, notes, skip_bad)
 
 
 def _check_same(names: list[str], others: list[str], folder: str) -> None:
@@ -80,6 +83,7 @@ def load_files(
     size: int | None,
     stream_files: bool | None,
     listed: Sequence[str] = (),
+    skip_bad: bool = False,
 ) -> ImageData:
     """The `ImageData` of image files with the numbers of their classes, decoded into memory or streamed.
 
@@ -88,9 +92,14 @@ def load_files(
         own_train, own_test: training and test images.
         size, stream_files: as in `load_data`.
         listed: what the user is told besides.
+        skip_bad: skip images that cannot be decoded, for which each is decoded once.
     """
+    skipped = Skipped()
+    if skip_bad:
+        own_train, own_test = (_sound(own, skipped) for own in (own_train, own_test))
     (train_paths, train_labels), (test_paths, test_labels) = own_train, own_test
     paths, listed = [*train_paths, *test_paths], list(listed)
+    listed += skipped.notes(len(paths))
     cache = None if stream_files else DecodedCache(paths, size)
     images, notes = (cache and cache.read()) or (None, [])
     if images is None:
@@ -112,7 +121,16 @@ def load_files(
         train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
     statistics = channel_statistics(train, side)
     listed += _darkness(train, side)
-    return ImageData(name, train, test, tuple(names), side, *statistics, (*notes, *listed))
+    return ImageData(name, train, test, tuple(names), side, *statistics, (*notes, *listed), skipped=skipped)
+
+
+def _sound(own: Files, skipped: Skipped) -> Files:
+    """The image files that can be decoded."""
+    paths, labels = own
+    sound = sound_images(paths, skipped)
+    if not len(sound):
+        raise ValueError(f"images must be readable, got none that is: {skipped.images[0]}")
+    return [paths[k] for k in sound.tolist()], labels[sound]
 
 
 def _darkness(images: ImageSet, side: int) -> list[str]:

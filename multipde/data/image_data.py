@@ -1,9 +1,10 @@
 """A data set for training and evaluation: its images, its classes and its statistics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from multipde.data.bad_images import Skipped
 from multipde.data.images import ImageSet, TensorImages
 from multipde.data.streamed import StreamedImages
 from multipde.data.transformed import TransformedImages
@@ -24,6 +25,7 @@ class ImageData:
         mean, std: mean and standard deviation of each channel of the training images, with pixels on [0, 1].
         notes: lines for the user on what was done to the images, such as a change of their shape.
         transforms_itself: whether the data set transforms its training images at random, anew in every epoch.
+        skipped: images and shards that could not be read.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ImageData:
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
     transforms_itself: bool = False
+    skipped: Skipped = field(default_factory=Skipped)
 
     def __post_init__(self):
         self.class_names = tuple(self.class_names)

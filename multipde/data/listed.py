@@ -18,7 +18,9 @@ COLUMNS = {
 """What the columns may be called; of each the first that is there is taken."""
 
 
-def load_listed(file: Path, size: int | None, stream_files: bool | None, share: float | None) -> ImageData:
+def load_listed(
+    file: Path, size: int | None, stream_files: bool | None, share: float | None, skip_bad: bool = False
+) -> ImageData:
     """The images that a CSV file with a header lists, under the name of the file.
 
     Paths are relative to the file. The part is ``train``, or ``test``, ``validation`` or ``val``. Classes are sorted
@@ -31,7 +33,7 @@ def load_listed(file: Path, size: int | None, stream_files: bool | None, share: 
     names = sorted({label for _, label, _ in rows}, key=lambda name: (not name.isdigit(), name.zfill(12), name))
     numbers, notes = {name: k for k, name in enumerate(names)}, []
     paths = [file.parent / path for path, _, _ in rows]
-    if missing := next((path for path in paths if not path.is_file()), None):
+    if not skip_bad and (missing := next((path for path in paths if not path.is_file()), None)):
         raise ValueError(f"{file} must list files that exist, got {missing}")
     labels = torch.tensor([numbers[label] for _, label, _ in rows])
     if share is None and not has_parts:
@@ -49,7 +51,7 @@ def load_listed(file: Path, size: int | None, stream_files: bool | None, share: 
         if num := len(rows) - len(train) - len(test):
             notes.append(f"left out of {file.name}: {num:,} rows of other parts")
     own = [([paths[k] for k in part.tolist()], labels[part]) for part in (train, test)]
-    return load_files(file.stem, names, own[0], own[1], size, stream_files, notes)
+    return load_files(file.stem, names, own[0], own[1], size, stream_files, notes, skip_bad)
 
 
 def _rows(file: Path) -> tuple[list[tuple[str, str, str]], bool]:

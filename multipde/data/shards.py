@@ -4,8 +4,9 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multipde.data.bad_images import Skipped, sound_images
 from multipde.data.decode import image_sizes
 from multipde.data.folder import ENDINGS, TEST_FOLDERS, common_side, left_out_text
 from multipde.data.image_data import ImageData, channel_statistics
@@ -55,7 +57,9 @@ class ShardImages(StreamedImages):
         return ((shard.name, "", shard) for k, shard in enumerate(members.shards) if (members.shard == k).any())
 
 
-def load_shards(root: str | Path, size: int | None, shuffle_buffer: int = SHUFFLE_BUFFER) -> ImageData:
+def load_shards(
+    root: str | Path, size: int | None, shuffle_buffer: int = SHUFFLE_BUFFER, skip_bad: bool = False
+) -> ImageData:
     """The images of shards: training images of ``train-*.tar``, test images of ``test-*.tar`` or ``val-*.tar``.
 
     A sample is an image and its class, as the files KEY.jpg (or another image) and KEY.cls, which holds a whole number;
@@ -67,17 +71,21 @@ def load_shards(root: str | Path, size: int | None, shuffle_buffer: int = SHUFFL
             whose directory those for testing are.
         size: largest image side in pixels that is needed.
         shuffle_buffer: number of places by which an image may be moved, see `ShardImages`.
+        skip_bad: skip shards that cannot be read, and what follows the damage of others, samples that are not an image
+            with its class, and images that cannot be decoded, for which each is decoded once.
 
     Raises:
         ValueError: a shard is missing, cut off, or does not have the number of images that the index says; a sample
-            lacks its image or its class.
+            lacks its image or its class; nothing is left.
     """
     if shuffle_buffer < 1:
         raise ValueError(f"shuffle_buffer must be positive, got {shuffle_buffer}")
     directory, train_shards, test_shards = _listed(Path(root).expanduser())
     index = _read_index(directory / SHARD_INDEX)
     left_out: Counter[str] = Counter()
-    train, test = (read_shards(shards, index, left_out, shuffle_buffer) for shards in (train_shards, test_shards))
+    skipped, how = Skipped(), (index, left_out, shuffle_buffer)
+    parts = [read_shards(s, *how, skipped if skip_bad else None) for s in (train_shards, test_shards)]
+    train, test = [_sound(part, skipped) for part in parts] if skip_bad else parts
     num = 1 + max(int(part.labels.max()) for part in (train, test))
     names = index.get("classes") or [str(k) for k in range(num)]
     if num > len(names):
@@ -87,8 +95,21 @@ def load_shards(root: str | Path, size: int | None, shuffle_buffer: int = SHUFFL
     side, notes = common_side(counts, size)
     notes += [left_out_text(directory, left_out)] if left_out else []
     notes.append(f"{len(train) + len(test):,} images streamed from {len(train_shards) + len(test_shards):,} shards")
+    notes += skipped.notes(len(train) + len(test))
     statistics = channel_statistics(train, side)
-    return ImageData(directory.resolve().name, train, test, tuple(names), side, *statistics, tuple(notes))
+    name = directory.resolve().name
+    return ImageData(name, train, test, tuple(names), side, *statistics, tuple(notes), skipped=skipped)
+
+
+def _sound(images: ShardImages, skipped: Skipped) -> ShardImages:
+    """The images that can be decoded."""
+    members: Any = images.paths
+    sound: Any = images.take(sound_images(members, skipped))
+    if not len(sound):
+        raise ValueError(
+            f"shard must hold images, got none that can be read in {members.shards[0]}: {skipped.images[0]}"
+        )
+    return sound
 
 
 def expanded(pattern: str) -> list[str]:
@@ -153,6 +174,7 @@ def read_shards(
     index: dict[str, Any] | None = None,
     left_out: Counter[str] | None = None,
     buffer: int = SHUFFLE_BUFFER,
+    skipped: Skipped | None = None,
 ) -> ShardImages:
     """The images of shards, in the order in which they are in them.
 
@@ -160,50 +182,75 @@ def read_shards(
         index: contents of the index, with which the shards must agree.
         left_out: counts of files that are neither images nor classes, to which those of these shards are added.
         buffer: number of places by which an image may be moved in an epoch.
+        skipped: takes a line for whatever is damaged, which is passed over; None to raise an error.
     """
     index, left_out = index or {}, Counter() if left_out is None else left_out
     found = array("q")
     for k, shard in enumerate(shards):
         known, begun = index.get("shards", {}).get(shard.name), len(found) // 4
-        if known and shard.is_file() and shard.stat().st_size != known["bytes"]:
-            raise ValueError(f"{shard} must have {known['bytes']:,} bytes, got {shard.stat().st_size:,}: it is damaged")
-        for image, label in _samples(shard, left_out):
-            found.extend((k, image.offset, image.size, label))
-        if known and (num := len(found) // 4 - begun) != known["images"]:
-            raise ValueError(f"{shard} must hold {known['images']:,} images, got {num:,}: it is damaged")
+        try:
+            if known and skipped is None:
+                _check_bytes(shard, known["bytes"])
+            for image, label in _samples(shard, left_out, skipped):
+                found.extend((k, image.offset, image.size, label))
+            if known:
+                _check_bytes(shard, known["bytes"])
+            if known and skipped is None and (num := len(found) // 4 - begun) != known["images"]:
+                raise ValueError(f"{shard} must hold {known['images']:,} images, got {num:,}: it is damaged")
+        except ValueError as error:
+            if skipped is None:
+                raise ValueError(f"{error}; type --skip-bad to go on without what is damaged") from None
+            skipped.shards.append(f"{error} ({len(found) // 4 - begun:,} of its images are used)")
     if not found:
-        raise ValueError(f"shard must hold images, got none in {shards[0]}")
+        what = f": {skipped.shards[0]}" if skipped is not None and skipped.shards else ""
+        raise ValueError(f"shard must hold images, got none in {shards[0]}{what}")
     shard, offset, size, label = np.array(found).reshape(-1, 4).T
     members = TarMembers(shards, shard.astype(np.int32), offset.copy(), size.copy())
     return ShardImages(members, torch.from_numpy(label.copy()), buffer=buffer)
 
 
-def _samples(shard: Path, left_out: Counter[str]) -> Iterator[tuple[Member, int]]:
+def _check_bytes(shard: Path, num: int) -> None:
+    if shard.is_file() and shard.stat().st_size != num:
+        raise ValueError(f"{shard} must have {num:,} bytes, got {shard.stat().st_size:,}: it is damaged")
+
+
+class _BadSampleError(ValueError):
+    """A sample that is not an image with its class, in a shard that can be read on."""
+
+
+def _samples(shard: Path, left_out: Counter[str], skipped: Skipped | None) -> Iterator[tuple[Member, int]]:
     """The image and the class of every sample of a shard, whose files follow each other."""
-    key, image, label = None, None, None
-    for name, member in list_members(shard):
-        folder, slash, base = name.rpartition("/")
-        stem, _, ending = base.partition(".")
-        if folder + slash + stem != key:
-            if key is not None:
-                yield _whole(shard, key, image, label)
-            key, image, label = folder + slash + stem, None, None
+    for key, files in groupby(list_members(shard), lambda found: _key_and_ending(found[0])[0]):
+        try:
+            yield _sample(shard, key, files, left_out)
+        except _BadSampleError as error:
+            if skipped is None:
+                raise
+            skipped.images.append(str(error))
+
+
+def _key_and_ending(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return folder + slash + stem, ending
+
+
+def _sample(shard: Path, key: str, files: Iterable[tuple[str, Member]], left_out: Counter[str]) -> tuple[Member, int]:
+    """The image and the class of the files of one sample."""
+    image, label = None, None
+    for name, member in files:
+        ending = _key_and_ending(name)[1]
         if f".{ending.rpartition('.')[2].lower()}" in ENDINGS:
             if image is not None:
-                raise ValueError(f"sample must hold one image, got {name} as a second one in {shard}")
+                raise _BadSampleError(f"sample must hold one image, got {name} as a second one in {shard}")
             image = member
         elif ending == "cls":
             label = _number(member, name)
         else:
             left_out[f"with the ending .{ending}"] += 1
-    if key is not None:
-        yield _whole(shard, key, image, label)
-
-
-def _whole(shard: Path, key: str, image: Member | None, label: int | None) -> tuple[Member, int]:
     if image is None or label is None:
         lacks = "an image" if image is None else "a class"
-        raise ValueError(
+        raise _BadSampleError(
             f"sample must be an image and its class, KEY.jpg and KEY.cls, got {key} without {lacks} in {shard}"
         )
     return image, label
@@ -212,5 +259,5 @@ def _whole(shard: Path, key: str, image: Member | None, label: int | None) -> tu
 def _number(member: Member, name: str) -> int:
     text = replace(member, size=min(member.size, 20)).read().decode(errors="replace").strip()
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise ValueError(f"class must be a whole number, got {text!r} in {name} of {member.shard}")
+        raise _BadSampleError(f"class must be a whole number, got {text!r} in {name} of {member.shard}")
     return int(text)

@@ -65,6 +65,8 @@ class TarMembers(Sequence[Member]):
 def list_members(shard: Path) -> Iterator[tuple[str, Member]]:
     """The name and the place of every regular file in a tar file, from the headers alone.
 
+    Members before the damage of a file are listed before the error is raised.
+
     Raises:
         ValueError: the file is missing, is no uncompressed tar file, or does not end with a block of zeros, as one that
             was cut off.

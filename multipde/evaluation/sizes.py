@@ -69,6 +69,8 @@ def evaluate_sizes(
     for size in chosen:
         count_flops(spec.for_images(size))  # raises for a size that the network cannot have, before images are read
     images = images_for(spec, checkpoint, data, max(*chosen, own))
+    for note in () if log is None else images.skipped.notes(len(images.train) + len(images.test)):
+        Log(stream="stderr").say(f"note: {note}")
     evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
     evaluator = replace(evaluator, held_back=evaluator.held_back[:0])
     compute.place(loaded)

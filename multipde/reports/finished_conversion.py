@@ -149,6 +149,9 @@ def images_for(
             if need_data:
                 raise
             log.say(f"the data of the run cannot be read ({error})")
+        else:
+            for note in images.skipped.notes(len(images.train) + len(images.test)):
+                log.say(f"note: {note}")
     if unlabelled is not None:
         other = load_unlabelled(unlabelled, side)
         if images is None:

@@ -29,8 +29,8 @@ def provenance(images: ImageData) -> dict[str, Any]:
 
 
 def data_record(images: ImageData) -> dict[str, Any]:
-    """The checksum of the images."""
-    return {"sha256": data_checksum(images)}
+    """The checksum of the images, and what of them was skipped as bad."""
+    return {"sha256": data_checksum(images)} | (images.skipped.record() if images.skipped else {})
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ def trained(
     *,
     num_train: int | None = None,
     quiet: bool = True,
+    **start: Any,
 ) -> Run:
     """The run in a directory, which is started if it does not exist, continued if it is not finished, and returned.
 
@@ -34,13 +35,14 @@ def trained(
         network: the description of the network, which builds it again where its record cannot.
         data, options: data and data_options as in `train`.
         num_train: number of training images, including those held back, that an existing run must have.
+        start: what `train` is given besides, such as weights.
     """
     given: Any = network
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)  # as `train` records it
     try:
         if not directory.exists():
             plan = Schedule(levels)
-            return train(network, plan, data, directory, settings=settings, data_options=options, quiet=quiet)
+            return train(network, plan, data, directory, settings=settings, data_options=options, quiet=quiet, **start)
         if (file := directory / RECORD).exists():
             record = read_run_record(directory)
             plan, recorded, _ = recorded_plan(record, file, given)

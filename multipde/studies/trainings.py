@@ -79,18 +79,23 @@ def measured_training(
     directory: Path,
     network: ModelSpec,
     levels: Sequence[Level],
-    data: tuple[str, Mapping[str, Any]],
+    data: tuple[Any, Mapping[str, Any]],
     settings: TrainSettings,
     threads: int,
+    **start: Any,
 ) -> dict[str, Any]:
     """The values of a row for one training, which is continued if it was interrupted.
+
+    Args:
+        data: data and data_options as in `train`.
+        start: what `train` is given besides, such as weights.
 
     A training that diverges counts as random guessing, with the work of its finished epochs.
     """
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     try:
-        done = trained(directory, network, levels, data[0], settings, data[1])
+        done = trained(directory, network, levels, data[0], settings, data[1], **start)
         found = {key: done.result[key] for key in RESULTS} | {"weights": num_weights(done.model)}
     except DivergedError as error:
         classes = read_run_record(directory)["network"]["classes"]
