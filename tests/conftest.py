@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from multiprocessing import context, forkserver
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from multipde.conversions import stable_conversion
 from multipde.data import shapes
-from multipde.evaluation import candidates
+from multipde.evaluation import candidates, corruptions, robustness
 from multipde.networks import presets
 from multipde.networks.compilation import check_compiler
 from multipde.networks.kernels import native
@@ -118,6 +119,17 @@ def few_shapes(monkeypatch):
     """At most 60 shapes are drawn, where a command takes as many as users have and the number does not matter."""
     draw = shapes.render_shapes
     monkeypatch.setattr(shapes, "render_shapes", lambda num, *args, **more: draw(min(num, 60), *args, **more))
+
+
+@pytest.fixture
+def one_strength(monkeypatch):
+    """Robustness is measured at one strength of each corruption and attack, where all that counts is the table."""
+    for name, corruption in corruptions.CORRUPTIONS.items():
+        monkeypatch.setitem(corruptions.CORRUPTIONS, name, replace(corruption, strengths=corruption.strengths[-1:]))
+    for kind, strengths in robustness.KINDS.items():
+        for known in (robustness.KINDS, robustness.ATTACKS):
+            if kind in known:
+                monkeypatch.setitem(known, kind, strengths[-1:])
 
 
 def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classes=("disc", "ring", "square")):

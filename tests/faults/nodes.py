@@ -3,11 +3,11 @@
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -19,6 +19,20 @@ from tests.conftest import rows_without_times, write_folder
 OPTIONS = ("--data", "folder", "--sizes", "4", "8", "--batch", "12", "--preset", "shapes-parabolic", "--quiet")
 ATTEMPT = 120.0
 """Seconds within which the workers must be there and begin to train."""
+
+
+def torchrun(arguments: list[str], place: Path, said: Path) -> None:
+    """Be torchrun with these arguments, in a directory, with what is said on standard error in a file."""
+    from torch.distributed.run import main
+
+    os.setsid()
+    os.chdir(place)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    os.environ |= SAFE_PATH | {"OMP_NUM_THREADS": "1"}
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    main(arguments)
 
 
 class Nodes:
@@ -43,27 +57,15 @@ class Nodes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-        command += ["--max-restarts", str(restarts), "--rdzv-backend", "c10d", "--rdzv-id", "job"]
-        command += ["--rdzv-endpoint", endpoint, "--monitor-interval", "0.1", "--local-addr", "127.0.0.1", "-m", "--"]
-        command += ["multipde", "train", *OPTIONS, "--root", str(root), "--run", str(run), *words]
-        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment |= SAFE_PATH | {"OMP_NUM_THREADS": "1"}
-        self.run, self.agents = run, []
-        for k in (0, 1):
-            where = (directories or (Path.cwd(), Path.cwd()))[k]
-            self.agents.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    cwd=where,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    encoding="utf-8",
-                    errors="replace",
-                    start_new_session=True,
-                )
-            )
+        arguments = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(restarts)]
+        arguments += ["--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", endpoint]
+        arguments += ["--monitor-interval", "0.1", "--local-addr", "127.0.0.1", "-m", "--"]
+        arguments += ["multipde", "train", *OPTIONS, "--root", str(root), "--run", str(run), *words]
+        self.run, self.agents, self.said = run, [], [run.with_name(f"{run.name}-node-{k}.txt") for k in (0, 1)]
+        for place, file in zip(directories or (Path.cwd(), Path.cwd()), self.said, strict=True):
+            agent = multiprocessing.get_context("spawn").Process(target=torchrun, args=(arguments, place, file))
+            agent.start()
+            self.agents.append(agent)
 
     def worker(self, node: int) -> int | None:
         """Process number of the worker of a node; None while there is none."""
@@ -88,24 +90,27 @@ class Nodes:
         return None not in (self.worker(0), self.worker(1))
 
     def is_running(self) -> bool:
-        return all(agent.poll() is None for agent in self.agents)
+        return all(agent.is_alive() for agent in self.agents)
 
     def end(self, timeout: float = 300) -> tuple[list[int], str]:
         """Wait for both agents: their exit statuses, and what they and their workers said on standard error."""
         try:
-            said = "".join(agent.communicate(timeout=timeout)[1] for agent in self.agents)
+            for agent in self.agents:
+                agent.join(timeout)
         finally:
             self.close()
-        return [agent.returncode for agent in self.agents], said
+        said = "".join(file.read_text(errors="replace") for file in self.said)
+        return [agent.exitcode for agent in self.agents], said
 
     def close(self) -> None:
         """End everything that is left of the job."""
         for node, agent in enumerate(self.agents):
-            if agent.poll() is None:
+            if agent.is_alive():
                 self.kill(node)  # a worker has a session of its own
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(agent.pid, signal.SIGKILL)
-                agent.wait()
+                agent.kill()
+                agent.join()
 
 
 def num_checkpoints(run: Path) -> int:

@@ -23,8 +23,10 @@ from tests.conftest import as_format_1
 OPTIONS = {"num_train": 200, "num_test": 20}
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *IDEAS])
-@pytest.mark.parametrize(("dynamics", "budget"), [("hamiltonian", 2.0), ("resnet", 1.0)])
+@pytest.mark.parametrize(
+    ("arm", "dynamics", "budget"),
+    [*((arm, "hamiltonian", 2.0) for arm in (*ARMS, *IDEAS)), ("copy", "resnet", 1.0), ("mixed", "resnet", 1.0)],
+)
 def test_every_arm_has_the_same_work(arm, dynamics, budget):
     network = preset(f"cifar10-{dynamics}")
     fine = Schedule(Task("fine only", dynamics, budget).levels(network), network).work()
