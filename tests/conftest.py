@@ -62,7 +62,8 @@ def _workers_share_one_import():
     it, since all of its processes would inherit that.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch.utils.data", "multipde.data.streamed", "multipde.training.run"])
+    of_torch = ["torch.utils.data", "torch._dynamo", "torch._meta_registrations"]  # what a training imports of it
+    server.set_forkserver_preload([*of_torch, "multipde.data.streamed", "multipde.training.run"])
     start = forkserver.ForkServer.ensure_running
 
     def start_hearing(self):

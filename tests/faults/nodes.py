@@ -13,26 +13,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from multipde.runtime.spawning import SAFE_PATH
 from tests.conftest import rows_without_times, write_folder
+from tests.faults import torchrun
 
 OPTIONS = ("--data", "folder", "--sizes", "4", "8", "--batch", "12", "--preset", "shapes-parabolic", "--quiet")
 ATTEMPT = 120.0
 """Seconds within which the workers must be there and begin to train."""
-
-
-def torchrun(arguments: list[str], place: Path, said: Path) -> None:
-    """Be torchrun with these arguments, in a directory, with what is said on standard error in a file."""
-    from torch.distributed.run import main
-
-    os.setsid()
-    os.chdir(place)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        os.environ.pop(name, None)
-    os.environ |= SAFE_PATH | {"OMP_NUM_THREADS": "1"}
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    main(arguments)
 
 
 class Nodes:
@@ -59,22 +45,19 @@ class Nodes:
             endpoint = f"127.0.0.1:{free.getsockname()[1]}"
         arguments = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(restarts)]
         arguments += ["--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", endpoint]
-        arguments += ["--monitor-interval", "0.1", "--local-addr", "127.0.0.1", "-m", "--"]
-        arguments += ["multipde", "train", *OPTIONS, "--root", str(root), "--run", str(run), *words]
+        arguments += ["--monitor-interval", "0.1", "--local-addr", "127.0.0.1"]
+        command = ["train", *OPTIONS, "--root", str(root), "--run", str(run), *words]
         self.run, self.agents, self.said = run, [], [run.with_name(f"{run.name}-node-{k}.txt") for k in (0, 1)]
         for place, file in zip(directories or (Path.cwd(), Path.cwd()), self.said, strict=True):
-            agent = multiprocessing.get_context("spawn").Process(target=torchrun, args=(arguments, place, file))
-            agent.start()
-            self.agents.append(agent)
+            given = (arguments, command, place, file)
+            self.agents.append(multiprocessing.get_context("spawn").Process(target=torchrun.agent, args=given))
+            self.agents[-1].start()
 
     def worker(self, node: int) -> int | None:
         """Process number of the worker of a node; None while there is none."""
-        pid = self.agents[node].pid
         with contextlib.suppress(OSError, ValueError):
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            for child in map(int, children):
-                if b"multipde" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return child
+            number = int(self.said[node].with_suffix(".pid").read_text())
+            return number if Path(f"/proc/{number}").exists() else None
         return None
 
     def kill(self, node: int) -> bool:
