@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from multiprocessing import context, forkserver
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from multipde.conversions import stable_conversion
 from multipde.data import shapes
-from multipde.evaluation import candidates
+from multipde.evaluation import candidates, corruptions, robustness
 from multipde.networks import presets
 from multipde.networks.compilation import check_compiler
 from multipde.networks.kernels import native
@@ -61,7 +62,8 @@ def _workers_share_one_import():
     it, since all of its processes would inherit that.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch.utils.data", "multipde.data.streamed", "multipde.training.run"])
+    of_torch = ["torch.utils.data", "torch._dynamo", "torch._meta_registrations"]  # what a training imports of it
+    server.set_forkserver_preload([*of_torch, "multipde.data.streamed", "multipde.training.run"])
     start = forkserver.ForkServer.ensure_running
 
     def start_hearing(self):
@@ -118,6 +120,17 @@ def few_shapes(monkeypatch):
     """At most 60 shapes are drawn, where a command takes as many as users have and the number does not matter."""
     draw = shapes.render_shapes
     monkeypatch.setattr(shapes, "render_shapes", lambda num, *args, **more: draw(min(num, 60), *args, **more))
+
+
+@pytest.fixture
+def one_strength(monkeypatch):
+    """Robustness is measured at one strength of each corruption and attack, where all that counts is the table."""
+    for name, corruption in corruptions.CORRUPTIONS.items():
+        monkeypatch.setitem(corruptions.CORRUPTIONS, name, replace(corruption, strengths=corruption.strengths[-1:]))
+    for kind, strengths in robustness.KINDS.items():
+        for known in (robustness.KINDS, robustness.ATTACKS):
+            if kind in known:
+                monkeypatch.setitem(known, kind, strengths[-1:])
 
 
 def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classes=("disc", "ring", "square")):

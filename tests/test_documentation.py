@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import io
 import re
 import runpy
@@ -92,31 +93,31 @@ def test_python_is_valid_and_imports_public_names_from_the_index(page):
     assert {alias.name for node in imports for alias in node.names} - {"*"} <= set(multipde.__all__)
 
 
+@functools.cache
+def help_of(*words: str) -> str:
+    """The help of a command or a study."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return printed.getvalue()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_and_their_options_exist(page, capsys):
-    helps: dict[str, str] = {}
+def test_commands_and_their_options_exist(page):
     for code in blocks(page):
         lines = code.text.splitlines() if code.language in ("console", "") else []
         for line in [line for line in lines if line.startswith("$ multipde ") and "COMMAND" not in line]:
             command, *options = shlex.split(line, comments=True)[2:]
             assert command in COMMANDS, line
             words = (command, options[0]) if command == "bench" else (command,)
-            if words not in helps:
-                with pytest.raises(SystemExit):
-                    main([*words, "--help"])
-                helps[words] = capsys.readouterr().out
             for option in [word.partition("=")[0] for word in options if word.startswith("--")]:
-                assert re.search(rf"{option}\b", helps[words]), f"{line}: {option}"
+                assert re.search(rf"{option}\b", help_of(*words)), f"{line}: {option}"
 
 
 @pytest.fixture(scope="module")
 def all_help():
     """The help of all commands and studies."""
-    printed = io.StringIO()
-    for words in [*((name,) for name in COMMANDS), *(("bench", study) for study in STUDIES)]:
-        with redirect_stdout(printed), pytest.raises(SystemExit):
-            main([*words, "--help"])
-    return printed.getvalue()
+    return "".join(map(help_of, COMMANDS)) + "".join(help_of("bench", study) for study in STUDIES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

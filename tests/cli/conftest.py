@@ -6,16 +6,22 @@ import pytest
 
 from multipde import NetworkConfig, PDENet, save
 from multipde.cli.main import main
-from tests.conftest import write_folder
+from tests.conftest import narrow, write_folder
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, narrow_presets):
-    """A folder data set, a run trained on it by the command, a plain checkpoint."""
+def place(trained, narrow_presets):
+    """A folder data set, a run trained on it by the command, a plain checkpoint; no test changes them."""
+    return trained
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     write_folder(root / "data")
     arguments = "--dynamics hamiltonian --sizes 8 16 --epochs 1 1 --batch 30 --quiet --device cpu"
     with pytest.MonkeyPatch.context() as patch:
+        narrow(patch)
         patch.setattr("multipde.reports.page.report_at_end", lambda *args: None)
         main(
             ["train", "--data", "folder", "--root", str(root / "data"), "--run", str(root / "run"), *arguments.split()]

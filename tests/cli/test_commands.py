@@ -87,6 +87,7 @@ def test_evaluate_gives_a_row_per_size_and_method(capsys, place):
     assert rows[-1][2] == f"{result['test_accuracy']:.2%}"
 
 
+@pytest.mark.usefixtures("one_strength")
 def test_evaluate_compares_the_robustness_of_several_checkpoints(capsys, place, tmp_path):
     both = ["evaluate", place / "run", shutil.copytree(place / "run", tmp_path / "again"), "--num-images", "4"]
     out = call(capsys, *both, "--robustness", "--plot", tmp_path / "r.svg", "--out", tmp_path / "r.jsonl")

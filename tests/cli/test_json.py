@@ -32,8 +32,8 @@ def test_inspect(capsys, place):
 
 
 def test_convert(capsys, place, tmp_path):
-    how = ("--size", "8", "--num-images", "20", "--finish", "none", "--out", tmp_path / "new", "--json")
-    found = printed(capsys, "convert", place / "run", *how)
+    how = ("--size", "8", "--num-images", "20", "--finish", "none", "--method", "copy", "--json")
+    found = printed(capsys, "convert", place / "run", *how, "--out", tmp_path / "new")
     assert found["out"] == str(tmp_path / "new")
     assert found["report"] == json.loads((tmp_path / "new/report.json").read_text())
     state = tmp_path / "new/model.safetensors"
@@ -57,6 +57,7 @@ def test_train(capsys, place, tmp_path):
     assert found == {"run": str(tmp_path / "run")} | json.loads((tmp_path / "run/result.json").read_text())
 
 
+@pytest.mark.usefixtures("one_strength")
 def test_robustness_and_bench(capsys, place, tmp_path):
     found = printed(capsys, "evaluate", place / "run", "--robustness", "--num-images", "4", "--json")
     assert found["rows"][0]["clean"] in (0, 0.25, 0.5, 0.75, 1)

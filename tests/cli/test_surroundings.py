@@ -25,7 +25,7 @@ def test_too_little_memory_for_the_libraries_is_one_line():
 
 @pytest.mark.parametrize("where", ["/dev/full", None])
 def test_a_command_whose_result_is_its_output_fails_without_it(where):
-    shell = f"{sys.executable} -m multipde list >{where or '&-'}"
+    shell = f"{sys.executable} -m multipde completion bash >{where or '&-'}"
     done = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     reason = "No space left on device" if where else "it is closed"

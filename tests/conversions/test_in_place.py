@@ -63,8 +63,14 @@ def reparametrize_(net):
     return net
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
-@pytest.mark.parametrize(("make", "how"), CASES)
+ALL_KINDS = [1, 3, 5, 8]
+"""Cases in which the three optimizers' states move differently: stencils, more steps, an opening, a plain module."""
+
+
+@pytest.mark.parametrize(
+    ("make", "how", "kind"),
+    [(*case, "adamw") for case in CASES] + [(*CASES[k], kind) for k in ALL_KINDS for kind in ("sgd", "muon")],
+)
 def test_a_step_after_it_is_that_of_the_converted_copy(make, how, kind):
     net = make()
     optimizer = optimizer_of(kind, net)

@@ -128,12 +128,14 @@ def test_without_images_it_copies_and_measures_nothing(data):
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), new.parameters(), strict=True))
 
 
-@pytest.mark.usefixtures("precise_bounds")
-def test_steps_alone_and_steps_that_follow_the_bound(data, evaluator):
-    net = network(data)
-    new, report = convert_reported(net, evaluator, old_size=16, new_size=16, steps=4)
+def test_steps_alone(data, evaluator):
+    new, report = convert_reported(network(data), evaluator, old_size=16, new_size=16, steps=4)
     assert new.config.block_steps == (4, 4)
     assert [c.name for c in report.candidates][:2] == ["original at 16", "copy"]
+
+
+@pytest.mark.usefixtures("precise_bounds")
+def test_steps_follow_the_bound(data, evaluator):
     fine, report = convert_reported(
         network(data, 8), evaluator, old_size=8, new_size=16, method="rediscretize", steps="auto"
     )

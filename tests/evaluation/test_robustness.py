@@ -197,6 +197,7 @@ def test_what_is_counted(data, monkeypatch):
     assert robustness(network(data), data, device="cpu", num_images=5).energy == []
 
 
+@pytest.mark.usefixtures("one_strength")
 def test_several_checkpoints_in_one_table_and_figure_measured_once(data, tmp_path):
     names = {"a": ("parabolic", 0), "b": ("parabolic", 1), "c": ("second_order", 0)}
     places = [save(network(data, *given), tmp_path / name) for name, given in names.items()]

@@ -18,7 +18,7 @@ from multipde.storage.run_directory import newest_checkpoint
 from tests.conftest import rows_without_times
 from tests.faults.operations import hook_operation
 
-NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
+NETWORK = NetworkConfig("hamiltonian", (4,), 6, steps=1, size=16)
 OPTIONS = {"num_train": 150, "num_test": 40}
 NUM_CALLS = 500
 """About as many calls of the file system does the training make; one of them is the last."""

@@ -6,13 +6,16 @@ from torch import nn
 
 from multipde import CoarseToFine
 
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-from multipde.integrations.huggingface import GrowingNetwork  # noqa: E402
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 IMAGES, LABELS = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10
+
+
+@pytest.fixture(autouse=True)
+def _transformers():
+    """Imported by the process that runs these tests, and not by all that collect them: it takes seconds."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
 
 
 class Classifier(nn.Module):
@@ -30,6 +33,10 @@ class Classifier(nn.Module):
 
 
 def fit(place, steps, growing, checkpoint=None, **options):
+    import transformers
+
+    from multipde.integrations.huggingface import GrowingNetwork
+
     torch.manual_seed(0)
     model = Classifier()
     data = [{"pixel_values": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
@@ -67,5 +74,7 @@ def test_a_metric_decides_and_evaluation_sees_the_level(tmp_path):
     assert {abs(side) for side in model.seen} <= {8, 16}
     with pytest.raises(ValueError, match=r"monitor must be a metric \(eval_loss, .*\), got 'eval_beauty'"):
         fit(tmp_path, 4, CoarseToFine([(8, 1), (16, 1)], "reports"), monitor="eval_beauty")
+    from multipde.integrations.huggingface import GrowingNetwork
+
     with pytest.raises(ValueError, match="monitor must name a metric of an evaluation"):
         GrowingNetwork(CoarseToFine([(8, 1), (16, 1)], "reports"))

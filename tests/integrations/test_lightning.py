@@ -6,37 +6,45 @@ from torch import nn
 
 from multipde import CoarseToFine
 
-pl = pytest.importorskip("lightning.pytorch")
-from multipde.integrations.lightning import GrowingNetwork  # noqa: E402
-
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of few workers and of much else
 
 IMAGES, LABELS = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10
 
 
-class Classifier(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        layers = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
-        self.seen = []
+@pytest.fixture(autouse=True)
+def _lightning():
+    """Imported by the process that runs these tests, and not by all that collect them: it takes seconds."""
+    pytest.importorskip("lightning.pytorch")
 
-    def training_step(self, batch, index):
-        x, y = batch
-        self.seen.append(x.shape[-1])
-        return nn.functional.cross_entropy(self.net(x), y)
 
-    def validation_step(self, batch, index):
-        x, y = batch
-        self.seen.append(-x.shape[-1])
-        self.log("accuracy", (self.net(x).argmax(1) == y).float().mean())
-        self.log("constant", 0.5)
+def classifier():
+    import lightning.pytorch as pl
 
-    def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=16)
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+    class Classifier(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            layers = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+            self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
+            self.seen = []
+
+        def training_step(self, batch, index):
+            x, y = batch
+            self.seen.append(x.shape[-1])
+            return nn.functional.cross_entropy(self.net(x), y)
+
+        def validation_step(self, batch, index):
+            x, y = batch
+            self.seen.append(-x.shape[-1])
+            self.log("accuracy", (self.net(x).argmax(1) == y).float().mean())
+            self.log("constant", 0.5)
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=16)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    return Classifier()
 
 
 def loader():
@@ -44,7 +52,11 @@ def loader():
 
 
 def fit(place, epochs, checkpoint=None, growing=None, validation=None, **options):
-    module = Classifier()
+    import lightning.pytorch as pl
+
+    from multipde.integrations.lightning import GrowingNetwork
+
+    module = classifier()
     growing = growing or CoarseToFine([(8, 2), (16, 2)], num_images=40, method="galerkin")
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -121,7 +121,7 @@ def network(dynamics: str = "hamiltonian", **options) -> PDENet:
 
 @pytest.mark.parametrize("dynamics", ["parabolic", "hamiltonian", "second_order", "resnet"])
 def test_every_layer_of_a_network_is_measured_in_the_order_of_execution(dynamics):
-    net, images = network(dynamics), smooth_images(size=32, frequencies=6)
+    net, images = network(dynamics), smooth_images(8, size=32, frequencies=6)
     found = calibrate(net, 0.5, images)
     assert set(found.matrices) == set(stencil_layers(net))
     assert all(bool((s > 0).all()) for s in found.scales.values())
@@ -151,7 +151,7 @@ def test_the_first_steps_use_their_own_input():
 
 
 def test_shared_controls_have_one_map_pooled_over_the_steps():
-    net, images = network(steps=4, controls=2), smooth_images(size=32, frequencies=6)
+    net, images = network(steps=4, controls=2), smooth_images(8, size=32, frequencies=6)
     found = calibrate(net, 0.5, images)
     for k in range(2):
         for i in range(2):
@@ -169,7 +169,7 @@ def test_the_dual_map_keeps_inner_products_of_parameters_and_gradients(method, c
     with torch.no_grad():
         for value in v.parameters():
             value.normal_()
-    images = smooth_images(size=32, frequencies=6) if method == "calibrated" else None
+    images = smooth_images(8, size=32, frequencies=6) if method == "calibrated" else None
     move = conversion(p, size=16, method=method, calibration=images)
     before = sum((a * b).sum() for a, b in zip(p.parameters(), v.parameters(), strict=True))
     moved = zip(move(p).parameters(), move.dual(v).parameters(), strict=True)
@@ -225,7 +225,7 @@ def test_bad_calibrations_are_named(arguments, message):
 @pytest.mark.parametrize(("controls", "distance"), [(1, 0.25), (2, 1e-3)])
 def test_shared_controls_are_nearly_a_fixed_point(controls, distance):
     """One map for several steps cannot suit each of them exactly, but suits them better than copying does."""
-    net, images = network(steps=4, controls=controls), smooth_images(size=32, frequencies=6)
+    net, images = network(steps=4, controls=controls), smooth_images(12, size=32, frequencies=6)
     scales = calibrate(net, 0.5, images).scales
 
     def farthest(converted: PDENet) -> float:

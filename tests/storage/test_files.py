@@ -6,13 +6,13 @@ import json
 import os
 import resource
 import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from multipde import NetworkConfig, PDENet, load, save
+from multipde.cli.main import main
 from multipde.storage import files
 from multipde.storage.files import check_sums, write_directory, write_file
 from multipde.storage.opening import clear_stale
@@ -61,19 +61,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_line(call, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0001"]
 
 
-def test_a_real_limit_of_the_system_is_told_in_one_line(tmp_path):
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # noqa: E731
-    script = "from multipde.cli.main import main; main()"
-    arguments = ["train", "--data", "shapes", "--sizes", "8", "--epochs", "0.02", "--device", "cpu", "--quiet", "--run"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments, str(tmp_path / "run")],
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 2
-    assert done.stderr == f"multipde: {tmp_path}/run/checkpoint-0001 must be writable, got: File too large\n"
+@pytest.mark.usefixtures("few_shapes")
+def test_a_real_limit_of_the_system_is_told_in_one_line(tmp_path, capsys):
+    arguments = ["train", "--data", "shapes", "--sizes", "8", "--epochs", "0.5", "--device", "cpu", "--quiet", "--run"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, str(tmp_path / "run")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert stop.value.code == 2
+    line = f"multipde: {tmp_path}/run/checkpoint-0001 must be writable, got: File too large\n"
+    assert capsys.readouterr().err == line
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["run.json"]
 
 

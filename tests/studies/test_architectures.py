@@ -1,4 +1,4 @@
-"""`multipde bench architectures`: six of its networks, and what becomes of layers that depend on the image size."""
+"""`multipde bench architectures`: five of its networks, and what becomes of layers that depend on the image size."""
 
 from dataclasses import replace
 
@@ -15,13 +15,12 @@ PLACED = ("reparametrize", "set_mesh_size", "state_dict", "bake")
 
 NETWORKS = {
     "squeezenet1_1": 9,
-    "resnet18": 17,
     "timm:resnet26t": 11,
     "audio, dilated": 9,
     "r3d_18": 17,
     "audio M5": 4,
 }
-"""The six networks by the number of their stencils."""
+"""The five networks by the number of their stencils."""
 
 
 @pytest.mark.parametrize("name", NETWORKS)

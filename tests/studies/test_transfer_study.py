@@ -23,8 +23,10 @@ from tests.conftest import as_format_1
 OPTIONS = {"num_train": 200, "num_test": 20}
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *IDEAS])
-@pytest.mark.parametrize(("dynamics", "budget"), [("hamiltonian", 2.0), ("resnet", 1.0)])
+@pytest.mark.parametrize(
+    ("arm", "dynamics", "budget"),
+    [*((arm, "hamiltonian", 2.0) for arm in (*ARMS, *IDEAS)), ("copy", "resnet", 1.0), ("mixed", "resnet", 1.0)],
+)
 def test_every_arm_has_the_same_work(arm, dynamics, budget):
     network = preset(f"cifar10-{dynamics}")
     fine = Schedule(Task("fine only", dynamics, budget).levels(network), network).work()
@@ -119,10 +121,10 @@ def test_work_to_reach_an_accuracy_lies_between_two_budgets():
     assert table[2]["TFLOPs"] == "not reached"
 
 
-def run(place, arms=("copy",), **options):
+def run(place, arms=("copy",), data=OPTIONS, **options):
     """A small study of these arms."""
     options = {"arms": arms, "size": 16, "budget": 0.2, "seeds": (0,), "run_dir": place / "runs"} | options
-    return transfer_study(("shapes", OPTIONS), place / "rows.jsonl", **options)
+    return transfer_study(("shapes", data), place / "rows.jsonl", **options)
 
 
 def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatch):
@@ -140,8 +142,8 @@ def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatc
 
 
 def test_rivals_are_trained_by_the_same_scheduler_and_a_row_names_the_recipe(tmp_path, monkeypatch):
-    arms = ("airbench, batch 256", "resnet18 coarse to fine")
-    rows = run(tmp_path, arms, budget="0.005TFLOPs")
+    arms, small = ("airbench, batch 256", "resnet18 coarse to fine"), {"num_train": 60, "num_test": 20}
+    rows = run(tmp_path, arms, small, budget="0.005TFLOPs")
     assert [(r["arm"], r["recipe"], r["settings"]["optimizer"]) for r in rows] == [
         (arms[0], "own", "sgd"),
         (arms[1], "sgd", "sgd"),
@@ -149,7 +151,8 @@ def test_rivals_are_trained_by_the_same_scheduler_and_a_row_names_the_recipe(tmp
     assert [r["levels"] for r in rows] == [[[16, 1]], [[4, 1], [8, 1], [16, 1]]]
     (tmp_path / "rows.jsonl").unlink()  # a network that was given in Python is given again
     monkeypatch.setattr("multipde.studies.trained.train", None)
-    assert [r["test_accuracy"] for r in run(tmp_path, arms, budget="0.005TFLOPs")] == [r["test_accuracy"] for r in rows]
+    again = run(tmp_path, arms, small, budget="0.005TFLOPs")
+    assert [r["test_accuracy"] for r in again] == [r["test_accuracy"] for r in rows]
 
 
 def test_an_arm_that_diverges_is_a_row_worth_chance(tmp_path, monkeypatch):

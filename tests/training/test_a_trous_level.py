@@ -51,7 +51,7 @@ def test_it_ends_as_a_plain_network_with_the_wide_opening(finished):
     assert [(c.size, c.opening_width, c.dilation) for c in larger] == [(8, None, 1), (16, 6, 1), (32, 6, 1)]
 
 
-@pytest.mark.parametrize(("step", "dilation"), [(5, 2), (7, (1, 2)), (9, 1)])
+@pytest.mark.parametrize(("step", "dilation"), [(5, 2), (7, (1, 2))])
 def test_resumed_bit_for_bit(finished, step, dilation, tmp_path, signal_at_step):
     """From between the moments at which the blocks lose their dilation, 2 and 4 of 8 steps after the switch."""
     signal_at_step(step)
@@ -91,8 +91,9 @@ def test_blocks_may_keep_their_dilation(most, dilation, tmp_path):
     assert repr(done.model).endswith(f"dilation of the blocks: {', '.join(map(str, spec.block_dilation))}")
     seen = evaluate(load(done.directory), "shapes", data_options={"num_train": 150, "num_test": 40}, device="cpu")
     assert seen.accuracy == done.result["test_accuracy"]
-    longer = resume(done.directory, extend=[(32, 0.4)], quiet=True)
-    assert (spec_of(longer.model).size, spec_of(longer.model).dilation) == (32, dilation)
+    if most:
+        longer = resume(done.directory, extend=[(32, 0.4)], quiet=True)
+        assert (spec_of(longer.model).size, spec_of(longer.model).dilation) == (32, dilation)
 
 
 def test_momentum_stays():

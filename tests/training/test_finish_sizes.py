@@ -236,10 +236,10 @@ def test_without_images_nothing_is_finished_and_that_is_said(place, capsys, tmp_
 def test_a_training_ends_with_a_finish_at_all_sizes(tmp_path, folder, capsys, monkeypatch):
     monkeypatch.setattr("multipde.reports.page.report_at_end", lambda *given: None)
     run = tmp_path / "run"
-    levels = ["--sizes", "8", "--epochs", "1", "--batch", "20", "--all-sizes", "4", "8", "--finish-share", "1"]
+    levels = ["--sizes", "8", "--epochs", "1", "--batch", "20", "--all-sizes", "4", "8", "--finish-share", "0.2"]
     main(["train", "--data", "folder", "--root", str(folder), "--run", str(run), "--device", "cpu", *levels])
     text = capsys.readouterr().out
-    assert "each at 2 sizes, for 100 % of the work of the training" in text
+    assert "each at 2 sizes, for 20 % of the work of the training" in text
     assert load(run / "all-sizes").sizes == (4, 8)
     assert not isinstance(load(run), AllSizes)
     main(["train", "--run", str(run), "--resume", "--all-sizes", "4", "8"])
