@@ -10,13 +10,14 @@ from torch import Tensor
 
 from multipde.data import shapes
 from multipde.data.folder import load_files, load_folder
-from multipde.data.held_back import check_test_share, files_of, pair_of_parts, split_data_set
+from multipde.data.held_back import check_test_share, files_of, needs_share, pair_of_parts, split_data_set
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages, stream
 from multipde.data.labels import difference
 from multipde.data.listed import load_listed
 from multipde.data.pairs import load_pair
 from multipde.data.shards import SHUFFLE_BUFFER, load_shards
+from multipde.data.streamed_rows import is_row_stream, load_streams
 from multipde.mesh.modes import cpu_by_default
 
 DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder", "csv", "webdataset")
@@ -50,7 +51,8 @@ def load_data(
             test), ``"webdataset"`` (tar files of images and classes, see `load_shards`); or a pair (train, test), each
             a torchvision-style data set or (images, labels), images uint8 or on [0, 1]; or a dictionary with the parts
             train and test or validation, as a ``DatasetDict`` of Hugging Face; or one data set, such as an
-            ``ImageFolder``, with a test_share; or an `ImageData`.
+            ``ImageFolder``, with a test_share; or an `ImageData`. Data sets may be streams of Hugging Face, see
+            `load_streams`.
         root: directory of the data set; not needed for the shapes and for data given in Python. For shards also the
             names of those for training, such as ``"data/train-{000..146}.tar"``.
         size: largest image side in pixels that is needed. Shapes are rendered at this size. Images of a folder are
@@ -77,7 +79,7 @@ def load_data(
         what = repr(source) if isinstance(source, str) else type(source).__name__
         raise ValueError(f"skip_bad must come with the data {', '.join(SKIPPING)}, got {what}")
     if not isinstance(source, str):
-        return _given(source, size, stream_files, test_share)
+        return _given(source, size, stream_files, test_share, shuffle_buffer)
     if test_share is not None and source not in ("folder", "csv"):
         raise ValueError(f"test_share must be left out for {source}, which has test images, got {test_share}")
     if source == "shapes":
@@ -102,9 +104,17 @@ def load_data(
     raise ValueError(f"data must be one of {', '.join(DATA_NAMES)}, or a pair (train, test), got {source!r}")
 
 
-def _given(source: Any, size: int | None, stream_files: bool | None, share: float | None) -> ImageData:
+def _given(
+    source: Any, size: int | None, stream_files: bool | None, share: float | None, shuffle_buffer: int
+) -> ImageData:
     """Data given in Python: a pair (train, test), parts by name, or one data set of which a share is held back."""
     note = ""
+    if isinstance(source, Mapping) and share is not None and "test" not in source:
+        source = source["train"] if is_row_stream(source.get("train")) else source
+    if is_row_stream(source):
+        if share is None:
+            raise needs_share("a stream")
+        return load_streams((source,), size, share, shuffle_buffer)
     if isinstance(source, Mapping) and "train" in source:
         source, note = pair_of_parts(source, share)
     elif not (isinstance(source, (tuple, list)) and len(source) == 2):
@@ -113,6 +123,11 @@ def _given(source: Any, size: int | None, stream_files: bool | None, share: floa
         source, note = split_data_set(source, share)
     elif share is not None:
         raise ValueError("test_share must be left out for a pair (train, test), got both")
+    if any(map(is_row_stream, source)):
+        if not all(map(is_row_stream, source)):
+            raise ValueError("train and test must both be streams, got one of them alone")
+        found = load_streams(source, size, None, shuffle_buffer)
+        return replace(found, notes=(*found.notes, note)) if note else found
     train, test = (files_of(part) for part in source)
     if train is not None and test is not None:
         if train[0] != test[0]:

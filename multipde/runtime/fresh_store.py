@@ -1,8 +1,11 @@
 """A store by which the processes of one attempt find each other, without keys that an earlier attempt has left."""
 
+import atexit
 import os
 import secrets
+import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -13,6 +16,8 @@ PATIENCE = timedelta(minutes=5)
 """Time within which all processes must have started."""
 ADDRESS = "multipde/store"
 """Key of torchrun's store under which rank zero names its own."""
+
+LOST = "processes must all run until the end, got one that has ended"
 
 _PRESENT: "list[dist.TCPStore]" = []  # pyright: ignore[reportPrivateImportUsage]
 """The store of this attempt, if there is one."""
@@ -56,28 +61,50 @@ def fresh_store() -> "dist.TCPStore | None":  # pyright: ignore[reportPrivateImp
 
 
 def end_together() -> None:
-    """Let the other processes wait until rank zero, which has more to do in the end, comes here, too.
+    """Let all processes wait until the last one comes here, and end them at once, with exit status 0.
 
-    The node of a process that has ended does not take part in another attempt, without which rank zero could not be
-    started again.
+    The node of a process that has ended does not take part in another attempt, without which one that is killed a
+    little later could not be started again. So what Python does when it exits is done before, and the time between the
+    ends of two processes is that in which they learn of each other. Where torchrun cannot start processes again,
+    nothing is done.
 
     Raises:
         ValueError: rank zero, or one that it waited for, has ended before.
     """
     if not _PRESENT:
         return
-    store, others, until = _PRESENT.pop(), num_launched() - 1, time.monotonic() + 10
+    store = _PRESENT.pop()
+    try:
+        if os.environ["RANK"] != "0":  # rank zero has a report to write
+            while not store.check(["ended"]):
+                time.sleep(0.2)
+    except RuntimeError:
+        raise ValueError(LOST) from None
+    atexit._run_exitfuncs()
+    for file in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            file.flush()
+    _meet(store)
+    os._exit(0)
+
+
+def _meet(store: "dist.TCPStore") -> None:  # pyright: ignore[reportPrivateImportUsage]
+    """Return in all processes within milliseconds, once all are here; last in rank zero, which serves the store."""
+    others, until = num_launched() - 1, time.monotonic() + 10
     try:
         if os.environ["RANK"] == "0":
             store.set("ended", "")
+            while store.add("here", 0) < others and time.monotonic() < until:
+                time.sleep(0.01)
+            store.set("all here", "")
             while store.add("left", 0) < others and time.monotonic() < until:
-                time.sleep(0.05)
+                time.sleep(0.002)
             return
-        while not store.check(["ended"]):
-            time.sleep(0.2)
+        store.add("here", 1)
+        store.get("all here")
         store.add("left", 1)
     except RuntimeError:
-        raise ValueError("processes must all run until the end, got one that has ended") from None
+        raise ValueError(LOST) from None
 
 
 def _connected(host: str, port: int, timeout: timedelta = PATIENCE) -> "dist.TCPStore":  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,281 @@
+"""Streamed data sets of Hugging Face, whose rows come one after the other: copied shard by shard to a local store."""
+
+import atexit
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multipde.data.decode import image_sizes
+from multipde.data.folder import common_side
+from multipde.data.held_back import split_by_class
+from multipde.data.image_data import ImageData, channel_statistics
+from multipde.data.labels import class_names, image_and_label, plain_label, same_names, whole_labels
+from multipde.data.pixels import batch_pixels
+from multipde.data.shards import SEEN, SHUFFLE_BUFFER, ShardImages
+from multipde.data.tar_members import Member, TarMembers
+from multipde.networks.inputs import IMAGE_KEYS
+from multipde.networks.user_cache import cache_directory
+from multipde.runtime.launch import num_launched
+
+STORE_BYTES = 64 * 2**30
+"""Bytes of images that a store keeps; what was copied first is removed first, and copied again when it is needed."""
+_NUMBERS = count()
+
+
+def is_row_stream(part: Any) -> bool:
+    """Whether this is an ``IterableDataset`` of Hugging Face, as ``load_dataset(..., streaming=True)`` gives it."""
+    return type(part).__module__.startswith("datasets.") and type(part).__name__ == "IterableDataset"
+
+
+class RowStore:
+    """The encoded images of a stream in local files, one for each of its shards, which all processes of a node share.
+
+    A shard is read from the stream by the process that needs it first, from its first row on, and its file is there
+    whole or not at all. Whenever it is read again, its rows must be the same.
+    """
+
+    def __init__(self, stream: Any, place: Path, limit: int):
+        self.place, self.limit = place, limit
+        self.num = getattr(stream, "num_shards", None) or stream.n_shards
+        self._packed = _packed(stream)
+
+    def index(self, shard: int) -> dict[str, Any]:
+        """The sizes and labels of the rows of a shard, and the checksum of its images."""
+        if not self.index_file(shard).exists():
+            self._copy(shard)
+        return json.loads(self.index_file(shard).read_text(encoding="utf-8"))
+
+    def index_file(self, shard: int) -> Path:
+        """The file of `index`, which stays when the images are removed."""
+        return self.place / f"{shard:06d}.json"
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """The encoded image at a place in a shard."""
+        for _ in range(100):  # another process may remove the file before it is opened
+            with suppress(FileNotFoundError):
+                return Member(self._rows(shard), offset, size).read()
+            self._copy(shard)
+        raise ValueError(f"{self.place} must hold a few shards, got {self.limit / 2**30:.3g} GiB for them")
+
+    def _rows(self, shard: int) -> Path:
+        return self.place / f"{shard:06d}.rows"
+
+    def _copy(self, shard: int) -> None:
+        """Read a shard from the stream into its file."""
+        with _alone(self.place / f"{shard:06d}.lock"):
+            if self._rows(shard).exists() and self.index_file(shard).exists():
+                return
+            digest, sizes, labels = hashlib.sha256(), [], []
+            partial = self.place / f"{shard:06d}.partial"
+            try:
+                with open(partial, "wb") as file:
+                    for image, label in _rows_of(_unpacked(self._packed), self.num, shard):
+                        digest.update(image)
+                        sizes.append(file.write(image))
+                        labels.append(label)
+                found = {"sizes": sizes, "labels": labels, "sha256": digest.hexdigest()}
+                if self.index_file(shard).exists() and self.index(shard) != found:
+                    raise ValueError(f"stream must give the same rows whenever it is read, got others in shard {shard}")
+                os.replace(partial, self._rows(shard))
+                partial.write_text(json.dumps(found), encoding="utf-8")
+                os.replace(partial, self.index_file(shard))
+            except OSError as error:
+                raise ValueError(f"stream must be readable and {self.place} writable, got {error}") from None
+            finally:
+                partial.unlink(missing_ok=True)
+            self._make_room(shard)
+
+    def _make_room(self, kept: int) -> None:
+        """Remove what was copied first until the limit is met."""
+        files = {}
+        for path in self.place.glob("*.rows"):
+            with suppress(FileNotFoundError):
+                files[path] = path.stat()
+        total = sum(status.st_size for status in files.values())
+        for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
+            if total > self.limit and path != self._rows(kept):
+                path.unlink(missing_ok=True)
+                total -= files[path].st_size
+
+
+@dataclass(frozen=True)
+class Row(Member):
+    """An image of a store.
+
+    Args:
+        number: number of its shard.
+    """
+
+    store: RowStore
+    number: int
+
+    def read(self) -> bytes:
+        return self.store.read(self.number, self.offset, self.size)
+
+    def __str__(self) -> str:
+        return f"the image at byte {self.offset} of shard {self.number} of the stream"
+
+
+class Rows(TarMembers):
+    """The images of a store by their places."""
+
+    def __init__(self, store: RowStore, shard: np.ndarray, offset: np.ndarray, size: np.ndarray):
+        super().__init__([store.index_file(k) for k in range(store.num)], shard, offset, size)
+        self.store = store
+
+    def __getitem__(self, index: int) -> Row:  # pyright: ignore[reportIncompatibleMethodOverride]
+        k = int(self.shard[index])
+        return Row(self.shards[k], int(self.offset[index]), int(self.size[index]), self.store, k)
+
+    def take(self, indices: Tensor) -> "Rows":
+        index = indices.numpy()
+        return Rows(self.store, self.shard[index], self.offset[index], self.size[index])
+
+
+def load_streams(
+    pair: Sequence[Any], size: int | None, share: float | None, buffer: int = SHUFFLE_BUFFER, limit: int = STORE_BYTES
+) -> ImageData:
+    """The images of a pair (train, test) of streams, or of one stream (train,) of which a share is held back.
+
+    Each stream is read once at the start, since numbers and labels of its rows are known only then, and copied to
+    files in the cache of the user, which are removed at the end. Order, division by processes and resume are then those
+    of shards, see `ShardImages`.
+
+    Args:
+        size, share: ``size`` and ``test_share`` of `load_data`.
+        buffer: number of places by which an image may be moved, see `ShardImages`.
+        limit: bytes of images that each store keeps.
+
+    Raises:
+        ValueError: a row is no image with its label, a stream is empty or gives other rows when it is read again.
+    """
+    read = [_read(stream, which, limit) for stream, which in zip(pair, ("train", "test"), strict=False)]
+    names = same_names([(class_names(s, which), which) for s, which in zip(pair, ("train", "test"), strict=False)])
+    if names is None and any(isinstance(label, str) for _, labels in read for label in labels):
+        names = tuple(sorted({str(label) for _, labels in read for label in labels}))
+    parts = [
+        ShardImages(rows, whole_labels(labels, names, which), buffer=buffer)
+        for (rows, labels), which in zip(read, ("train", "test"), strict=False)
+    ]
+    if len(parts) == 1 and share is not None:
+        parts = [parts[0].take(indices) for indices in split_by_class(parts[0].labels, share)]  # pyright: ignore
+    train, test = parts
+    num, stores = len(train) + len(test), [rows.store for rows, _ in read]
+    names = names or tuple(str(k) for k in range(1 + max(int(part.labels.max()) for part in parts)))
+    counts, _ = image_sizes(train.take(torch.linspace(0, len(train) - 1, min(len(train), SEEN)).long()).paths)
+    side, notes = common_side(counts, size)
+    notes.append(f"{num:,} images streamed from {sum(store.num for store in stores):,} shards, by {stores[0].place}")
+    return ImageData("own", train, test, names, side, *channel_statistics(train, side), tuple(notes))
+
+
+def _read(stream: Any, which: str, limit: int) -> tuple[Rows, list[int | str]]:
+    """The images of a stream and their labels."""
+    store = RowStore(stream, _new_place(), limit)
+    indices = [store.index(k) for k in range(store.num)]
+    labels = [label for index in indices for label in index["labels"]]
+    if not labels:
+        raise ValueError(f"{which} must hold images, got none")
+    sizes = [np.array(index["sizes"], dtype=np.int64) for index in indices]
+    shard = np.repeat(np.arange(store.num, dtype=np.int32), [len(part) for part in sizes])
+    offset = np.concatenate([np.cumsum(part) - part for part in sizes])
+    return Rows(store, shard, offset, np.concatenate(sizes)), labels
+
+
+def _rows_of(stream: Any, num: int, shard: int) -> Iterator[tuple[bytes, int | str]]:
+    """The encoded image and the label of every row of a shard."""
+    part = stream.shard(num_shards=num, index=shard) if num > 1 else stream
+    features = getattr(part, "features", None)
+    for key in IMAGE_KEYS if isinstance(features, Mapping) else ():
+        if hasattr(features.get(key), "decode"):  # the bytes of the files, not their pixels
+            part = part.cast_column(key, type(features[key])(decode=False))
+    for number, row in enumerate(part):
+        image, label = image_and_label(row, f"row {number} of shard {shard} of the stream")
+        try:
+            yield _encoded(image), plain_label(label)
+        except (ValueError, TypeError, OSError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise ValueError(f"row {number} of shard {shard} of the stream must be an image, got {text}") from None
+
+
+def _encoded(image: Any) -> bytes:
+    """The bytes of an image file: as they are in the row, or of the pixels as PNG."""
+    from PIL import Image
+
+    if isinstance(image, Mapping):
+        return image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
+    if not isinstance(image, Image.Image):
+        pixels = batch_pixels([image], "images")[0].permute(1, 2, 0).numpy()
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _new_place() -> Path:
+    """A directory for a store, which the processes that torchrun has started here share; those of others that have
+    ended are removed."""
+    owner, above = os.getppid() if num_launched() > 1 else os.getpid(), cache_directory() / "streams"
+    try:
+        above.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in above.iterdir():
+            if (pid := old.name.partition("-")[0]).isdigit() and not _runs(int(pid)):
+                shutil.rmtree(old, ignore_errors=True)
+        place = above / f"{owner}-{next(_NUMBERS)}"
+        place.mkdir(mode=0o700, exist_ok=num_launched() > 1)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"a directory for the stream must be writable, got {error}; set MULTIPDE_CACHE") from None
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Within the context, no other process of this machine is in one with the same file."""
+    with open(lock, "wb") as file:
+        with suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _packed(stream: Any) -> tuple[str, bytes]:
+    """A stream for other processes; by dill, which comes with `datasets`, where it holds functions without a name."""
+    try:
+        return "pickle", pickle.dumps(stream)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        import dill
+
+        return "dill", dill.dumps(stream)
+
+
+def _unpacked(packed: tuple[str, bytes]) -> Any:
+    if packed[0] == "dill":
+        import dill
+
+        return dill.loads(packed[1])
+    return pickle.loads(packed[1])
