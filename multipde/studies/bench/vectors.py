@@ -18,9 +18,15 @@ from multipde.runtime.spawning import SAFE_PATH
 
 VECTORS = {
     "widest": {},
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+    },
 }
-"""What holds torch and our kernels, oneDNN and MKL to vectors of these names; each reads it once, when it starts."""
+"""What holds torch and our kernels, oneDNN and MKL to vectors of these names; each reads it once, when it starts. What
+torch.compile has kept for wider vectors is not taken: torch 2.14 would, and compute something wrong."""
 
 
 def check_vectors(vectors: str, compute: Compute) -> None:

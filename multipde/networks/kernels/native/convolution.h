@@ -2,7 +2,7 @@
 //
 // Stencils are packed in panels of 16 output channels, in the order panel, tap, input channel, output channel of the
 // panel; channels that do not exist are zeros. A tile is what fits into the registers: neighbouring pixels of one row or
-// two, one panel or two of each. For every tap and input channel a tile loads the taps of its panels once, and
+// two, and V vectors of output channels of each. For every tap and input channel a tile loads V vectors of taps once, and
 // multiplies them by the value of each pixel.
 #pragma once
 
@@ -12,12 +12,13 @@ namespace {
 
 constexpr int PANEL = 16;
 #if defined(__AVX512F__)
-constexpr int LARGEST[] = {0, 16, 12};  // pixels of a tile of one panel, and of two
+constexpr int LARGEST[] = {0, 16, 12};  // pixels of a tile of one vector, of two, ...
 #elif defined(__AVX__)
-constexpr int LARGEST[] = {0, 6, 0};
+constexpr int LARGEST[] = {0, 12, 6};
 #else
-constexpr int LARGEST[] = {0, 5, 0};
+constexpr int LARGEST[] = {0, 12, 8, 6, 5};
 #endif
+constexpr int MOST = sizeof LARGEST / sizeof *LARGEST - 1;  // vectors of a tile
 
 // One image, channels innermost, with the margin of zeros that a convolution of `side` taps per axis needs.
 class Padded {
@@ -39,11 +40,10 @@ class Padded {
     }
 };
 
-// The sums of the output channels of PANELS panels, for all pixels of a tile of ROWS rows of N pixels.
-template <int PANELS, int ROWS, int N>
+// The sums of V vectors of output channels, for all pixels of a tile of ROWS rows of N pixels.
+template <int V, int ROWS, int N>
 __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64_t channels, int64_t num, int side,
                                     const float* taps, float* found) {
-    constexpr int V = PANELS * PANEL / LANES;
     const int64_t panel = side * side * num * PANEL;
     Floats<LANES> sums[ROWS * N][V] = {};
     for (int down = 0; down < side; down++) {
@@ -68,42 +68,49 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
 using Tile = void (*)(const float*, int64_t, int64_t, int64_t, int, const float*, float*);
 
 // `tile` for a number of pixels that is known when it runs, from 1 to N.
-template <int PANELS, int ROWS, int N>
+template <int V, int ROWS, int N>
 Tile tile_of(int64_t pixels) {
-    if constexpr (N == 1) return tile<PANELS, ROWS, 1>;
-    else return pixels == N ? tile<PANELS, ROWS, N> : tile_of<PANELS, ROWS, N - 1>(pixels);
+    if constexpr (N == 1) return tile<V, ROWS, 1>;
+    else return pixels == N ? tile<V, ROWS, N> : tile_of<V, ROWS, N - 1>(pixels);
 }
 
-// Calls at(row, column, sums) for all pixels, with the sums of the output channels of PANELS panels.
-template <int PANELS, class At>
+// Calls at(row, column, sums) for all pixels, with the sums of V vectors of output channels. Tiles have two rows where
+// fewer of them cover the image.
+template <int V, class At>
 void tiles(Padded& x, int64_t num, int side, const float* taps, At at) {
-    constexpr int most = LARGEST[PANELS];
-    const int64_t count = (x.width + most - 1) / most, length = (x.width + count - 1) / count;
-    float found[most * PANELS * PANEL];
+    constexpr int most = LARGEST[V];
+    const int64_t single = (x.width + most - 1) / most, pair = (x.width + most / 2 - 1) / (most / 2);
+    float found[most * V * LANES];
     for (int64_t row = 0, rows; row < x.height; row += rows) {
-        rows = length <= most / 2 && row + 1 < x.height ? 2 : 1;
+        rows = pair < 2 * single && row + 1 < x.height ? 2 : 1;
+        const int64_t count = rows == 2 ? pair : single, length = (x.width + count - 1) / count;
         for (int64_t column = 0; column < x.width; column += length) {
             const int64_t n = std::min(length, x.width - column);
-            const Tile sums = rows == 2 ? tile_of<PANELS, 2, most / 2>(n) : tile_of<PANELS, 1, most>(n);
+            const Tile sums = rows == 2 ? tile_of<V, 2, most / 2>(n) : tile_of<V, 1, most>(n);
             sums(x.at(row - x.half, column - x.half), x.row_length, x.channels, num, side, taps, found);
-            for (int64_t p = 0; p < rows * n; p++) at(row + p / n, column + p % n, found + p * PANELS * PANEL);
+            for (int64_t p = 0; p < rows * n; p++) at(row + p / n, column + p % n, found + p * V * LANES);
         }
     }
 }
 
+// `tiles` for a number of vectors that is known when it runs, from 1 to V.
+template <int V, class At>
+void tiles_of(int64_t vectors, Padded& x, int64_t num, int side, const float* taps, At at) {
+    if constexpr (V > 1)
+        if (vectors < V) return tiles_of<V - 1>(vectors, x, num, side, taps, at);
+    tiles<V>(x, num, side, taps, at);
+}
+
 // Calls at(row, column, channel, sums, n) with n sums of neighbouring output channels, for all pixels and channels. There
-// are as many sums as channels in whole panels.
+// are as many sums as channels in whole vectors.
 template <class At>
 void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, At at) {
-    const int64_t panel = side * side * num * PANEL, all = (num_out + PANEL - 1) / PANEL;
-    int64_t k = 0;
-    if constexpr (LARGEST[2] > 0)
-        for (; k + 1 < all; k += 2)
-            tiles<2>(x, num, side, taps + k * panel,
-                     [&](int64_t row, int64_t column, const float* sums) { at(row, column, k * PANEL, sums, 2 * PANEL); });
-    for (; k < all; k++)
-        tiles<1>(x, num, side, taps + k * panel,
-                 [&](int64_t row, int64_t column, const float* sums) { at(row, column, k * PANEL, sums, PANEL); });
+    const int64_t panel = side * side * num * PANEL, all = (num_out + LANES - 1) / LANES;
+    for (int64_t k = 0, n; k < all; k += n) {
+        n = std::min<int64_t>(MOST, all - k);
+        tiles_of<MOST>(n, x, num, side, taps + k * LANES / PANEL * panel + k * LANES % PANEL,
+                       [&](int64_t row, int64_t column, const float* sums) { at(row, column, k * LANES, sums, n * LANES); });
+    }
 }
 
 }  // namespace

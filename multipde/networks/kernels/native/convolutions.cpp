@@ -49,9 +49,13 @@ extern "C" void layer(const float* x, const float* a, float alpha, const float* 
             convolve(z, channels, channels, side, second,
                      [&](int64_t row, int64_t column, int64_t channel, const float* sums, int64_t n) {
                          const int64_t first_at = i * size + (row * width + column) * channels + channel;
-                         const int64_t present = std::min(n, channels - channel);
-                         for (int64_t c = 0; c < present; c++)
-                             out[first_at + c] = sums[c] + alpha * a[first_at + c] + beta * b[first_at + c];
+                         const float *from_a = a + first_at, *from_b = b + first_at;
+                         const int64_t present = std::min(n, channels - channel), whole = present / LANES * LANES;
+                         for (int64_t c = 0; c < whole; c += LANES)
+                             store<LANES>(out + first_at + c, load<LANES>(sums + c) + alpha * load<LANES>(from_a + c) +
+                                                                  beta * load<LANES>(from_b + c));
+                         for (int64_t c = whole; c < present; c++)
+                             out[first_at + c] = sums[c] + alpha * from_a[c] + beta * from_b[c];
                      });
         }
     }
