@@ -33,7 +33,7 @@ SETTINGS: Any = TrainSettings
 class Train(FineTuningOptions, DataOptions):
     """Train a network coarse to fine: on small images first, then converted to larger and larger ones.
 
-    Without arguments it trains on the built-in shapes at 8, 16 and 32 pixels, in about two minutes on one core.
+    Without arguments it trains on the built-in shapes at 8, 16 and 32 pixels, in about a minute on one core.
     CIFAR-10 from image files: multipde train --data folder --root data/cifar10 --amp bf16. With two processes:
     torchrun --nproc-per-node 2 -m -- multipde train --batch 124
 

@@ -14,6 +14,7 @@ import multipde
 project, version, copyright = "multipde", multipde.__version__, "the authors of multipde, MIT"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["figures"]
+highlight_language = "text"
 default_role = "py:obj"  # names in single backticks of docstrings become links
 myst_heading_anchors = 3
 autodoc_mock_imports = ["lightning", "transformers"]  # only bases of callbacks

@@ -188,12 +188,13 @@ def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
     for i, (title, values) in enumerate(columns):
         axis = figure.add_subplot(grid[-1, i])
         axis.barh(rows, [math.nan if v is None else v for v in values], color=COLOURS[1], height=0.7)
-        axis.set_yticks(rows, [plain(layer.layer, 28) for layer in report.layers] if i == 0 else [""] * len(rows))
+        labels = [plain(layer.layer.removesuffix(".conv")) for layer in report.layers]
+        axis.set_yticks(rows, labels if i == 0 else [""] * len(rows))
         axis.tick_params(axis="y", labelsize=8.5)
         axis.tick_params(axis="x", labelsize=9.5)
-        axis.locator_params(axis="x", nbins=3)
+        axis.locator_params(axis="x", nbins=2)
         axis.invert_yaxis()
-        axis.set_xlabel(title, fontsize=10.5)
+        axis.set_xlabel(title, fontsize=9)
         axis.grid(axis="x")
     if measured:
         _candidates_panel(figure.add_subplot(grid[0, :]), report, names)
