@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 
 def agent(arguments: list[str], words: list[str], place: Path, said: Path) -> None:
     """Be torchrun with these arguments for the command ``multipde`` with these words, in a directory.
@@ -28,6 +30,7 @@ def worker(words: list[str], place: Path, said: Path) -> None:
     from multipde.cli.main import main
 
     _redirect(place, said)
+    torch.set_num_threads(1)
     said.with_suffix(".pid").write_text(str(os.getpid()))
     sys.argv = ["multipde", *words]  # as the record of the run has it
     main(words)
