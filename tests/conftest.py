@@ -81,7 +81,7 @@ def _workers_share_one_import():
 
 @pytest.fixture(autouse=True, scope="session")
 def _trainings_are_short():
-    """No file waits for the disk, and the bounds on dt at a switch are measured by two power iterations."""
+    """No file waits for the disk, and bounds at a switch and growth beside attacks are measured by two iterations."""
 
     def roughly(measure):
         def call(*args, **options):
@@ -97,6 +97,7 @@ def _trainings_are_short():
         patch.setattr(os, "fsync", lambda handle: None)
         patch.setattr(candidates, "stability_report", roughly(candidates.stability_report))
         patch.setattr(candidates, "stabilized", roughly(candidates.stabilized))
+        patch.setattr(robustness, "growth_report", functools.partial(robustness.growth_report, num_iterations=2))
         yield
 
 

@@ -15,6 +15,12 @@ def place(trained, narrow_presets):
     return trained
 
 
+@pytest.fixture
+def without_figure(monkeypatch):
+    """A conversion draws no figure beside its report."""
+    monkeypatch.setattr("multipde.reports.plots.conversion_figure", lambda report, file: None)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")

@@ -102,7 +102,7 @@ def test_evaluate_compares_the_robustness_of_several_checkpoints(capsys, place, 
     assert call(capsys, *both).count("accuracy") == 2  # without it a table for each
 
 
-@pytest.mark.usefixtures("without_report")
+@pytest.mark.usefixtures("without_report", "without_figure")
 def test_convert_writes_the_converted_network_which_goes_on_training(capsys, place, tmp_path):
     out = call(capsys, "convert", place / "run", "--size", "8", "--method", "galerkin", *RAW, "--out", tmp_path / "new")
     assert "4 BatchNorm layers recalibrated" in out
@@ -127,6 +127,7 @@ def test_convert_reports_and_auto_takes_a_method(capsys, place, tmp_path):
     assert load(tmp_path / "new").config.size == 8
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_convert_takes_torchvision_models_and_bare_state_dicts(capsys, place, tmp_path):
     from safetensors.torch import load_file
     from torchvision import models
@@ -193,6 +194,7 @@ def test_bench_transfer_prints_its_tables_and_does_nothing_twice(capsys, place, 
     assert (tmp_path / "runs/bench-transfer/rows.svg").exists()
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_path):
     out = call(capsys, "convert", place / "net", "--steps", "6", *RAW, "--out", tmp_path / "new")
     assert "no data: nothing is measured or finished, BatchNorm keeps the statistics of the old size" in out
@@ -203,6 +205,7 @@ def test_convert_without_data_says_so_and_steps_alone_work(capsys, place, tmp_pa
     assert all(torch.equal(old[name], new[name]) for name, _ in load(place / "net").named_parameters())
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_convert_goes_on_without_the_data_of_the_run_when_they_are_gone(capsys, place, tmp_path):
     as_format_1(shutil.copytree(place / "run", tmp_path / "run"))
     record = json.loads((tmp_path / "run/run.json").read_text())
@@ -213,7 +216,7 @@ def test_convert_goes_on_without_the_data_of_the_run_when_they_are_gone(capsys, 
     assert load(tmp_path / "new").config.size == 8
 
 
-@pytest.mark.usefixtures("without_report")
+@pytest.mark.usefixtures("without_report", "without_figure")
 def test_a_baked_checkpoint_is_as_good_as_any(capsys, place, tmp_path):
     net = bake(load(place / "run"))
     save(net, tmp_path / "baked")

@@ -70,6 +70,7 @@ def _lines(capsys, *arguments):
 @pytest.mark.parametrize(
     ("options", "size", "detail"), [((8, 1), 8, 1), ((16, 1), 16, 1), ((None, 4), 8, 4), ((16, None), 16, 2)]
 )
+@pytest.mark.usefixtures("without_figure")
 def test_convert_moves_mesh_and_opening_together(options, size, detail, capsys, place, tmp_path):
     given = [a for name, v in zip(("--size", "--detail"), options, strict=True) if v is not None for a in (name, v)]
     out = ["--method", "copy", "--out", tmp_path / "new", "--num-images", 20, "--finish", "none"]

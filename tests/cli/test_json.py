@@ -31,6 +31,7 @@ def test_inspect(capsys, place):
     assert all(len(rms) >= 5 for rms in found["coefficients"].values())
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_convert(capsys, place, tmp_path):
     how = ("--size", "8", "--num-images", "20", "--finish", "none", "--method", "copy", "--json")
     found = printed(capsys, "convert", place / "run", *how, "--out", tmp_path / "new")

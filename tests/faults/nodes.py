@@ -3,18 +3,18 @@
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+from multipde.runtime.spawning import SAFE_PATH
 from tests.conftest import rows_without_times, write_folder
-from tests.faults import torchrun
 
 OPTIONS = ("--data", "folder", "--sizes", "4", "8", "--batch", "12", "--preset", "shapes-parabolic", "--quiet")
 ATTEMPT = 120.0
@@ -43,21 +43,36 @@ class Nodes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-        arguments = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(restarts)]
-        arguments += ["--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", endpoint]
-        arguments += ["--monitor-interval", "0.1", "--local-addr", "127.0.0.1"]
-        command = ["train", *OPTIONS, "--root", str(root), "--run", str(run), *words]
-        self.run, self.agents, self.said = run, [], [run.with_name(f"{run.name}-node-{k}.txt") for k in (0, 1)]
-        for place, file in zip(directories or (Path.cwd(), Path.cwd()), self.said, strict=True):
-            given = (arguments, command, place, file)
-            self.agents.append(multiprocessing.get_context("spawn").Process(target=torchrun.agent, args=given))
-            self.agents[-1].start()
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        command += ["--max-restarts", str(restarts), "--rdzv-backend", "c10d", "--rdzv-id", "job"]
+        command += ["--rdzv-endpoint", endpoint, "--monitor-interval", "0.1", "--local-addr", "127.0.0.1", "-m", "--"]
+        command += ["multipde", "train", *OPTIONS, "--root", str(root), "--run", str(run), *words]
+        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        environment |= SAFE_PATH | {"OMP_NUM_THREADS": "1"}
+        self.run, self.agents = run, []
+        for k in (0, 1):
+            where = (directories or (Path.cwd(), Path.cwd()))[k]
+            self.agents.append(
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    cwd=where,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    encoding="utf-8",
+                    errors="replace",
+                    start_new_session=True,
+                )
+            )
 
     def worker(self, node: int) -> int | None:
         """Process number of the worker of a node; None while there is none."""
+        pid = self.agents[node].pid
         with contextlib.suppress(OSError, ValueError):
-            number = int(self.said[node].with_suffix(".pid").read_text())
-            return number if Path(f"/proc/{number}").exists() else None
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for child in map(int, children):
+                if b"multipde" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return child
         return None
 
     def kill(self, node: int) -> bool:
@@ -73,27 +88,24 @@ class Nodes:
         return None not in (self.worker(0), self.worker(1))
 
     def is_running(self) -> bool:
-        return all(agent.is_alive() for agent in self.agents)
+        return all(agent.poll() is None for agent in self.agents)
 
     def end(self, timeout: float = 300) -> tuple[list[int], str]:
         """Wait for both agents: their exit statuses, and what they and their workers said on standard error."""
         try:
-            for agent in self.agents:
-                agent.join(timeout)
+            said = "".join(agent.communicate(timeout=timeout)[1] for agent in self.agents)
         finally:
             self.close()
-        said = "".join(file.read_text(errors="replace") for file in self.said)
-        return [agent.exitcode for agent in self.agents], said
+        return [agent.returncode for agent in self.agents], said
 
     def close(self) -> None:
         """End everything that is left of the job."""
         for node, agent in enumerate(self.agents):
-            if agent.is_alive():
+            if agent.poll() is None:
                 self.kill(node)  # a worker has a session of its own
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(agent.pid, signal.SIGKILL)
-                agent.kill()
-                agent.join()
+                agent.wait()
 
 
 def num_checkpoints(run: Path) -> int:

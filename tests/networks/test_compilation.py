@@ -43,13 +43,13 @@ def counter(monkeypatch, kernels_by_torch, nothing_compiled):
     return counter
 
 
-PER_LEVEL = 2 + 2 * 4
-"""Of one block: the TV norm there and back; of opening and connector two kernels there and two back."""
+PER_LEVEL = 2 * 2 + 3 * 4
+"""Of two blocks: the TV norm there and back; of opening and connectors two kernels there and two back."""
 
 
 @pytest.mark.parametrize(("dynamics", "mixed"), [("hamiltonian", False), ("parabolic", True)])
 def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, counter, tmp_path):
-    config = NetworkConfig(dynamics, (4,), 8, steps=2, size=16)
+    config = NetworkConfig(dynamics, (4, 6), 8, steps=2, size=16)
     levels = levels_from_lists((8, 16), (2, 2), batch=(50,), mixed=mixed)
     settings, few = TrainSettings(compile=True, calibration_images=64), {"num_train": 150, "num_test": 20}
     run = tmp_path / "run"
@@ -59,7 +59,7 @@ def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, co
 
 @pytest.mark.parametrize(("memory", "amp"), [("reversible", "bf16"), ("checkpoint", "off")])
 def test_no_step_after_the_first_compiles(memory, amp, counter):
-    net = Compute(CPU).place(PDENet(NetworkConfig("hamiltonian", (4,), 8, steps=3, size=8, memory=memory)).train())
+    net = Compute(CPU).place(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train())
     step = TrainStep(net, TrainSettings(compile=True), Compute(CPU, amp))
     x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
     step(x, labels, 0.1)

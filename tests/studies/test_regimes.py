@@ -3,6 +3,7 @@
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
 
+import functools
 import json
 
 import pytest
@@ -34,6 +35,7 @@ def test_blurring_keeps_constants_and_is_the_gaussian_of_that_width():
 
 def test_rows_have_all_methods_and_are_not_measured_twice(tmp_path, figures, monkeypatch):
     monkeypatch.setattr(regimes, "WAVES", WAVES[:2])
+    monkeypatch.setattr(regimes, "consistency", functools.partial(consistency, num_seeds=1))
     cases = ((0.0, "relu"), (4.0, "tanh"))
     out = tmp_path / "rows.jsonl"
     arguments = {"size": 16, "epochs": 1, "num_images": 30, "device": "cpu"}
