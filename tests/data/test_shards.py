@@ -136,6 +136,18 @@ def test_no_image_is_moved_further_than_the_buffer_reaches(shards, buffer):
     assert len(set(shard[order[:10]].tolist())) <= 1 + (10 + buffer) // 20 + 1  # reads few shards at a time
 
 
+def test_an_epoch_of_a_million_images_has_every_image_once_in_any_number_of_processes():
+    num, shards = 10**6, 800
+    place = torch.arange(num).numpy()
+    members = TarMembers([None] * shards, (place % shards).astype("int32"), place, place)
+    order = ShardImages(members, torch.zeros(num)).order(torch.arange(num), stream(0, "order"))
+    assert torch.equal(order.sort().values, torch.arange(num))
+    batches = order.split(250)
+    for n in (2, 4):
+        parts = [torch.cat([shard_of(batch, (k, n)) for batch in batches]) for k in range(n)]
+        assert torch.equal(torch.cat(parts).sort().values, torch.arange(num))
+
+
 def test_a_training_on_shards_goes_on_after_a_kill_as_if_nothing_had_happened(shards, tmp_path, monkeypatch):
     network = NetworkConfig("hamiltonian", (4, 6), 3, steps=1, size=4)
     plan = Schedule([Level(4, 2, batch=24)])

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from multipde.storage.provenance import machine, versions
 from multipde.storage.rows import append_row
-from tests.faults import environments, exact, foreign, fuzz, kill, load, nodes, operations, reorder, structure
+from tests.faults import environments, epochs, exact, foreign, fuzz, kill, load, nodes, operations, reorder, structure
 
 DEFAULT = {
     **{"kill": 200, "operations": 1, "reorder": 1, "exact": 1, "fuzz": 5000, "structure": 10_000, "foreign": 20_000},
-    **{"load": 200_000, "environments": 200, "shards": 125_000, "nodes": 10},
+    **{"load": 200_000, "environments": 200, "shards": 125_000, "nodes": 10, "epochs": 3000},
 }
 
 
@@ -48,6 +48,8 @@ def main() -> None:
             counts = foreign.campaign(num, args.seed, place)
         elif args.campaign == "nodes":
             counts = nodes.campaign(num, args.seed, place)
+        elif args.campaign == "epochs":
+            counts = epochs.campaign(num, args.seed, place)
         elif args.campaign == "shards":
             counts = load.campaign(num, place, epochs=5, shards=True)
         else:

@@ -128,7 +128,8 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
 
     Returns:
         Counts: kills by node, those after the first checkpoint, and those after the result was written, when torchrun
-        may fail because the other node has ended; jobs that ended, failed otherwise, or differ in weights or metrics;
+        may fail because the other node has ended; jobs that ended, failed then or otherwise, or differ in weights or
+        metrics;
         the lowest and highest test accuracy.
     """
     rng, counts, started = random.Random(seed), Counter(killed=0, failed=0, different=0), time.perf_counter()
@@ -153,6 +154,7 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
                     is_late |= is_done
                     time.sleep(0.5)  # until the agents have noticed
             statuses, said = nodes.end(900)
+            counts["ended with an error after the result"] += is_late and statuses != [0, 0]
             if statuses != [0, 0] and not is_late:
                 counts["failed"] += 1
                 print(said, file=sys.stderr)
