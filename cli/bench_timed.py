@@ -25,8 +25,8 @@ class Step(Timed):
     """Optimizer of the step."""
     compile: bool = False
     """Compile the normalisation layers, and measure the step with and without them."""
-    vectors: Literal["widest", "avx2"] = "widest"
-    """Vectors of the processor; avx2 holds convolutions and kernels to those that most processors have."""
+    vectors: str = "widest"
+    """Vectors of the processor: widest, or avx2, which holds convolutions and kernels to those of most processors."""
 
     def run_command(self) -> Rows:
         from multipde.studies.bench.step_speed import step_study

@@ -115,6 +115,7 @@ WRONG = [
     ("bench step --dynamics", "dynamics must name at least one, got none"),
     ("bench scaling --processes", "processes must name at least one, got none"),
     ("bench step --compile --batch 0", "batch must be positive, got 0"),
+    ("bench step --device cpu --vectors avx3", "vectors must be one of widest, avx2, got 'avx3'"),
     ("bench step --device cpu --vectors avx2 --amp bf16", "amp must be off with vectors avx2, which have no bf16"),
     ("bench scaling --batch -4", "batch must be positive, got -4"),
     ("bench step --batch 2147483648", "batch must be at most 1,000,000, got 2147483648"),
@@ -173,7 +174,6 @@ def test_wrong_arguments_give_one_line_status_2_and_leave_nothing(
 USAGE = ["", "fly", "train --sice 8", "train --data mnist", "evaluate", "train --seed x", "bench", "bench fly"]
 USAGE += ["bench finetune", "bench scaling --batch auto", "bench transfer --checkpoint net", "bench step --size 64"]
 USAGE += ["bench memory --batch 10", "bench input --amp bf16", "bench regimes --small", "bench step --processes 2"]
-USAGE += ["bench step --vectors avx3"]
 
 
 @pytest.mark.parametrize("arguments", USAGE)
