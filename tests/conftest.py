@@ -18,7 +18,7 @@ from multipde.data import shapes
 from multipde.evaluation import candidates, corruptions, robustness
 from multipde.networks import presets
 from multipde.networks.compilation import check_compiler
-from multipde.networks.kernels import native
+from multipde.networks.kernels import dispatch, native
 from multipde.stability import bounds, norms
 from multipde.training.step import TrainStep
 
@@ -197,6 +197,12 @@ def without_report(monkeypatch):
 def kernels_by_torch(monkeypatch):
     """Kernels are compiled by torch.compile, as they are on a GPU, and not those in C++ taken."""
     monkeypatch.setattr(native, "handles", lambda y, axis=-1: False)
+
+
+@pytest.fixture
+def nothing_compiled_by_torch(monkeypatch):
+    """What torch.compile would compile runs as it is written; that compiled code does the same is asked elsewhere."""
+    monkeypatch.setattr(dispatch, "compiled", lambda kernel: kernel)
 
 
 @pytest.fixture(params=["native", "torch"])

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.networks import layers
-from multipde.networks.kernels import batch_norm as kernels
 from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
 from multipde.networks.layers import Connector, Opening
 
@@ -37,9 +36,14 @@ def by_torch(x, norm, side=2):
     return functional.avg_pool2d(norm(x).relu(), side)
 
 
-@pytest.mark.parametrize(("momentum", "side", "in_"), [(0.1, 2, "double"), (None, 1, "double"), (0.1, 1, "float")])
-def test_values_gradients_and_statistics_are_those_of_torch(momentum, side, in_):
-    """In double precision by torch.compile, in single precision in C++."""
+@pytest.mark.parametrize(
+    ("momentum", "side", "in_", "compiled"),
+    [(0.1, 2, "double", True), (None, 1, "double", False), (0.1, 1, "float", True)],
+)
+def test_values_gradients_and_statistics_are_those_of_torch(momentum, side, in_, compiled, request):
+    """In double precision by torch.compile or as it is written, in single precision in C++."""
+    if not compiled:
+        request.getfixturevalue("nothing_compiled_by_torch")
     dtype, atol = {"double": (torch.float64, 1e-12), "float": (torch.float32, 2e-6)}[in_]
     norm = batch_norm(momentum=momentum, dtype=dtype)
     other = copy.deepcopy(norm)
@@ -67,7 +71,7 @@ def test_of_gradients_there_are_no_gradients():
         dx.square().sum().backward()
 
 
-def test_a_mean_large_beside_the_deviation_cancels(either_kernels):
+def test_a_mean_large_beside_the_deviation_cancels(either_kernels, nothing_compiled_by_torch):
     norm, x = batch_norm(dtype=torch.float32), features(torch.float32, mean=1000.0)
     exact = by_torch(x.detach().double(), copy.deepcopy(norm).double())
     torch.testing.assert_close(pooled_batch_norm(x, norm).double(), exact, rtol=1e-3, atol=1e-3)
@@ -87,7 +91,7 @@ def test_sums_are_kept_in_float32_where_features_are_in_bfloat16(either_kernels)
     torch.testing.assert_close(norm.running_var.double(), other.running_var, rtol=1e-3, atol=1e-3)
 
 
-def test_a_constant_channel_stays_finite(either_kernels):
+def test_a_constant_channel_stays_finite(either_kernels, nothing_compiled_by_torch):
     norm, x = batch_norm(dtype=torch.float32), features(torch.float32).detach()
     x[:, 0] = 3.0
     x.requires_grad_()
@@ -119,9 +123,7 @@ def test_it_is_left_to_torch_where_it_would_not_be_the_same():
 @pytest.mark.parametrize("kind", [Opening, Connector])
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_compiled_opening_is_the_usual_one(kind, size, frozen, monkeypatch):
-    """With kernels that are not compiled, since the compiled ones are those of the tests above."""
-    monkeypatch.setattr(kernels, "kernel_for", lambda kernel, y: kernel)
+def test_a_compiled_opening_is_the_usual_one(kind, size, frozen, monkeypatch, nothing_compiled_by_torch):
     torch.manual_seed(0)
     layer = kind(4, 6).double().to(memory_format=torch.channels_last).train()
     other = copy.deepcopy(layer)

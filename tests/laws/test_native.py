@@ -114,6 +114,7 @@ def test_sums_of_many_pixels_are_exact_to_rounding():
     torch.testing.assert_close(found[1].double(), y.double().sum((0, 1)), rtol=2e-7, atol=0)
 
 
+@pytest.mark.usefixtures("nothing_compiled_by_torch")
 def test_they_are_taken_where_the_channels_are_innermost_in_a_type_that_they_know(monkeypatch):
     called = []
 
@@ -135,6 +136,7 @@ def test_they_are_taken_where_the_channels_are_innermost_in_a_type_that_they_kno
     assert called[2:] == ["moments", "gradient_sums"]
 
 
+@pytest.mark.usefixtures("nothing_compiled_by_torch")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_no_pixels_at_all_are_left_to_torch(layout):
     assert not native.handles(torch.zeros(0, 4, 16))
@@ -154,6 +156,7 @@ def test_whole_numbers_and_one_number_for_all_channels_are_what_they_are_elsewhe
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 5, 5), (3, 4, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.usefixtures("nothing_compiled_by_torch")
 @pytest.mark.parametrize("strided", [False, True])
 def test_layouts_that_are_the_same(shape, strided):
     """One channel or one pixel: the channels may be innermost or not."""

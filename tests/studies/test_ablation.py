@@ -65,7 +65,7 @@ def test_rows_have_the_settings_and_are_measured_once(tmp_path, monkeypatch):
     monkeypatch.setattr("multipde.studies.bench.ablation.VARIANTS", two)  # the work of every one is planned first
 
     def run():
-        options = {"size": 16, "variants": ("full recipe", "sgd"), "seeds": (3,), "budget": "0.001TFLOPs"}
+        options = {"size": 16, "variants": ("full recipe", "sgd"), "seeds": (3,), "budget": "0.0002TFLOPs"}
         return ablation_study(("shapes", OPTIONS), tmp_path / "rows.jsonl", run_dir=tmp_path / "runs", **options)
 
     full, plain = run()
