@@ -197,8 +197,8 @@ def _read(stream: Any, which: str, limit: int) -> tuple[Rows, list[int | str]]:
 def _rows_of(stream: Any, num: int, shard: int) -> Iterator[tuple[bytes, int | str]]:
     """The encoded image and the label of every row of a shard."""
     part = stream.shard(num_shards=num, index=shard) if num > 1 else stream
-    features = getattr(part, "features", None)
-    for key in IMAGE_KEYS if isinstance(features, Mapping) else ():
+    features: Any = getattr(part, "features", None) or {}  # they are unknown after a function was mapped
+    for key in IMAGE_KEYS:
         if hasattr(features.get(key), "decode"):  # the bytes of the files, not their pixels
             part = part.cast_column(key, type(features[key])(decode=False))
     for number, row in enumerate(part):
@@ -268,14 +268,14 @@ def _packed(stream: Any) -> tuple[str, bytes]:
     try:
         return "pickle", pickle.dumps(stream)
     except (pickle.PicklingError, AttributeError, TypeError):
-        import dill
+        import dill  # pyright: ignore[reportMissingImports]
 
         return "dill", dill.dumps(stream)
 
 
 def _unpacked(packed: tuple[str, bytes]) -> Any:
     if packed[0] == "dill":
-        import dill
+        import dill  # pyright: ignore[reportMissingImports]
 
         return dill.loads(packed[1])
     return pickle.loads(packed[1])

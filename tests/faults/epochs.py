@@ -49,7 +49,7 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, Any]:
     write_numbered(place / "images", num)
     write_shards(place / "images", place / "shards", images_per_shard=num // 7)
     counts: dict[str, Any] = {"num": num}
-    first: dict[tuple[int, ...], set[int]] = {}
+    first: dict[tuple[int, ...], list[int]] = {}
     for n in (1, 2, 4):
         notes, run = place / f"notes-{n}", place / f"run-{n}"
         notes.mkdir()
