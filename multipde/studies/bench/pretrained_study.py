@@ -12,11 +12,11 @@ from multipde.data.datasets import ImageData, data_label, load_data
 from multipde.data.images import stream
 from multipde.evaluation.sizes import DataSource
 from multipde.networks.external import ExternalModel
-from multipde.reports.plots import accuracy_against_work
 from multipde.runtime.console import Log
 from multipde.runtime.table import Row, Table
 from multipde.storage.tensors import MODEL
 from multipde.studies.bench.plain_networks import half_resnet18_model
+from multipde.studies.bench.transfer_figure import accuracy_against_work
 from multipde.studies.study import Study, matching, mean_and_spread
 from multipde.studies.trained import trained
 from multipde.studies.trainings import add_trainings, measured_training, num_training_images, threads_of
