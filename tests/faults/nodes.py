@@ -129,8 +129,7 @@ def campaign(num: int, seed: int, place: Path) -> dict[str, int | float]:
     Returns:
         Counts: kills by node, those after the first checkpoint, and those after the result was written, when torchrun
         may fail because the other node has ended; jobs that ended, failed then or otherwise, or differ in weights or
-        metrics;
-        the lowest and highest test accuracy.
+        metrics; the lowest and highest test accuracy.
     """
     rng, counts, started = random.Random(seed), Counter(killed=0, failed=0, different=0), time.perf_counter()
     words, undisturbed = ("--epochs", "8", "8", "--checkpoint-every", "0.01"), place / "undisturbed"

@@ -13,7 +13,6 @@ from multipde.training import job
 from multipde.training.step import TrainStep
 from tests.conftest import rows_without_times, write_folder
 from tests.faults.nodes import Nodes, num_checkpoints, wait_for
-from tests.faults.torchrun import ForkedAgent
 
 
 @pytest.fixture
@@ -101,13 +100,11 @@ def test_nodes_with_other_data_are_told(tmp_path, restarted, monkeypatch):
         job.take_shared(tmp_path / "run", s, {"provenance": {"data": {"sha256": "own"}}})
 
 
-def test_a_job_on_two_nodes_survives_that_a_worker_is_killed(tmp_path, monkeypatch):
+def test_a_job_on_two_nodes_survives_that_a_worker_is_killed(tmp_path):
     write_folder(tmp_path / "data")
     run = tmp_path / "run"
     words = ("--sizes", "4", "--epochs", "2", "--checkpoint-every", "0.0001", "--steps", "1", "--no-whiten")
-    with monkeypatch.context() as patch:
-        patch.setattr("subprocess.Popen", ForkedAgent)
-        nodes = Nodes(tmp_path / "data", run, words)
+    nodes = Nodes(tmp_path / "data", run, words)
     try:
         assert wait_for(lambda: num_checkpoints(run) >= 3, nodes)
         assert nodes.kill(1)
