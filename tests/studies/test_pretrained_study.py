@@ -58,7 +58,7 @@ def test_all_arms_do_the_same_work_and_a_row_is_not_measured_again(tmp_path, mon
     assert all(25 * row["test_accuracy"] == pytest.approx(round(25 * row["test_accuracy"])) for row in rows)
     assert len({row["pretrained_accuracy"] for row in rows}) == 1
     (axis,) = figures[-1].axes
-    assert axis.get_title() == "shapes, 16 pixels"
+    assert axis.get_title() == "shapes, 16 pixels, 0.5GFLOPs"
     table = study._tables(rows)["shapes to shapes at 16 pixels"]
     assert [line["arm"] for line in table] == ["full size", "coarse to fine", "coarse to fine, from scratch"]
     gain = 100 * (rows[2]["test_accuracy"] - rows[0]["test_accuracy"])
