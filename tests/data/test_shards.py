@@ -148,15 +148,8 @@ def test_an_epoch_of_a_million_images_has_every_image_once_in_any_number_of_proc
         assert torch.equal(torch.cat(parts).sort().values, torch.arange(num))
 
 
-def test_a_training_on_shards_goes_on_after_a_kill_as_if_nothing_had_happened(shards, tmp_path, monkeypatch):
-    network = NetworkConfig("hamiltonian", (4, 6), 3, steps=1, size=4)
-    plan = Schedule([Level(4, 2, batch=24)])
-    settings = TrainSettings(device="cpu", calibration_images=20, checkpoint_every=1e-9)
-    options = {"root": str(shards), "shuffle_buffer": 15}
-
-    def run(name):
-        return train(network, plan, "webdataset", tmp_path / name, settings=settings, data_options=options, quiet=True)
-
+def same_after_a_kill(run, go_on, place, monkeypatch):
+    """Train a run whole, and one that is killed within its second epoch and goes on; compare the weights."""
     run("whole")
     original, calls = TrainStep.__call__, []
 
@@ -170,9 +163,21 @@ def test_a_training_on_shards_goes_on_after_a_kill_as_if_nothing_had_happened(sh
     with pytest.raises(Interrupted):
         run("killed")
     monkeypatch.setattr(TrainStep, "__call__", original)
-    resume(tmp_path / "killed", quiet=True)
-    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
+    go_on()
+    first, second = ((place / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert first == second
+
+
+def test_a_training_on_shards_goes_on_after_a_kill_as_if_nothing_had_happened(shards, tmp_path, monkeypatch):
+    network = NetworkConfig("hamiltonian", (4, 6), 3, steps=1, size=4)
+    plan = Schedule([Level(4, 2, batch=24)])
+    settings = TrainSettings(device="cpu", calibration_images=20, checkpoint_every=1e-9)
+    options = {"root": str(shards), "shuffle_buffer": 15}
+
+    def run(name):
+        return train(network, plan, "webdataset", tmp_path / name, settings=settings, data_options=options, quiet=True)
+
+    same_after_a_kill(run, lambda: resume(tmp_path / "killed", quiet=True), tmp_path, monkeypatch)
 
 
 def test_the_checksum_is_that_of_the_shards(shards, tmp_path, folder):

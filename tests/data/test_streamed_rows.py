@@ -14,9 +14,7 @@ from PIL import Image
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load_data, resume, train
 from multipde.data.shards import SHUFFLE_BUFFER, ShardImages
 from multipde.data.streamed_rows import load_streams
-from multipde.runtime.signals import Interrupted
-from multipde.training.step import TrainStep
-from tests.data.test_shards import epoch, reds
+from tests.data.test_shards import epoch, reds, same_after_a_kill
 
 datasets = pytest.importorskip("datasets")
 NUM = 90
@@ -86,22 +84,7 @@ def test_a_training_on_a_stream_goes_on_after_a_kill_as_if_nothing_had_happened(
             network, plan, streams(files), tmp_path / name, settings=settings, data_options=options, quiet=True
         )
 
-    run("whole")
-    original, calls = TrainStep.__call__, []
-
-    def step(self, *args, **more):
-        calls.append(None)
-        if len(calls) == 5:  # within the second epoch
-            raise Interrupted("killed", 9)
-        return original(self, *args, **more)
-
-    monkeypatch.setattr(TrainStep, "__call__", step)
-    with pytest.raises(Interrupted):
-        run("killed")
-    monkeypatch.setattr(TrainStep, "__call__", original)
-    resume(tmp_path / "killed", streams(files), quiet=True)
-    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
-    assert first == second
+    same_after_a_kill(run, lambda: resume(tmp_path / "killed", streams(files), quiet=True), tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="data must be those of the run"):
         resume(tmp_path / "killed", load_data(streams(files)["train"], test_share=0.5), extend=[(4, 1)], quiet=True)
 
