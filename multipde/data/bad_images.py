@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from multipde.data.decode import DECODING, decode_image
 from multipde.data.tar_members import Member, TarMembers
-from multipde.networks.user_cache import cache_directory, is_own
+from multipde.networks.user_cache import cache_directory, is_own, replaced
 
 NAMED = 20
 """Number of bad images and shards that are named in the record of a run."""
@@ -117,9 +116,5 @@ def _keep(place: Path | None, found: dict[int, str]) -> None:
     """Write what was found for the next start; where that fails, it is found again."""
     if place is None:
         return
-    with suppress(OSError):
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=place.parent, prefix=".bad-", suffix=".partial")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(found, file)
-        os.replace(partial, place)
+    with suppress(OSError), replaced(place) as new:
+        new.write_text(json.dumps(found), encoding="utf-8")

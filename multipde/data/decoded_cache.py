@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 from multipde.data.checksum import file_digest
 from multipde.data.decode import DECODING
 from multipde.data.image_data import MEMORY_BYTES
-from multipde.networks.user_cache import cache_directory, is_own
+from multipde.networks.user_cache import cache_directory, is_own, replaced
 
 
 class DecodedCache:
@@ -61,21 +59,13 @@ class DecodedCache:
 
         if self.key is None:
             return None
-        partial = None
         try:
             if _key(self.paths, self.size) != self.key:
                 return "the files changed while they were decoded"
-            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=self.file.parent, prefix=".images-", suffix=".partial")
-            os.close(handle)
-            save_file({"images": images}, partial, {"notes": json.dumps(list(notes)), "sha256": _checksum(images)})
-            os.chmod(partial, 0o600)
-            os.replace(partial, self.file)
+            with replaced(self.file) as new:
+                save_file({"images": images}, new, {"notes": json.dumps(list(notes)), "sha256": _checksum(images)})
             return None
         except (OSError, RuntimeError, SafetensorError) as error:
-            if partial is not None:
-                with suppress(OSError):
-                    os.unlink(partial)
             return " ".join(str(error).split())[:200]
 
     def _fits(self, images: Tensor) -> bool:

@@ -5,7 +5,8 @@ import os
 import shutil
 import stat
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -58,3 +59,19 @@ def _full(file: Path, name: str) -> str:
     """The whole name of a file that is kept."""
     with file.open("rb") as handle:
         return f"{name}-{hashlib.file_digest(handle, 'sha256').hexdigest()}{file.suffix}"
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """The place for a new file of the cache, of mode 0600, which takes the file's name when the context ends well."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem.partition('-')[0]}-", suffix=".partial")
+    os.close(handle)
+    try:
+        yield Path(partial)
+        os.chmod(partial, 0o600)
+        os.replace(partial, file)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
