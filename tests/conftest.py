@@ -1,6 +1,7 @@
 """Small data and runs for all tests; decoded images are kept in a directory of the test session."""
 
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -23,6 +24,12 @@ from multipde.stability import bounds, norms
 from multipde.training.step import TrainStep
 
 torch.set_num_threads(1)  # two test processes on two cores
+
+
+def pytest_collection_finish():
+    """What is imported stays: the garbage collector need not look through it again, which took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
