@@ -47,8 +47,8 @@ class Convert(DataOptions):
     num_images: int = 2000
     """Number of test images, and of training images held back to choose the method."""
     finish: str = "auto"
-    """How long the old network then teaches the converted one, on images that need no labels: 2min, 20000images, auto
-    (until they agree no better, at most 2min, where there are images) or none."""
+    """How long the old network then teaches the converted one, on images that need no labels: 2min, 20000images, none,
+    or auto: where there are images, until accuracy (without labels: agreement) grows no longer, at most 2min."""
     images: Path | None = None
     """Folder of images, flat or in classes, from which it learns. Left out: the training images of the data."""
     rivals: bool = False

@@ -49,11 +49,10 @@ class ConversionFinish:
         found = self.trained(old, copy.deepcopy(new), self.settings, log)
         if found is None:
             return new, report
-        share, before = f"{found.after:.1%} of {found.num_held_back:,} held-back images", f"{found.before:.1%}"
-        if found.after <= found.before:
-            log.say(f"finish: nothing gained, the networks agree on {share}")
+        gained = found.after > found.before
+        log.say(f"finish: {'' if gained else 'nothing gained, '}{_shares(found)}")
+        if not gained:
             return new, report
-        log.say(f"finish: the networks agree on {share}, and on {before} before it")
         own = [c for c in report.candidates if c.name.partition(",")[0] == report.method]
         candidates = [*report.candidates, self._row(f"{report.method}, finished", found, own[-1])]
         if self.rivals and self.unlabelled is None:
@@ -67,7 +66,7 @@ class ConversionFinish:
         return found.net, replace(report, candidates=candidates, stability_after=bounds)
 
     def trained(self, old: nn.Module, new: nn.Module, settings: FinishSettings, log: Log) -> Finished | None:
-        """A network after learning, with a line on it; None where it agrees with the old one already."""
+        """A network after learning, with a line on it; None where nothing was left to learn."""
         e, images, parts = self.evaluator, self.unlabelled, (self.evaluator.drawable, self.evaluator.held_back)
         if images is None:
             images = e.data.train
@@ -76,7 +75,8 @@ class ConversionFinish:
         held_back = parts[1][: len(e.held_back)]
         with pending_signals(STOP) as signals:
             try:
-                finish = Finish(new, old, images, parts[0], held_back, e.compute, settings, signals)
+                own = {"signals": signals, "labelled": self.unlabelled is None}
+                finish = Finish(new, old, images, parts[0], held_back, e.compute, settings, **own)
             except ValueError as error:
                 if settings.budget is not None:
                     raise
@@ -97,6 +97,14 @@ class ConversionFinish:
         learned, seconds = (start.num_learned, start.seconds) if start else (0, 0.0)
         row = self.evaluator.candidate(name, found.net, spec_of(found.net).image_sizes[0])
         return replace(row, recalibrated=True, num_learned=learned + found.num_images, seconds=seconds + found.seconds)
+
+
+def _shares(found: Finished) -> str:
+    """How many of the held-back images are right, after a finish and before it."""
+    of, before = f"of {found.num_held_back:,} held-back images", f"{found.before:.1%} before it"
+    if found.labelled:
+        return f"{found.after:.1%} {of} are right, {before}, and {found.old:.1%} of the old network"
+    return f"the networks agree on {found.after:.1%} {of}, and on {before}"
 
 
 def taught_data(old: nn.Module, images: ImageSet, name: str, compute: Compute) -> ImageData:

@@ -35,11 +35,11 @@ from multipde.training.settings import TrainSettings
 FIRST_ROUND = 5000
 """Images of the first round where the end is found automatically; every further round has twice as many."""
 LEAST_GAIN = 0.0025
-"""A round that adds less agreement on the held-back images than this is the last one."""
+"""A round that adds less to the share of right held-back images than this is the last one."""
 MOST_HELD_BACK = 2000
 """Largest number of images on which the networks are compared."""
-GOOD_AGREEMENT = 0.99
-"""With this agreement nothing is left to learn from the old network."""
+TOLERANCE = 0.01
+"""With a share of right images that is less than this below that of the old network, nothing is left to learn."""
 
 
 def finish(
@@ -58,15 +58,17 @@ def finish(
 ) -> Finished:
     """Let a trained network teach the one that was converted from it, on images that need no labels.
 
-    A fifth of the images, at most 2,000, is held back; on these the two networks are compared. The networks themselves
-    do not change: a copy of the converted one learns, see `FinishSettings`. One for several sizes learns at all of them
-    together: every batch is seen at every size.
+    A fifth of the images, at most 2,000, is held back; on these the two networks are compared: by their accuracy where
+    the images have labels, and otherwise by the share of images for which both name the same class. The networks
+    themselves do not change: a copy of the converted one learns, see `FinishSettings`. One for several sizes learns at
+    all of them together: every batch is seen at every size.
 
     Args:
         new, old: the converted and the trained network, with their descriptions, see `describe`; new may be a network
             for several sizes, see `share_stencils`.
         images: a folder of images, flat or in classes; images (N, C, *size), uint8 or on [0, 1]; or an `ImageData`.
-        budget: ``"2min"``, ``"20000images"``, or ``"auto"``: until the networks agree no better.
+        budget: ``"2min"``, ``"20000images"``, or ``"auto"``: until accuracy or agreement grows no longer, and not at
+            all where it is less than one point below that of the old network.
         label_share: share of the labels in the target, positive only for an `ImageData`.
         learning_rate: of the first step; None for 0.05, or 0.02 for a network for several sizes.
         batch, seed, compile: see `FinishSettings`.
@@ -89,8 +91,9 @@ def finish(
         raise ValueError(f"label_share must be zero for images without labels, got {label_share}")
     found = load_unlabelled(images, finest_side(new, old))
     indices, held_back = split_indices(len(found), seed)
-    copied = copy.deepcopy(new), copy.deepcopy(old)
-    return Finish(*copied, found, indices, held_back[:MOST_HELD_BACK], Compute.of(device, amp), settings).run()
+    copied, labelled = (copy.deepcopy(new), copy.deepcopy(old)), isinstance(images, ImageData)
+    parts = indices, held_back[:MOST_HELD_BACK]
+    return Finish(*copied, found, *parts, Compute.of(device, amp), settings, labelled=labelled).run()
 
 
 def networks_of(net: nn.Module) -> tuple[nn.Module, ...]:
@@ -116,6 +119,7 @@ class Finish:
     Args:
         new, old: the converted and the old network, with their descriptions; new is changed, and may be an `AllSizes`.
         images: images at least as fine as the finer size, learned from at ``indices`` and compared at ``held_back``.
+        labelled: compare the networks with the labels of the held-back images, and not with the old network's answers.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Finish:
         compute: Compute,
         settings: FinishSettings | None = None,
         signals: PendingSignals | None = None,
+        labelled: bool = False,
     ):
         self.settings, self.compute, self.signals = settings or FinishSettings(), compute, signals or PendingSignals()
         self.new, self.old = compute.place(new), compute.place(old)
@@ -138,35 +143,37 @@ class Finish:
         own = TrainSettings(seed=self.settings.seed, compile=self.settings.compile)
         self.deadline = math.inf
         self.step = EverySizeStep(EverySize(self.networks), own, compute, Objective(loss=self._loss))
-        self.expected = answers(self.old, images, held_back, compute)
-        if len(self.expected.unique()) < 2:
+        taught = answers(self.old, images, held_back, compute)
+        if len(taught.unique()) < 2:
             raise ValueError(f"images must show more than one class, got {len(held_back)} held-back images of one")
+        self.expected = images.labels[held_back].to(taught.device) if labelled else taught
+        self.labelled = not torch.equal(taught, self.expected)  # labels that the old network gave say no more
+        self.taught = (taught == self.expected).double().mean().item()
 
     def run(self, advance: Advance = lambda amount, text: None, keep_last: bool = False) -> Finished:
-        """Train until the budget is used, or until the agreement grows no longer; a signal ends it, too.
+        """Train until the budget is used, or until no more held-back images are right; a signal ends it, too.
 
         Args:
             advance: is told of the work, see `Log.progress`.
-            keep_last: keep the last weights, and not those with the largest agreement.
+            keep_last: keep the last weights, and not those for which most held-back images are right.
         """
         started, done, budget = time.perf_counter(), 0, self.settings.budget
         self.deadline = started + self.settings.longest
-        before = best = self.agreement()
+        before = best = self.share_right()
         weights, rounds = copy.deepcopy(self.new.state_dict()), []
-        while not self._is_over() and (budget is not None or best < GOOD_AGREEMENT):
+        while not self._is_over() and (budget is not None or best < self.taught - TOLERANCE):
             length = budget or Budget(FIRST_ROUND << len(rounds), "images")
             done += self._round(len(rounds), length, started, advance)
             self._recalibrate()
-            found, previous = self.agreement(), best
+            found, previous = self.share_right(), best
             rounds.append((done, time.perf_counter() - started, found))
             if found > best or keep_last:
                 best, weights = found, copy.deepcopy(self.new.state_dict())
             if budget is not None or found < previous + LEAST_GAIN:
                 break
         self.new.load_state_dict(weights)
-        return Finished(
-            self.new, done, time.perf_counter() - started, before, best, rounds, self.signals.stop, len(self.held_back)
-        )
+        shares, seconds = (before, best, self.taught), time.perf_counter() - started
+        return Finished(self.new, done, seconds, *shares, rounds, self.signals.stop, len(self.held_back), self.labelled)
 
     @property
     def temperature(self) -> float:
@@ -176,12 +183,13 @@ class Finish:
     def _is_over(self) -> bool:
         return bool(self.signals.stop) or time.perf_counter() > self.deadline
 
-    def agreement(self) -> float:
-        """Share of the held-back images for which both networks name the same class; the mean over the sizes.
+    def share_right(self) -> float:
+        """Share of the held-back images for which the network names the label, or the class that the old one names.
 
-        The size of the old network does not count where there are others, because its answers are right before a step.
+        It is the mean over the sizes. Without labels the size of the old network does not count where there are
+        others, because its answers are right before a step.
         """
-        compared = [net for net in self.networks if spec_of(net) != self.spec] or self.networks
+        compared = [net for net in self.networks if self.labelled or spec_of(net) != self.spec] or self.networks
         found = [answers(net, self.images, self.held_back, self.compute) for net in compared]
         return torch.stack([each == self.expected for each in found]).double().mean().item()
 

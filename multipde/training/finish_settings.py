@@ -24,7 +24,8 @@ class FinishSettings:
 
     Args:
         budget: time, or a number of training images; None ends by itself: rounds of 5,000, 10,000, ... images follow
-            each other until the agreement with the old network on held-back images grows by less than 0.25 points.
+            each other until one adds less than 0.25 points to the accuracy on held-back images, or without labels to
+            the agreement with the old network.
         longest: seconds after which it ends in any case.
         temperature: T, positive; labels alone are learned at temperature 1.
         label_share: s in [0, 1], positive only for images with labels.
@@ -65,14 +66,17 @@ class Finished:
     """The result of a finish.
 
     Args:
-        net: the network with the largest agreement; the converted one where nothing was gained.
+        net: the network for which most held-back images were right; the converted one where nothing was gained.
         num_images: number of images that were learned from, repetitions included.
         seconds: wall time.
-        before, after: share of the held-back images for which old and new network name the same class, the mean over
-            the other sizes of a network for several.
-        rounds: images, seconds and agreement at the end of every round.
+        before, after: share of the held-back images that are right: the network names their label, or without labels
+            the class that the old network names. For a network for several sizes it is the mean over the sizes, without
+            labels over those that the old network does not have.
+        old: the same share of the old network, which is 1 without labels.
+        rounds: images, seconds and that share at the end of every round.
         stopped: the signal that ended it early, 0 for none.
         num_held_back: number of held-back images.
+        labelled: whether these have labels.
     """
 
     net: nn.Module
@@ -80,9 +84,11 @@ class Finished:
     seconds: float
     before: float
     after: float
+    old: float = 1.0
     rounds: list[tuple[int, float, float]] = field(default_factory=list)
     stopped: int = 0
     num_held_back: int = 0
+    labelled: bool = False
 
 
 def finish_budget(text: str) -> Budget | None:

@@ -19,7 +19,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.signals import PendingSignals
 from multipde.storage.stored_network import save
 from multipde.training.budget import Budget
-from multipde.training.finish import Finish, FinishSettings, finish_budget
+from multipde.training.finish import Finish, FinishSettings, answers, finish_budget
 from tests.training.teacher import teacher
 
 SETTINGS = FinishSettings(Budget(200, "images"), batch=20)
@@ -50,10 +50,15 @@ def test_the_networks_agree_better_and_the_same_seed_gives_the_same_weights(data
     assert [images for images, _, _ in first.rounds] == [200]
     assert all(torch.equal(a, b) for a, b in zip(*(f.net.state_dict().values() for f in (first, second)), strict=True))
     settings = {"budget": "200images", "batch": 20, "device": "cpu"}
-    public = multipde.finish(convert(old, size=4), old, data, **settings)
+    labelled = multipde.finish(convert(old, size=4), old, data, **settings)
     unlabelled = multipde.finish(convert(old, size=4), old, data.train.images.numpy(), **settings)
-    assert public.after == unlabelled.after == first.after
-    assert first.after == finish_of(first.net, data, old).agreement()
+    assert unlabelled.after == first.after == finish_of(first.net, data, old).share_right()
+    assert (unlabelled.old, unlabelled.labelled) == (1.0, False)
+    assert labelled.labelled
+    right = data.train.take(split_indices(len(data.train), 0)[1])
+    for net, share in ((labelled.net, labelled.after), (old, labelled.old)):
+        named = answers(net, right, None, Compute.of("cpu"))
+        assert share == (named == right.labels).double().mean().item()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -95,10 +100,19 @@ def test_it_ends_by_itself_where_nothing_is_gained(data, old, monkeypatch):
     trained = finish(data, old, replace(SETTINGS, budget=None))
     monkeypatch.setattr("multipde.training.finish.FIRST_ROUND", 40)
     found = iter([0.2, 0.5, 0.7, 0.701])
-    monkeypatch.setattr(trained, "agreement", lambda: next(found))
+    monkeypatch.setattr(trained, "share_right", lambda: next(found))
     done = trained.run()
     assert [images for images, _, _ in done.rounds] == [40, 120, 280]
     assert (done.before, done.after) == (0.2, 0.701)
+
+
+@pytest.mark.parametrize(("before", "rounds"), [(0.595, 0), (0.585, 1)])
+def test_it_begins_only_where_more_than_a_point_is_missing_to_the_old_network(data, old, monkeypatch, before, rounds):
+    trained = finish(data, old, replace(SETTINGS, budget=None))
+    trained.taught, found = 0.6, iter([before, before])
+    monkeypatch.setattr("multipde.training.finish.FIRST_ROUND", 40)
+    monkeypatch.setattr(trained, "share_right", lambda: next(found))
+    assert len(trained.run().rounds) == rounds
 
 
 @pytest.mark.parametrize(
@@ -137,6 +151,15 @@ def test_a_folder_without_labels_is_enough(tmp_path, data, old, capsys):
     assert "the images have no labels: accuracy is the agreement with the old network" in text
     assert re.search(r"original at 8 +8 +100.0%", text)
     assert "copy, finished" in text
+    assert re.search(r"finish: the networks agree on [.0-9]+% of \d+ held-back images, and on [.0-9]+%", text)
+
+
+def test_where_there_are_labels_the_command_names_the_accuracy_of_both(tmp_path, old, capsys, few_shapes):
+    save(old, tmp_path / "net")
+    arguments = ["convert", str(tmp_path / "net"), "--size", "4", "--data", "shapes", "--method", "copy"]
+    main([*arguments, "--finish", "3000images", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    said = r"finish: (nothing gained, )?[.0-9]+% of \d+ held-back images are right, [.0-9]+% before it, and [.0-9]+% of"
+    assert re.search(said, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
