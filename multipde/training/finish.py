@@ -18,7 +18,7 @@ from multipde.data.feed import Feed
 from multipde.data.image_data import ImageData
 from multipde.data.images import ImageSet, Key
 from multipde.data.unlabelled import load_unlabelled
-from multipde.evaluation.metrics import scored_batches
+from multipde.evaluation.metrics import fastest, scored_batches
 from multipde.mesh.modes import eval_mode
 from multipde.networks.all_sizes import AllSizes
 from multipde.networks.inputs import Normalize
@@ -149,6 +149,7 @@ class Finish:
         self.expected = images.labels[held_back].to(taught.device) if labelled else taught
         self.labelled = not torch.equal(taught, self.expected)  # labels that the old network gave say no more
         self.taught = (taught == self.expected).double().mean().item()
+        self.teacher = fastest(self.old, len(indices), compute)
 
     def run(self, advance: Advance = lambda amount, text: None, keep_last: bool = False) -> Finished:
         """Train until the budget is used, or until no more held-back images are right; a signal ends it, too.
@@ -226,8 +227,8 @@ class Finish:
         s, own = self.settings.label_share, functional.one_hot(labels, self.spec.classes).float()
         if s == 1:
             return own
-        with eval_mode(self.old), self.compute.autocast():
-            taught = self.old(seen(self.old, x)).float()
+        with eval_mode(self.teacher), self.compute.autocast():
+            taught = self.teacher(seen(self.old, x)).float()
         return (1 - s) * functional.softmax(taught / self.temperature, 1) + s * own
 
     def _loss(self, scores: Tensor, target: Tensor) -> Tensor:

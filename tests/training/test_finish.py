@@ -77,7 +77,7 @@ def test_the_loss_is_least_at_the_old_answers_and_scaled_as_at_temperature_one(d
 
 def test_labels_alone_do_not_ask_the_old_network(data, old, monkeypatch):
     trained = finish(data, old, replace(SETTINGS, label_share=1.0, budget=Budget(40, "images")))
-    monkeypatch.setattr(trained.old, "forward", lambda x: pytest.fail("the old network was asked"))
+    monkeypatch.setattr(trained.teacher, "forward", lambda x: pytest.fail("the old network was asked"))
     x, labels = next(trained._batches(0))
     assert torch.equal(trained._target(x, labels), functional.one_hot(labels, 10).float())
     assert x.min() > -1e-3
