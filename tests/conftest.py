@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from multipde import load
 from multipde.conversions import stable_conversion
 from multipde.data import shapes
 from multipde.evaluation import candidates, corruptions, robustness
@@ -139,6 +140,12 @@ def one_strength(monkeypatch):
         for known in (robustness.KINDS, robustness.ATTACKS):
             if kind in known:
                 monkeypatch.setitem(known, kind, strengths[-1:])
+
+
+def load_unfinished(run, model=None):
+    """The network of a run that is not finished, of which `load` warns."""
+    with pytest.warns(UserWarning, match="is not finished; this is its best network up to checkpoint-"):
+        return load(run, model)
 
 
 def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classes=("disc", "ring", "square")):

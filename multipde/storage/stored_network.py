@@ -1,5 +1,6 @@
 """Networks on disk: a directory with model.safetensors, config.json and checksums."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
 def load(directory: str | Path, model: Given = None) -> Any:
     """Read a network that `save` wrote, or the network of a run directory with its best weights on the last level.
 
+    Of a run that is unfinished it is the best network of the newest checkpoint, and a warning says so.
     Its stencils get the mesh size of its image size, even if it was baked before it was saved. Untrusted files are safe
     to read: nothing in them is executed or imported, and shapes are checked before memory is allocated.
 
@@ -83,10 +85,15 @@ def load(directory: str | Path, model: Given = None) -> Any:
     while (newest := newest_checkpoint(directory)) is not None:
         try:
             check_network_sums(newest, BEST, CONFIG)
-            return read_network(newest, BEST, model)
+            net = read_network(newest, BEST, model)
         except ValueError:
             if newest_checkpoint(directory) == newest:
                 raise  # otherwise a running training has replaced it by a newer one
+        else:
+            if is_unfinished(directory):
+                what = f"{directory} is not finished; this is its best network up to {newest.name}"
+                warnings.warn(what, stacklevel=3)
+            return net
     raise ValueError(f"checkpoint must hold {MODEL} and {CONFIG}, got {directory}")
 
 

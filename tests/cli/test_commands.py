@@ -48,7 +48,7 @@ from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
 from multipde.training.settings import TRACKERS
 from multipde.training.start import starting_network
-from tests.conftest import as_format_1, write_folder
+from tests.conftest import as_format_1, load_unfinished, write_folder
 
 RAW = ("--finish", "none")
 """A conversion without a training after it."""
@@ -385,7 +385,7 @@ def test_a_signal_stops_the_command_which_says_how_to_go_on(place, tmp_path, sig
     errors = capsys.readouterr().err
     assert errors.startswith("multipde: stopped and saved at size ")
     assert errors.endswith(f"; go on with: multipde train --run {run} --resume\n")
-    assert load(run).config.size == 8
+    assert load_unfinished(run).config.size == 8
 
 
 def test_a_signal_ends_a_measurement_with_its_processes_and_files(tmp_path):

@@ -71,7 +71,8 @@ def read_everything(run: Path) -> None:
     json.dumps(read_metrics(run / "metrics.jsonl"))
     str(plan.rows())
     read_newest(checkpoints_of(run), plan)
-    net = load(run)
+    with warnings.catch_warnings(action="ignore"):  # one of the runs is not finished
+        net = load(run)
     if (run / "result.json").exists():
         read_result(run)
         seen = read_run(run)

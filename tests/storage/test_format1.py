@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from multipde import evaluate, load, load_data, report, resume
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import recorded_data
+from tests.conftest import load_unfinished
 
 WRITTEN = Path(__file__).parent / "format1"
 FINISHED, INTERRUPTED = WRITTEN / "finished", WRITTEN / "interrupted"
@@ -31,7 +32,10 @@ def test_a_finished_run_is_loaded_and_judged_as_it_was():
 
 
 def test_an_interrupted_run_is_loaded_as_its_checkpoint(tmp_path):
-    found, stored = load(INTERRUPTED).state_dict(), load_file(INTERRUPTED / "checkpoint-0003/model.safetensors")
+    found, stored = (
+        load_unfinished(INTERRUPTED).state_dict(),
+        load_file(INTERRUPTED / "checkpoint-0003/model.safetensors"),
+    )
     assert all(torch.equal(found[name], tensor) for name, tensor in stored.items())
     with pytest.raises(ValueError, match="run must be finished, got .*; type multipde train --run .* --resume first"):
         report(INTERRUPTED, tmp_path / "report.html")

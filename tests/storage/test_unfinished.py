@@ -8,6 +8,7 @@ import torch
 from multipde import Level, Schedule, load, resume
 from multipde.storage.run_directory import checkpoints_of
 from multipde.training.checkpoint import read_newest
+from tests.conftest import load_unfinished
 from tests.storage.test_links import run, stopped  # noqa: F401
 
 
@@ -17,7 +18,7 @@ def test_a_run_that_was_killed_in_its_last_writes_is_loaded_from_its_checkpoint(
     weights = load(finished).state_dict()
     for name in ("result.json", "SHA256SUMS", *gone):
         (finished / name).unlink()
-    torch.testing.assert_close(load(finished).state_dict(), weights, rtol=0, atol=0)
+    torch.testing.assert_close(load_unfinished(finished).state_dict(), weights, rtol=0, atol=0)
     resume(finished, quiet=True)
     torch.testing.assert_close(load(finished).state_dict(), weights, rtol=0, atol=0)
 

@@ -24,6 +24,7 @@ from multipde.networks.model_spec import spec_of
 from multipde.runtime.signals import Interrupted
 from multipde.training.level import level_flops
 from multipde.training.schedule import levels_from_lists
+from tests.conftest import load_unfinished
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
 PLAN = Schedule([Level(8, 1, batch=30, detail=2), Level(16, 2, batch=30, a_trous=2)])
@@ -58,7 +59,7 @@ def test_resumed_bit_for_bit(finished, step, dilation, tmp_path, signal_at_step)
     with pytest.raises(Interrupted, match="size 16 after"):
         run(tmp_path / "b")
     signal_at_step(None)
-    assert spec_of(load(tmp_path / "b")).dilation == dilation
+    assert spec_of(load_unfinished(tmp_path / "b")).dilation == dilation
     again = resume(tmp_path / "b", quiet=True)
     assert (again.directory / "model.safetensors").read_bytes() == (
         finished.directory / "model.safetensors"

@@ -39,6 +39,7 @@ from multipde.training.level import level_flops, parsed_size, size_text
 from multipde.training.plan import extended
 from multipde.training.schedule import levels_from_lists
 from multipde.training.switch import check_moves
+from tests.conftest import load_unfinished
 
 NETWORK = NetworkConfig("hamiltonian", (4,), 6, steps=1, size=8)
 PLAN = Schedule([Level(8, 1, batch=30), Level(8, 2, batch=30, detail=2), Level(16, 1, batch=30)])
@@ -88,7 +89,7 @@ def test_resumed_bit_for_bit(finished, tmp_path, signal_at_step):
         run(model, tmp_path / "b")
     signal_at_step(None)
     given = None if model is NETWORK else model
-    spec = spec_of(load(tmp_path / "b", given))
+    spec = spec_of(load_unfinished(tmp_path / "b", given))
     assert (spec.size, spec.detail) == (8, 2)
     again = resume(tmp_path / "b", model=given, quiet=True)
     assert (again.directory / "model.safetensors").read_bytes() == (done.directory / "model.safetensors").read_bytes()

@@ -35,7 +35,7 @@ from multipde.training.listeners import Listeners
 from multipde.training.optimizers import planned_flops
 from multipde.training.start import initial_network, network_for, new_trainer, read_start
 from multipde.training.trainer import Trainer
-from tests.conftest import as_format_1
+from tests.conftest import as_format_1, load_unfinished
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
 SCHEDULE = Schedule([Level(8, 2, steps=2, batch=50), Level(16, 2, steps=4, batch=50)])
@@ -100,7 +100,7 @@ def test_a_resumed_run_is_the_undisturbed_one(finished, tmp_path, signal_at_step
     signal_at_step(None)
     with (tmp_path / "b/metrics.jsonl").open("a") as file:
         file.write('{"torn": ')
-    assert load(tmp_path / "b").config.class_names
+    assert load_unfinished(tmp_path / "b").config.class_names
     resumed = resume(tmp_path / "b", quiet=True)
     assert (tmp_path / "b/model.safetensors").read_bytes() == (finished.directory / "model.safetensors").read_bytes()
 
@@ -243,7 +243,7 @@ def test_a_directory_in_use_is_refused_and_left_alone(finished, tmp_path):
 def test_a_diverging_loss_is_reported_with_its_place(tmp_path):
     with pytest.raises(ValueError, match=r"loss must stay finite, got .* at size 8, epoch 1, step 2; type a smaller"):
         run(tmp_path / "r", Schedule([Level(8, 1, batch=50, learning_rate=1e20)]), settings={"box": 0.0})
-    assert load(tmp_path / "r").config.size == 8
+    assert load_unfinished(tmp_path / "r").config.size == 8
 
 
 def test_data_without_a_name_must_be_given_again(tmp_path):
