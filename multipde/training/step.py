@@ -1,6 +1,6 @@
 """One optimizer step: loss, regulariser, gradients, momentum, box."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from multipde.training.objective import Objective
 from multipde.training.optimizers import make_optimizer, optimizer_flops
 from multipde.training.preconditioner import Preconditioner
 from multipde.training.settings import TrainSettings
+from multipde.training.unmet_taps import zero_unmet_taps
 
 MOMENTUM_KEY = "momentum_buffer"
 
@@ -66,6 +67,8 @@ class TrainStep:
         self.box = spec.box(net, settings.box) if settings.box else None
         self.monitor = Monitor(net, self.box)
         self.average = Average(net, settings.average) if settings.average else None
+        self._may_be_unmet = compute.device.type == "cpu" and compute.amp != "off"
+        self._all_met: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, x: Any, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
         """Update the weights; return the loss of the batch and the scores of this process's slice.
@@ -115,10 +118,18 @@ class TrainStep:
                 ):
                     scores = self.model(part.x)
                 loss = self.objective.training_loss(wide(scores), part.labels, self.settings.label_smoothing)
-                self.scale.scaled(part.share * loss).backward()
+                scaled = self.scale.scaled(part.share * loss)
+                self._zero_unmet_taps(scaled, part.x)
+                scaled.backward()
             losses.append(part.share * loss.detach())
             found.append(scores.detach())
         return mean_over_processes(torch.stack(losses).sum()), torch.cat(found)
+
+    def _zero_unmet_taps(self, loss: Tensor, x: Tensor | Sequence[Tensor]) -> None:
+        """See `zero_unmet_taps`; where there are none, images of the same shape are not looked at again."""
+        shapes = tuple(images.shape for images in ((x,) if isinstance(x, Tensor) else x))
+        if self._may_be_unmet and shapes not in self._all_met and not zero_unmet_taps(loss):
+            self._all_met.add(shapes)
 
     def notes(self) -> list[str]:
         """What a user must know of the step, in lines."""
