@@ -9,35 +9,41 @@ from torch.nn import functional
 
 from multipde import Level, Schedule, TrainSettings, describe, load_data, train
 from multipde.training import unmet_taps as module
-from multipde.training.unmet_taps import unmet_taps, zero_unmet_taps
+from multipde.training.unmet_taps import zero_unmet_taps
 
-CASES = [
-    (side, width, stride, padding, dilation)
-    for side, width, stride, padding, dilation in itertools.product(
-        (1, 2, 3, 5), (1, 2, 3, 5), (2, 3), (0, 1, 2), (1, 2)
-    )
-    if side + 2 * padding > dilation * (width - 1)
-]
-
-
-@pytest.mark.parametrize(("side", "width", "stride", "padding", "dilation"), CASES)
-def test_a_tap_is_unmet_where_ones_give_no_gradient(side, width, stride, padding, dilation):
-    taps = torch.zeros(1, 1, width, width, dtype=torch.float64, requires_grad=True)
-    image = torch.ones(1, 1, side, side, dtype=torch.float64)
-    functional.conv2d(image, taps, None, stride, padding, dilation).sum().backward()
-    twice = [(value, value) for value in (side, width, stride, padding, dilation)]
-    assert torch.equal(unmet_taps(*twice), taps.grad[0, 0] == 0)
+CONVOLUTIONS = {
+    (True, 2): functional.conv_transpose2d,
+    (False, 1): functional.conv1d,
+    (False, 2): functional.conv2d,
+    (False, 3): functional.conv3d,
+}
 
 
-def test_axes_are_taken_one_by_one():
-    assert unmet_taps((1, 4), (3, 3), (2, 2), (1, 1), (1, 1)).tolist() == [[True] * 3, [False] * 3, [True] * 3]
-    assert unmet_taps((1,), (3,), (2,), (1,), (1,)).tolist() == [True, False, True]
+@pytest.mark.parametrize(("transposed", "dim"), CONVOLUTIONS)
+def test_exactly_the_unmet_taps_get_no_gradient_from_ones(transposed, dim, monkeypatch):
+    """In float64 torch's gradients are right: they are zero where nothing is met, and positive elsewhere."""
+    found = []
+    monkeypatch.setattr(module, "_zeroed", lambda unmet, gradients, _: found.append(unmet))
+    sides = (1, 2, 3, 5) if dim < 3 else (1, 3)
+    for side, width, s, p, d in itertools.product(sides, (1, 2, 3, 5), (1, 2, 3), (0, 1, 2), (1, 2)):
+        reach = d * (width - 1)
+        if ((side - 1) * s - 2 * p + reach < 0) if transposed else (side + 2 * p <= reach):
+            continue
+        found.clear()
+        taps = torch.zeros(1, 1, *[width] * dim, dtype=torch.float64, requires_grad=True)
+        image = torch.ones(1, 1, *[side] * dim, dtype=torch.float64)
+        loss = CONVOLUTIONS[transposed, dim](image, taps, None, s, p, dilation=d).sum()
+        num = zero_unmet_taps(loss)
+        loss.backward()
+        unmet = taps.grad[0, 0] == 0
+        assert num == len(found) == bool(unmet.any())
+        assert not found or torch.equal(found[0], unmet)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_in_bf16_are_those_in_float64(stride, bias):
-    """On processors with bf16 and AVX-512 torch leaves garbage at the unmet taps."""
+    """On processors with AVX-512 and bf16 torch leaves garbage at the unmet taps of the second stride."""
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(32, 64, 3, stride, padding=1, bias=bias)
     for _ in range(5):
@@ -47,7 +53,7 @@ def test_gradients_in_bf16_are_those_in_float64(stride, bias):
         conv.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             loss = conv(x).float().square().sum()
-        assert zero_unmet_taps(loss) == (stride == 2)
+        assert zero_unmet_taps(loss) == 1
         loss.backward()
         exact = conv.to(torch.float64)
         expected = torch.autograd.grad(exact(x.double()).square().sum(), exact.weight)[0]
@@ -69,7 +75,7 @@ def test_only_the_gradient_of_the_stencil_changes(monkeypatch):
 
 
 class Strided(nn.Module):
-    """Maps of one pixel before the last convolution, called as a function."""
+    """Maps of one pixel before the last convolution, which is called as a function."""
 
     def __init__(self):
         super().__init__()
