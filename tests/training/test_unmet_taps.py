@@ -1,5 +1,7 @@
 """Taps that meet no pixel have the gradient zero, whatever the convolution leaves there."""
 
+# pyright: reportOptionalSubscript=false, reportOptionalOperand=false
+
 import itertools
 
 import pytest
