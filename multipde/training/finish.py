@@ -70,7 +70,7 @@ def finish(
         budget: ``"2min"``, ``"20000images"``, or ``"auto"``: until accuracy or agreement grows no longer, and not at
             all where it is less than one point below that of the old network.
         label_share: share of the labels in the target, positive only for an `ImageData`.
-        learning_rate: of the first step; None for 0.05, or 0.02 for a network for several sizes.
+        learning_rate: of the first step; None for 0.05, or 0.01 for a network for several sizes.
         batch, seed, compile: see `FinishSettings`.
         device, amp: as in `TrainSettings`.
 

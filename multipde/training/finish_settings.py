@@ -7,7 +7,7 @@ from torch import nn
 
 from multipde.training.budget import IMAGE_UNITS, Budget, parse_budget
 
-SEVERAL_RATE = 0.02
+SEVERAL_RATE = 0.01
 """Learning rate for a network for several sizes; with that for one size the largest one loses accuracy."""
 
 
