@@ -148,8 +148,8 @@ class Finish:
             raise ValueError(f"images must show more than one class, got {len(held_back)} held-back images of one")
         self.expected = images.labels[held_back].to(taught.device) if labelled else taught
         self.labelled = not torch.equal(taught, self.expected)  # labels that the old network gave say no more
-        self.taught = (taught == self.expected).double().mean().item()
-        self.teacher = fastest(self.old, len(indices), compute)
+        self.share_of_old = (taught == self.expected).double().mean().item()
+        self.teacher = self.old if self.settings.label_share == 1 else fastest(self.old, len(indices), compute)
 
     def run(self, advance: Advance = lambda amount, text: None, keep_last: bool = False) -> Finished:
         """Train until the budget is used, or until no more held-back images are right; a signal ends it, too.
@@ -162,7 +162,7 @@ class Finish:
         self.deadline = started + self.settings.longest
         before = best = self.share_right()
         weights, rounds = copy.deepcopy(self.new.state_dict()), []
-        while not self._is_over() and (budget is not None or best < self.taught - TOLERANCE):
+        while not self._is_over() and (budget is not None or best < self.share_of_old - TOLERANCE):
             length = budget or Budget(FIRST_ROUND << len(rounds), "images")
             done += self._round(len(rounds), length, started, advance)
             self._recalibrate()
@@ -173,7 +173,7 @@ class Finish:
             if budget is not None or found < previous + LEAST_GAIN:
                 break
         self.new.load_state_dict(weights)
-        shares, seconds = (before, best, self.taught), time.perf_counter() - started
+        shares, seconds = (before, best, self.share_of_old), time.perf_counter() - started
         return Finished(self.new, done, seconds, *shares, rounds, self.signals.stop, len(self.held_back), self.labelled)
 
     @property

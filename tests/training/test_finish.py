@@ -109,7 +109,7 @@ def test_it_ends_by_itself_where_nothing_is_gained(data, old, monkeypatch):
 @pytest.mark.parametrize(("before", "rounds"), [(0.595, 0), (0.585, 1)])
 def test_it_begins_only_where_more_than_a_point_is_missing_to_the_old_network(data, old, monkeypatch, before, rounds):
     trained = finish(data, old, replace(SETTINGS, budget=None))
-    trained.taught, found = 0.6, iter([before, before])
+    trained.share_of_old, found = 0.6, iter([before, before])
     monkeypatch.setattr("multipde.training.finish.FIRST_ROUND", 40)
     monkeypatch.setattr(trained, "share_right", lambda: next(found))
     assert len(trained.run().rounds) == rounds
