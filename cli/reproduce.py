@@ -23,6 +23,8 @@ class Reproduce:
     data: tuple[Literal["stl10", "cifar10", "cifar100"], ...] | None = None
     """Data sets. Left out: those of the paper, which are all three for table1, stl10 for fig1 to fig3, and cifar10 and
     cifar100 for fig4."""
+    dynamics: tuple[Literal["parabolic", "hamiltonian", "second_order"], ...] | None = None
+    """Dynamics of the networks. Left out: all three. One cell of the table: --data stl10 --dynamics hamiltonian"""
     root: Path = Path("data")
     """Directory with NAME/{train,test}/CLASS/*, with {train,test}/CLASS/*, or as torchvision stores the data."""
     download: bool = False

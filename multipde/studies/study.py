@@ -25,7 +25,7 @@ class Study:
         shared: values that all rows of this study have; other rows of the file do not belong to it.
         keys: names of the values that identify a row; a task is a tuple of these values.
         anew: ignore the rows that the file already has.
-        replaces: write the whole file when the study is closed, instead of appending to it.
+        replaces: measure every task anew; its row takes the place of the one in the file when the study is closed.
         earlier: values of keys that rows of earlier versions lack.
         first: values that the first row of a file of earlier versions has, by which the file is known to be ours; those
             of this study if left out.
@@ -49,14 +49,15 @@ class Study:
             check_rows(file, self._is_ours)
         self.file, self.shared, self.keys, self.replaces = file, shared, keys, replaces
         self.log = log or Log(quiet=True)
-        found = [] if file is None or anew or replaces else read_rows(file)
+        self._measured: set[tuple[Any, ...]] = set()
+        found = [] if file is None or anew else read_rows(file)
         rows = [{**(earlier or {}), **row} for row in matching(found, **shared)]
         self.rows = [row for row in rows if row.keys() >= set(keys)]
 
     def left(self, tasks: Iterable[Task], noun: str) -> list[Task]:
         """The tasks that have no row yet, each once; prints how many there are, with ``noun`` in the plural."""
         wanted = list(dict.fromkeys(tasks))
-        done = {tuple(row[key] for key in self.keys) for row in self.rows}
+        done = {self._task(row) for row in self.rows}
         left = [task for task in wanted if task not in done]
         if self.file is not None:
             self.log.say(f"{len(wanted) - len(left)} of {len(wanted)} {noun} are in {self.file}; {len(left)} to do")
@@ -66,11 +67,22 @@ class Study:
         """Save a row with the values of the keys, the measured values, the machine and the versions; return it."""
         row = {**self.shared, **dict(zip(self.keys, task, strict=True)), **values}
         row = json.loads(json.dumps(row | {"machine": machine(), "versions": versions()}))  # as it will be read
+        self._measured.add(self._task(row))
+        if self.replaces:
+            self.rows = [other for other in self.rows if self._task(other) != self._task(row)]
         self.rows.append(row)
         if self.file is not None and not self.replaces:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             append_row(self.file, row, self._is_ours)
         return row
+
+    def _replaces(self, row: Row) -> bool:
+        """Whether a row of the file belongs to a task of this study that was measured anew."""
+        return bool(matching([row], **self.shared)) and self._task(row) in self._measured
+
+    def _task(self, row: Row) -> tuple[Any, ...]:
+        """The task that a row belongs to; a list in it is a tuple."""
+        return tuple(tuple(value) if isinstance(value, list) else value for value in map(row.get, self.keys))
 
     def close(
         self, tables: Mapping[str, Table], figure: Callable[[Path], None] | None = None, plot: Path | None = None
@@ -80,7 +92,9 @@ class Study:
             self.log.table(table, title)
         if self.file is not None and self.replaces:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self.file, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            new = [row for row in self.rows if self._task(row) in self._measured]
+            others = [row for row in read_rows(self.file) if not self._replaces(row)]
+            write_file(self.file, "".join(json.dumps(row) + "\n" for row in [*others, *new]).encode())
         written = [] if self.file is None else [f"rows in {self.file}"]
         drawn = plot or (self.file and self.file.with_suffix(".svg"))
         if figure is not None and drawn is not None and self.rows:

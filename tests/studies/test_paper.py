@@ -165,6 +165,9 @@ def test_the_table_says_what_the_runs_say_and_nothing_is_trained_twice(quick, ca
     assert read_rows(quick["run_dir"] / "smoke/table1-cifar10-smoke.jsonl") == rows
     monkeypatch.setattr("multipde.studies.trained.train", None)
     assert reproduce("table1", **quick) == rows
+    own = reproduce("table1", **quick, dynamics=["second_order", "hamiltonian"])  # the file has the third
+    assert [r["dynamics"] for r in own] == ["parabolic", "second_order", "hamiltonian"]
+    assert sorted(own, key=rows.index) == rows
     with pytest.raises(ValueError, match=r"run_dir must hold this study, got another training in .*; type --run-dir"):
         reproduce("table1", **quick, seed=1)
 
@@ -217,6 +220,7 @@ def test_a_signal_says_that_the_same_command_goes_on(quick, monkeypatch, tmp_pat
         ({"recipe": "fast", "epochs": 3}, "epochs must be left out with recipe fast, got 3; type --budget 30TFLOPs"),
         ({"epochs": 0}, "epochs must be positive, got 0"),
         ({"data": ["shapes"]}, "data must be among stl10, cifar10, cifar100, got 'shapes'"),
+        ({"dynamics": ["resnet"]}, "dynamics must be among parabolic, hamiltonian, second_order, got 'resnet'"),
         (
             {"data": ["cifar10", "stl10"]},
             "data must be there, got no stl10 in .*fetch it with multipde reproduce table1 --data stl10 --root .* --",

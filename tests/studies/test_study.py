@@ -37,14 +37,19 @@ def test_a_row_that_the_file_has_is_not_left_and_those_of_others_do_not_count(tm
     assert study(file, anew=True).left([("a", 0)], "things") == [("a", 0)]
 
 
-def test_a_study_that_replaces_its_file_does_so_when_it_is_closed(tmp_path):
+def test_a_study_that_replaces_rows_keeps_those_it_has_not_measured(tmp_path):
     file = tmp_path / "rows.jsonl"
-    study(file).add("old", 0)
-    new = study(file, replaces=True)
-    new.add("new", 0)
-    assert "old" in file.read_text()
-    assert new.close({}) == [json.loads(file.read_text())]
-    assert new.rows[0]["name"] == "new"
+    for seed in (0, 1):
+        study(file).add("a", seed, value=1)
+    Study(file, {"data": "y", "size": 8}, ("name", "seed")).add("a", 0, value=1)
+    new, beside = study(file, replaces=True), study(file, replaces=True)
+    new.add("a", 0, value=2)
+    assert "2" not in [str(json.loads(line)["value"]) for line in file.read_text().splitlines()]
+    assert [(r["seed"], r["value"]) for r in new.close({})] == [(1, 1), (0, 2)]
+    beside.add("b", 0, value=3)
+    beside.close({})
+    rows = [(r["data"], r["name"], r["seed"], r["value"]) for r in map(json.loads, file.read_text().splitlines())]
+    assert sorted(rows) == [("x", "a", 0, 2), ("x", "a", 1, 1), ("x", "b", 0, 3), ("y", "a", 0, 1)]
 
 
 def test_the_end_shows_the_tables_and_says_where_rows_and_figure_are(tmp_path, capsys):

@@ -21,6 +21,7 @@ from multipde.runtime.table import Row, Table, table_of
 from multipde.studies.paper.experiment_cost import cost_table
 from multipde.studies.paper.paper_figures import FIGURES
 from multipde.studies.paper.recipes import (
+    DYNAMICS,
     FAST,
     RECIPES,
     REPORTED,
@@ -76,6 +77,7 @@ def reproduce(
     experiment: str,
     *,
     data: Sequence[str] | None = None,
+    dynamics: Sequence[str] | None = None,
     root: str | Path = "data",
     download: bool = False,
     recipe: str = "paper",
@@ -95,6 +97,7 @@ def reproduce(
     Args:
         experiment: ``"table1"``, ``"fig1"``, ``"fig2"``, ``"fig3"`` or ``"fig4"``.
         data: some of ``"stl10"``, ``"cifar10"``, ``"cifar100"``; None for those of the paper.
+        dynamics: some of ``"parabolic"``, ``"hamiltonian"``, ``"second_order"``; None for all.
         root: directory with a data set as ``root/NAME/{train,test}/CLASS/*``, as ``root/{train,test}/CLASS/*``, or as
             torchvision stores it.
         download: download data sets that are missing.
@@ -116,7 +119,7 @@ def reproduce(
         epoch; for fig3 also the confusion matrix, for fig1 the probabilities for the images that are shown.
 
     Raises:
-        ValueError: experiment, budget or data set is unknown, epochs is not positive, or data are missing.
+        ValueError: experiment, budget, data set or dynamics is unknown, epochs is not positive, or data are missing.
 
     Reference: Ruthotto & Haber (2018), section 5.
     """
@@ -136,12 +139,16 @@ def reproduce(
     for name in names:
         if name not in RECIPES:
             raise ValueError(f"data must be among {', '.join(RECIPES)}, got {name!r}")
+    networks = tuple(dict.fromkeys(dynamics or DYNAMICS))
+    for name in networks:
+        if name not in DYNAMICS:
+            raise ValueError(f"dynamics must be among {', '.join(DYNAMICS)}, got {name!r}")
     sets = {name: paper_data(name, Path(root), download, budget, experiment) for name in names}
     file = (out or where) / ("-".join((experiment, *names, where.name)) + ".jsonl")
     shared, compute = {"recipe": recipe, "budget": folder, "seed": seed}, Compute.of(device, amp)
     study = Study(file, shared, ("data", "dynamics", "share"), replaces=True, log=log)
-    trainings = full_trainings(names, recipe) if experiment != "fig3" else []
-    trainings += partial_trainings(names, recipe) if experiment in ("fig2", "fig3") else []
+    trainings = full_trainings(names, recipe, networks) if experiment != "fig3" else []
+    trainings += partial_trainings(names, recipe, networks) if experiment in ("fig2", "fig3") else []
     nums = {name: len(sets[name].images.train) for name in names}
     if not study.log.quiet or plan:
         cost = cost_table(trainings, nums, limits, compute, compile, where)

@@ -168,14 +168,14 @@ def num_held_back(num: int) -> int:
     return round(VALIDATION * num)
 
 
-def full_trainings(data: Sequence[str], recipe: str = "paper") -> list[Training]:
+def full_trainings(data: Sequence[str], recipe: str = "paper", dynamics: Sequence[str] = DYNAMICS) -> list[Training]:
     """The trainings of Table 1, Figures 1 and 4, and the lower half of Figure 2."""
-    return [Training(name, dynamics, None, recipe) for name in data for dynamics in DYNAMICS]
+    return [Training(name, each, None, recipe) for name in data for each in dynamics]
 
 
-def partial_trainings(data: Sequence[str], recipe: str = "paper") -> list[Training]:
+def partial_trainings(data: Sequence[str], recipe: str = "paper", dynamics: Sequence[str] = DYNAMICS) -> list[Training]:
     """The trainings of the upper half of Figure 2, and of Figure 3."""
-    return [Training(name, dynamics, share, recipe) for name in data for dynamics in DYNAMICS for share in SHARES]
+    return [Training(name, each, share, recipe) for name in data for each in dynamics for share in SHARES]
 
 
 def work_within(training: Training, budget: PaperBudget, num: int) -> float:
