@@ -1,16 +1,19 @@
 """A network for use alone whose layers are compiled: each is one pass over the images, without a step in between."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from multipde.networks.folding import folded
-from multipde.networks.kernels.dispatch import with_layout_of
 from multipde.networks.kernels.native import build, handles
 from multipde.networks.kernels.native import convolutions as native
 from multipde.networks.network import PDENet
-from multipde.networks.plain import POOL, PlainBlock, PlainLayer, PlainNet, shifts
+from multipde.networks.plain import PlainBlock, PlainLayer, PlainNet, shifts
 
 CPU = torch.device("cpu")
+AT_ONCE = 2 * 2**20
+"""Bytes per thread of the features that go through all layers together."""
 WORTH_COMPILING = 512
 """Number of images from which on it is faster to compile the kernels first, which takes a few seconds once."""
 
@@ -67,8 +70,10 @@ class CompiledNet(nn.Module):
         super().__init__()
         self.plain = net.eval().requires_grad_(False)
         self.opening = CompiledConvolution(net.opening) if _is_centred(net.opening) and not net.pads else None
-        self.blocks = nn.ModuleList(CompiledBlock(block) for block in net.blocks)  # pyright: ignore
-        self.connectors = nn.ModuleList(CompiledConvolution(conv) for conv in net.connectors)  # pyright: ignore
+        widths = [conv.in_channels for conv in net.connectors]
+        self.blocks = nn.ModuleList(map(CompiledBlock, net.blocks, widths))  # pyright: ignore
+        cells = [2] * (len(net.connectors) - 1) + [1]  # every block but the last is followed by a mean
+        self.connectors = nn.ModuleList(map(CompiledConvolution, net.connectors, cells))  # pyright: ignore
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -76,7 +81,12 @@ class CompiledNet(nn.Module):
         if wants_gradient or torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32 or not handles(x, 1):
             return self.plain(x)
         with torch.no_grad():
-            return self._scores(x)
+            return torch.cat([self._scores(part) for part in x.split(self._num_at_once(x))])
+
+    def _num_at_once(self, x: Tensor) -> int:
+        """The number of images whose features stay in the processor's caches while they go through all layers."""
+        pixels = x.shape[2] * x.shape[3] // math.prod(self.plain.opening.stride)
+        return max(1, torch.get_num_threads() * AT_ONCE // (4 * pixels * self.plain.opening.out_channels))
 
     def _scores(self, x: Tensor) -> Tensor:
         net = self.plain
@@ -87,33 +97,31 @@ class CompiledNet(nn.Module):
                 split = net.dilation[k]
                 y = shifts(y, split)
             y = connector(block(y.contiguous(memory_format=torch.channels_last)))
-            if k + 1 < len(self.blocks):
-                y = POOL[2](y, 2)
         return net.classified(y, split, len(x))
 
 
 class CompiledConvolution(nn.Module):
-    """max(0, K x + b) for a convolution with stride 1."""
+    """The mean of max(0, K x + b) over cells of cell x cell pixels, for a convolution with stride 1."""
 
-    def __init__(self, conv: nn.Module):
+    def __init__(self, conv: nn.Module, cell: int = 1):
         super().__init__()
-        self.channels, self.side = conv.out_channels, conv.kernel_size[0]  # pyright: ignore
+        self.channels, self.side, self.cell = conv.out_channels, conv.kernel_size[0], cell  # pyright: ignore
         self.register_buffer("taps", native.packed(conv.weight.detach()))  # pyright: ignore
         self.register_buffer("bias", native.per_panel(conv.bias.detach()))  # pyright: ignore
 
     def forward(self, x: Tensor) -> Tensor:
-        return native.convolution_relu(x, self.taps, self.bias, self.channels, self.side)  # pyright: ignore
+        return native.convolution_relu(x, self.taps, self.bias, self.channels, self.side, self.cell)  # pyright: ignore
 
 
 class CompiledLayer(nn.Module):
-    """The layer F, with the sum to which it is added."""
+    """The layer F, with the sum to which it is added, on some or all of ``distance`` channels."""
 
-    def __init__(self, layer: PlainLayer):
+    def __init__(self, layer: PlainLayer, distance: int):
         super().__init__()
         self.given = {"eps": layer.eps, "norm": layer.has_norm, "relu": layer.activation == "relu"}
         first, second = (conv.weight.detach() for conv in (layer.first, layer.second))
         one, zero = first.new_ones(len(first)), first.new_zeros(len(first))
-        self.given["side"] = first.shape[-1]
+        self.given |= {"side": first.shape[-1], "distance": distance}
         self.register_buffer("first", native.packed(first))
         self.register_buffer("second", native.packed(second))
         self.register_buffer("scale", native.per_panel(layer.scale.detach() if layer.has_norm else one))
@@ -126,21 +134,24 @@ class CompiledLayer(nn.Module):
 
 
 class CompiledBlock(nn.Module):
-    """The time steps of a `PlainBlock`, each in the memory of a state that is needed no more."""
+    """The time steps of a `PlainBlock`, computed in the memory of its argument, whose channels are innermost."""
 
-    def __init__(self, block: PlainBlock):
+    def __init__(self, block: PlainBlock, channels: int):
         super().__init__()
         self.dynamics = block.dynamics
-        self.steps = nn.ModuleList(nn.ModuleList(CompiledLayer(f) for f in step) for step in block.steps)  # pyright: ignore
+        self.steps = nn.ModuleList(
+            nn.ModuleList(CompiledLayer(f, channels) for f in step)  # pyright: ignore
+            for step in block.steps
+        )
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         if self.dynamics == "hamiltonian":
-            y, z = (with_layout_of(part, y) for part in y.chunk(2, 1))
+            y, z = states.chunk(2, 1)
             for f1, f2 in self.steps:  # pyright: ignore[reportGeneralTypeIssues]
                 f1.add(z, y, out=y)
                 f2.add(y, z, out=z)
-            return torch.cat((y, z), 1)
-        y = y.clone(memory_format=torch.preserve_format)
+            return states
+        y = states
         before = y.clone(memory_format=torch.preserve_format) if self.dynamics == "second_order" else y
         for (f,) in self.steps:  # pyright: ignore[reportGeneralTypeIssues]
             if self.dynamics == "second_order":

@@ -1,6 +1,6 @@
 // The convolution of one image: stride 1, an odd number of taps per axis, zeros around the image.
 //
-// Stencils are packed in panels of 16 output channels, in the order panel, tap, input channel, output channel of the
+// Stencils are packed in panels of LANES output channels, in the order panel, tap, input channel, output channel of the
 // panel; channels that do not exist are zeros. A tile is what fits into the registers: neighbouring pixels of one row or
 // two, and V vectors of output channels of each. For every tap and input channel a tile loads V vectors of taps once, and
 // multiplies them by the value of each pixel.
@@ -10,11 +10,10 @@
 
 namespace {
 
-constexpr int PANEL = 16;
 #if defined(__AVX512F__)
 constexpr int LARGEST[] = {0, 16, 12};  // pixels of a tile of one vector, of two, ...
 #elif defined(__AVX__)
-constexpr int LARGEST[] = {0, 12, 6};
+constexpr int LARGEST[] = {0, 12, 6, 4};
 #else
 constexpr int LARGEST[] = {0, 12, 8, 6, 5};
 #endif
@@ -23,35 +22,65 @@ constexpr int MOST = sizeof LARGEST / sizeof *LARGEST - 1;  // vectors of a tile
 // One image, channels innermost, with the margin of zeros that a convolution of `side` taps per axis needs.
 class Padded {
     std::vector<float> memory;
+    float* data;
 
   public:
     const int64_t height, width, channels, half, row_length;
 
     Padded(int64_t height, int64_t width, int64_t channels, int64_t side)
-        : memory((height + side - 1) * (width + side - 1) * channels), height(height), width(width), channels(channels),
-          half(side / 2), row_length((width + side - 1) * channels) {}
+        : memory((height + side - 1) * (width + side - 1) * channels), data(memory.data()), height(height), width(width),
+          channels(channels), half(side / 2), row_length((width + side - 1) * channels) {}
 
     // The pixel of the image; rows and columns from -half on belong to the margin.
-    float* at(int64_t row, int64_t column) { return &memory[(row + half) * row_length + (column + half) * channels]; }
+    float* at(int64_t row, int64_t column) { return data + (row + half) * row_length + (column + half) * channels; }
 
-    void fill(const float* image) {
+    // Takes an image whose pixels are `distance` numbers apart. It is not copied where no margin is needed; then it must not
+    // be written to.
+    void fill(const float* image, int64_t distance) {
+        if (half == 0 && distance == channels) {
+            data = const_cast<float*>(image);
+            return;
+        }
+        const bool joined = distance == channels;
+        const int64_t length = joined ? width * channels : channels;
         for (int64_t row = 0; row < height; row++)
-            std::memcpy(at(row, 0), image + row * width * channels, width * channels * sizeof(float));
+            for (int64_t column = 0; column < (joined ? 1 : width); column++)
+                std::memcpy(at(row, column), image + (row * width + column) * distance, length * sizeof(float));
     }
+};
+
+// Where the sums of a tile go: those of its neighbouring pixels are `step` numbers apart, and those of its second row begin
+// `next_row` numbers after those of the first. They are added to what is there, or take its place; with a bias, one number
+// per channel, max(0, sum + bias) does.
+struct To {
+    float* first;
+    int64_t next_row, step;
+    bool adds = false;
+    const float* bias = nullptr;
 };
 
 // The sums of V vectors of output channels, for all pixels of a tile of ROWS rows of N pixels.
 template <int V, int ROWS, int N>
 __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64_t channels, int64_t num, int side,
-                                    const float* taps, float* found) {
-    const int64_t panel = side * side * num * PANEL;
+                                    const float* taps, To to) {
+    const int64_t panel = side * side * num * LANES;
     Floats<LANES> sums[ROWS * N][V] = {};
+    const auto place = [&](int p, int v) { return to.first + p / N * to.next_row + p % N * to.step + v * LANES; };
+    if (to.adds || to.bias) {
+#pragma GCC unroll 16
+        for (int p = 0; p < ROWS * N; p++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sums[p][v] = load<LANES>(to.adds ? place(p, v) : to.bias + v * LANES);
+    }
     for (int down = 0; down < side; down++) {
         const float* at = from + down * row_length;
         for (int right = 0; right < side; right++, at += channels) {
-            for (int64_t c = 0; c < num; c++, taps += PANEL) {
+            for (int64_t c = 0; c < num; c++, taps += LANES) {
                 Floats<LANES> w[V];
-                for (int v = 0; v < V; v++) w[v] = load<LANES>(taps + v * LANES / PANEL * panel + v * LANES % PANEL);
+                for (int v = 0; v < V; v++) {
+                    w[v] = load<LANES>(taps + v * panel);
+                    keep(w[v]);
+                }
 #pragma GCC unroll 16
                 for (int p = 0; p < ROWS * N; p++) {
                     const float value = at[p / N * row_length + p % N * channels + c];
@@ -61,11 +90,16 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
             }
         }
     }
+#pragma GCC unroll 16
     for (int p = 0; p < ROWS * N; p++)
-        for (int v = 0; v < V; v++) store<LANES>(found + (p * V + v) * LANES, sums[p][v]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            const auto found = sums[p][v];
+            store<LANES>(place(p, v), to.bias ? where<LANES>(!(found < 0), found) : found);
+        }
 }
 
-using Tile = void (*)(const float*, int64_t, int64_t, int64_t, int, const float*, float*);
+using Tile = void (*)(const float*, int64_t, int64_t, int64_t, int, const float*, To);
 
 // `tile` for a number of pixels that is known when it runs, from 1 to N.
 template <int V, int ROWS, int N>
@@ -74,21 +108,20 @@ Tile tile_of(int64_t pixels) {
     else return pixels == N ? tile<V, ROWS, N> : tile_of<V, ROWS, N - 1>(pixels);
 }
 
-// Calls at(row, column, sums) for all pixels, with the sums of V vectors of output channels. Tiles have two rows where
-// fewer of them cover the image.
+// Calls at(row, column, rows, n, sums) for all tiles of V vectors of output channels, where sums(to) computes those of the
+// tile. Tiles have two rows where fewer of them cover the image.
 template <int V, class At>
 void tiles(Padded& x, int64_t num, int side, const float* taps, At at) {
     constexpr int most = LARGEST[V];
     const int64_t single = (x.width + most - 1) / most, pair = (x.width + most / 2 - 1) / (most / 2);
-    float found[most * V * LANES];
     for (int64_t row = 0, rows; row < x.height; row += rows) {
         rows = pair < 2 * single && row + 1 < x.height ? 2 : 1;
         const int64_t count = rows == 2 ? pair : single, length = (x.width + count - 1) / count;
         for (int64_t column = 0; column < x.width; column += length) {
             const int64_t n = std::min(length, x.width - column);
             const Tile sums = rows == 2 ? tile_of<V, 2, most / 2>(n) : tile_of<V, 1, most>(n);
-            sums(x.at(row - x.half, column - x.half), x.row_length, x.channels, num, side, taps, found);
-            for (int64_t p = 0; p < rows * n; p++) at(row + p / n, column + p % n, found + p * V * LANES);
+            const float* from = x.at(row - x.half, column - x.half);
+            at(row, column, rows, n, [&](To to) { sums(from, x.row_length, x.channels, num, side, taps, to); });
         }
     }
 }
@@ -101,16 +134,42 @@ void tiles_of(int64_t vectors, Padded& x, int64_t num, int side, const float* ta
     tiles<V>(x, num, side, taps, at);
 }
 
-// Calls at(row, column, channel, sums, n) with n sums of neighbouring output channels, for all pixels and channels. There
-// are as many sums as channels in whole vectors.
+// Calls at(channel, n, row, column, rows, columns, sums) for tiles that cover all pixels and channels: n channels from
+// `channel` on, in whole vectors.
 template <class At>
-void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, At at) {
-    const int64_t panel = side * side * num * PANEL, all = (num_out + LANES - 1) / LANES;
-    for (int64_t k = 0, n; k < all; k += n) {
-        n = std::min<int64_t>(MOST, all - k);
-        tiles_of<MOST>(n, x, num, side, taps + k * LANES / PANEL * panel + k * LANES % PANEL,
-                       [&](int64_t row, int64_t column, const float* sums) { at(row, column, k * LANES, sums, n * LANES); });
+void by_tiles(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, At at) {
+    const int64_t panel = side * side * num * LANES, all = (num_out + LANES - 1) / LANES;
+    for (int64_t k = 0, n, left = (all + MOST - 1) / MOST; k < all; k += n, left--) {
+        n = (all - k + left - 1) / left;
+        tiles_of<MOST>(n, x, num, side, taps + k * panel,
+                       [&](auto... tile) { at(k * LANES, n * LANES, tile...); });
     }
+}
+
+// z = K x, for whole vectors of channels of z.
+inline void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, Padded& z) {
+    by_tiles(x, num, num_out, side, taps,
+             [&](int64_t channel, int64_t, int64_t row, int64_t column, int64_t, int64_t, auto sums) {
+                 sums(To{z.at(row, column) + channel, z.row_length, z.channels});
+             });
+}
+
+// out = K x + out, or with a bias max(0, K x + bias), for the first num_out of the `distance` channels of an image.
+inline void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, float* out, int64_t distance,
+                     const float* bias) {
+    by_tiles(x, num, num_out, side, taps,
+             [&](int64_t channel, int64_t n, int64_t row, int64_t column, int64_t rows, int64_t columns, auto sums) {
+                 const int64_t present = std::min(n, num_out - channel), next_row = x.width * distance;
+                 float* first = out + (row * x.width + column) * distance + channel;
+                 const float* added = bias ? bias + channel : nullptr;
+                 if (present == n) return sums(To{first, next_row, distance, !bias, added});
+                 float found[LARGEST[1] * MOST * LANES];  // the last vector has numbers of the next pixel
+                 sums(To{found, columns * n, n, false, added});
+                 for (int64_t p = 0; p < rows * columns; p++) {
+                     float* to = first + p / columns * next_row + p % columns * distance;
+                     for (int64_t c = 0; c < present; c++) to[c] = found[p * n + c] + (bias ? 0 : to[c]);
+                 }
+             });
 }
 
 }  // namespace

@@ -27,60 +27,64 @@ void normalise(Padded& z, const float* scale, const float* bias, float eps, bool
     }
 }
 
+// The means over cells of cell x cell pixels.
+void means(const float* from, float* to, int64_t cell, int64_t height, int64_t width, int64_t channels) {
+    const float share = 1.0f / (cell * cell);
+    for (int64_t row = 0; row < height / cell; row++) {
+        for (int64_t column = 0; column < width / cell; column++, to += channels) {
+            std::fill(to, to + channels, 0.0f);
+            for (int64_t p = 0; p < cell * cell; p++) {
+                const float* pixel = from + ((cell * row + p / cell) * width + cell * column + p % cell) * channels;
+                for (int64_t c = 0; c < channels; c++) to[c] += share * pixel[c];
+            }
+        }
+    }
+}
+
 }  // namespace
 
-// out = alpha a + beta b + K2 s(N(K1 x)); out may be x, a or b. Scale and bias are as long as whole panels.
+// The number of output channels in a panel.
+extern "C" int64_t panel() { return LANES; }
+
+// out = alpha a + beta b + K2 s(N(K1 x)); out may be x, a or b. In all four, neighbouring pixels are `distance` numbers
+// apart, so that they may be a part of the channels. Scale and bias are as long as whole panels.
 extern "C" void layer(const float* x, const float* a, float alpha, const float* b, float beta, float* out,
                       const float* first, const float* scale, const float* bias, float eps, int64_t norm, int64_t relu,
                       const float* second, int64_t side, int64_t images, int64_t height, int64_t width,
-                      int64_t channels, int64_t threads) {
-    const int64_t size = height * width * channels, wide = (channels + PANEL - 1) / PANEL * PANEL;
+                      int64_t channels, int64_t distance, int64_t threads) {
+    const int64_t size = height * width * distance, wide = (channels + LANES - 1) / LANES * LANES;
 #pragma omp parallel num_threads(threads)
     {
         Padded y(height, width, channels, side), z(height, width, wide, side);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < images; i++) {
-            y.fill(x + i * size);
-            convolve(y, channels, channels, side, first,
-                     [&](int64_t row, int64_t column, int64_t channel, const float* sums, int64_t n) {
-                         std::memcpy(z.at(row, column) + channel, sums, n * sizeof(float));
-                     });
+            y.fill(x + i * size, distance);
+            convolve(y, channels, channels, side, first, z);
             normalise(z, scale, bias, eps, norm, relu);
-            convolve(z, channels, channels, side, second,
-                     [&](int64_t row, int64_t column, int64_t channel, const float* sums, int64_t n) {
-                         const int64_t first_at = i * size + (row * width + column) * channels + channel;
-                         const float *from_a = a + first_at, *from_b = b + first_at;
-                         const int64_t present = std::min(n, channels - channel), whole = present / LANES * LANES;
-                         for (int64_t c = 0; c < whole; c += LANES)
-                             store<LANES>(out + first_at + c, load<LANES>(sums + c) + alpha * load<LANES>(from_a + c) +
-                                                                  beta * load<LANES>(from_b + c));
-                         for (int64_t c = whole; c < present; c++)
-                             out[first_at + c] = sums[c] + alpha * from_a[c] + beta * from_b[c];
-                     });
+            for (int64_t p = 0; p < height * width && (out != a || alpha != 1 || beta != 0); p++) {
+                const int64_t at = i * size + p * distance;
+                for (int64_t c = 0; c < channels; c++) out[at + c] = alpha * a[at + c] + beta * b[at + c];
+            }
+            convolve(z, channels, channels, side, second, out + i * size, distance, nullptr);
         }
     }
 }
 
-// out = max(0, K x + bias), of other channels than x.
+// The mean of max(0, K x + bias) over cells of cell x cell pixels, of other channels than x.
 extern "C" void convolution_relu(const float* x, float* out, const float* taps, const float* bias, int64_t side,
-                                 int64_t images, int64_t height, int64_t width, int64_t channels, int64_t out_channels,
-                                 int64_t threads) {
-    const int64_t size = height * width * channels;
+                                 int64_t cell, int64_t images, int64_t height, int64_t width, int64_t channels,
+                                 int64_t out_channels, int64_t threads) {
+    const int64_t size = height * width * channels, out_size = (height / cell) * (width / cell) * out_channels;
 #pragma omp parallel num_threads(threads)
     {
         Padded y(height, width, channels, side);
+        std::vector<float> whole(cell > 1 ? height * width * out_channels : 0);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < images; i++) {
-            y.fill(x + i * size);
-            convolve(y, channels, out_channels, side, taps,
-                     [&](int64_t row, int64_t column, int64_t channel, const float* sums, int64_t n) {
-                         float* to = out + ((i * height + row) * width + column) * out_channels + channel;
-                         const int64_t present = std::min(n, out_channels - channel);
-                         for (int64_t c = 0; c < present; c++) {
-                             const float v = sums[c] + bias[channel + c];
-                             to[c] = v < 0 ? 0 : v;
-                         }
-                     });
+            y.fill(x + i * size, channels);
+            float* to = out + i * out_size;
+            convolve(y, channels, out_channels, side, taps, cell > 1 ? whole.data() : to, out_channels, bias);
+            if (cell > 1) means(whole.data(), to, cell, height, width, out_channels);
         }
     }
 }

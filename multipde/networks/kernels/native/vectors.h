@@ -74,6 +74,18 @@ void store(bfloat16* p, Floats<L> v) {
     std::memcpy(p, &half, sizeof half);
 }
 
+// Keeps a vector in its register; the compiler may load it anew for every product otherwise.
+template <class V>
+void keep(V& v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__AVX__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+}
+
 template <int L>
 float sum(Floats<L> v) {
     if constexpr (L == 1) {
