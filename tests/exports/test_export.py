@@ -112,7 +112,7 @@ def test_the_command_writes_onnx_that_normalises_and_computes_with_integers(tmp_
     assert 0 < (OnnxNetwork(out.read_bytes())(grey) - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-@pytest.mark.parametrize("dynamics", [d for d in DYNAMICS if d != "hamiltonian"])
+@pytest.mark.parametrize("dynamics", ["resnet", "second_order"])  # the others are asked elsewhere
 def test_onnxruntime_agrees_for_batches_of_any_length(dynamics, tmp_path):
     net, out = pde_net(dynamics, channels=(4,), steps=1), tmp_path / "net.onnx"
     result = export(net, out, size=12)

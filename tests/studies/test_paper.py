@@ -12,7 +12,8 @@ from multipde.networks.network import PDENet
 from multipde.runtime.console import Log
 from multipde.runtime.signals import Interrupted
 from multipde.storage.rows import read_rows
-from multipde.studies.paper import experiments
+from multipde.studies.bench.transfer_arms import ARMS
+from multipde.studies.paper import experiment_cost, experiments
 from multipde.studies.paper import recipes as paper
 from multipde.studies.paper.experiment_cost import training_flops
 from multipde.studies.paper.experiments import EXPERIMENTS, paper_data
@@ -55,6 +56,8 @@ def quick(monkeypatch, root):
     narrow(monkeypatch)
     monkeypatch.setitem(BUDGETS, "smoke", PaperBudget(flops=1.0, num_train=40, num_test=20))
     monkeypatch.setattr(paper, "SHARES", (0.2, 0.8))
+    monkeypatch.setattr(paper, "ARM", ARMS["copy"])  # three sizes instead of seven
+    monkeypatch.setattr(experiment_cost, "BATCH", 4)
     return {"data": ["cifar10"], "root": root, "budget": "smoke", "run_dir": root / "runs"}
 
 
@@ -96,8 +99,7 @@ def test_the_epochs_are_the_most_that_the_budget_allows_to_all_trainings_of_a_ki
     assert epochs_within(training, PaperBudget(epochs=200), num) == 100
 
 
-@pytest.mark.parametrize("share", [None, 0.4])
-@pytest.mark.parametrize("data", [*RECIPES])
+@pytest.mark.parametrize(("data", "share"), [("stl10", None), ("cifar10", 0.4), ("cifar100", None)])
 def test_the_fast_recipe_takes_at_most_a_fifth_of_the_papers_work(data, share):
     training, num = Training(data, "hamiltonian", share, "fast"), 5000
     whole = RECIPES[data].epochs * training.epoch_flops(num)
@@ -127,14 +129,14 @@ def test_a_plan_says_what_it_costs_and_trains_nothing(quick, capsys, tmp_path):
     assert reproduce("table1", **options, plan=True, log=Log()) == []
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "table1, recipe fast, budget smoke: cost"
-    assert lines[2].split()[:9] == ["cifar10-parabolic", *["8", "12", "16", "20", "24", "28", "32", "7"]]
+    assert lines[2].split()[:5] == ["cifar10-parabolic", "8", "16", "32", "3"]
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_fast_recipe_trains_beside_the_other(quick, capsys):
     rows = reproduce("table1", **quick, recipe="fast", log=Log())
     printed = capsys.readouterr().out
-    assert [(r["recipe"], r["budget"], r["epochs"]) for r in rows] == [("fast", "smoke", 7)] * 3
+    assert [(r["recipe"], r["budget"], r["epochs"]) for r in rows] == [("fast", "smoke", 3)] * 3
     assert "table1, recipe fast, budget smoke, seed 0" in printed
     assert read_rows(quick["run_dir"] / "fast-smoke/table1-cifar10-fast-smoke.jsonl") == rows
     reproduce("table1", **quick, recipe="fast", plan=True, log=Log())
