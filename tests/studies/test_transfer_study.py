@@ -208,3 +208,9 @@ def test_the_figure_has_a_line_per_arm_with_several_budgets_and_a_panel_per_othe
     assert [text.get_text() for text in hamiltonian.texts] == ["90.0"] + ["80.5 ± 0.7"] * len(ARMS)
     assert [text.get_text() for text in resnet.texts] == ["60.0", "20.0"]
     assert resnet.lines[1].get_xdata()[0] == LEAST_SHOWN  # at the end of the axis
+
+
+def test_a_single_arm_is_drawn_alone(tmp_path, figures):
+    accuracy_against_work([row("copy", 0.7), row("copy", 0.8, 1)], tmp_path / "one.svg")
+    (axis,) = figures[0].axes
+    assert [text.get_text() for text in axis.texts] == ["75.0 ± 7.1"]

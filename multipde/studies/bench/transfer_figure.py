@@ -28,7 +28,8 @@ def accuracy_against_work(rows: Rows, file: Path, published: Sequence[tuple[str,
     rows = [row for row in rows if row["flops"]]
     first = rows[0]["dynamics"]
     lines = _lines([row for row in rows if row["dynamics"] == first])
-    groups = _groups(rows, {(first, name) for name in lines})
+    shown = {(first, name) for name in lines}
+    groups = _groups(rows, shown) or ({} if lines else _groups(rows, shown, least=1))
     figure, axes = _stacked([2.8] * bool(lines) + [0.26 * len(own) for own in groups.values()])
     if lines:
         _work_panel(axes.pop(0), lines, published, first)
@@ -65,13 +66,13 @@ def _lines(rows: Rows) -> dict[str, list[tuple[float, float, float]]]:
     return lines
 
 
-def _groups(rows: Rows, shown: Set[tuple[str, str]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """For every dynamics and budget with several arms, of which not all are shown: their accuracies, the best first."""
+def _groups(rows: Rows, shown: Set[tuple[str, str]], least: int = 2) -> dict[str, dict[str, tuple[float, float]]]:
+    """For every dynamics and budget with ``least`` arms, not all of them shown: their accuracies, the best first."""
     groups: dict[str, dict[str, tuple[float, float]]] = {}
     for dynamics, budget in dict.fromkeys((row["dynamics"], row["budget"]) for row in rows):
         own = [row for row in rows if (row["dynamics"], row["budget"]) == (dynamics, budget)]
         names = dict.fromkeys(_name(row) for row in own)
-        if len(names) == 1 or {(dynamics, name) for name in names} <= shown:
+        if len(names) < least or {(dynamics, name) for name in names} <= shown:
             continue
         recipes = {row.get("recipe", "sgd") for row in own} - {"own"}
         shared = f", {next(iter(recipes))}" if len(recipes) == 1 else ""
