@@ -61,9 +61,9 @@ extern "C" void layer(const float* x, const float* a, float alpha, const float* 
             y.fill(x + i * size, distance);
             convolve(y, channels, channels, side, first, z);
             normalise(z, scale, bias, eps, norm, relu);
-            for (int64_t p = 0; p < height * width && (out != a || alpha != 1 || beta != 0); p++) {
-                const int64_t at = i * size + p * distance;
-                for (int64_t c = 0; c < channels; c++) out[at + c] = alpha * a[at + c] + beta * b[at + c];
+            if (out != a || alpha != 1 || beta != 0) {  // otherwise out has the first sum already
+                for (int64_t at = i * size; at < (i + 1) * size; at += distance)
+                    for (int64_t c = 0; c < channels; c++) out[at + c] = alpha * a[at + c] + beta * b[at + c];
             }
             convolve(z, channels, channels, side, second, out + i * size, distance, nullptr);
         }
