@@ -21,12 +21,9 @@ class Measurement:
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
 
     def given(self) -> dict[str, Any]:
-        """All options by name, and the log, for the function of the study; a list must have an entry."""
+        """All options by name, and the log, for the function of the study."""
         from multipde.runtime.console import Log
 
-        for name, value in vars(self).items():
-            if value == ():
-                raise ValueError(f"{name} must name at least one, got none")
         log = Log(stream="stderr") if self.json else Log(needed=self.out is None)
         return {name: value for name, value in vars(self).items() if name != "json"} | {"log": log}
 

@@ -19,6 +19,7 @@ from multipde.cli.list import List
 from multipde.cli.predict import Predict
 from multipde.cli.report import Report
 from multipde.cli.reproduce import Reproduce
+from multipde.cli.resume import typed_options
 from multipde.cli.runs import Runs
 from multipde.cli.shard import Shard
 from multipde.cli.train import Train
@@ -86,7 +87,17 @@ def _parsed(arguments: Sequence[str]) -> Any:
     known = [option for entry in fields(kind) for option in (entry.name, f"no_{entry.name}")]
     for typed in [word.partition("=")[0] for word in others if word.startswith("--")]:
         _check_name("option", typed, ["--help", *(f"--{option.replace('_', '-')}" for option in known)], prog)
-    return tyro.cli(COMMANDS[name], prog=f"multipde {name}", args=others)
+    command = tyro.cli(COMMANDS[name], prog=f"multipde {name}", args=others)
+    _check_lists(command.study if isinstance(command, Bench) else command, others)
+    return command
+
+
+def _check_lists(options: Any, words: Sequence[str]) -> None:
+    """Raise ValueError for an option that takes a list and was typed without a value."""
+    for name, values in typed_options(words).items():
+        if not values and getattr(options, name, None) == ():
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{name} must name at least one, got none; type {option} VALUE or leave {option} out")
 
 
 def _check_name(what: str, name: str, known: Collection[str], prog: str = "") -> None:
