@@ -5,7 +5,11 @@ import gc
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from multiprocessing import context, forkserver
 from pathlib import Path
@@ -25,6 +29,39 @@ from multipde.stability import bounds, norms
 from multipde.training.step import TrainStep
 
 torch.set_num_threads(1)  # two test processes on two cores
+
+os.environ.setdefault(
+    "TORCHINDUCTOR_VEC_ISA_OK", "1"
+)  # else torch compiles ten programs to see what the compiler knows
+
+COMPILING, COMPILED = pytest.StashKey[subprocess.Popen](), pytest.StashKey[str]()
+
+
+COMPILE = """
+import torch
+from multipde.networks.compilation import check_compiler
+from multipde.networks.kernels import native
+native.is_available("convolutions")
+check_compiler(torch.device("cpu"), by_torch=True)
+"""
+"""What takes a compiler ten seconds and more at its first use."""
+
+
+def pytest_sessionstart(session):
+    """The process that starts the others lets the kernels be compiled while these collect their tests."""
+    if session.config.getoption("numprocesses", None):  # not set in the others
+        session.config.stash[COMPILED] = tempfile.mkdtemp(prefix="multipde-tests-")
+        os.environ["MULTIPDE_CACHE"] = f"{session.config.stash[COMPILED]}/cache"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        session.config.stash[COMPILING] = subprocess.Popen([sys.executable, "-c", COMPILE], **quiet)
+
+
+def pytest_unconfigure(config):
+    """What was compiled for this session is removed."""
+    if process := config.stash.get(COMPILING, None):
+        process.kill()
+        process.wait()
+        shutil.rmtree(config.stash[COMPILED], ignore_errors=True)
 
 
 def pytest_collection_finish():
@@ -54,10 +91,11 @@ def shared_by_workers(tmp_path_factory, request) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _the_cache_is_that_of_the_session(shared_by_workers):
-    """Kernels are compiled by the first test process that needs them; nothing is kept in the home directory."""
+def _the_cache_is_that_of_the_session(shared_by_workers, request):
+    """Nothing is kept in the home directory; what `pytest_sessionstart` compiles is found by all processes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MULTIPDE_CACHE", str(shared_by_workers / "cache"))
+        if not hasattr(request.config, "workerinput"):
+            patch.setenv("MULTIPDE_CACHE", str(shared_by_workers / "cache"))
         yield
 
 

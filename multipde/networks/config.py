@@ -11,6 +11,7 @@ from multipde.mesh.parametrization import COORDINATES
 from multipde.mesh.stencil import REACTIONS
 from multipde.networks.controls import INTERPOLATIONS
 from multipde.networks.dynamics import check_dynamics, check_memory
+from multipde.networks.flops import pde_flops
 from multipde.networks.layers import ACTIVATIONS, NORMS
 from multipde.networks.limits import BLOCKS, CHANNELS, STEPS, TAPS
 from multipde.networks.model_spec import SpecBase, check_data_fields
@@ -206,6 +207,9 @@ class NetworkConfig(SpecBase):
 
     def build(self) -> PDENet:
         return PDENet(self)
+
+    def flops(self, training: bool) -> int | None:
+        return pde_flops(self, training)
 
     def put_on_mesh(self, net: Any) -> None:
         net.put_on_mesh()

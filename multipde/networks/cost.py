@@ -29,8 +29,9 @@ def model_flops(model: nn.Module, shape: Sequence[int]) -> int:
 def count_flops(config: ModelSpec, training: bool = False) -> int:
     """Number of floating point operations of a network for one image of its size.
 
-    Torch counts convolutions and matrix products, where a multiplication and an addition are two operations. For this,
-    the network is run once on the meta device, which computes only shapes, or on the CPU if that fails.
+    These are the operations of convolutions and matrix products, where a multiplication and an addition are two. A
+    `NetworkConfig` has a formula for them. Other networks are run once, so that torch can count: on the meta device,
+    which computes only shapes, or on the CPU if that fails.
 
     Args:
         config: description of the network, see `ModelSpec`.
@@ -39,15 +40,17 @@ def count_flops(config: ModelSpec, training: bool = False) -> int:
     Raises:
         ValueError: the network cannot take images of its size, or does not return one score per class.
     """
+    if (known := config.flops(training)) is not None:
+        return known
     with OwnRandomness():
         try:
             with torch.device("meta"):
                 net = config.build()
-            return _counted(config, net.to("meta"), training, "meta")
+            return counted_flops(config, net.to("meta"), training)
         except (NotImplementedError, RuntimeError, TypeError, AssertionError, IndexError):
             net = config.build()
             try:
-                return _counted(config, net, training, "cpu")
+                return counted_flops(config, net, training, "cpu")
             except (RuntimeError, TypeError, AssertionError, IndexError) as error:
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
                 size = config.sizes[0] if len(set(config.sizes)) == 1 else config.sizes
@@ -57,7 +60,7 @@ def count_flops(config: ModelSpec, training: bool = False) -> int:
                 ) from None
 
 
-def _counted(config: ModelSpec, net: nn.Module, training: bool, device: str) -> int:
+def counted_flops(config: ModelSpec, net: nn.Module, training: bool, device: str = "meta") -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     images = torch.zeros(2, config.in_channels, *config.image_sizes, device=device)

@@ -98,6 +98,9 @@ class ModelSpec(Protocol):
     def put_on_mesh(self, net: nn.Module) -> None:
         """Give the plain stencils of a baked network their mesh sizes."""
 
+    def flops(self, training: bool) -> int | None:
+        """Floating point operations for one image, where a formula gives them; None where they must be counted."""
+
     def fits(self, num_tensors: int) -> bool:
         """Whether a file with this number of tensors can hold its weights; checked before an untrusted build."""
 
@@ -166,6 +169,9 @@ class SpecBase:
         if any(r != round(r) for r in moved):
             raise ValueError(f"reference must stay a whole number of pixels, got {moved} at size {size}")
         return replace(self, size=size, detail=detail, reference=tuple(round(r) for r in moved))
+
+    def flops(self, training: bool) -> int | None:
+        return None
 
     def a_trous(self) -> Self:
         raise ValueError(f"a_trous must be left out for networks other than those of PDEs, got {self.label}")
