@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multipde.networks.kernels import tiny_mesh
 from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
 from multipde.networks.kernels.dispatch import with_layout_of
 from multipde.networks.kernels.tv_norm import tv_norm
@@ -74,11 +75,22 @@ class ControlledLayer(nn.Module):
         norm = () if self.norm is None else (self.norm.scale, self.norm.bias)
         return (self.conv.weight, *norm)  # pyright: ignore[reportReturnType]
 
-    def hidden(self, y: Tensor, controls: tuple[Tensor, ...]) -> Tensor:
-        """The features σ(N(K y)) between the two convolutions."""
+    def matrix_of(self, stencil: Tensor, y: Tensor) -> Tensor | None:
+        """The matrix of a convolution of y where a compiled layer is faster with it, otherwise None."""
+        is_used = self.compiled and self.training and tiny_mesh.is_worthwhile(y, stencil)
+        return tiny_mesh.matrix_of(stencil, tuple(y.shape[2:])) if is_used else None
+
+    def convolved(self, y: Tensor, stencil: Tensor, matrix: Tensor | None) -> Tensor:
+        """The stencil applied to y, by its matrix if that is given."""
+        if matrix is not None:
+            return tiny_mesh.product(y, matrix)
+        return CONVOLVE[self.dim](y, stencil, padding=self.padding)
+
+    def hidden(self, y: Tensor, controls: tuple[Tensor, ...], matrix: Tensor | None = None) -> Tensor:
+        """The features σ(N(K y)) between the two convolutions, with the matrix of K if it is given."""
         if self.watch is not None:
             self.watch(self.conv, y)
-        z = CONVOLVE[self.dim](y, controls[0], padding=self.padding)
+        z = self.convolved(y, controls[0], matrix)
         if self.norm is None:
             return ACTIVATIONS[self.activation](z)
         relu = self.activation == "relu"
@@ -115,7 +127,11 @@ class SymmetricLayer(ControlledLayer):
     """
 
     def force(self, y: Tensor, controls: tuple[Tensor, ...], factor: float = 1.0) -> Tensor:
-        return CONVOLVE_TRANSPOSED[self.dim](self.hidden(y, controls), -factor * controls[0], padding=self.padding)
+        matrix = self.matrix_of(controls[0], y)
+        z = self.hidden(y, controls, matrix)
+        if matrix is not None:
+            return tiny_mesh.product(z, matrix.t()) * -factor
+        return CONVOLVE_TRANSPOSED[self.dim](z, -factor * controls[0], padding=self.padding)
 
 
 class ResidualLayer(ControlledLayer):
@@ -136,10 +152,11 @@ class ResidualLayer(ControlledLayer):
         return (*super().controls(), self.conv2.weight)
 
     def force(self, y: Tensor, controls: tuple[Tensor, ...], factor: float = 1.0) -> Tensor:
-        z = self.hidden(y, controls)
+        z = self.hidden(y, controls, self.matrix_of(controls[0], y))
         if self.watch is not None:
             self.watch(self.conv2, z)
-        return CONVOLVE[self.dim](z, factor * controls[-1], padding=self.padding)
+        second = factor * controls[-1]
+        return self.convolved(z, second, self.matrix_of(second, z))
 
 
 class Opening(nn.Sequential):
