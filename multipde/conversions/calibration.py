@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from multipde.conversions.layer_inputs import WatchedCopy
-from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.modes import ordinary_tensors
 from multipde.mesh.pyramid import resize_images
 from multipde.mesh.reparametrize import stencil_layers
 from multipde.mesh.separable import precise
@@ -46,7 +46,7 @@ class Calibration:
         return {name: _exponent(scales, self.factor) for name, scales in self.scales.items()}
 
 
-@cpu_by_default()
+@ordinary_tensors()
 @torch.no_grad()
 def calibrate(
     model: nn.Module, factor: float | Sequence[float], images: ImageBatch, method: str = "calibrated"

@@ -14,7 +14,7 @@ from multipde.conversions.calibration import Calibration, calibrate
 from multipde.conversions.left_alone import layers_to_leave, marked, tell_left_alone
 from multipde.conversions.new_size import factor_to, size_after
 from multipde.conversions.time_steps import with_steps
-from multipde.mesh.modes import averaged, copied, cpu_by_default
+from multipde.mesh.modes import averaged, copied, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import (
     check_unshared,
@@ -82,7 +82,7 @@ class Conversion:
             raise ValueError(f"detail must be 1 for the dual map, got {detail}")
         return self.acting(model, "dual")
 
-    @cpu_by_default()
+    @ordinary_tensors()
     def acting(self, model: Model, kind: str = "map") -> Model:
         """The network whose stored parameters are mapped as `acting_matrix` says; the number of steps changes by P."""
         check_method(self.method)
@@ -94,11 +94,10 @@ class Conversion:
             check_mesh(model)
         elif self.steps is not None:
             raise ValueError(f"steps must be left out for a model without a description, got {self.steps}")
-        with torch.inference_mode(False):
-            model = a_trous(model) if self.a_trous else copied(model)
-            with marked(model, self.skip):
-                self._move_all(model, kind)
-            return model if spec is None or self.steps is None else with_steps(model, self.steps)
+        model = a_trous(model) if self.a_trous else copied(model)
+        with marked(model, self.skip):
+            self._move_all(model, kind)
+        return model if spec is None or self.steps is None else with_steps(model, self.steps)
 
     def _move_all(self, model: nn.Module, kind: str) -> None:
         check_unshared(stencil_layers(model))
@@ -185,7 +184,7 @@ class Conversion:
         return matrix
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def convert(
     model: Model,
     *,
@@ -236,7 +235,7 @@ def convert(
     return move(model)
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def conversion(
     model: nn.Module,
     *,

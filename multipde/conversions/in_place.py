@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multipde.conversions.convert import Conversion, conversion
 from multipde.conversions.left_alone import tell_left_alone
 from multipde.conversions.optimizer_state import State, check_rule, moved_states, plain_parameters
-from multipde.mesh.modes import averaged
+from multipde.mesh.modes import averaged, ordinary_tensors
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
@@ -51,6 +51,7 @@ def convert_(
     return move
 
 
+@ordinary_tensors()
 def apply_(
     move: Conversion, model: nn.Module, optimizer: Optimizers = None, ema: nn.Module | None = None, rule: str = "map"
 ) -> None:

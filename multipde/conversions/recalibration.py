@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.mesh.modes import cpu_by_default, eval_mode
+from multipde.mesh.modes import eval_mode, ordinary_tensors
 from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
 from multipde.runtime.processes import num_processes
 
@@ -66,7 +66,7 @@ class _Pooled:
         m.running_var.copy_(self.squares / (self.num - 1))
 
 
-@cpu_by_default()
+@ordinary_tensors()
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
     """Measure the running statistics of every BatchNorm layer again, mean and variance of its inputs, in place.

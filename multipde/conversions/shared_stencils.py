@@ -6,14 +6,14 @@ from typing import Any
 from torch import nn
 
 from multipde.conversions.convert import conversion
-from multipde.mesh.modes import copied, cpu_by_default
+from multipde.mesh.modes import copied, ordinary_tensors
 from multipde.mesh.reparametrize import mesh_parametrizations
 from multipde.networks.all_sizes import AllSizes, check_sizes, share
 from multipde.networks.cost import count_flops
 from multipde.networks.model_spec import check_mesh, check_whole, spec_of
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def share_stencils(model: nn.Module, sizes: Sequence[int]) -> AllSizes:
     """Make one network for images of several sizes from a trained one; all sizes share its stencils.
 

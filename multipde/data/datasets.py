@@ -18,14 +18,14 @@ from multipde.data.listed import load_listed
 from multipde.data.pairs import load_pair
 from multipde.data.shards import SHUFFLE_BUFFER, load_shards
 from multipde.data.streamed_rows import is_row_stream, load_streams
-from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.modes import ordinary_tensors
 
 DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder", "csv", "webdataset")
 SKIPPING = ("folder", "csv", "webdataset")
 """Data of which bad images can be skipped."""
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def load_data(
     source: Any,
     *,

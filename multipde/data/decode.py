@@ -50,17 +50,17 @@ def decode_image(
             tell(shape, _has_frames(file))
         scale = 1 if size is None else _reduce(file, size)
         file.load()
-        image, orientation = picture_pixels(file).expand(3, -1, -1), _orientation(file)
+        image, orientation = picture_pixels(file).expand(3, -1, -1), orientation_of(file)
     if size is None or shape == (size, size):
-        return _upright(image, orientation)
+        return upright(image, orientation)
     if scale == 1:
         averaged = resize_images(image[None].float(), (size, size))[0]
     else:
         averaged = apply_along_axes([_matrix_from_reduced(num, scale, size) for num in shape], image.float())
-    return _upright(averaged.round().to(torch.uint8), orientation)
+    return upright(averaged.round().to(torch.uint8), orientation)
 
 
-def _orientation(file: "Image.Image") -> int:
+def orientation_of(file: "Image.Image") -> int:
     """The orientation tag of an image that is loaded, 1 to 8; 1 if there is none that can be read."""
     try:
         orientation = file.getexif().get(0x0112, 1)
@@ -69,7 +69,7 @@ def _orientation(file: "Image.Image") -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _upright(image: Tensor, orientation: int) -> Tensor:
+def upright(image: Tensor, orientation: int) -> Tensor:
     """Turn and mirror an image (C, H, W) as the orientation tag of EXIF says."""
     image = image.mT if orientation >= 5 else image
     return image.flip(FLIPS[orientation]).contiguous()
@@ -107,7 +107,7 @@ def image_sizes(paths: Sequence[Path | Member]) -> tuple[Counter[tuple[int, int]
 
     def read(path: Path | Member) -> tuple[tuple[int, int], bool]:
         with _opened(path) as file:
-            is_turned = file.format in ("JPEG", "MPO", "WEBP") and _orientation(file) >= 5  # others have to be loaded
+            is_turned = file.format in ("JPEG", "MPO", "WEBP") and orientation_of(file) >= 5  # others have to be loaded
             size = (file.width, file.height) if is_turned else (file.height, file.width)
             return size, _has_frames(file)
 

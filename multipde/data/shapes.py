@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from multipde.data.images import stream
-from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.modes import ordinary_tensors
 from multipde.mesh.pyramid import resize_images
 
 CLASS_NAMES = ("disc", "ring", "square", "frame", "triangle", "hexagon", "star", "cross", "stripes", "checker")
@@ -14,7 +14,7 @@ FINE_SIZE = 64
 """Cells per side of the mesh on which every picture is drawn first; it is then averaged to the wanted size."""
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def render_shapes(num: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Render random pictures of ten classes of shapes with their labels; a seed gives the same pictures at every size.
 

@@ -17,11 +17,11 @@ from multipde.data.images import Batch
 from multipde.data.labels import difference
 from multipde.evaluation.reliability import NUM_BINS, calibration_error, reliability_bins, right_among
 from multipde.evaluation.views import with_views
-from multipde.mesh.modes import cpu_by_default, eval_mode
+from multipde.mesh.modes import eval_mode, ordinary_tensors
 from multipde.networks.all_sizes import at_size
 from multipde.networks.compiled_network import for_evaluation
 from multipde.networks.cost import count_flops
-from multipde.networks.inputs import Normalize
+from multipde.networks.inputs import Normalize, in_precision_of
 from multipde.networks.model_spec import ModelSpec, find_spec
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import largest, sum_over_processes
@@ -102,7 +102,7 @@ class Metrics:
         return self.num_images / self.seconds
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def evaluate(
     model: nn.Module,
     data: Any,
@@ -229,7 +229,7 @@ def scored_batches(model: nn.Module, batches: Iterable[Batch], compute: Compute)
             if not len(labels):
                 continue  # fewer images than processes
             with compute.autocast():
-                scores = model(x)
+                scores = model(in_precision_of(model, x))
             if not isinstance(scores, Tensor):
                 raise ValueError(f"model must return a tensor of scores (N, classes), got {type(scores).__name__}")
             yield scores.float(), labels

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from multipde.conversions.convert import convert
 from multipde.evaluation.pictures_given import Picture, Shapes, given_pictures, square_picture
 from multipde.evaluation.views import with_views
-from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.modes import copied, ordinary_tensors, unwrapped
 from multipde.networks.all_sizes import AllSizes
 from multipde.networks.compiled_network import for_use
-from multipde.networks.inputs import Normalize
+from multipde.networks.inputs import Normalize, in_precision_of
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
@@ -61,7 +61,7 @@ class Prediction:
         return own | {"size": self.size, "probabilities": self.probabilities}
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def predict(
     checkpoint: str | Path | nn.Module,
     images: Picture | Sequence[Picture],
@@ -100,13 +100,16 @@ def predict(
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
     if isinstance(checkpoint, nn.Module) and model is not None:
         raise ValueError("model must be left out where the network itself is given, got both")
-    loaded = checkpoint if isinstance(checkpoint, nn.Module) else load(checkpoint, model)
+    loaded = unwrapped(checkpoint) if isinstance(checkpoint, nn.Module) else load(checkpoint, model)
     log = log or Log(quiet=True)
     compute, files, shapes = Compute.of(device, amp), given_pictures(images, log), Shapes()
     trained = loaded.networks if isinstance(loaded, AllSizes) else (loaded,)
     net, spec = trained[-1], spec_of(trained[-1])
     if spec.dim != 2 or (spec.in_channels != 3 and any(isinstance(each, Path) for each in files)):
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
+    if len(set(spec.sizes)) > 1:
+        shown = "x".join(map(str, spec.image_sizes))
+        raise ValueError(f"checkpoint must be for square images, got a network for {shown}; call the network itself")
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     normalize, found = Normalize.of(spec), []
     num = len(files)
@@ -133,8 +136,9 @@ def predict(
 
 
 def _for_use(net: nn.Module, views: int, compute: Compute, num: int) -> nn.Module:
-    """The network with everything done that is the same for all images; in bf16 its own norm sums in float32."""
-    return compute.place(with_views(net if compute.amp != "off" else for_use(net, num, compute.device), views))
+    """A copy with everything done that is the same for all images; in bf16 its own norm sums in float32."""
+    own = for_use(net, num, compute.device) if compute.amp == "off" else copied(net).eval()
+    return compute.place(with_views(own, views))
 
 
 def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool = False) -> None:
@@ -153,7 +157,7 @@ def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool 
 @torch.no_grad()
 def _scores(net: nn.Module, pictures: Sequence[Tensor], normalize: Normalize, compute: Compute) -> Tensor:
     """Probabilities of all classes, (len(pictures), classes)."""
-    x = normalize(torch.stack(list(pictures)).to(compute.device).float())
+    x = in_precision_of(net, normalize(torch.stack(list(pictures)).to(compute.device).float()))
     with compute.autocast():
         return net(x.contiguous(memory_format=torch.channels_last)).float().softmax(1)
 

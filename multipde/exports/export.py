@@ -1,6 +1,5 @@
 """``multipde export``: a trained network in a file that needs nothing of this library, compared with the network."""
 
-import copy
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from multipde.evaluation.metrics import check_classes
 from multipde.exports.measured import Examples, checked_difference, images_per_second, noise
 from multipde.exports.onnx_model import OnnxNetwork, check_onnx, following, onnx_model, quantized, quietly
 from multipde.exports.source import python_source
+from multipde.mesh.modes import copied, unwrapped
 from multipde.networks.all_sizes import AllSizes, at_size
 from multipde.networks.architectures import working_directory_first
 from multipde.networks.cost import count_flops
@@ -143,10 +143,11 @@ def _check(file: Path, format: str, opset: int, int8: bool, data: Any) -> None:
 
 def _on_processor(model: nn.Module, size: int | None) -> nn.Module:
     """A copy in float32 and in evaluation mode, at another image size if one is given."""
+    model = unwrapped(model)
     if isinstance(model, AllSizes):
         model, size = at_size(model, size), None
     spec: Any = spec_of(model)
-    net = copy.deepcopy(model) if size is None else convert(model, size=spec.for_images(size).size, method="copy")
+    net = copied(model) if size is None else convert(model, size=spec.for_images(size).size, method="copy")
     count_flops(spec_of(net))  # raises for a size that the network cannot have
     return net.cpu().float().eval()
 

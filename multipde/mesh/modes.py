@@ -3,12 +3,14 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -22,13 +24,16 @@ WRAPPERS = {
 
 
 @contextmanager
-def cpu_by_default() -> Iterator[None]:
-    """Within the context tensors are made on the CPU, whatever ``torch.set_default_device`` has said."""
-    if torch.get_default_device().type == "cpu":
+def ordinary_tensors() -> Iterator[None]:
+    """Within the context tensors are made on the CPU, whatever ``torch.set_default_device`` has said, and can be
+    trained later, even under ``torch.inference_mode``."""
+    with ExitStack() as contexts:
+        if torch.is_inference_mode_enabled():
+            contexts.enter_context(torch.inference_mode(False))
+            contexts.enter_context(torch.no_grad())
+        if torch.get_default_device().type != "cpu":
+            contexts.enter_context(torch.device("cpu"))  # a context of this thread alone
         yield
-    else:
-        with torch.device("cpu"):  # a context of this thread alone
-            yield
 
 
 @contextmanager
@@ -52,12 +57,14 @@ def copied(
         hooks: copy the hooks of users too; those of torch, which compute weights, are always copied.
         shapes_only: put the copy on the meta device, where it needs no memory.
         given: copies of submodules that are there already.
+
+    Raises:
+        ValueError: a function of the user's stands in place of the ``forward`` of a submodule: it would go on calling
+            the module that is copied.
     """
     memo: dict[int, Any] = {id(old): new for old, new in (given or {}).items()}
-    for m in module.modules():
-        for t in vars(m).values():
-            if isinstance(t, Tensor) and not t.is_leaf:  # deepcopy refuses results of computations
-                memo[id(t)] = t.detach().to("meta") if shapes_only else t.detach().clone()
+    for name, m in module.named_modules():
+        _check_forward(m, name)
         for t in (*m._parameters.values(), *m._buffers.values()):
             if shapes_only and t is not None and not is_lazy(t):
                 moved = t.detach().to("meta")
@@ -65,8 +72,40 @@ def copied(
         for own in () if hooks else (m._forward_hooks, m._forward_pre_hooks):
             kept = [(key, hook) for key, hook in own.items() if type(hook).__module__.startswith("torch.nn.utils")]
             memo[id(own)] = OrderedDict(kept)
-    with torch.inference_mode(False):  # a copy made under inference_mode could never be trained
+    with torch.inference_mode(False), _DetachedResults(shapes_only):  # so that the copy can be trained
         return copy.deepcopy(module, memo)
+
+
+class _DetachedResults(TorchFunctionMode):
+    """Within the context deepcopy copies results of computations, too, which it refuses otherwise: without history."""
+
+    def __init__(self, shapes_only: bool):
+        super().__init__()
+        self.shapes_only = shapes_only
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return func(*args, **(kwargs or {}))
+        return args[0].detach().to("meta") if self.shapes_only else args[0].detach().clone()
+
+
+def _check_forward(module: nn.Module, name: str) -> None:
+    """Raise ValueError for a function in place of the method ``forward`` that holds a module, as compiled ones do."""
+    own = vars(module).get("forward")
+    if isinstance(own, FunctionType) and own.__closure__:
+        what = f"{type(module).__name__}{f' {name!r}' if name else ''}"
+        raise ValueError(
+            f"forward must be the method of its module where that is copied, got {own.__qualname__} in place of that "
+            f"of {what}; type del module.forward, and compile or wrap the result instead"
+        )
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network in a compiled module of ``torch.compile`` or a wrapper that computes on several devices."""
+    for kind in ("OptimizedModule", "DistributedDataParallel", "DataParallel"):
+        if any(base.__name__ == kind for base in type(module).__mro__):
+            return unwrapped(getattr(module, WRAPPERS[kind]))
+    return module
 
 
 def check_unwrapped(module: nn.Module) -> None:

@@ -111,6 +111,19 @@ def _pad(known: Known, out: Tensor, args: Any, kwargs: Any) -> list[Axis]:
     return [scaled(known, axis, size, 1) for axis, size in zip(axes_of(args[0]), out.shape, strict=True)]
 
 
+def _new(known: Known, out: Tensor, args: Any, kwargs: Any) -> list[Axis]:
+    """An empty tensor made like another is filled with it and its border, as circular padding is; if it is more than
+    twice as large, nobody knows."""
+    axes = axes_of(args[0])
+    if len(axes) != out.dim():
+        return broadcast(out, ())
+    grown = [size - _size(axis) for axis, size in zip(axes, out.shape, strict=True)]
+    return [
+        scaled(known, axis, size, 1) if 0 <= more < _size(axis) else (Factor(size, LOST),)
+        for axis, size, more in zip(axes, out.shape, grown, strict=True)
+    ]
+
+
 def _shuffle(known: Known, out: Tensor, args: Any, kwargs: Any) -> list[Axis]:
     axes = axes_of(args[0])
     moved = [scaled(known, a, s, _size(a) / s) for a, s in zip(axes[-2:], out.shape[-2:], strict=True)]
@@ -228,6 +241,7 @@ Rule = Callable[[Known, Tensor, Any, Any], list[Axis]]
 RULES: dict[Rule, str] = {
     _convolution: "convolution",
     _pad: "constant_pad_nd " + " ".join(f"{m}_pad{d}d" for m in ("reflection", "replication") for d in (1, 2, 3)),
+    _new: "new_empty new_zeros new_full new_ones",
     _pool: "max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d",
     _resample: " ".join(f"{p}adaptive_{m}_pool{d}d" for p in ("", "_") for m in ("avg", "max") for d in (1, 2, 3))
     + " upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa"

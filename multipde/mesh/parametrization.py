@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import reduce
 from typing import Any
 
@@ -26,7 +27,8 @@ def register(layer: nn.Module, parametrization: nn.Module) -> None:
     layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)  # torch takes the hooks off this one
     parametrize.register_parametrization(layer, "weight", parametrization)
     stored: Any = layer.parametrizations.weight  # pyright: ignore[reportAttributeAccessIssue]
-    weight.copy_(stored.original)
+    with torch.inference_mode() if weight.is_inference() else nullcontext():  # a network may be made in this mode
+        weight.copy_(stored.original)
     stored.original = weight
 
 

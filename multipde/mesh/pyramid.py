@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.modes import ordinary_tensors
 from multipde.mesh.separable import apply_along_axes, per_axis
 
 
@@ -32,7 +32,7 @@ def cell_average_matrix(num_from: int, num_to: int) -> Tensor:
     return (right - left).clamp_min(0) / num_from
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def restrict_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
     """Bring images to a coarser mesh by exact averages over its cells, at any ratio; at ratio 2 it is the 2x2 mean.
 
@@ -57,7 +57,7 @@ def restrict_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
     return _cell_averages(images, old, new)
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def prolong_images(images: Tensor, size: int | Sequence[int], order: int = 0) -> Tensor:
     """Bring images to a finer mesh by interpolation.
 
@@ -87,7 +87,7 @@ def prolong_images(images: Tensor, size: int | Sequence[int], order: int = 0) ->
     return _cell_averages(images, old, new)
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def resize_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
     """Bring images to a mesh of any size by cell averages; each axis may become coarser or finer.
 
@@ -121,10 +121,12 @@ def _sizes(images: Tensor, size: int | Sequence[int]) -> tuple[tuple[int, ...], 
     dim = images.dim() - 2
     if dim not in (1, 2, 3):
         raise ValueError(f"images must have shape (N, C, *size) with 1 to 3 axes, got {tuple(images.shape)}")
-    new = per_axis(size, dim, "size")
+    new, old = per_axis(size, dim, "size"), tuple(images.shape[2:])
+    if new != old and not images.is_floating_point():
+        raise ValueError(f"images must be in floating point to be averaged, got {images.dtype}; type images.float()")
     if min(new) < 1:
         raise ValueError(f"size must be positive, got {size}")
-    return tuple(images.shape[2:]), new
+    return old, new
 
 
 def _cell_averages(images: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:

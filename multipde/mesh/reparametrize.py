@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from multipde.mesh.modes import check_unwrapped, cpu_by_default
+from multipde.mesh.modes import check_unwrapped, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization, register
 from multipde.mesh.separable import per_axis, precise
 from multipde.mesh.tracing import REWRITTEN, trace_meshes, uses_own_weight
@@ -56,7 +56,7 @@ def stored_parameter(layer: nn.Module) -> nn.Parameter:
     return layer.weight  # pyright: ignore[reportReturnType]
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def reparametrize(
     module: nn.Module,
     mesh_size: float | Sequence[float],
@@ -123,7 +123,7 @@ def reparametrize(
     return module
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None:
     """Move a reparametrised module to another mesh, in place: its stencils change, its parameters do not.
 
@@ -143,7 +143,7 @@ def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None
         p.move(target, p.reference)
 
 
-@cpu_by_default()
+@ordinary_tensors()
 @torch.no_grad()
 def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None:
     """Change the reference mesh of the stored parameters, in place: the parameters change, the stencils do not.
@@ -187,6 +187,7 @@ def coefficients(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@ordinary_tensors()
 def bake(module: nn.Module) -> nn.Module:
     """Turn reparametrised layers into plain convolutions with the stencils of the present mesh; return the same module.
 

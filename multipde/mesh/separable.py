@@ -21,6 +21,12 @@ def precise(x: Tensor) -> Tensor:
     return x.to("cpu", torch.complex128 if x.is_complex() else torch.float64)
 
 
+def in_type_of(values: Tensor, x: Tensor) -> Tensor:
+    """Values on the device of x and in its type, or in the default one where x has integers, which would cut them."""
+    is_fractional = x.is_floating_point() or x.is_complex()
+    return values.to(x.device, x.dtype if is_fractional else torch.get_default_dtype())
+
+
 def per_axis(value: T | Sequence[T], dim: int, name: str) -> tuple[T, ...]:
     """Repeat one value for every axis, or check that there is one value per axis."""
     if not isinstance(value, Sequence):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multipde.mesh.separable import apply_along_axes, per_axis, precise
+from multipde.mesh.separable import apply_along_axes, in_type_of, per_axis, precise
 
 REACTIONS = {"121": (1 / 4, 2 / 4, 1 / 4), "141": (1 / 6, 4 / 6, 1 / 6)}
 """Averaging stencils for the term of order zero: the paper's, and the one with which the Galerkin map keeps β."""
@@ -93,13 +93,13 @@ class StencilBasis:
     def to_stencil(self, beta: Tensor) -> Tensor:
         """θ = A(h) β, (*, *width), computed in float64 on the CPU and returned with the dtype and device of β."""
         self._check_shape(beta, "beta")
-        return apply_along_axes(self.axis_matrices, precise(beta)).to(beta)
+        return in_type_of(apply_along_axes(self.axis_matrices, precise(beta)), beta)
 
     def to_beta(self, stencil: Tensor) -> Tensor:
         """β = A(h)⁻¹ θ, (*, *width), axis by axis in float64 on the CPU, returned with the dtype and device of θ."""
         self._check_shape(stencil, "stencil")
         inverses = [torch.linalg.inv(a) for a in self.axis_matrices]
-        return apply_along_axes(inverses, precise(stencil)).to(stencil)
+        return in_type_of(apply_along_axes(inverses, precise(stencil)), stencil)
 
     def _check_shape(self, x: Tensor, name: str) -> None:
         if tuple(x.shape[-self.dim :]) != self.width:

@@ -7,8 +7,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from multipde.mesh.modes import cpu_by_default
-from multipde.mesh.separable import per_axis, precise
+from multipde.mesh.modes import ordinary_tensors
+from multipde.mesh.separable import in_type_of, per_axis, precise
 from multipde.mesh.stencil import StencilBasis, axis_map, check_condition
 
 
@@ -57,7 +57,7 @@ def scaling_matrix(scales: Tensor, reaction: str = "121") -> Tensor:
 def map_stencil(matrix: Tensor, stencil: Tensor) -> Tensor:
     """θ' = M θ for every stencil of (out, in, *width) and a matrix (n, n), computed in float64 for n taps."""
     flat = precise(stencil).reshape(-1, len(matrix))
-    return (flat @ matrix.T.to(flat.dtype)).view(stencil.shape).to(stencil)
+    return in_type_of((flat @ matrix.T.to(flat.dtype)).view(stencil.shape), stencil)
 
 
 def acting_matrix(matrix: Tensor, kind: str = "map") -> Tensor:
@@ -84,7 +84,7 @@ def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], 
     return reduce(torch.kron, maps)
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def transfer_stencil(
     stencil: Tensor, method: str, factor: float | Sequence[float], dim: int = 2, reaction: str = "121"
 ) -> Tensor:

@@ -13,10 +13,12 @@ def compile_layers(net: nn.Module, on: bool = True) -> None:
 
     A kernel does what a layer does between two convolutions, forward and backward, with one pass over memory for each
     reduction. There is one for the TV norm with its ReLU, and one for BatchNorm with its ReLU; the latter is used for
-    images in channels_last layout and batches of one process, and it has no second derivatives. The convolutions do not
-    change. On the CPU, for channels_last images in float32 or bfloat16, the kernels are in C++, and this call compiles
-    them for all shapes. Otherwise torch.compile generates them in the first step of a level, once for every shape.
-    Only training uses the kernels; measurements and evaluations, which have other shapes, run without them.
+    images in channels_last layout and batches of one process, and it has no second derivatives. On the CPU, for
+    channels_last images in float32 or bfloat16, the kernels are in C++, and this call compiles them for all shapes.
+    Otherwise torch.compile generates them in the first step of a level, once for every shape. The convolutions stay
+    those of torch, except on the CPU for features of at most two pixels per axis and at least 32 images, where each is
+    a product with one matrix. Only training uses all this; measurements and evaluations, which have other shapes, run
+    without.
 
     Args:
         net: the network, which is changed in place. Layers other than those of `PDENet` are left as they are.

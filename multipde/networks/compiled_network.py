@@ -5,10 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from multipde.networks.folding import folded
+from multipde.networks.folding import folded, is_as_made
 from multipde.networks.kernels.native import build, handles
 from multipde.networks.kernels.native import convolutions as native
-from multipde.networks.network import PDENet
 from multipde.networks.plain import PlainBlock, PlainLayer, PlainNet, shifts
 
 CPU = torch.device("cpu")
@@ -31,16 +30,16 @@ def for_use(model: nn.Module, num_images: int, device: torch.device = CPU) -> nn
 
 
 def for_evaluation(model: nn.Module, num_images: int) -> nn.Module:
-    """The compiled network of `for_use` where there is one for a model without hooks; otherwise the model itself."""
-    watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    net = model if watched or type(model) is not PDENet else for_use(model, num_images)
+    """The compiled network of `for_use` where there is one for a model as it was made; otherwise the model itself."""
+    net = for_use(model, num_images) if is_as_made(model) else model
     return net if isinstance(net, CompiledNet) else model
 
 
 def _is_known(net: PlainNet) -> bool:
     """Whether there are kernels for the parts of a network."""
     layers = [module for module in net.modules() if isinstance(module, PlainLayer)]
-    return net.dim == 2 and all(layer.activation in ("relu", "identity") for layer in layers)
+    in_single = all(p.dtype == torch.float32 for p in net.parameters())
+    return net.dim == 2 and in_single and all(layer.activation in ("relu", "identity") for layer in layers)
 
 
 def _is_centred(conv: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multipde.mesh.modes import eval_mode
 from multipde.mesh.randomness import OwnRandomness
+from multipde.networks.inputs import in_precision_of
 from multipde.networks.model_spec import ModelSpec
 
 
@@ -63,7 +64,7 @@ def count_flops(config: ModelSpec, training: bool = False) -> int:
 def counted_flops(config: ModelSpec, net: nn.Module, training: bool, device: str = "meta") -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    images = torch.zeros(2, config.in_channels, *config.image_sizes, device=device)
+    images = in_precision_of(net, torch.zeros(2, config.in_channels, *config.image_sizes, device=device))
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         scores = net.train(training)(images)
         if not isinstance(scores, Tensor) or scores.shape != (2, config.classes):

@@ -10,9 +10,10 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multipde.mesh.modes import copied, eval_mode
+from multipde.mesh.modes import copied, eval_mode, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import bake, composed_layers, detail_of, stencil_layers, stencil_parametrization
+from multipde.networks.layers import CONV
 from multipde.networks.model_spec import Model, ModelSpec, check_detail, find_spec
 
 
@@ -43,6 +44,7 @@ def with_detail(model: Model, detail: int, *, example: Tensor | None = None) -> 
     return model
 
 
+@ordinary_tensors()
 def set_detail(model: nn.Module, detail: int, example: Tensor | None = None) -> None:
     """The change of `with_detail`, in place; the description of the model, if it has one, changes with it."""
     check_detail(detail)
@@ -98,6 +100,8 @@ def opening_of(model: nn.Module, shape: Sequence[int]) -> _ConvNd:
     layer: _ConvNd = model.get_submodule(name)  # pyright: ignore[reportAssignmentType]
     shared = sum(p is layer.weight for m in model.modules() for p in m._parameters.values() if p is not None) > 1
     plain = isinstance(layer._parameters.get("weight"), nn.Parameter) or stencil_parametrization(layer)
+    if not _is_torchs_own(layer):
+        raise ValueError(f"{rule} the opening has a forward of its own, got {type(layer).__name__} in {name!r}")
     if layer.padding_mode not in ("zeros", "circular"):
         raise ValueError(f"{rule} the padding of the opening is neither zeros nor circular, got {layer.padding_mode!r}")
     if any(d != 1 for d in layer.dilation):
@@ -107,6 +111,14 @@ def opening_of(model: nn.Module, shape: Sequence[int]) -> _ConvNd:
     if shared or not plain:
         raise ValueError(f"{rule} the stencils of the opening are shared or parametrised, got such ones in {name!r}")
     return layer
+
+
+def _is_torchs_own(layer: _ConvNd) -> bool:
+    """Whether a convolution computes as torch's does, so that padding and stencil can be composed with a mean."""
+    names = ("forward", "_conv_forward")
+    kinds = [kind for kind in CONV.values() if isinstance(layer, kind)]
+    is_inherited = kinds and all(getattr(type(layer), name) is getattr(kinds[0], name) for name in names)
+    return bool(is_inherited) and not any(name in vars(layer) for name in names)
 
 
 def _readers_of(model: nn.Module, example: Tensor) -> tuple[list[str], list[str]]:

@@ -1,17 +1,22 @@
 """Networks for evaluation alone: stencils baked, and in a `PDENet` time steps and BatchNorm folded into them."""
 
-import copy
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
+from multipde.mesh.modes import copied, ordinary_tensors
+from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import bake, stencil_layers, stencil_parametrization
+from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 from multipde.networks.plain import PlainNet
 
 
+@ordinary_tensors()
 @torch.no_grad()
 def folded(model: nn.Module) -> nn.Module:
     """A copy for evaluation in which no work is left that can be done once.
@@ -19,12 +24,37 @@ def folded(model: nn.Module) -> nn.Module:
     A `PDENet` becomes a `PlainNet`, of plain convolutions: the stencils of its mesh, with the weights of every time
     step interpolated, contain dt and the sign of the step; BatchNorm, with its running statistics, is contained in the
     convolution before it. Products are computed in float64. Any other network keeps its layers, and its stencils are
-    baked.
+    baked; so does a `PDENet` with other layers, hooks or parametrizations than it was made with.
     """
-    if type(model) is PDENet:  # a subclass may compute something else
-        return _plain(model)
-    net = copy.deepcopy(model).eval()
+    if is_as_made(model):
+        return _plain(model)  # pyright: ignore[reportArgumentType]
+    net = copied(model).eval()
     return bake(net) if any(stencil_parametrization(layer) for layer in stencil_layers(net).values()) else net
+
+
+def is_as_made(model: nn.Module) -> bool:
+    """Whether a network is a `PDENet` that computes what its config says: with the layers that it was made with."""
+    if type(model) is not PDENet or _layers_of(model) != _layers_of_config(model.config):
+        return False  # a subclass may compute something else
+    for m in model.modules():
+        others = [p for p in m.parametrizations.values() for p in p] if parametrize.is_parametrized(m) else []  # pyright: ignore
+        if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+            return False
+        if any(type(other) is not StencilParametrization for other in others):
+            return False
+    return True
+
+
+def _layers_of(model: nn.Module) -> list[tuple[str, type, str]]:
+    """Name, type and settings of every layer, whether its stencils are baked or not."""
+    named = [(name, m) for name, m in model.named_modules() if "parametrizations" not in name and name]
+    return [(name, parametrize.type_before_parametrizations(m), m.extra_repr()) for name, m in named]
+
+
+@lru_cache(maxsize=64)
+def _layers_of_config(config: NetworkConfig) -> list[tuple[str, type, str]]:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return _layers_of(config.build())
 
 
 def plain_arguments(model: PDENet) -> dict[str, Any]:

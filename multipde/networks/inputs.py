@@ -80,12 +80,20 @@ def network_inputs(model: nn.Module, batch: ImageBatch, name: str) -> Tensor:
         raise ValueError(f"{name} must be images (N, C, *size) with {min(axes)} axes *size, got shape {shape}")
     if spec and shape[1] != spec.in_channels:
         raise ValueError(f"{name} must be images with {spec.in_channels} channels, got shape {shape}")
-    if batch.is_floating_point() or batch.is_complex():
+    if batch.is_floating_point():
+        return in_precision_of(model, batch)
+    if batch.is_complex():
         return batch
     if spec is None or batch.dtype != torch.uint8:
         remedy = "type images / 255 and normalise them" if batch.dtype == torch.uint8 else "give floats or uint8"
         raise ValueError(f"{name} must be images as the network sees them, got {batch.dtype}; {remedy}")
-    return Normalize.of(spec)(batch.float())
+    return in_precision_of(model, Normalize.of(spec)(batch.float()))
+
+
+def in_precision_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Floating point images in the precision of the weights of a model."""
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    return images.to(dtypes[0]) if dtypes else images
 
 
 @contextmanager

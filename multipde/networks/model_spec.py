@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import Field, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -188,7 +189,9 @@ class SpecBase:
 
 
 def as_tuple(value: Any) -> Any:
-    """The value with every list in it made a tuple."""
+    """The value with every list in it made a tuple, and every number of numpy one of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
     return tuple(as_tuple(v) for v in value) if isinstance(value, list | tuple) else value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.modes import ordinary_tensors, unwrapped
 from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import bake
 from multipde.networks.all_sizes import AllSizes
@@ -24,7 +24,7 @@ from multipde.storage.stored_sizes import SIZES, files_of_sizes, read_sizes
 from multipde.storage.tensors import BEST, MODEL, read_tensors, stored_shapes, tensor_bytes
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def save(model: nn.Module, directory: str | Path) -> Path:
     """Write a network to a new directory: model.safetensors, config.json and their SHA256SUMS.
 
@@ -44,7 +44,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
         ValueError: the module has no description, or its stencils are not on the mesh of the size it describes.
         OSError: the directory cannot be written; nothing is left behind.
     """
-    directory = Path(directory).resolve()
+    model, directory = unwrapped(model), Path(directory).resolve()
     check_new(directory)
     for net in model.networks if isinstance(model, AllSizes) else (model,):
         check_mesh(net)
@@ -52,7 +52,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     return directory
 
 
-@cpu_by_default()
+@ordinary_tensors()
 def load(directory: str | Path, model: Given = None) -> Any:
     """Read a network that `save` wrote, or the network of a run directory with its best weights on the last level.
 

@@ -11,7 +11,7 @@ from torch import nn
 from multipde.data.augmentation import ImageFunction
 from multipde.data.datasets import load_data, split_indices
 from multipde.evaluation.metrics import Score, check_classes
-from multipde.mesh.modes import cpu_by_default
+from multipde.mesh.modes import ordinary_tensors
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute, determinism
 from multipde.runtime.processes import (
@@ -56,7 +56,7 @@ from multipde.training.weights_file import WeightsFile, weights_given
 
 
 @process_group()
-@cpu_by_default()
+@ordinary_tensors()
 def train(
     model: Any,
     schedule: Schedule,
@@ -164,7 +164,7 @@ def train(
 
 
 @process_group()
-@cpu_by_default()
+@ordinary_tensors()
 def resume(
     run_dir: str | Path,
     data: Any = None,

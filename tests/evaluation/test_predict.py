@@ -140,6 +140,22 @@ def test_images_in_memory_are_predicted_as_their_files_are(place):
     assert [p.number for p in predict(net, tensors)] == [0, 1, 2]
 
 
+def test_a_picture_in_memory_is_turned_as_its_file_is(place, tmp_path):
+    net, pixels = load(place / "net"), np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=tag)
+    (file,), (picture,) = predict(net, tmp_path / "turned.png"), predict(net, Image.open(tmp_path / "turned.png"))
+    (plain,) = predict(net, pixels)
+    assert picture.probabilities == file.probabilities != plain.probabilities
+
+
+def test_a_network_for_images_that_are_not_square_is_refused():
+    net = PDENet(NetworkConfig("parabolic", (4,), 4, size=(8, 16)))
+    with pytest.raises(ValueError, match="checkpoint must be for square images, got a network for 8x16; call the net"):
+        predict(net, torch.zeros(1, 3, 8, 16))
+
+
 def test_the_network_that_is_given_stays_as_it_is(place):
     net = load(place / "net").train()
     before = {name: t.clone() for name, t in net.state_dict().items()}

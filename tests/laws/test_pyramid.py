@@ -72,6 +72,7 @@ def test_pyramid_is_finest_first_and_works_in_1d_and_3d():
         (lambda u: prolong_images(u, 4), r"size must not be below the image size \(8, 8\) in a prolongation"),
         (lambda u: prolong_images(u, 16, order=2), "order must be 0 .constant. or 1 .linear., got 2"),
         (lambda u: resize_images(u, 0), "size must be positive, got 0"),
+        (lambda u: resize_images(u.to(torch.uint8), 7), "images must be in floating point to be averaged, got torch.u"),
         (lambda u: resize_images(u[0, 0], 4), r"images must have shape \(N, C, \*size\)"),
     ],
 )

@@ -118,6 +118,15 @@ def test_scales_are_products_of_powers():
     assert torch.equal(order_scales("copy", (3, 3), (2.0, 2.0)), torch.ones(3, 3, dtype=torch.float64))
 
 
+def test_integer_stencils_are_not_cut():
+    sobel = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    for method in ("galerkin", "rediscretize"):
+        torch.testing.assert_close(transfer_stencil(sobel, method, 0.5), transfer_stencil(sobel.float(), method, 0.5))
+    basis = StencilBasis(3, 1, 0.5)
+    torch.testing.assert_close(basis.to_stencil(torch.tensor([1, 0, 0])), torch.tensor([0.25, 0.5, 0.25]))
+    torch.testing.assert_close(basis.to_beta(torch.tensor([1, -2, 1])), torch.tensor([0, 0, -0.25]))
+
+
 def test_one_by_one_stencils_are_left_by_every_method():
     theta = random_stencils(4, 4, 1, 1)
     for method in METHODS:

@@ -60,6 +60,8 @@ class Everything(nn.Module):
             "flat",
         )
         channels = {"shuffled": 4, "unshuffled": 1, "channels": 1, "flat": 1}
+        self.circular = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+        self.after, self.unpooled = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         for name in names:
             c = channels.get(name, 1 if name in ("shuffled",) else 4)
             conv = nn.Conv1d if name in ("channels", "flat") else nn.Conv2d
@@ -81,6 +83,10 @@ class Everything(nn.Module):
         self.skip(pooled + functional.interpolate(functional.avg_pool2d(pooled, 2), pooled.shape[2:]))
         self.token((pooled.flatten(2).mT @ torch.eye(c, device=x.device)).mT.unflatten(2, pooled.shape[2:]))
         self.transposed(self.up(pooled))
+        self.after(self.circular(pooled))
+        apart = x.new_zeros(n, c, 2 * h, 2 * w)
+        apart[:, :, ::2, ::2] = x
+        self.unpooled(apart)
         self.pooled(functional.adaptive_avg_pool2d(x, 1))
         self.channels(x.mean((2, 3))[:, None])
         self.flat(x[:, :1].flatten(2))
@@ -92,6 +98,8 @@ def test_operations_that_move_pixels_are_followed():
     assert found["sliced"] == found["shuffled"] == found["token"] == found["skip"] == (2, 2)
     assert found["unshuffled"] == (0.5, 0.5)
     assert found["window"] == found["transposed"] == (1, 1)
+    assert found["circular"] == found["after"] == (2, 2)
+    assert found["unpooled"] == "its mesh cannot be traced"  # nobody knows what an empty tensor is filled with
     assert found["pooled"] == "not along the axes of the images"
     assert found["channels"] == found["flat"] == "1-D, where the images are 2-D"
 

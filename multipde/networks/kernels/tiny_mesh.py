@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from multipde.mesh.modes import ordinary_tensors
+
 FEWEST_IMAGES = 32
 """For fewer images it takes longer to make the matrix than to convolve."""
 
@@ -44,9 +46,9 @@ def product(y: Tensor, matrix: Tensor) -> Tensor:
 def _taps(size: tuple[int, ...], width: tuple[int, ...]) -> Tensor:
     """Which tap connects two pixels: (taps, P²) of zeros and ones, the pixel of the result before that of the input."""
     axes = []
-    with torch.inference_mode(False):
+    with ordinary_tensors():
         for side, taps in zip(size, width, strict=True):
-            found = torch.zeros(taps, side, side, device="cpu")
+            found = torch.zeros(taps, side, side)
             for to in range(side):
                 for of in range(side):
                     found[of - to + taps // 2, to, of] = 1

@@ -1,0 +1,204 @@
+"""Networks that users have changed, wrapped or put into another precision are copied, used and converted as they are."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from multipde import (
+    NetworkConfig,
+    PDENet,
+    convert,
+    convert_,
+    describe,
+    evaluate,
+    export,
+    load,
+    predict,
+    reparametrize,
+    save,
+    set_mesh_size,
+    transfer_stencil,
+    with_detail,
+)
+from multipde.networks.folding import folded, is_as_made
+from multipde.networks.plain import PlainNet
+
+
+class Net(nn.Module):
+    """A classifier with BatchNorm and dropout."""
+
+    def __init__(self, conv: nn.Module | None = None, **options):
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(3, 8, 3, padding=1, **options), nn.BatchNorm2d(8)
+        self.conv2 = conv or nn.Conv2d(8, 8, 3, padding=1, **options)
+        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(8, 4)
+        self.seen = {}
+
+    def forward(self, x):
+        y = functional.relu(self.bn(self.conv1(x)))
+        return self.fc(self.drop(functional.relu(self.conv2(y)).mean((2, 3))))
+
+
+def described(**options):
+    return describe(Net(**options), size=16, classes=4)
+
+
+def pde_net(**options):
+    return PDENet(NetworkConfig("parabolic", (4, 8), 8, steps=2, size=16, classes=4, **options))
+
+
+IMAGES = torch.rand(4, 3, 16, 16)
+
+
+def probabilities(predictions):
+    return torch.tensor([list(p.probabilities.values()) for p in predictions])
+
+
+@pytest.mark.parametrize("make", [described, pde_net])
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_network_in_training_mode_predicts_as_in_evaluation_and_stays(make, amp):
+    net = make().train()
+    before = copy.deepcopy(net.state_dict())
+    first, again = (probabilities(predict(net, IMAGES, amp=amp, device="cpu")) for _ in range(2))
+    assert torch.equal(first, again)
+    one = probabilities([predict(net, image, amp=amp, device="cpu")[0] for image in IMAGES])
+    torch.testing.assert_close(first, one, rtol=0.02 if amp == "bf16" else 1e-5, atol=1e-6)
+    assert net.training
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items() if isinstance(v, torch.Tensor))
+
+
+def test_a_forward_that_holds_another_module_is_refused_where_it_would_be_copied():
+    net = described()
+    net.forward = torch.autocast("cpu", torch.bfloat16)(net.forward)
+    line = "forward must be the method of its module where that is copied, got .* of Net; type del module.forward"
+    for call in (lambda: convert(net, size=32), lambda: with_detail(net, 2), lambda: predict(net, IMAGES)):
+        with pytest.raises(ValueError, match=line):
+            call()
+    del net.forward
+    net.fc.forward = functional.relu  # a function without a module is copied
+    assert convert(net, size=32)(torch.rand(2, 3, 32, 32)).shape == (2, 8)
+
+
+def test_a_compiled_network_is_saved_as_the_network_inside(tmp_path):
+    net = described()
+    save(torch.compile(net, backend="eager"), tmp_path / "net")
+    loaded = load(tmp_path / "net", model=Net())
+    assert torch.equal(loaded(IMAGES), net.eval()(IMAGES))
+
+
+class Padded(nn.Conv2d):
+    """A convolution that pads by itself, as some networks of timm do."""
+
+    def forward(self, x):
+        return super().forward(functional.pad(x, (0, 1, 0, 1)))
+
+
+def test_an_opening_that_computes_something_else_gets_no_detail():
+    net = Net()
+    net.conv1 = Padded(3, 8, 3)
+    with pytest.raises(ValueError, match="detail must be 1 where the opening has a forward of its own, got Padded in"):
+        with_detail(net, 2, example=IMAGES)
+
+
+CHANGES = {
+    "another classifier": lambda n: setattr(n, "classifier", nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 4))),
+    "an activation": lambda n: n.opening.__setitem__(2, nn.Sigmoid()),
+    "another norm": lambda n: n.connectors[0].__setitem__(1, nn.GroupNorm(2, 8)),
+    "no statistics": lambda n: n.opening.__setitem__(1, nn.BatchNorm2d(4, track_running_stats=False)),
+    "a hook": lambda n: n.register_forward_hook(lambda module, inputs, scores: scores / 2),
+    "weight norm": lambda n: nn.utils.parametrizations.weight_norm(n.classifier),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_network_is_used_with_its_changes(change, shapes_of_four_classes):
+    net = pde_net()
+    assert is_as_made(net)
+    assert isinstance(folded(net), PlainNet)
+    change(net)
+    net.eval()
+    assert not is_as_made(net)
+    with torch.no_grad():
+        expected = net(IMAGES.mul(255).round() / 255).softmax(1)
+    torch.testing.assert_close(probabilities(predict(net, IMAGES, device="cpu")), expected, rtol=1e-4, atol=1e-5)
+    assert evaluate(net, shapes_of_four_classes, device="cpu").num_images == 8
+
+
+@pytest.fixture
+def shapes_of_four_classes():
+    images, labels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8) % 4
+    return (images, labels), (images, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("make", [described, pde_net])
+def test_another_precision(make, dtype, shapes_of_four_classes, tmp_path):
+    net = make().to(dtype)
+    assert len(predict(net, IMAGES, device="cpu")) == 4
+    assert evaluate(net, shapes_of_four_classes, device="cpu").num_images == 8
+    moved = convert(net, size=32, calibration=torch.rand(4, 3, 32, 32, dtype=torch.float64), method="calibrated")
+    assert {p.dtype for p in moved.parameters()} == {dtype}
+    export(net, tmp_path / "net.pt2", format="pt2")
+
+
+def test_circular_padding_moves():
+    net = described(padding_mode="circular")
+    new = convert(net, size=32, method="rediscretize")
+    for name in ("conv1", "conv2"):
+        moved = transfer_stencil(net.get_submodule(name).weight, "rediscretize", 2.0)
+        torch.testing.assert_close(new.get_submodule(name).weight, moved)
+    assert new(torch.rand(1, 3, 32, 32)).shape == (1, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_results_of_a_forward_pass_that_a_module_keeps_are_no_obstacle():
+    net = described(conv=nn.utils.weight_norm(nn.Conv2d(8, 8, 3, padding=1)))
+    net.bn.register_forward_hook(lambda module, inputs, result: net.seen.update(y=result))
+    net(IMAGES)
+    assert len(predict(net, IMAGES, device="cpu")) == 4
+    with pytest.warns(UserWarning, match="conv2 .parametrised otherwise."):
+        assert convert(net, size=32)(torch.rand(1, 3, 32, 32)).shape == (1, 4)
+
+
+def test_more_steps_keep_what_is_frozen_and_the_class():
+    class Own(PDENet):
+        """Scores twice as large."""
+
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    net = Own(pde_net().config)
+    for p in net.blocks[0].parameters():
+        p.requires_grad_(False)
+    new = convert(net, steps=4)
+    assert type(new) is Own
+    assert not any(p.requires_grad for p in new.blocks[0].parameters())
+    assert all(p.requires_grad for p in new.blocks[1].parameters())
+    assert new.config.block_steps == (4, 4) == tuple(block.steps for block in new.blocks)
+
+
+def test_what_is_changed_in_inference_mode_can_be_trained():
+    net = described()
+    reparametrize(net, 1 / 16)
+    with torch.inference_mode():
+        set_mesh_size(net, 1 / 32)
+    net(torch.rand(2, 3, 32, 32)).sum().backward()
+    net, optimizer = pde_net(), None
+    optimizer = torch.optim.Adam(net.parameters())
+    net(IMAGES).sum().backward()
+    optimizer.step()
+    with torch.inference_mode():
+        convert_(net, size=32, detail=2, optimizer=optimizer, method="rediscretize")
+        other = with_detail(pde_net(), 2)
+    for each in (net, other):
+        each(torch.rand(2, 3, *each.config.image_sizes)).sum().backward()
+    optimizer.step()
+
+
+def test_numbers_of_numpy_are_stored(tmp_path):
+    net = describe(Net(), size=np.int64(16), classes=np.int64(4), mean=[np.float32(0.5)] * 3, std=(np.float64(1),) * 3)
+    assert load(save(net, tmp_path / "net"), model=Net()).multipde_spec.mean == (0.5, 0.5, 0.5)
