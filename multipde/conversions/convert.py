@@ -14,10 +14,9 @@ from multipde.conversions.calibration import Calibration, calibrate
 from multipde.conversions.left_alone import layers_to_leave, marked, tell_left_alone
 from multipde.conversions.new_size import factor_to, size_after
 from multipde.conversions.time_steps import with_steps
-from multipde.mesh.modes import averaged, copied, ordinary_tensors
+from multipde.mesh.modes import averaged, check_unshared, copied, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import (
-    check_unshared,
     composed_layers,
     detail_of,
     mesh_parametrizations,
@@ -100,7 +99,7 @@ class Conversion:
         return model if spec is None or self.steps is None else with_steps(model, self.steps)
 
     def _move_all(self, model: nn.Module, kind: str) -> None:
-        check_unshared(stencil_layers(model))
+        check_unshared(model, map(stored_parameter, stencil_layers(model).values()))
         detail = detail_of(model) if self.detail is None else self.detail
         set_detail(model, self.common_detail(model))
         layers = stencil_layers(model)

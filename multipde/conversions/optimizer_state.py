@@ -73,7 +73,8 @@ def moved_states(
     has_squares = bool(keys & set(SQUARES))
     kinds = {key: "square" if key in SQUARES else "map" if key in WEIGHTS else "dual" if has_squares else rule
              for key in keys if key in (*SQUARES, *WEIGHTS, *MEANS)}  # fmt: skip
-    unknown = sorted(keys - set(kinds))
+    several = {k for s in states.values() for k, v in s.items() if isinstance(v, Tensor) and v.numel() > 1}
+    unknown = sorted((keys | several) - set(kinds))  # such as a moment by rows and columns
     moved = {key: _moved(conversion, old_model, states, key, kind) for key, kind in kinds.items()}
     return _joined(old_model, new_model, states, moved, unknown, type(optimizer).__name__)
 

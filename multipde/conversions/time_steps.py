@@ -21,7 +21,7 @@ def with_steps(net: Model, steps: int | tuple[int, ...]) -> Model:
     if config is spec:
         return net
     result = copied(net)
-    result.multipde_spec = config  # pyright: ignore[reportAttributeAccessIssue]
+    result.multipde_spec = config  # pyright: ignore
     times = zip(config.block_steps, config.block_dt, config.block_controls, strict=True)  # pyright: ignore
     for block, (num_steps, dt, num_controls) in zip(result.blocks, times, strict=True):  # pyright: ignore
         matrix = interpolation_matrix(len(block.controls), num_controls, config.interpolation)  # pyright: ignore

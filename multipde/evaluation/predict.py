@@ -123,7 +123,8 @@ def predict(
             if size not in nets:
                 converted = convert(net, size=spec.for_images(size).size, method="copy")
                 nets[size] = _for_use(converted, views, compute, len(files))
-            scores[size] = _scores(nets[size], [p for p in pictures if p.shape[-1] == size], normalize, compute)
+            chosen_pictures = [p for p in pictures if p.shape[-1] == size]
+            scores[size] = _scores(nets[size], chosen_pictures, normalize, compute, spec.classes)
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for number, (each, size) in enumerate(zip(chosen, sizes, strict=True), start=start):
             path, pixels = (each, None) if isinstance(each, Path) else (None, each)
@@ -155,11 +156,15 @@ def tell_predictions(predictions: Sequence[Prediction], log: Log, as_json: bool 
 
 
 @torch.no_grad()
-def _scores(net: nn.Module, pictures: Sequence[Tensor], normalize: Normalize, compute: Compute) -> Tensor:
+def _scores(net: nn.Module, pictures: Sequence[Tensor], normalize: Normalize, compute: Compute, classes: int) -> Tensor:
     """Probabilities of all classes, (len(pictures), classes)."""
     x = in_precision_of(net, normalize(torch.stack(list(pictures)).to(compute.device).float()))
     with compute.autocast():
-        return net(x.contiguous(memory_format=torch.channels_last)).float().softmax(1)
+        scores = net(x.contiguous(memory_format=torch.channels_last))
+    if not isinstance(scores, Tensor) or scores.shape != (len(x), classes):
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"model must give scores (N, {classes}), one per class of its description, got {got}")
+    return scores.float().softmax(1)
 
 
 def _row(p: Prediction) -> dict[str, str]:

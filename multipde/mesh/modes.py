@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
@@ -98,6 +98,18 @@ def _check_forward(module: nn.Module, name: str) -> None:
             f"forward must be the method of its module where that is copied, got {own.__qualname__} in place of that "
             f"of {what}; type del module.forward, and compile or wrap the result instead"
         )
+
+
+def check_unshared(module: nn.Module, weights: Iterable[nn.Parameter]) -> None:
+    """Raise ValueError if one of these weights, which are to change, stands in several places of a module."""
+    places: dict[int, list[str]] = {}
+    for name, m in module.named_modules():
+        for leaf, p in m._parameters.items():
+            place = f"{name}.{leaf}".replace("parametrizations.weight.original", "weight").removeprefix(".")
+            places.setdefault(id(p), []).append(place.removesuffix(".weight"))
+    for weight in weights:
+        if len(found := places.get(id(weight), [])) > 1:
+            raise ValueError(f"layers must not share a weight, got {found[0]!r} and {found[1]!r} with the same one")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from multipde.mesh.modes import check_unwrapped, ordinary_tensors
+from multipde.mesh.modes import check_unshared, check_unwrapped, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization, register
 from multipde.mesh.separable import per_axis, precise
 from multipde.mesh.tracing import REWRITTEN, trace_meshes, uses_own_weight
@@ -103,7 +103,7 @@ def reparametrize(
     done = [name for name, layer in layers.items() if stencil_parametrization(layer)]
     if done:
         raise ValueError(f"module must be plain, got {done[0]!r} reparametrised already; use set_mesh_size or bake")
-    check_unshared(layers)
+    check_unshared(module, map(stored_parameter, layers.values()))
     traced = trace_meshes(module, example) if example is not None else {}
     reasons = {name: found for name, found in traced.items() if isinstance(found, str) and name in layers}
     layers = {name: layer for name, layer in layers.items() if name not in reasons}
@@ -290,12 +290,3 @@ def _warn_of_pixels(mesh_size: float | Sequence[float]) -> None:
     largest = max(mesh_size) if isinstance(mesh_size, Sequence) else mesh_size
     if largest > 1:
         warnings.warn(f"mesh_size should be 1 / size in pixels, got {largest}; use 1 / {largest:g}", stacklevel=4)
-
-
-def check_unshared(layers: Mapping[str, _ConvNd]) -> None:
-    """Raise ValueError if two layers share a weight, which would then be converted twice."""
-    owner: dict[int, str] = {}
-    for name, layer in layers.items():
-        first = owner.setdefault(id(stored_parameter(layer)), name)
-        if first != name:
-            raise ValueError(f"layers must not share a weight, got {first!r} and {name!r} with the same one")

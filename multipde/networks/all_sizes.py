@@ -81,7 +81,14 @@ def share(networks: Sequence[nn.Module]) -> None:
         for name, module in _outside_norms(other):
             for own, p in first.get_submodule(name)._parameters.items():
                 if p is not None:
+                    _check_shape(f"{name}.{own}", p, module._parameters[own])
                     setattr(module, own, p)
+
+
+def _check_shape(name: str, p: nn.Parameter, other: nn.Parameter | None) -> None:
+    if other is None or other.shape != p.shape:
+        shapes = f"{tuple(p.shape)} and {None if other is None else tuple(other.shape)}"
+        raise ValueError(f"networks of several sizes must share their parameters, got the shapes {shapes} of {name}")
 
 
 def shared_names(net: nn.Module) -> set[str]:

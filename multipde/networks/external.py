@@ -214,11 +214,24 @@ def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **descr
     return net
 
 
+class _Copies:
+    """A function that returns copies of a module, and can be pickled; the descriptions of all copies share it."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __call__(self) -> nn.Module:
+        return copied(self.module)
+
+    def __deepcopy__(self, memo: Any) -> "_Copies":
+        return self
+
+
 def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -> ExternalModel:
     """The description of a module, of which `ExternalModel.build` returns copies, or of a function that makes one."""
     if isinstance(model, nn.Module):
         found = [p for layer in stencil_layers(model).values() if (p := stencil_parametrization(layer))]
         own = {"detail": detail_of(model)} | ({"dim": len(found[0].width)} if found else {})
         described = own | described
-        return ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=lambda: copied(model), **described)
+        return ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=_Copies(model), **described)
     return ExternalModel(f"{PYTHON}:{getattr(model, '__name__', type(model).__name__)}", factory=model, **described)

@@ -1,6 +1,7 @@
-"""Networks that users have changed, wrapped or put into another precision are copied, used and converted as they are."""
+"""Networks that users have changed, wrapped or put into another precision are copied and used as they are."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from multipde import (
     transfer_stencil,
     with_detail,
 )
+from multipde.networks.all_sizes import share
 from multipde.networks.folding import folded, is_as_made
 from multipde.networks.plain import PlainNet
 
@@ -202,3 +204,49 @@ def test_what_is_changed_in_inference_mode_can_be_trained():
 def test_numbers_of_numpy_are_stored(tmp_path):
     net = describe(Net(), size=np.int64(16), classes=np.int64(4), mean=[np.float32(0.5)] * 3, std=(np.float64(1),) * 3)
     assert load(save(net, tmp_path / "net"), model=Net()).multipde_spec.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_weight_that_stands_in_a_skipped_layer_too_is_refused():
+    layers = [nn.Conv2d(3, 4, 3, padding=1), *(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))]
+    layers[2].weight = layers[1].weight
+    net = describe(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=8, classes=4)
+    with pytest.raises(ValueError, match="layers must not share a weight, got '1' and '2' with the same one"):
+        convert(net, size=16, method="rediscretize", skip="2")
+    moved = convert(net, size=16, method="rediscretize", skip=("1", "2"))
+    assert torch.equal(moved[2].weight, layers[2].weight)
+
+
+def test_a_description_is_pickled_with_its_module():
+    net = described().eval()
+    again = pickle.loads(pickle.dumps(net))
+    assert torch.equal(again(IMAGES), net(IMAGES))
+    assert type(again.multipde_spec.build()) is Net
+
+
+def test_moments_by_rows_and_columns_are_told_and_begin_anew():
+    net = described()
+    optimizer = torch.optim.Adafactor(net.parameters())
+    net(IMAGES).sum().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="parameters begin without the state of Adafactor, of which no rule maps"):
+        convert_(net, size=32, optimizer=optimizer, method="rediscretize")
+    assert not optimizer.state[net.conv1.weight]
+    assert "row_var" in optimizer.state[net.fc.weight]
+    net(torch.rand(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+
+
+def test_parameters_of_other_shapes_are_not_shared():
+    nets = [nn.Sequential(nn.Linear(num, 4)) for num in (8, 16)]
+    with pytest.raises(ValueError, match="must share their parameters, got the shapes .4, 8. and .4, 16. of 0.weight"):
+        share(nets)
+
+
+@pytest.mark.parametrize(
+    ("head", "got"), [(nn.Linear(8, 5), r"shape \(4, 5\)"), (nn.Unflatten(1, (4, 2)), r"shape \(4, 4, 2\)")]
+)
+def test_scores_of_another_shape_are_told(head, got):
+    net = described()
+    net.fc = head
+    with pytest.raises(ValueError, match=rf"model must give scores \(N, 4\), .* got {got}"):
+        predict(net, IMAGES, device="cpu")
