@@ -18,14 +18,16 @@ MIXING = ("mixup", "cutmix")
 ImageFunction = Callable[[Tensor], Tensor]
 
 
-def augmentation_names(augment: str | bool | None) -> tuple[str, ...]:
+def augmentation_names(augment: Any) -> tuple[str, ...]:
     """The names in a setting; ValueError for text that is neither ``off`` nor names joined by commas.
 
     >>> augmentation_names("flip,crop,cutout"), augmentation_names(True), augmentation_names("off")
     (('flip', 'crop', 'cutout'), ('flip', 'crop'), ())
     """
-    if not isinstance(augment, str):
+    if augment is None or isinstance(augment, bool):
         return () if augment is False else DEFAULT
+    if not isinstance(augment, str):
+        raise ValueError(f"augment must be text, True, False or a function, got {augment!r}")
     found = () if augment == "off" else tuple(name.strip() for name in augment.split(","))
     if not set(found) <= set(NAMES) or len(set(found)) != len(found):
         raise ValueError(
@@ -69,10 +71,10 @@ class Augmentation:
     function: ImageFunction | None = None
 
     @classmethod
-    def of(cls, asked: str | bool | ImageFunction | None, classes: int) -> "Augmentation | None":
+    def of(cls, asked: Any, classes: int) -> "Augmentation | None":
         """The augmentation of a setting, see `augmentation_names`, or of a function; None for no augmentation."""
         if callable(asked):
-            return cls((), classes, asked)
+            return cls((), classes, asked)  # pyright: ignore[reportArgumentType]
         names = augmentation_names(asked)
         return cls(names, classes) if names else None
 
@@ -137,7 +139,7 @@ class Augment:
         if self.augmentation.function is not None:
             order = rows.argsort()  # the batch as it is without other processes
             with OwnRandomness(stream_seed(*key, "function")):
-                x = (255 * self.augmentation.function(x[order] / 255))[rows]
+                x = (255 * _checked(self.augmentation.function(x[order] / 255), x))[rows]
         if "randaugment" in self.transforms:
             keys = [(*key, "randaugment", row) for row in rows.tolist()]
             x = torch.stack([self._randaugmented(*pair) for pair in zip(x, keys, strict=True)])
@@ -177,3 +179,11 @@ class Augment:
         chosen = found[int(torch.randint(len(found), ()))]
         mixed, labels = chosen(x if x.dim() == 4 else x.flatten(2)[..., None], labels)
         return mixed.view_as(x), labels
+
+
+def _checked(images: Any, x: Tensor) -> Tensor:
+    """What a function of the user's has made of the images x; ValueError unless they have the same shape."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.shape != x.shape:
+        got = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"augment must give floats of the shape of its images, {tuple(x.shape)}, got {got}")
+    return images

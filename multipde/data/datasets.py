@@ -46,7 +46,7 @@ def load_data(
 
     Args:
         source: ``"shapes"`` (rendered by this library), ``"cifar10"``, ``"cifar100"``, ``"stl10"`` (as torchvision
-            stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``val`` for
+            stores them), ``"folder"`` (``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``val``, ``valid`` for
             ``test``), ``"csv"`` (root is a CSV file with the columns file and label, and perhaps split with train and
             test), ``"webdataset"`` (tar files of images and classes, see `load_shards`); or a pair (train, test), each
             a torchvision-style data set or (images, labels), images uint8 or on [0, 1]; or a dictionary with the parts

@@ -21,7 +21,9 @@ from multipde.runtime.file_names import in_order, shown_name
 Files = tuple[list[Path], Tensor]
 """Image files and the numbers of their classes."""
 
-TEST_FOLDERS = ("test", "val")
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+PARTS = ("train", "training", "testing", *TEST_FOLDERS)
+"""Names of parts of a data set, which are hardly those of classes."""
 """Folders of test images; the first that exists is taken."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of images, those of torchvision."""
@@ -60,12 +62,25 @@ def _load_shared(root: Path, size: int | None, stream_files: bool | None, share:
         other, more, numbers = _list_classes(part, left_out)
         _check_same(names, other, part.name)
         paths, labels = [*paths, *more], torch.cat([labels, numbers])
+    if parts == [root]:
+        _check_classes(root, names, paths)
     train, test = split_by_class(labels, share)
     notes = [share_note(share, len(test), len(paths), " and ".join(map(str, parts)))]
     if +left_out:
         notes.append(left_out_text(root, +left_out))
     own = [([paths[k] for k in part.tolist()], labels[part]) for part in (train, test)]
     return load_files(root.resolve().name, names, own[0], own[1], size, stream_files, notes, skip_bad)
+
+
+def _check_classes(root: Path, names: list[str], paths: list[Path]) -> None:
+    """Raise ValueError where what would be classes are parts of a data set, or one folder with the classes in it."""
+    found = [name for name in names if name.lower() in PARTS]
+    if len(found) > 1 or found == names:
+        advice = f"name them train and test, or type --root {root / found[0]}"
+        raise ValueError(f"root must hold a folder per class, got parts of a data set ({', '.join(found)}); {advice}")
+    if len(names) == 1 and all(path.parent.parent != root for path in paths):
+        advice = f"type --root {root / names[0]}"
+        raise ValueError(f"root must hold a folder per class, got one, {names[0]}, with all images deeper; {advice}")
 
 
 def _check_same(names: list[str], others: list[str], folder: str) -> None:

@@ -88,13 +88,15 @@ def files_of(part: Any) -> tuple[list[str], list[Path], Tensor] | None:
     """Class names, files and labels of an ``ImageFolder`` without transforms, or of a part of it; None for others."""
     indices = None
     if isinstance(part, Subset):
+        if type(part) is not Subset:  # it may change the items
+            return None
         part, indices = part.dataset, part.indices
     samples, names = getattr(part, "samples", None), getattr(part, "classes", None)
     if not isinstance(samples, list) or not isinstance(names, list) or getattr(part, "transforms", 0) is not None:
         return None
-    from torchvision.datasets.folder import default_loader
+    from torchvision.datasets.folder import DatasetFolder, default_loader
 
-    if getattr(part, "loader", None) is not default_loader:
+    if type(part).__getitem__ is not DatasetFolder.__getitem__ or part.loader is not default_loader:
         return None
     kept = samples if indices is None else [samples[k] for k in indices]
     return names, [Path(path) for path, _ in kept], torch.tensor([label for _, label in kept])

@@ -33,11 +33,10 @@ def load_pair(pair: Sequence[Any]) -> ImageData:
     names = same_names(list(zip(given, ("train", "test"), strict=True))) or _names_in(parts[0])
     test = _in_memory(parts[1], "test", names)
     is_random = not _is_whole(parts[0]) and transforms_at_random(parts[0], "train", names)
-    train = (
-        TransformedImages.read(parts[0], test.images.shape[1:], names)
-        if is_random
-        else _in_memory(parts[0], "train", names)
-    )
+    drawing: list[int] = []
+    train = None if is_random else _in_memory(parts[0], "train", names, drawing)
+    if train is None or drawing:  # of items that the first one is not like, as images of a rare class may be
+        is_random, train = True, TransformedImages.read(parts[0], test.images.shape[1:], names)
     fixed = train.fixed if isinstance(train, TransformedImages) else train
     found, expected = tuple(fixed.images.shape[1:]), tuple(test.images.shape[1:])
     if found != expected:
@@ -104,12 +103,12 @@ def _names_in(part: Any) -> tuple[str, ...] | None:
     return tuple(sorted(map(str, set(labels)))) if labels and all(isinstance(each, str) for each in labels) else None
 
 
-def _in_memory(part: Any, which: str, names: tuple[str, ...] | None) -> TensorImages:
-    """Read all images and labels of a data set into memory."""
+def _in_memory(part: Any, which: str, names: tuple[str, ...] | None, drawing: list[int] | None = None) -> TensorImages:
+    """Read all images and labels of a data set into memory; the indices of those that are drawn at random are added."""
     if _is_whole(part):
         images, labels = batch_pixels(part[0], f"{which} images"), whole_labels(part[1], names, which)
     else:
-        items = read_items(part, which, range(len(part)), names)
+        items = read_items(part, which, range(len(part)), names, drawing=drawing)
         images = stack([image for image, _ in items], f"{which} images")
         labels = torch.tensor([label for _, label in items])
     if images.dim() < 3 or len(images) != len(labels) or 0 in images.shape:

@@ -66,15 +66,45 @@ class TransformedImages:
 
 
 def read_items(
-    data_set: Any, which: str, indices: Sequence[int], names: tuple[str, ...] | None, key: Key | None = None
+    data_set: Any,
+    which: str,
+    indices: Sequence[int],
+    names: tuple[str, ...] | None,
+    key: Key | None = None,
+    drawing: list[int] | None = None,
 ) -> list[tuple[Tensor, int]]:
     """Read items as pairs of a uint8 image and a label; random transforms depend on the key and the index alone.
 
-    The label of an item is a number, or one of the names of the classes where the data set has any.
+    The label of an item is a number, or one of the names of the classes where the data set has any. The indices of
+    items that draw random numbers are added to ``drawing`` if it is given.
     """
-    seeds = [stream_seed(*(key or ("fixed draw",)), "transform", i) for i in indices]
+    items = []
     with _random_states_restored():
-        return [_read(data_set, which, i, seed, names) for i, seed in zip(indices, seeds, strict=True)]
+        for i in indices:
+            seed = stream_seed(*(key or ("fixed draw",)), "transform", i)
+            items.append(_read(data_set, which, i, seed, names))
+            if drawing is not None and _has_drawn(seed):
+                drawing.append(i)
+    return items
+
+
+def _has_drawn(seed: int) -> bool:
+    """Whether random numbers have been drawn since the seed was set, which is set again."""
+    then = _states()
+    _seed(seed)
+    now = _states()
+    return not torch.equal(then[0], now[0]) or then[1] != now[1] or not np.array_equal(then[2], now[2])
+
+
+def _states() -> tuple[Tensor, Any, Any]:
+    of_numpy = np.random.get_state(legacy=False)["state"]  # pyright: ignore
+    return torch.default_generator.get_state(), random.getstate(), [*of_numpy["key"], of_numpy["pos"]]
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would move those of GPUs too
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def transforms_at_random(data_set: Any, which: str, names: tuple[str, ...] | None) -> bool:
@@ -92,9 +122,7 @@ def transforms_at_random(data_set: Any, which: str, names: tuple[str, ...] | Non
 
 
 def _read(data_set: Any, which: str, index: int, seed: int, names: tuple[str, ...] | None) -> tuple[Tensor, int]:
-    torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would move those of GPUs too
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    _seed(seed)
     name = f"{which} item {index}"
     try:
         image, label = image_and_label(data_set[index], name)

@@ -195,7 +195,10 @@ def evaluate_batches(
         else:
             sums[0] += loss(scores, labels) * len(labels)
         if metric is not None:
-            sums[1] += metric(scores, labels) * len(labels)
+            value = torch.as_tensor(metric(scores, labels))
+            if value.numel() != 1:
+                raise ValueError(f"metric must give one number for a batch, got shape {tuple(value.shape)}")
+            sums[1] += value.reshape(()).to(sums) * len(labels)
         confusion = confusion + confusion_matrix(labels, scores.argmax(1), scores.shape[1])
         top5 = top5.to(device) + right_among(scores, labels, 5)
         reliability = reliability.to(device) + reliability_bins(scores, labels)

@@ -25,7 +25,8 @@ class GrowingNetwork(TrainerCallback):
         monitor: name of a metric that should grow, such as ``"eval_accuracy"``.
 
     Raises:
-        ValueError: after an evaluation: there is no such metric.
+        ValueError: there is no such metric after two evaluations; or no state of the levels beside the checkpoint from
+            which the training goes on.
     """
 
     def __init__(self, levels: CoarseToFine, monitor: str | None = None):
@@ -35,13 +36,21 @@ class GrowingNetwork(TrainerCallback):
             )
         self.levels, self.monitor = levels, monitor
         self._handle: Any = None
+        self._others: set[frozenset[str]] = set()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Take model and optimizer, and the state of the checkpoint from which the training goes on."""
-        file = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / FILE
-        if state.global_step and file.exists():
+        if state.global_step:
+            places = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}", args.resume_from_checkpoint
+            files = [Path(place) / FILE for place in places if place]
+            file = next((file for file in files if file.exists()), None)
+            if file is None:
+                raise ValueError(
+                    f"levels must go on from step {state.global_step} as they were, got no {files[0]}; copy the "
+                    "checkpoint there, or name it in TrainingArguments(resume_from_checkpoint=)"
+                )
             self.levels.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
         optimizer = given["optimizer"]
         self.levels.begin(given["model"], getattr(optimizer, "optimizer", optimizer))
@@ -54,14 +63,20 @@ class GrowingNetwork(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         metrics = given.get("metrics") or {}
-        if self.monitor is not None:
-            if self.monitor not in metrics:
-                raise ValueError(f"monitor must be a metric ({', '.join(metrics) or 'none'}), got {self.monitor!r}")
+        if self.monitor is None or self._handle is None:  # no training is going on
+            return
+        if self.monitor in metrics:
+            self._others.clear()
             self.levels.report(float(metrics[self.monitor]))
+        elif (names := frozenset(metrics) - {"epoch"}) in self._others:  # again, without it in between
+            raise ValueError(f"monitor must be a metric ({', '.join(metrics) or 'none'}), got {self.monitor!r}")
+        else:  # of another one of several data sets, perhaps
+            self._others.add(names)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if self._handle is not None:
             self._handle.remove()
+            self._handle = None
 
 
 def _resizing(levels: CoarseToFine) -> Any:

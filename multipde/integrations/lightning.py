@@ -1,5 +1,6 @@
 """Coarse to fine in Lightning: a callback around `CoarseToFine`; needs ``pip install 'multipde[lightning]'``."""
 
+from functools import wraps
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,7 +39,7 @@ class GrowingNetwork(Callback):
         self.levels.begin(getattr(pl_module, self.network), trainer.optimizers, ema)
         for name, brought in (("training_step", self.levels.step), ("validation_step", self.levels.resized)):
             own = self._steps[name] = getattr(pl_module, name)
-            setattr(pl_module, name, lambda batch, *more, own=own, brought=brought: own(brought(batch), *more))
+            setattr(pl_module, name, _resizing(own, brought))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back(pl_module)
@@ -64,3 +65,13 @@ class GrowingNetwork(Callback):
         for name in self._steps:
             pl_module.__dict__.pop(name, None)
         self._steps = {}
+
+
+def _resizing(step: Any, resized: Any) -> Any:
+    """The step of a module with resized images; Lightning asks for its signature, which is that of the step."""
+
+    @wraps(step)
+    def call(batch: Any, *more: Any) -> Any:
+        return step(resized(batch), *more)
+
+    return call

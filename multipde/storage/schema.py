@@ -162,7 +162,7 @@ STATE = entries(
     {**HISTORY, "index": whole(0, LEVELS), "checkpoints": whole(0, 10**9), "rows": whole(), "flops": number(0)}
     | dict.fromkeys(("epoch", "batch", "num_images", "num_correct"), whole())
     | dict.fromkeys(("seconds", "epoch_seconds"), number(0))
-    | {"loss_sum": number(), "best_accuracy": number(), "pace": plain},
+    | {"loss_sum": number(), "best_accuracy": optional(number()), "pace": plain},
     {**ROLLBACKS, "rate_scale": number(0, 1), "written": texts},
 )
 CHECKPOINT = entries({**FORMATS, "state": STATE})

@@ -1,13 +1,22 @@
 """Classes of unequal size: their weights in the loss, and the sampling that makes them equally frequent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BALANCED = "balanced"
+
+
+def as_weights(weights: Any) -> Any:
+    """Weights in a tensor, an array or a list as a tuple of floats; ValueError for a dictionary, which has no order."""
+    if isinstance(weights, Mapping):
+        raise ValueError("class_weights must be numbers in the order of the classes, got a dictionary; type a list")
+    if hasattr(weights, "tolist"):
+        weights = weights.tolist()
+    return tuple(weights) if isinstance(weights, list) else weights
 
 
 def check_class_weights(weights: Any) -> None:

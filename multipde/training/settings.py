@@ -1,13 +1,13 @@
 """The settings of a training apart from network and schedule: plain data, recorded with the run."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.training.budget import parse_budget
-from multipde.training.class_weights import check_class_weights
+from multipde.training.class_weights import as_weights, check_class_weights
 from multipde.training.rates import rate_texts
 from multipde.training.recipe import level_values, recipe_values
 
@@ -50,8 +50,8 @@ class TrainSettings:
         label_smoothing: share s in [0, 1) of every label that is spread evenly over the classes, in the training loss;
             without effect on a loss that the user gives.
         augment: random changes of the training images, see `Augmentation`: names joined by commas such as
-            ``"flip,crop,cutout"``, or ``"off"``; True for flip and crop, False for none; None for True, unless
-            `ImageData.transforms_itself`. In Python also a function of a batch of images on [0, 1] to such a batch,
+            ``"flip,crop,cutout"``, a list of them, or ``"off"``; True for flip and crop, False for none; None for True,
+            unless `ImageData.transforms_itself`. In Python also a function of a batch of images on [0, 1] to such a batch,
             which is recorded by its name and must be given again to `resume`.
         validation: share of the training images that is held back for validation, in (0, 1).
         calibration_images: number of training images, at least 2, on which BatchNorm is recalibrated after a move, and
@@ -114,7 +114,7 @@ class TrainSettings:
     max_epochs: int = 100
     whiten: bool = True
     label_smoothing: float = 0.1
-    augment: str | bool | Callable[[Any], Any] | None = None
+    augment: str | bool | Sequence[str] | Callable[[Any], Any] | None = None
     validation: float = 0.2
     calibration_images: int = RECALIBRATION_IMAGES
     precise_images: int = 1000
@@ -154,8 +154,9 @@ class TrainSettings:
 
         object.__setattr__(self, "freeze", (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
         object.__setattr__(self, "rate", rate_texts(self.rate))
-        if isinstance(self.class_weights, list):
-            object.__setattr__(self, "class_weights", tuple(self.class_weights))
+        object.__setattr__(self, "class_weights", as_weights(self.class_weights))
+        if isinstance(self.augment, (list, tuple)):
+            object.__setattr__(self, "augment", ",".join(map(str, self.augment)) or "off")
         recipe_values(self.recipe)
         check_method(self.transfer, "transfer")
         check_rule(self.momentum_rule, "momentum_rule")
@@ -184,7 +185,7 @@ class TrainSettings:
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if isinstance(self.augment, str):
+        if not callable(self.augment):
             augmentation_names(self.augment)
         if not 0 < self.validation < 1:
             raise ValueError(f"validation must lie in (0, 1), got {self.validation}")

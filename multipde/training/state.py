@@ -31,7 +31,7 @@ class TrainState:
         checkpoints: number of the last checkpoint.
         rows: number of rows in the metrics file.
         flops, seconds: total of all finished epochs.
-        best_accuracy: largest metric on the validation images at this level.
+        best_accuracy: largest metric on the validation images at this level; None before the first epoch has ended.
         levels, moves, rollbacks: a record for every finished level, move between levels and rollback.
         pace: state of the `StoppingRule`, where the numbers of epochs are found while training.
         rate_scale: factor of the learning rate, halved by every rollback.
@@ -49,7 +49,7 @@ class TrainState:
     rows: int = 0
     flops: float = 0.0
     seconds: float = 0.0
-    best_accuracy: float = -1.0
+    best_accuracy: float | None = None
     levels: list[dict[str, Any]] = field(default_factory=list)
     moves: list[dict[str, Any]] = field(default_factory=list)
     pace: dict[str, Any] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class TrainState:
 
     def begin_level(self, move: dict[str, Any], seconds: float) -> None:
         """Begin the next level after a move, which is given by its record and its duration in seconds."""
-        self.index, self.epoch, self.best_accuracy = self.index + 1, 0, -1.0
+        self.index, self.epoch, self.best_accuracy = self.index + 1, 0, None
         self.seconds += from_rank_zero(seconds)
         self.moves.append(move)
 
@@ -145,7 +145,7 @@ def state_from_record(record: Any, schedule: Schedule, file: Path) -> TrainState
 
 def _is_sound(state: TrainState, schedule: Schedule) -> bool:
     counts = (state.epoch, state.batch, state.num_images, state.num_correct, state.checkpoints, state.rows)
-    numbers = (state.loss_sum, state.epoch_seconds, state.flops, state.seconds, state.best_accuracy)
+    numbers = (state.loss_sum, state.epoch_seconds, state.flops, state.seconds, state.best_accuracy or 0)
     if min(counts) < 0 or not all(math.isfinite(x) for x in numbers) or not 0 < state.rate_scale <= 1:
         return False
     if not 0 <= state.index < len(schedule.levels) or len(state.moves) != state.index:

@@ -195,7 +195,7 @@ class Trainer:
         if level.epochs is None and self.stopping is not None:
             follows = self._epoch_flops(p.index + 1)
             p.pace = self.stopping.after_epoch(p.pace, p.epoch, p.flops, p.seconds, validation.score, follows)
-        if validation.score > p.best_accuracy:
+        if p.best_accuracy is None or validation.score > p.best_accuracy:
             p.best_accuracy = validation.score
             self.best = {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
         self.log.row(row, level.num_epochs)
@@ -217,7 +217,7 @@ class Trainer:
         for x, labels in batches:
             done, after = self.samples.shares(level, p.epoch, p.num_images)
             if level.a_trous and end_dilation(self.net, after, level.a_trous):
-                p.best_accuracy = -1.0  # of another network
+                p.best_accuracy = None  # that of another network
             rate = p.rate_scale * self.schedule.rate(p.index, done)
             self._set_image_size(x.shape[-1])
             loss, scores = self.step(x, labels, rate, x.shape[-1] == (level.crop or level.image_size))

@@ -175,3 +175,40 @@ def test_the_command_line_takes_them(place, tmp_path, narrow_presets, monkeypatc
     with pytest.raises(SystemExit):
         main(["train", "--data", "shapes", "--test-share", "0.2", "--sizes", "8"])
     assert "test_share must be left out for shapes" in capsys.readouterr().err
+
+
+class Relabelled(ImageFolder):
+    """Images and labels of its own, as those who use other transforms write it."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.point(lambda value: 7), 2 - label
+
+
+def test_a_subclass_of_image_folder_gives_its_own_items(place):
+    data = load_data((Relabelled(str(place / "train")), Relabelled(str(place / "test"))))
+    assert set(data.train.images.flatten().tolist()) == {7}
+    assert data.train.labels[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("Training", "Testing"), r"got parts of a data set \(Testing, Training\); name them train and test, or type"),
+        (("Images",), "got one, Images, with all images deeper; type --root .*/Images"),
+    ],
+)
+def test_a_folder_one_level_too_high_is_refused(place, tmp_path, folders, message):
+    for name in folders:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(place / "train")
+    with pytest.raises(ValueError, match=f"root must hold a folder per class, {message}"):
+        load_data("folder", root=tmp_path / "data", test_share=0.25)
+
+
+def test_other_names_of_the_folder_of_test_images(place, tmp_path):
+    (tmp_path / "train").symlink_to(place / "train")
+    (tmp_path / "valid").symlink_to(place / "test")
+    data = load_data("folder", root=tmp_path)
+    assert len(data.test) == len(load_data("folder", root=place).test)
+    assert any("the test images are those in" in note and note.endswith("valid") for note in data.notes)

@@ -1,5 +1,7 @@
 """A network grows in the middle of ``train()`` and goes on from the trainer's own checkpoint."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -32,23 +34,28 @@ class Classifier(nn.Module):
         return {**loss, "logits": logits}
 
 
-def fit(place, steps, growing, checkpoint=None, **options):
+DATA = [{"pixel_values": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
+
+
+def fit(place, steps, growing, checkpoint=None, parts=None, **options):
     import transformers
 
     from multipde.integrations.huggingface import GrowingNetwork
 
     torch.manual_seed(0)
     model = Classifier()
-    data = [{"pixel_values": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
     arguments = transformers.TrainingArguments(
         str(place), max_steps=steps, per_device_train_batch_size=10, save_steps=3, report_to=[], use_cpu=True,
         disable_tqdm=True, learning_rate=0.01, lr_scheduler_type="constant", logging_strategy="no",
         eval_strategy="steps" if "monitor" in options else "no", eval_steps=2, seed=1,
     )  # fmt: skip
     trainer = transformers.Trainer(
-        model, arguments, train_dataset=data, eval_dataset=data[:10], callbacks=[GrowingNetwork(growing, **options)]
-    )
+        model, arguments, train_dataset=DATA, eval_dataset=parts or DATA[:10],
+        callbacks=[GrowingNetwork(growing, **options)],
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
+    if "monitor" in options:
+        trainer.evaluate(DATA[:10], metric_key_prefix="test")  # after the training, without the metric
     return model
 
 
@@ -66,6 +73,23 @@ def test_the_network_grows_and_goes_on_from_a_checkpoint(method, tmp_path):
     for step in (3, 6):
         resumed = fit(tmp_path / "a", 8, levels(method), str(tmp_path / f"a/checkpoint-{step}"))
         torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_without_the_state_of_the_levels_is_refused(tmp_path):
+    fit(tmp_path / "a", 6, levels())
+    moved = tmp_path / "elsewhere/checkpoint-6"
+    shutil.copytree(tmp_path / "a/checkpoint-6", moved)
+    with pytest.raises(
+        ValueError, match="levels must go on from step 6 as they were, got no .*b/checkpoint-6/coarse_to"
+    ):
+        fit(tmp_path / "b", 8, levels(), str(moved))
+
+
+def test_evaluations_of_other_images_are_not_asked_for_the_metric(tmp_path):
+    growing = CoarseToFine([(8, 1), (16, 1)], "reports", method="copy")
+    parts = {"a": DATA[:10], "b": DATA[10:20]}
+    fit(tmp_path, 4, growing, parts=parts, monitor="eval_a_samples_per_second")
+    assert growing.state_dict()["level"] >= 0
 
 
 def test_a_metric_decides_and_evaluation_sees_the_level(tmp_path):

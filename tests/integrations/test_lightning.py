@@ -28,7 +28,7 @@ def classifier():
             self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
             self.seen = []
 
-        def training_step(self, batch, index):
+        def training_step(self, batch):  # without an index, which is allowed
             x, y = batch
             self.seen.append(x.shape[-1])
             return nn.functional.cross_entropy(self.net(x), y)

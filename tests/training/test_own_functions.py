@@ -1,0 +1,101 @@
+"""What users give a training in Python: lists of augmentations, weights in tensors, metrics and functions."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from multipde import Level, NetworkConfig, Schedule, TrainSettings, load_data, train
+
+NETWORK = NetworkConfig("parabolic", (4, 6), 6, steps=1, classes=3)
+
+
+@pytest.fixture
+def data():
+    images, labels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40) % 3
+    return (images, labels), (images[:12], labels[:12])
+
+
+def trained(data, run, sizes=(4, 8), **options):
+    settings = TrainSettings(precise_images=0, validation=0.25, **options.pop("settings", {}))
+    plan = Schedule([Level(size, epochs=1, batch=10) for size in sizes])
+    return train(NETWORK, plan, data, run, settings=settings, quiet=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"), [(["cutout"], "cutout"), ((), "off"), (["flip", "crop"], "flip,crop"), (None, None)]
+)
+def test_a_list_of_augmentations_is_what_it_says(given, names):
+    assert TrainSettings(augment=given).augment == names
+
+
+def test_what_is_no_augmentation_is_refused():
+    for wrong in (0, 1.5, {"flip": True}):
+        with pytest.raises(ValueError, match="augment must be text, True, False or a function, got"):
+            TrainSettings(augment=wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [
+        (lambda x: x[..., :6, :6], r"torch.float32 of shape \(10, 3, 6, 6\)"),
+        (lambda x: x[:, :1], r"torch.float32 of shape \(10, 1, 8, 8\)"),
+        (lambda x: (255 * x).to(torch.uint8), r"torch.uint8 of shape"),
+        (lambda x: None, "NoneType"),
+    ],
+)
+def test_a_function_that_changes_the_shape_is_refused(function, got, data, tmp_path):
+    line = rf"augment must give floats of the shape of its images, \(10, 3, 8, 8\), got {got}"
+    with pytest.raises(ValueError, match=line):
+        trained(data, tmp_path / "run", sizes=(8,), settings={"augment": function})
+
+
+@pytest.mark.parametrize("weights", [torch.tensor([1.0, 2.0, 3.0]), np.array([1, 2, 3]), [1, 2, 3]], ids=type)
+def test_weights_of_classes_in_tensors_arrays_and_lists(weights, data, tmp_path):
+    trained(data, tmp_path / "run", sizes=(8,), settings={"class_weights": weights})
+    assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["class_weights"] == [1, 2, 3]
+
+
+def test_weights_without_an_order_are_refused():
+    with pytest.raises(ValueError, match="class_weights must be numbers in the order of the classes, got a dictionary"):
+        TrainSettings(class_weights={0: 1.0, 1: 2.0})  # pyright: ignore[reportArgumentType]
+
+
+def test_the_best_of_a_negative_metric_is_kept(data, tmp_path):
+    found = trained(data, tmp_path / "run", metric=lambda scores, labels: -5 * functional.cross_entropy(scores, labels))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(row["validation_metric"] < -1 for row in rows)
+    assert found.result["levels"][-1]["validation_accuracy"] == rows[-1]["validation_metric"]
+
+
+def test_a_metric_of_several_numbers_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match=r"metric must give one number for a batch, got shape \(10,\)"):
+        trained(data, tmp_path / "run", metric=lambda scores, labels: (scores.argmax(1) == labels).float())
+
+
+class Rare(Dataset):
+    """Images of which those of the last class are changed at random."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        image = self.images[i].float() / 255
+        return image * torch.rand(1) if self.labels[i] == 2 else image, int(self.labels[i])
+
+
+def test_random_changes_of_a_rare_class_are_drawn_in_every_epoch(data):
+    found = load_data((Rare(*data[0]), data[1]))
+    assert found.transforms_itself
+    part, epochs = [(8, torch.tensor([0, 2]))], []
+    for epoch in (0, 1):
+        ((images, _),) = found.train.batches(part, torch.device("cpu"), (epoch,))
+        epochs.append(images)
+    assert torch.equal(epochs[0][0], epochs[1][0])
+    assert not torch.equal(epochs[0][1], epochs[1][1])
