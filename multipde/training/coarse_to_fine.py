@@ -1,5 +1,6 @@
 """Coarse to fine in a training loop of one's own: images are resized, and the network grows in place."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -168,14 +169,17 @@ class CoarseToFine:
 
 
 def _images(batch: Any) -> Tensor:
-    images = batch
+    found = [batch]
     if isinstance(batch, Mapping):
-        images = next((batch[key] for key in IMAGE_KEYS if key in batch), None)
+        found = [batch[key] for key in IMAGE_KEYS if key in batch] or [None]
     elif isinstance(batch, tuple | list) and batch:
-        images = batch[0]
+        found = list(batch)
+    images, *others = found
     if not isinstance(images, Tensor) or images.dim() < 3 or not images.is_floating_point():
         got = f"{tuple(images.shape)} in {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"batch must begin with normalised images (N, C, *size), got {got}")
+    if any(isinstance(each, Tensor) and each.shape[2:] == images.shape[2:] for each in others):
+        raise ValueError("batch must hold one tensor of images, got several of the same size; step through each alone")
     return images
 
 
@@ -183,7 +187,8 @@ def _with_images(batch: Any, images: Tensor) -> Any:
     if isinstance(batch, Tensor):
         return images
     if isinstance(batch, Mapping):
-        key = next(key for key in IMAGE_KEYS if key in batch)
-        return {**batch, key: images}
-    make: Callable[[Any], Any] = list if isinstance(batch, list) else tuple
+        new: Any = copy.copy(batch)  # of the same type
+        new[next(key for key in IMAGE_KEYS if key in batch)] = images
+        return new
+    make: Callable[[Any], Any] = getattr(batch, "_make", list if isinstance(batch, list) else tuple)
     return make([images, *batch[1:]])

@@ -34,6 +34,10 @@ class Objective:
     augment: ImageFunction | None = None
     class_weights: Tensor | None = None
 
+    def __post_init__(self):
+        if isinstance(self.loss, nn.Module) and any(p.requires_grad for p in self.loss.parameters()):
+            raise ValueError("loss must have no parameters, which nothing would train; put them into the model")
+
     def training_loss(self, scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """The training loss of a batch; labels may be shares of the classes.
 

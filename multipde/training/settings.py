@@ -51,8 +51,8 @@ class TrainSettings:
             without effect on a loss that the user gives.
         augment: random changes of the training images, see `Augmentation`: names joined by commas such as
             ``"flip,crop,cutout"``, a list of them, or ``"off"``; True for flip and crop, False for none; None for True,
-            unless `ImageData.transforms_itself`. In Python also a function of a batch of images on [0, 1] to such a batch,
-            which is recorded by its name and must be given again to `resume`.
+            unless `ImageData.transforms_itself`. In Python also a function of a batch of images on [0, 1] to such a
+            batch, which is recorded by its name and must be given again to `resume`.
         validation: share of the training images that is held back for validation, in (0, 1).
         calibration_images: number of training images, at least 2, on which BatchNorm is recalibrated after a move, and
             of which the first 256 calibrate the derivative terms.

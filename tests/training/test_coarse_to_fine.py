@@ -1,6 +1,8 @@
 """Somebody else's loop goes from coarse to fine, stops and goes on bit for bit."""
 
 import copy
+from collections import UserDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -97,6 +99,17 @@ def test_a_schedule_and_every_form_of_batch_are_taken():
     assert (type(found), found[0].shape, found[1], found[2]) == (list, (2, 3, 12, 8), y, "more")
     assert growing.step({"pixel_values": x, "labels": y})["pixel_values"].shape == (2, 3, 12, 8)
     assert growing.spent == 6
+    named = growing.step(Named(x, y))
+    assert (type(named), named.images.shape, named.labels) == (Named, (2, 3, 12, 8), y)
+    held = growing.step(UserDict(image=x, label=y))
+    assert (type(held), held["image"].shape, x.shape[-1]) == (UserDict, (2, 3, 12, 8), 16)
+
+
+class Named(NamedTuple):
+    """A batch whose parts have names."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
 
 
 @pytest.mark.parametrize(
@@ -114,6 +127,11 @@ def test_a_schedule_and_every_form_of_batch_are_taken():
             r"images must be at least as large as the level, 8 pixels",
         ),
         (lambda: begun().step(torch.zeros(1, 3, 8, 8).byte()), "batch must begin with normalised images"),
+        (
+            lambda: begun().step([torch.zeros(1, 3, 8, 8)] * 2),
+            "batch must hold one tensor of images, got several of the",
+        ),
+        (lambda: begun().step(dict.fromkeys(("image", "pixel_values"), torch.zeros(1, 3, 8, 8))), "got several of the"),
         (lambda: begun().step({"x": 1}), "batch must begin with normalised images .* got NoneType"),
         (lambda: begun().load_state_dict({"level": 3}), "state must be that of one of 1 levels, got level 3"),
     ],

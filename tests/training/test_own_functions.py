@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
@@ -99,3 +100,18 @@ def test_random_changes_of_a_rare_class_are_drawn_in_every_epoch(data):
         epochs.append(images)
     assert torch.equal(epochs[0][0], epochs[1][0])
     assert not torch.equal(epochs[0][1], epochs[1][1])
+
+
+def test_a_loss_with_weights_of_its_own_is_refused(data, tmp_path):
+    class Scaled(nn.Module):
+        """Cross entropy with a temperature that it would learn."""
+
+        def __init__(self):
+            super().__init__()
+            self.temperature = nn.Parameter(torch.ones(()))
+
+        def forward(self, scores, labels):
+            return functional.cross_entropy(scores / self.temperature, labels)
+
+    with pytest.raises(ValueError, match="loss must have no parameters, which nothing would train; put them into"):
+        trained(data, tmp_path / "run", loss=Scaled())
