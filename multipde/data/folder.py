@@ -22,9 +22,9 @@ Files = tuple[list[Path], Tensor]
 """Image files and the numbers of their classes."""
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
+"""Folders of test images; the first that exists is taken."""
 PARTS = ("train", "training", "testing", *TEST_FOLDERS)
 """Names of parts of a data set, which are hardly those of classes."""
-"""Folders of test images; the first that exists is taken."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of images, those of torchvision."""
 

@@ -81,11 +81,12 @@ def share(networks: Sequence[nn.Module]) -> None:
         for name, module in _outside_norms(other):
             for own, p in first.get_submodule(name)._parameters.items():
                 if p is not None:
-                    _check_shape(f"{name}.{own}", p, module._parameters[own])
+                    _check_shape(f"{name}.{own}", p, module._parameters.get(own))
                     setattr(module, own, p)
 
 
 def _check_shape(name: str, p: nn.Parameter, other: nn.Parameter | None) -> None:
+    """Raise ValueError for a parameter that has another shape at another size, as a position table has."""
     if other is None or other.shape != p.shape:
         shapes = f"{tuple(p.shape)} and {None if other is None else tuple(other.shape)}"
         raise ValueError(f"networks of several sizes must share their parameters, got the shapes {shapes} of {name}")

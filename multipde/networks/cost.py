@@ -62,6 +62,7 @@ def count_flops(config: ModelSpec, training: bool = False) -> int:
 
 
 def counted_flops(config: ModelSpec, net: nn.Module, training: bool, device: str = "meta") -> int:
+    """The operations of a network for one image as torch counts them, on the device where the network is."""
     from torch.utils.flop_counter import FlopCounterMode
 
     images = in_precision_of(net, torch.zeros(2, config.in_channels, *config.image_sizes, device=device))

@@ -11,7 +11,7 @@ BALANCED = "balanced"
 
 
 def as_weights(weights: Any) -> Any:
-    """Weights in a tensor, an array or a list as a tuple of floats; ValueError for a dictionary, which has no order."""
+    """Weights in a tensor, an array or a list as a tuple; ValueError for a dictionary, which has no order."""
     if isinstance(weights, Mapping):
         raise ValueError("class_weights must be numbers in the order of the classes, got a dictionary; type a list")
     if hasattr(weights, "tolist"):
