@@ -69,6 +69,9 @@ def copied(
             if shapes_only and t is not None and not is_lazy(t):
                 moved = t.detach().to("meta")
                 memo[id(t)] = nn.Parameter(moved, t.requires_grad) if isinstance(t, nn.Parameter) else moved
+        for own in vars(m).values():  # a module has a dozen empty ones, which deepcopy takes long for
+            if type(own) is OrderedDict and not own:
+                memo[id(own)] = OrderedDict()
         for own in () if hooks else (m._forward_hooks, m._forward_pre_hooks):
             kept = [(key, hook) for key, hook in own.items() if type(hook).__module__.startswith("torch.nn.utils")]
             memo[id(own)] = OrderedDict(kept)
