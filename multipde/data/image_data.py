@@ -49,6 +49,11 @@ class ImageData:
                 raise ValueError(f"{which} labels must lie in 0..{num - 1}, got {low} to {high}")
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean and std must have an entry per channel, got {len(self.mean)} and {len(self.std)}")
+        present = set(self.train.labels.unique().tolist())
+        if missing := [repr(name) for k, name in enumerate(self.class_names) if k not in present]:
+            more = f" and {len(missing) - 3:,} others" if len(missing) > 3 else ""
+            note = f"no training image has the class {', '.join(missing[:3])}{more}"
+            self.notes = (*self.notes, *([note] if note not in self.notes else []))
 
     @property
     def dim(self) -> int:

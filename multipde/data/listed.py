@@ -24,13 +24,13 @@ def load_listed(
     """The images that a CSV file with a header lists, under the name of the file.
 
     Paths are relative to the file. The part is ``train``, or ``test``, ``validation`` or ``val``. Classes are sorted
-    by name.
+    by name as the folders of `load_folder` are, whole numbers before them by their value.
 
     Raises:
         ValueError: the file cannot be read, has no such columns, an image is missing, or there are no test images.
     """
     rows, has_parts = _rows(file)
-    names = sorted({label for _, label, _ in rows}, key=lambda name: (not name.isdigit(), name.zfill(12), name))
+    names = sorted({label for _, label, _ in rows}, key=_place)
     numbers, notes = {name: k for k, name in enumerate(names)}, []
     paths = [file.parent / path for path, _, _ in rows]
     if not skip_bad and (missing := next((path for path in paths if not path.is_file()), None)):
@@ -73,6 +73,11 @@ def _rows(file: Path) -> tuple[list[tuple[str, str, str]], bool]:
         if not (row[0] and row[1]):
             raise ValueError(f"{file} must name a file and a label in every row, got row {number} without one")
     return rows, columns["split"] is not None  # pyright: ignore[reportReturnType]
+
+
+def _place(name: str) -> tuple[bool, int, str]:
+    is_number = name.isascii() and name.isdigit()
+    return not is_number, int(name) if is_number else 0, name
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> str | None:

@@ -44,10 +44,6 @@ def load_pair(pair: Sequence[Any]) -> ImageData:
     if names is None:
         names = tuple(str(k) for k in range(int(torch.cat([train.labels, test.labels]).max()) + 1))
     notes = [TRANSFORMS_ITSELF] if is_random else []
-    present = set(train.labels.tolist())
-    if missing := [repr(name) for k, name in enumerate(names) if k not in present]:
-        more = f" and {len(missing) - 3:,} others" if len(missing) > 3 else ""
-        notes.append(f"no training image has the class {', '.join(missing[:3])}{more}")
     statistics = channel_statistics(train, found[-1])
     return ImageData("own", train, test, names, found[-1], *statistics, tuple(notes), is_random)
 

@@ -89,6 +89,18 @@ def test_a_csv_file_lists_images(place):
     assert len(load_data("csv", root=plain, test_share=0.25).test) == pytest.approx(num / 4, abs=2)
 
 
+def test_a_class_that_only_rows_of_another_part_name_is_told(place):
+    file = write_csv(place, place / "third.csv", "file,label,split", True)
+    path = file.read_text().splitlines()[1].split(",")[0]
+    file.write_text(file.read_text() + f"{path},zebra,unlabelled\n")
+    data = load_data("csv", root=file)
+    assert data.class_names[-1] == "zebra"
+    assert data.notes[-2:] == (
+        "left out of third.csv: 1 rows of other parts",
+        "no training image has the class 'zebra'",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [

@@ -262,6 +262,14 @@ def test_what_is_wrong_with_shards_is_one_line(folder, tmp_path, damage, message
     assert "\n" not in str(error.value)
 
 
+def test_labels_that_begin_at_one_are_told(tmp_path):
+    files = [(f"{k}{end}", data) for k in (1, 2) for end, data in ((".cls", b"%d" % k), (".jpg", picture()))]
+    for part in ("train", "val"):
+        archive(tmp_path / f"{part}-0.tar", *files)
+    data = read(tmp_path)
+    assert (data.class_names, data.notes[-1]) == (("0", "1", "2"), "no training image has the class '0'")
+
+
 @pytest.mark.parametrize("end", [512, 20_000, 20_480 - 512 * 3, 30_000])
 def test_a_shard_that_was_cut_off_is_seen_without_an_index_too(folder, tmp_path, end):
     write_shards(folder, tmp_path / "d", images_per_shard=20)
