@@ -139,12 +139,14 @@ ROW = entries(
 """A row of metrics.jsonl."""
 
 LEVEL = entries(
-    {**PLACE, **SPENT, "epochs": number(0, EPOCHS[1]), "validation_accuracy": number(-1)}, {"image_size": side}
+    {**PLACE, **SPENT, "epochs": number(0, EPOCHS[1]), "validation_accuracy": number(-1)},
+    {"image_size": side, "validation_metric": number()},
 )
 ACCURACIES = dict.fromkeys(("accuracy_before", "accuracy_moved", "accuracy_recalibrated"), number())
 MOVE = entries(
     {"from": side, "to": side, **ACCURACIES},
-    {"images": items(side, 2, 2), "method": text, "exponents": optional(plain), "steps": steps}
+    {**dict.fromkeys(("metric_before", "metric_moved", "metric_recalibrated"), nan_or_number)}
+    | {"images": items(side, 2, 2), "method": text, "exponents": optional(plain), "steps": steps}
     | {"step_ratios": items(number(0), 64), "stable_steps": items(whole(0), 64)}
     | {"block_scales": optional(items(number(0), 64))},
 )
@@ -154,7 +156,7 @@ ROLLBACKS = {"rollbacks": items(ROLLBACK, 10)}
 
 RESULT = entries(
     {**FORMATS, **HISTORY, "test_accuracy": share, "test_loss": number(), "seconds": number(0), "flops": number(1)},
-    ROLLBACKS,
+    {**ROLLBACKS, "test_metric": number()},
 )
 """result.json"""
 
@@ -163,7 +165,7 @@ STATE = entries(
     | dict.fromkeys(("epoch", "batch", "num_images", "num_correct"), whole())
     | dict.fromkeys(("seconds", "epoch_seconds"), number(0))
     | {"loss_sum": number(), "best_accuracy": optional(number()), "pace": plain},
-    {**ROLLBACKS, "rate_scale": number(0, 1), "written": texts},
+    {**ROLLBACKS, "rate_scale": number(0, 1), "written": texts, "kept_accuracy": optional(number())},
 )
 CHECKPOINT = entries({**FORMATS, "state": STATE})
 """trainer.json"""

@@ -24,8 +24,8 @@ class Run:
     Args:
         directory: the run directory; `load` reads the network from it.
         model: the network of the last level, with the weights that were best on the validation images.
-        result: ``test_accuracy`` in [0, 1], ``test_loss``, ``seconds``, ``flops``, and a list of records for the
-            ``levels``, the ``moves`` between them and the ``rollbacks``.
+        result: ``test_accuracy`` in [0, 1], ``test_loss``, ``test_metric`` where a metric was given, ``seconds``,
+            ``flops``, and a list of records for the ``levels``, the ``moves`` between them and the ``rollbacks``.
         metrics: a record per epoch, with losses, accuracies, seconds and FLOPs.
     """
 
@@ -52,8 +52,10 @@ def finish_run(trainer: Trainer, images: ImageData) -> Run:
         checksum.update(wait=True)
     result, state = write_result(trainer, model, test), trainer.state
     log.log.table(level_rows(trainer.schedule, state.levels), "Cost and accuracy of each level")
+    loss, size = "loss" if trainer.objective.loss else "cross entropy", trainer.schedule.levels[-1].label
+    metric = "" if test.metric is None else f"metric {test.metric:.4g}, "
     log.say(
-        f"test accuracy {test.accuracy:.2%}, cross entropy {test.loss:.3f} at size {trainer.schedule.levels[-1].label} "
+        f"test accuracy {test.accuracy:.2%}, {metric}{loss} {test.loss:.3f} at size {size} "
         f"after {state.seconds / 60:.1f} min; written to {run_dir}"
     )
     if trainer.signals.stop:  # received after the last step: the training is complete, the caller is interrupted

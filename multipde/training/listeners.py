@@ -67,10 +67,11 @@ class Screen(Listener):
         self.log.say(text)
 
     def row(self, row: Mapping[str, Any], planned_epochs: int) -> None:
-        size = size_text(row["size"], row.get("image_size"))
+        size, metric = size_text(row["size"], row.get("image_size")), row.get("validation_metric")
+        own = "" if metric is None else f"metric {metric:.4g}  "
         self.log.say(
             f"size {size:>3}  epoch {row['epoch']:>2}/{planned_epochs or '?'}  loss {row['train_loss']:.3f}  "
-            f"train {row['train_accuracy']:6.1%}  validation {row['validation_accuracy']:6.1%}  "
+            f"train {row['train_accuracy']:6.1%}  validation {row['validation_accuracy']:6.1%}  {own}"
             f"{row['images_per_second']:>6.0f} images/s  {row['total_seconds']:>5.0f} s"
         )
 

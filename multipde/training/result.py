@@ -24,6 +24,7 @@ def write_result(trainer: Trainer, model: nn.Module, test: Metrics) -> dict[str,
         "format": FORMAT,
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
+        **({} if test.metric is None else {"test_metric": test.metric}),
         "seconds": state.seconds,
         "flops": state.flops,
         "levels": state.levels,
@@ -58,6 +59,7 @@ def level_rows(schedule: Schedule, levels: list[dict[str, Any]]) -> list[Mapping
                 "share of time": f"{(reached['total_seconds'] - seconds) / total_seconds:.0%}",
                 "best validation": f"{reached['validation_accuracy']:.1%}",
             }
+            | ({"metric": f"{reached['validation_metric']:.4g}"} if "validation_metric" in reached else {})
         )
         flops, seconds = reached["total_flops"], reached["total_seconds"]
     return rows

@@ -44,6 +44,7 @@ from multipde.storage.schema import FORMAT, RUN
 from multipde.storage.stored_network import Given, load
 from multipde.training.finished_run import Run, finish_run
 from multipde.training.job import take_shared
+from multipde.training.level import Level
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
 from multipde.training.plan import extended, flops_to_share, recorded_plan, shared_budget
@@ -59,7 +60,7 @@ from multipde.training.weights_file import WeightsFile, weights_given
 @ordinary_tensors()
 def train(
     model: Any,
-    schedule: Schedule,
+    schedule: Schedule | Sequence[Level],
     data: Any,
     run_dir: str | Path,
     *,
@@ -86,7 +87,8 @@ def train(
             `external_model`; a function that makes a network; or a module, of which a copy is trained, starting from
             its weights. Size and steps follow the schedule, classes and normalisation the data. With ``init``: None, or
             the same network.
-        schedule: the levels in the order of training, each with size, epochs, batch and learning rate, see `Level`.
+        schedule: the levels in the order of training, each with size, epochs, batch and learning rate, see `Level`; a
+            `Schedule` or a list of levels.
         data: the name of a data set, a pair of torchvision-style data sets or of (images, labels) for training and
             test, or an `ImageData`, see `load_data`.
         run_dir: a directory that does not exist or is empty.
@@ -112,6 +114,10 @@ def train(
         Interrupted: a signal stopped the training; a checkpoint is saved, from which `resume` continues.
     """
     run_dir, settings = from_rank_zero(Path(run_dir)), settings or TrainSettings()
+    schedule = schedule if isinstance(schedule, Schedule) else Schedule(schedule)
+    if not isinstance(settings, TrainSettings):
+        got = type(settings).__name__
+        raise ValueError(f"settings must be TrainSettings, got {got}; type TrainSettings(optimizer='muon', ...)")
     on_rank_zero(lambda: check_new_run(run_dir, "; type --resume to go on with a run"))
     check_trackers(settings)
     flops = 0.0 if work is None else flops_to_share(settings)

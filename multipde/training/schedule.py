@@ -30,13 +30,18 @@ class Schedule:
             not needed for `train`, which adds it.
 
     Raises:
-        ValueError: there is no level, or the network cannot have the size or steps of a level.
+        ValueError: there is no level, an entry is none, or the network cannot have the size or steps of a level.
     """
 
     levels: tuple[Level, ...]
     network: ModelSpec | None = None
 
     def __init__(self, levels: Sequence[Level], network: ModelSpec | None = None):
+        listed = isinstance(levels, Sequence)
+        wrong = [each for each in levels if not isinstance(each, Level)] if listed else [levels]
+        if wrong:
+            got = type(wrong[0]).__name__
+            raise ValueError(f"levels must be a list of Level, got {got}; type [Level(16, epochs=2), ...]")
         object.__setattr__(self, "levels", tuple(levels))
         object.__setattr__(self, "network", network)
         if not self.levels:

@@ -31,7 +31,9 @@ class TrainState:
         checkpoints: number of the last checkpoint.
         rows: number of rows in the metrics file.
         flops, seconds: total of all finished epochs.
-        best_accuracy: largest metric on the validation images at this level; None before the first epoch has ended.
+        best_accuracy: largest accuracy on the validation images at this level, or metric of the user's; None before the
+            first epoch has ended.
+        kept_accuracy: accuracy of the weights with the largest metric, which are kept.
         levels, moves, rollbacks: a record for every finished level, move between levels and rollback.
         pace: state of the `StoppingRule`, where the numbers of epochs are found while training.
         rate_scale: factor of the learning rate, halved by every rollback.
@@ -50,6 +52,7 @@ class TrainState:
     flops: float = 0.0
     seconds: float = 0.0
     best_accuracy: float | None = None
+    kept_accuracy: float | None = None
     levels: list[dict[str, Any]] = field(default_factory=list)
     moves: list[dict[str, Any]] = field(default_factory=list)
     pace: dict[str, Any] = field(default_factory=dict)
@@ -121,11 +124,20 @@ class TrainState:
     def end_level(self, row: dict[str, Any], epochs: float) -> None:
         """End a level after this number of epochs, the last of which has this row."""
         record = {k: row[k] for k in (*LEVEL_KEYS[:5], "image_size") if k in row}
-        self.levels.append(record | {"epochs": round(epochs, 4), "validation_accuracy": self.best_accuracy})
+        kept = self.best_accuracy if self.kept_accuracy is None else self.kept_accuracy  # None in older checkpoints
+        metric = {"validation_metric": self.best_accuracy} if "validation_metric" in row else {}
+        self.levels.append(record | {"epochs": round(epochs, 4), "validation_accuracy": kept, **metric})
+
+    def is_best(self, validation: Metrics) -> bool:
+        """Whether these weights are the best ones of their level so far, which are then to be kept."""
+        if self.best_accuracy is not None and validation.score <= self.best_accuracy:
+            return False
+        self.best_accuracy, self.kept_accuracy = validation.score, validation.accuracy
+        return True
 
     def begin_level(self, move: dict[str, Any], seconds: float) -> None:
         """Begin the next level after a move, which is given by its record and its duration in seconds."""
-        self.index, self.epoch, self.best_accuracy = self.index + 1, 0, None
+        self.index, self.epoch, self.best_accuracy, self.kept_accuracy = self.index + 1, 0, None, None
         self.seconds += from_rank_zero(seconds)
         self.moves.append(move)
 

@@ -9,6 +9,7 @@ from torch import nn
 from multipde.conversions.convert import Conversion, conversion
 from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.evaluation.candidates import Evaluator
+from multipde.evaluation.metrics import Metrics
 from multipde.networks.detail import keeps_function
 from multipde.networks.model_spec import ModelSpec, spec_of
 from multipde.runtime.processes import num_processes
@@ -19,6 +20,8 @@ from multipde.training.settings import TrainSettings
 
 COMPOSING = "composing the opening"
 """The method of a move that only raises the detail."""
+WHEN = ("before", "moved", "recalibrated")
+"""When the network is measured: before the move, after it, and after BatchNorm was recalibrated."""
 
 
 def plan_move(
@@ -66,17 +69,19 @@ def check_moves(schedule: Schedule, settings: TrainSettings) -> None:
 
 
 def move_record(
-    move: Conversion, old: ModelSpec, config: ModelSpec, accuracies: Sequence[float], report: Sequence[StepStability]
+    move: Conversion, old: ModelSpec, config: ModelSpec, measured: Sequence[Metrics], report: Sequence[StepStability]
 ) -> dict[str, Any]:
     """The record of a move from the network ``old`` to ``config``; sizes are those of the meshes.
 
     Args:
-        accuracies: before the move, after it, and after BatchNorm was recalibrated.
+        measured: on the same validation images, see `WHEN`.
         report: dt beside its bounds after the move; the record has the largest ratio in each block, and the numbers of
             steps that would meet the bounds.
     """
     method = COMPOSING if keeps_function(old, config) else "a trous" if move.a_trous else move.method
     exponents = move.calibration.exponents() if move.calibration else None
+    values = {f"accuracy_{when}": m.accuracy for when, m in zip(WHEN, measured, strict=True)}
+    values |= {f"metric_{when}": m.metric for when, m in zip(WHEN, measured, strict=True) if m.metric is not None}
     return {
         "from": old.sizes[0],
         "to": config.sizes[0],
@@ -87,14 +92,25 @@ def move_record(
         "step_ratios": [round(ratio, 3) for ratio in step_ratios(report)],
         "stable_steps": list(stable_steps(report)),
         "block_scales": None if move.block_scales is None else list(move.block_scales),
-    } | dict(zip(("accuracy_before", "accuracy_moved", "accuracy_recalibrated"), accuracies, strict=True))
+    } | values
+
+
+def moved_score(move: Mapping[str, Any]) -> float:
+    """The number by which networks are compared, after a move: the user's metric if there is one, else the accuracy."""
+    return move.get("metric_recalibrated", move["accuracy_recalibrated"])
 
 
 def move_line(old: Level, level: Level, move: Mapping[str, Any]) -> str:
     """The record of a move as a line on the screen; of one that changes no answer, only the accuracy before it."""
     if move["method"] == COMPOSING:
-        accuracy = f"{move['accuracy_before']:.1%} before and after"
+        accuracy = f"{_value(move, 'before')} before and after"
         return f"move {old.label} -> {level.label} by {COMPOSING}: validation {accuracy}, since no answer changes"
-    accuracies = ("accuracy_before", "before"), ("accuracy_moved", "after"), ("accuracy_recalibrated", "with BatchNorm")
-    values = ", ".join(f"{move[key]:.1%} {name}" for key, name in accuracies)
+    values = ", ".join(
+        f"{_value(move, when)} {name}" for when, name in zip(WHEN, ("before", "after", "with BatchNorm"), strict=True)
+    )
     return f"move {old.label} -> {level.label} by {move['method']}: validation {values} recalibrated"
+
+
+def _value(move: Mapping[str, Any], when: str) -> str:
+    metric = move.get(f"metric_{when}")
+    return f"{move[f'accuracy_{when}']:.1%}" + ("" if metric is None else f" (metric {metric:.4g})")

@@ -36,7 +36,7 @@ from multipde.training.snapshot import Snapshot, opening_stencils
 from multipde.training.state import TrainState
 from multipde.training.step import TrainStep
 from multipde.training.stopping import stopping_rule
-from multipde.training.switch import check_moves, move_line, move_record, plan_move
+from multipde.training.switch import check_moves, move_line, move_record, moved_score, plan_move
 
 MOVE_IMAGES = 2000
 """Number of validation images on which the accuracy before and after a move between levels is measured."""
@@ -147,12 +147,12 @@ class Trainer:
         p = self.state
         if self.stopping is not None:
             is_last = p.index + 1 == len(self.schedule.levels)
-            started = p.moves[-1]["accuracy_recalibrated"] if p.index else self._accuracy()
+            started = moved_score(p.moves[-1]) if p.index else self._on_some().score
             p.pace = self.stopping.begin(p.pace, p.flops, p.seconds, self._epoch_flops(p.index), started, is_last)
 
-    def _accuracy(self) -> float:
-        """The metric on the first validation images, measured before and after a move between levels."""
-        return self.validate(MOVE_IMAGES).score
+    def _on_some(self) -> Metrics:
+        """Accuracy and metric on the first validation images, measured before and after a move between levels."""
+        return self.validate(MOVE_IMAGES)
 
     def validate(self, num: int | None = None, interruptible: bool = False, net: nn.Module | None = None) -> Metrics:
         """Accuracy and loss on the first ``num`` validation images, or on all, of the trained network or another.
@@ -195,8 +195,7 @@ class Trainer:
         if level.epochs is None and self.stopping is not None:
             follows = self._epoch_flops(p.index + 1)
             p.pace = self.stopping.after_epoch(p.pace, p.epoch, p.flops, p.seconds, validation.score, follows)
-        if p.best_accuracy is None or validation.score > p.best_accuracy:
-            p.best_accuracy = validation.score
+        if p.is_best(validation):
             self.best = {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
         self.log.row(row, level.num_epochs)
         if self._is_done():
@@ -260,7 +259,7 @@ class Trainer:
         started = time.perf_counter()
         if self.settings.average:  # the statistics of the average were measured, and not those of the weights
             precise_statistics(self.net, self.samples, old_level, p.index)
-        accuracies = [self._accuracy()]
+        measured = [self._on_some()]
         self._obey_signals(is_saved=True)
         evaluator, steps = self.samples.evaluator(p.index + 1), self.schedule.configs()[p.index + 1].block_steps
         move = plan_move(self.net, level, steps, self.settings, evaluator)
@@ -268,13 +267,13 @@ class Trainer:
         old_net, old_optimizer, rule = self.net, self.step.optimizer, self.settings.momentum_rule
         self.begin(move(self.step.frozen.release()), p.index + 1)
         carry_optimizer_state(move, old_net, old_optimizer, self.net, self.step.optimizer, rule)
-        accuracies.append(self._accuracy())
+        measured.append(self._on_some())
         if not keeps_function(spec_of(old_net), spec_of(self.net)):
             evaluator.recalibrate(self.net, level.image_size, self.settings.calibration_images)
         broadcast_weights(self.net)
-        accuracies.append(self._accuracy())
+        measured.append(self._on_some())
         report = evaluator.step_bounds(self.net, level.image_size)
-        record, self.best = move_record(move, spec_of(old_net), spec_of(self.net), accuracies, report), {}
+        record, self.best = move_record(move, spec_of(old_net), spec_of(self.net), measured, report), {}
         p.begin_level(record, time.perf_counter() - started)
         self.log.say(move_line(old_level, level, record))
 

@@ -20,10 +20,10 @@ def data():
     return (images, labels), (images[:12], labels[:12])
 
 
-def trained(data, run, sizes=(4, 8), **options):
+def trained(data, run, sizes=(4, 8), epochs=1, quiet=True, **options):
     settings = TrainSettings(precise_images=0, validation=0.25, **options.pop("settings", {}))
-    plan = Schedule([Level(size, epochs=1, batch=10) for size in sizes])
-    return train(NETWORK, plan, data, run, settings=settings, quiet=True, **options)
+    plan = Schedule([Level(size, epochs=epochs, batch=10) for size in sizes])
+    return train(NETWORK, plan, data, run, settings=settings, quiet=quiet, **options)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,43 @@ def test_weights_without_an_order_are_refused():
         TrainSettings(class_weights={0: 1.0, 1: 2.0})  # pyright: ignore[reportArgumentType]
 
 
-def test_the_best_of_a_negative_metric_is_kept(data, tmp_path):
-    found = trained(data, tmp_path / "run", metric=lambda scores, labels: -5 * functional.cross_entropy(scores, labels))
+def test_a_metric_of_ones_own_stands_beside_the_accuracy_and_its_best_weights_are_kept(data, tmp_path, capsys):
+    found = trained(
+        data,
+        tmp_path / "run",
+        epochs=2,
+        metric=lambda scores, labels: -5 * functional.cross_entropy(scores, labels),
+        loss=functional.cross_entropy,
+        quiet=False,
+    )
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(row["validation_metric"] < -1 for row in rows)
-    assert found.result["levels"][-1]["validation_accuracy"] == rows[-1]["validation_metric"]
+    best = max(rows[2:], key=lambda row: row["validation_metric"])
+    last, (move,) = found.result["levels"][-1], found.result["moves"]
+    for key in ("validation_metric", "validation_accuracy"):
+        assert last[key] == best[key]
+    assert 0 <= move["accuracy_before"] <= 1
+    assert move["metric_before"] < -1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"(metric {move['metric_before']:.4g}) before" in said
+    assert f"metric {rows[0]['validation_metric']:.4g} " in said
+    assert f"metric {found.result['test_metric']:.4g}, loss {found.result['test_loss']:.3f}" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": [8, 16]}, "levels must be a list of Level, got int; type "),
+        ({"schedule": Level(8, epochs=1)}, "levels must be a list of Level, got Level; type "),
+        ({"schedule": None}, "levels must be a list of Level, got NoneType; type "),
+        ({"settings": {"seed": 1}}, "settings must be TrainSettings, got dict; type TrainSettings"),
+    ],
+)
+def test_other_types_are_refused_in_one_line(wrong, message, data, tmp_path):
+    given = {"schedule": [Level(8, epochs=1)], "settings": None} | wrong
+    with pytest.raises(ValueError, match=message):
+        train(NETWORK, given["schedule"], data, tmp_path / "run", settings=given["settings"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_metric_of_several_numbers_is_refused(data, tmp_path):
