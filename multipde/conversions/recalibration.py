@@ -104,7 +104,7 @@ def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
             for images in batches if norms else ():
                 inputs = network_inputs(model, images, "batches")
                 with one_batch("batches"):
-                    model(inputs)
+                    _forward(model, inputs)
                 num_batches += 1
         for m, state, found in zip(norms, saved, pooled, strict=True):
             if found.num:
@@ -138,3 +138,13 @@ def frozen_running_statistics(module: nn.Module, frozen: bool = True) -> Iterato
     finally:
         for m, (mean, var) in zip(norms, saved, strict=True):
             m.track_running_stats, m.running_mean, m.running_var = True, mean, var
+
+
+def _forward(model: nn.Module, images: Tensor) -> None:
+    try:
+        model(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        got = f"{len(images)} of shape {tuple(images.shape[1:])}"
+        raise ValueError(f"batches must hold several images each where a layer leaves one pixel, got {got}") from None

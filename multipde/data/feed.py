@@ -1,6 +1,6 @@
 """Batches for a network: images are drawn in random order, augmented and normalised on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,7 +73,10 @@ class Feed:
 
     def evaluation(self, indices: Tensor | None, size: int, batch: int = 250) -> Iterator[Batch]:
         """The batches of all images, or of those of the indices, in order; a process's slice of one may be empty."""
-        return self._ordered(indices, size, batch, self.compute.shard)
+        if batch < 1:
+            raise ValueError(f"batch must be positive, got {batch}")
+        order = torch.arange(len(self.images)) if indices is None else indices
+        return self._ordered(order.split(batch), size, self.compute.shard)
 
     def drawn(
         self,
@@ -85,18 +88,20 @@ class Feed:
         batch: int = 250,
         shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
-        """Batches (at most batch, C, size, size) of at most ``num`` random images.
+        """Batches (batch, C, size, size), the last one with fewer or one more, of at most ``num`` random images.
 
         Args:
             shard: (k, n) for the k-th of n slices of each batch; by default every process has all images.
         """
         chosen = drawn_indices(len(self.images) if indices is None else len(indices), num, key)
         chosen = chosen if indices is None else indices[chosen]
-        return (x for x, _ in self._ordered(chosen, size, batch, shard))
+        wholes = list(chosen.split(batch))
+        if len(wholes) > 1 and len(wholes[-1]) == 1:  # BatchNorm may find no variance in one image
+            wholes[-2:] = [torch.cat(wholes[-2:])]
+        return (x for x, _ in self._ordered(wholes, size, shard))
 
-    def _ordered(self, indices: Tensor | None, size: int, batch: int, shard: tuple[int, int]) -> Iterator[Batch]:
-        order = torch.arange(len(self.images)) if indices is None else indices
-        parts = [(size, shard_of(part, shard)) for part in order.split(batch)]
+    def _ordered(self, wholes: Iterable[Tensor], size: int, shard: tuple[int, int]) -> Iterator[Batch]:
+        parts = [(size, shard_of(whole, shard)) for whole in wholes]
         for x, labels in self.images.batches(parts, self.compute.device):
             yield laid_out(self.normalize(x)), labels
 

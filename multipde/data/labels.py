@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from multipde.networks.inputs import IMAGE_KEYS
+from multipde.networks.model_spec import distinct
 
 LABEL_KEYS = ("label", "labels", "target", "targets")
 """Names of the labels in an item or a batch that is a dictionary."""
@@ -53,8 +54,7 @@ def class_names(data_set: Any, which: str) -> tuple[str, ...] | None:
                 f"{which} classes must be in the order of the labels, got {name!r} at {number}, "
                 f"where class_to_idx has {index[name]}"
             )
-    words = [", ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name) for name in names]
-    return tuple(f"{word} ({k})" if words.count(word) > 1 else word for k, word in enumerate(words))  # two cranes
+    return distinct([", ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name) for name in names])
 
 
 def same_names(named: Sequence[tuple[tuple[str, ...] | None, str]]) -> tuple[str, ...] | None:

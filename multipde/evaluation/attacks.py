@@ -43,8 +43,8 @@ def fgsm(scores: Scores, x: Tensor, labels: Tensor, eps: float, *, direction: Te
 
 def ascent(scores: Scores, x: Tensor, labels: Tensor) -> Tensor:
     """The sign of the gradient of the cross entropy with respect to the pixels, sign(∂L/∂x)."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        x, labels = x.detach().clone().requires_grad_(), labels.clone()
         loss = functional.cross_entropy(scores(x), labels, reduction="sum")
     return torch.autograd.grad(loss, x)[0].sign()
 
@@ -74,12 +74,16 @@ def pgd(
         - labels: (N,)
 
     Raises:
-        ValueError: ε is negative, num_steps is below 1, or x is outside [0, 1].
+        ValueError: ε is negative, num_steps is below 1, step_size or start is not finite, or x is outside [0, 1].
 
     Reference: Madry, Makelov, Schmidt, Tsipras & Vladu (2018).
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be positive, got {num_steps}")
+    if step_size is not None and not math.isfinite(step_size):
+        raise ValueError(f"step_size must be finite, got {step_size}")
+    if start is not None and not bool(start.isfinite().all()):
+        raise ValueError("start must be finite, got others")
     low, high = _ball(x, eps)
     alpha = 2.5 * eps / num_steps if step_size is None else step_size
     attacked = x if start is None else torch.clamp(x + eps * start, low, high)

@@ -17,12 +17,12 @@ from multipde.data.images import Batch
 from multipde.data.labels import difference
 from multipde.evaluation.reliability import NUM_BINS, calibration_error, reliability_bins, right_among
 from multipde.evaluation.views import with_views
-from multipde.mesh.modes import eval_mode, ordinary_tensors
+from multipde.mesh.modes import averaged, eval_mode, ordinary_tensors, unwrapped
 from multipde.networks.all_sizes import at_size
 from multipde.networks.compiled_network import for_evaluation
 from multipde.networks.cost import count_flops
 from multipde.networks.inputs import Normalize, in_precision_of
-from multipde.networks.model_spec import ModelSpec, find_spec
+from multipde.networks.model_spec import ModelSpec, check_outermost, find_spec
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import largest, sum_over_processes
 
@@ -137,13 +137,16 @@ def evaluate(
     Raises:
         ValueError: the classes or channels of the data are not those of the model, or an argument is invalid.
     """
-    model = at_size(model, size)
+    model = unwrapped(model)
+    model = at_size(averaged(model) or model, size)
+    check_outermost(model, "pass its .{inner}, or describe the whole by describe(model, ...)")
     with_views(model, views)  # raises the error of the number of views
     config = find_spec(model)
     target = config.image_sizes[0] if config and size is None else size
     images = load_data(data, size=target, **(data_options or {}))
     if config is not None:
         check_classes(config, images)
+        check_square(config)
     if part not in ("test", "train"):
         raise ValueError(f"part must be test or train, got {part!r}")
     compute, chosen = Compute.of(device, amp), getattr(images, part)
@@ -260,6 +263,13 @@ def check_classes(config: ModelSpec, images: ImageData) -> None:
         raise ValueError(f"data must have images with the network's {config.dim} axes, got {images.dim}")
     if len(images.mean) != config.in_channels:
         raise ValueError(f"data must have the network's {config.in_channels} channels, got {len(images.mean)}")
+
+
+def check_square(config: ModelSpec) -> None:
+    """Raise ValueError for a network for images that are not square, as those of a data set are."""
+    if len(set(config.sizes)) > 1:
+        shown = "x".join(map(str, config.image_sizes))
+        raise ValueError(f"model must be for square images, got a network for {shown}; call the network itself")
 
 
 def _some(names: Sequence[str]) -> str:

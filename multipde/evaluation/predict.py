@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import convert
+from multipde.evaluation.metrics import check_square
 from multipde.evaluation.pictures_given import Picture, Shapes, given_pictures, square_picture
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import copied, ordinary_tensors, unwrapped
@@ -107,9 +108,7 @@ def predict(
     net, spec = trained[-1], spec_of(trained[-1])
     if spec.dim != 2 or (spec.in_channels != 3 and any(isinstance(each, Path) for each in files)):
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")
-    if len(set(spec.sizes)) > 1:
-        shown = "x".join(map(str, spec.image_sizes))
-        raise ValueError(f"checkpoint must be for square images, got a network for {shown}; call the network itself")
+    check_square(spec)
     names = spec.class_names or tuple(str(k) for k in range(spec.classes))
     normalize, found = Normalize.of(spec), []
     num = len(files)

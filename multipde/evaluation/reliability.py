@@ -31,7 +31,10 @@ def calibration_error(bins: Tensor) -> float:
 
 
 def right_among(scores: Tensor, labels: Tensor, num: int) -> Tensor:
-    """Number of images whose class is among the ``num`` highest scores; among equal scores it counts as the last."""
+    """Number of images whose class is among the ``num`` highest scores; among equal scores it counts as the last.
+
+    A score that is not a number is not among them.
+    """
     own = scores.gather(1, labels[:, None])
-    others = (scores >= own).sum(1) - 1
-    return (others < num).sum()
+    others = (~(scores < own)).sum(1) - 1
+    return ((others < num) & ~own.isnan().squeeze(1)).sum()

@@ -12,8 +12,8 @@ from multipde.data.datasets import ImageData
 from multipde.data.feed import Feed
 from multipde.evaluation.attacks import Scores, ascent, fgsm, pgd, random_start
 from multipde.evaluation.corruptions import CORRUPTIONS, corrupt
-from multipde.evaluation.metrics import check_classes
-from multipde.mesh.modes import eval_mode
+from multipde.evaluation.metrics import check_classes, check_square
+from multipde.mesh.modes import eval_mode, ordinary_tensors
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
@@ -56,6 +56,7 @@ class Robustness:
         return asdict(self)
 
 
+@ordinary_tensors()
 def robustness(
     net: nn.Module,
     images: ImageData,
@@ -87,6 +88,7 @@ def robustness(
     """
     spec: Any = spec_of(net)
     check_classes(spec, images)
+    check_square(spec)
     compute, dtype = Compute.of(device), next(net.parameters()).dtype
     compute.place(net)
     scores, size = pixel_scores(net), spec.image_sizes[0]

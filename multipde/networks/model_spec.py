@@ -2,7 +2,8 @@
 # pyright: reportReturnType=false
 # (the methods of the protocol have a docstring and no body)
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -145,10 +146,12 @@ class SpecBase:
     detail: int
     label: Any
     reference: int | tuple[int, ...] | None
+    class_names: tuple[str, ...]
 
     def __post_init__(self):
         for entry in fields(self):  # JSON and users give lists
             object.__setattr__(self, entry.name, as_tuple(getattr(self, entry.name)))
+        object.__setattr__(self, "class_names", distinct(self.class_names))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -247,13 +250,22 @@ def check_mesh(model: nn.Module) -> None:
 def check_whole(model: nn.Module) -> None:
     """Raise ValueError for a wrapper of torch, and for a module around a network that carries its description."""
     check_unwrapped(model)
+    check_outermost(model, "convert its .{inner} and put it in its place")
+
+
+def check_outermost(model: nn.Module, remedy: str) -> None:
+    """Raise ValueError for a module around a network that carries its description; ``{inner}`` is its name there."""
     if find_spec(model) is None:
         inner = next((name for name, m in model.named_modules() if find_spec(m) is not None), None)
         if inner is not None:
-            raise ValueError(
-                f"model must be the network that carries its description, got a {type(model).__name__} around it; "
-                f"convert its .{inner} and put it in its place"
-            )
+            got = f"a {type(model).__name__} around it; {remedy.format(inner=inner)}"
+            raise ValueError(f"model must be the network that carries its description, got {got}")
+
+
+def distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of classes; behind a name that several classes have stands the number of the class."""
+    counts = Counter(names := tuple(names))
+    return tuple(f"{name} ({k})" if counts[name] > 1 else name for k, name in enumerate(names))
 
 
 def check_detail(detail: int) -> None:

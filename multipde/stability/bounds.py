@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from multipde.mesh.modes import ordinary_tensors
 from multipde.networks.model_spec import spec_of
 from multipde.stability.norms import step_norms
 
@@ -73,6 +74,7 @@ class StepStability:
         return "stable" if self.dt <= self.bound else "stable on data"
 
 
+@ordinary_tensors()
 def stability_report(
     model: nn.Module, batch: Tensor, *, num_iterations: int = 15, seed: int = 0
 ) -> list[StepStability]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multipde.mesh.modes import eval_mode
+from multipde.mesh.modes import eval_mode, ordinary_tensors
 from multipde.networks.dynamics import Block, State
 from multipde.networks.layers import CONVOLVE, SymmetricLayer
 from multipde.networks.reversible import StepForce
@@ -55,6 +55,7 @@ class StateEnergy:
     energy: float | None
 
 
+@ordinary_tensors()
 @torch.no_grad()
 def state_energies(model: nn.Module, batch: Tensor) -> list[StateEnergy]:
     """Compute size and energy of the features before every time step and after the last one, block by block.

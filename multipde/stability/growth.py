@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multipde.mesh.modes import eval_mode
+from multipde.mesh.modes import eval_mode, ordinary_tensors
 from multipde.networks.dynamics import Block, check_dynamics
 from multipde.networks.model_spec import spec_of
 from multipde.networks.reversible import State
@@ -23,7 +23,8 @@ class BlockGrowth:
 
     Args:
         block: index of the block, from 0.
-        random: growth of a random perturbation, for every image.
+        random: growth of a random perturbation, for every image, and where the block is dilated for every shift of the
+            coarser mesh; likewise worst and measured_bound.
         worst: largest growth |∂Y(T)/∂Y(0)| for every image, estimated from below by power iteration.
         bound: bound on the largest growth from the operator norms |K|, see `growth_bound`. It is proved for networks
             with norm ``"none"``; with the TV norm it only gives the order of magnitude.
@@ -84,6 +85,7 @@ def growth_bound(dynamics: str, rho: Sequence[Sequence[float]], dt: float, *, di
     return torch.linalg.matrix_norm(product, 2).item()
 
 
+@ordinary_tensors()
 def growth_report(model: nn.Module, batch: Tensor, *, num_iterations: int = 30, seed: int = 0) -> list[BlockGrowth]:
     """Measure the growth of small perturbations through every block at the features of a batch, and compute its bounds.
 
@@ -93,9 +95,9 @@ def growth_report(model: nn.Module, batch: Tensor, *, num_iterations: int = 30, 
         num_iterations: number of steps of every power iteration.
         seed: seed of the random perturbations.
     """
+    steps = step_norms(model, batch, num_iterations=num_iterations, seed=seed)
     config: Any = spec_of(model)
     dissipative = config.norm == "none" and config.dynamics != "resnet"
-    steps = step_norms(model, batch, num_iterations=num_iterations, seed=seed)
     found: list[BlockGrowth] = []
     with eval_mode(model):
         for k, block, y in block_inputs(model, batch):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from multipde.mesh.modes import eval_mode
 from multipde.networks.dynamics import Block, Force
+from multipde.networks.inputs import network_inputs
 from multipde.networks.layers import CONVOLVE, CONVOLVE_TRANSPOSED, SymmetricLayer
 from multipde.networks.reversible import StepForce
 
@@ -92,7 +93,15 @@ def _layer_norm(force: StepForce, y: Tensor) -> float:
 
 
 def block_inputs(model: nn.Module, batch: Tensor) -> list[tuple[int, Block, Tensor]]:
-    """The number, the block and the input of every block."""
+    """The number, the block and the input of every block.
+
+    ValueError for a model that is no `PDENet`, and for a batch that is none of images for it.
+    """
+    if not all(isinstance(block, Block) for block in getattr(model, "blocks", [None])):
+        raise ValueError(f"model must be a PDENet, got {type(model).__name__}")
+    batch = network_inputs(model, batch, "batch")
+    if not len(batch):
+        raise ValueError("batch must hold images, got none")
     found: list[Tensor] = []
     handles = [
         block.register_forward_pre_hook(lambda m, inputs: found.append(inputs[0].detach()))
@@ -121,8 +130,8 @@ def jacobian_norm(force: Callable[[Tensor], Tensor], y: Tensor, num_iterations: 
     """|∂F/∂y| for each image, from below, by power iteration on JᵀJ; one iteration gives |J v|/|v| for a random v."""
     v = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y)
     norms = torch.ones(len(y), dtype=y.dtype, device=y.device)
-    y = y.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        y, v, norms = y.detach().clone().requires_grad_(), v.clone(), norms.clone()
         out = force(y)
         u = torch.zeros_like(out, requires_grad=True)
         (vjp,) = torch.autograd.grad(out, y, u, create_graph=True)  # Jᵀu, linear in u: its derivative gives J v

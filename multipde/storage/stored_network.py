@@ -1,5 +1,6 @@
 """Networks on disk: a directory with model.safetensors, config.json and checksums."""
 
+import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -103,6 +104,14 @@ def network_files(model: nn.Module, name: str = MODEL) -> dict[str, bytes]:
         return files_of_sizes(model)
     record = {"format": FORMAT, "network": spec_of(model).record()}
     return {CONFIG: json_bytes(record), name: tensor_bytes(model.state_dict())}
+
+
+def network_checksum(model: nn.Module) -> str:
+    """SHA-256 of the weights and of the description of a network."""
+    digest = hashlib.sha256()
+    for name, data in sorted(network_files(model).items()):
+        digest.update(name.encode() + data)
+    return digest.hexdigest()
 
 
 def read_spec(directory: Path, model: Given = None) -> Any:

@@ -1,5 +1,6 @@
 """The tables of ``multipde evaluate --robustness``, and the means over networks that its figure shows too."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,10 @@ def accuracies(group: Sequence[Row], kind: str, strength: float) -> list[float]:
 
 
 def mean_ratio(group: Sequence[Row], kind: str, strength: float) -> float:
-    """The mean over a group of the ratio accuracy / clean accuracy of each network."""
-    values = accuracies(group, kind, strength)
-    return statistics.mean(a / max(row["clean"], 1e-9) for a, row in zip(values, group, strict=True))
+    """The mean over a group of the ratio accuracy / clean accuracy of each network; NaN where no image is right."""
+    pairs = zip(accuracies(group, kind, strength), group, strict=True)
+    ratios = [accuracy / row["clean"] for accuracy, row in pairs if row["clean"]]
+    return statistics.mean(ratios) if ratios else math.nan
 
 
 def tables(rows: Sequence[Row], by: str = "checkpoint") -> dict[str, Table]:
@@ -44,7 +46,8 @@ def tables(rows: Sequence[Row], by: str = "checkpoint") -> dict[str, Table]:
         line = {"name": strength_name(kind, strength)}
         for name, own in groups.items():
             accuracy = mean_and_spread([100 * a for a in accuracies(own, kind, strength)])
-            line[name] = f"{accuracy} ({mean_ratio(own, kind, strength):.2f})"
+            ratio = mean_ratio(own, kind, strength)
+            line[name] = f"{accuracy} ({'-' if math.isnan(ratio) else f'{ratio:.2f}'})"
         table.append(line)
     result = {f"Accuracy in % (ratio to clean) on {rows[0]['num_images']:,} test images of {rows[0]['data']}": table}
     if growth := _growth_table(groups):

@@ -26,7 +26,7 @@ class Study:
         keys: names of the values that identify a row; a task is a tuple of these values.
         anew: ignore the rows that the file already has.
         replaces: measure every task anew; its row takes the place of the one in the file when the study is closed.
-        earlier: values of keys that rows of earlier versions lack.
+        earlier: shared values, and values of keys, that rows of earlier versions lack.
         first: values that the first row of a file of earlier versions has, by which the file is known to be ours; those
             of this study if left out.
     """
@@ -48,10 +48,11 @@ class Study:
         if file is not None:
             check_rows(file, self._is_ours)
         self.file, self.shared, self.keys, self.replaces = file, shared, keys, replaces
+        self.earlier = earlier or {}
         self.log = log or Log(quiet=True)
         self._measured: set[tuple[Any, ...]] = set()
         found = [] if file is None or anew else read_rows(file)
-        rows = [{**(earlier or {}), **row} for row in matching(found, **shared)]
+        rows = matching([{**(earlier or {}), **row} for row in found], **shared)
         self.rows = [row for row in rows if row.keys() >= set(keys)]
 
     def left(self, tasks: Iterable[Task], noun: str) -> list[Task]:
@@ -78,7 +79,7 @@ class Study:
 
     def _replaces(self, row: Row) -> bool:
         """Whether a row of the file belongs to a task of this study that was measured anew."""
-        return bool(matching([row], **self.shared)) and self._task(row) in self._measured
+        return bool(matching([{**self.earlier, **row}], **self.shared)) and self._task(row) in self._measured
 
     def _task(self, row: Row) -> tuple[Any, ...]:
         """The task that a row belongs to; a list in it is a tuple."""

@@ -117,3 +117,9 @@ def test_slices_for_evaluation_may_be_empty_and_make_up_the_whole():
     assert sorted(torch.cat([y for batches in found for _, y in batches]).tolist()) == list(range(14))
     drawn = [torch.cat(list(feed.drawn(None, 6, 1, (0,)))) for feed in feeds]
     assert torch.equal(drawn[0], drawn[2])
+
+
+def test_no_drawn_batch_has_a_single_image():
+    feed = plain(numbered(9))
+    sizes = {num: [len(x) for x in feed.drawn(None, num, 4, (0, "test"), batch=4)] for num in (1, 4, 5, 8, 9)}
+    assert sizes == {1: [1], 4: [4], 5: [5], 8: [4, 4], 9: [4, 5]}

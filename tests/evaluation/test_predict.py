@@ -152,7 +152,7 @@ def test_a_picture_in_memory_is_turned_as_its_file_is(place, tmp_path):
 
 def test_a_network_for_images_that_are_not_square_is_refused():
     net = PDENet(NetworkConfig("parabolic", (4,), 4, size=(8, 16)))
-    with pytest.raises(ValueError, match="checkpoint must be for square images, got a network for 8x16; call the net"):
+    with pytest.raises(ValueError, match="model must be for square images, got a network for 8x16; call the net"):
         predict(net, torch.zeros(1, 3, 8, 16))
 
 

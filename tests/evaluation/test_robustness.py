@@ -167,6 +167,25 @@ def network(data, dynamics: str = "parabolic", seed: int = 0) -> PDENet:
     return net.eval()
 
 
+def test_in_inference_mode_it_works_and_the_network_can_be_trained_afterwards(data):
+    net = PDENet(NetworkConfig("hamiltonian", (4, 6), 6, steps=1, size=data.size, classes=len(data.class_names)))
+    expected = robustness(net, data, num_images=4, device="cpu")
+    with torch.inference_mode():
+        assert robustness(net, data, num_images=4, device="cpu") == expected
+        x, labels = pixels(2), torch.tensor([0, 1])
+        assert (pgd(net, x.float(), labels, 1 / 255) - x).abs().max() > 0
+    net(pixels(2, data.size).float()).sum().backward()
+
+
+def test_of_no_right_image_there_is_no_ratio(data, tmp_path):
+    row = {"checkpoint": "a", "dynamics": "x", "clean": 0.0, "accuracy": {"noise": [[0.02, 0.5]]}}
+    row |= {"num_images": 2, "data": "d", "growth": [], "energy": []}
+    (table,) = tables([row]).values()
+    assert table[1]["a"] == "50.00 (-)"
+    (table,) = tables([row, row | {"checkpoint": "b", "clean": 1.0}], "dynamics").values()
+    assert table[1]["x"] == "50.00 ± 0.00 (0.50)"
+
+
 def test_what_is_counted(data, monkeypatch):
     net = network(data, "hamiltonian")
     found = robustness(net, data, device="cpu", num_images=40)

@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from multipde.data.datasets import ImageData, split_indices
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.sizes import DataSource, images_for
 from multipde.networks.inputs import Normalize
-from multipde.networks.network import PDENet
+from multipde.networks.model_spec import spec_of
 from multipde.reports.plots import accuracy_against_images
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
-from multipde.storage.stored_network import load, save
+from multipde.storage.stored_network import load, network_checksum, save
 from multipde.studies.study import Study
 from multipde.training.level import Level
 from multipde.training.plan import recorded_split
@@ -57,15 +59,14 @@ def finetune_study(
         epochs, scratch: numbers of epochs of fine-tuning, and of the training from random weights.
     """
     net = load(checkpoint)
-    net.config.on_mesh(size)
-    if net.config.detail > 1:
-        raise ValueError(
-            f"checkpoint must have detail 1, got {net.config.detail}; type multipde convert --detail 1 first"
-        )
-    images = images_for(net.config, checkpoint, data, max(size, *net.config.sizes))
+    spec: Any = spec_of(net)
+    spec.on_mesh(size)
+    if spec.detail > 1:
+        raise ValueError(f"checkpoint must have detail 1, got {spec.detail}; type multipde convert --detail 1 first")
+    images = images_for(spec, checkpoint, data, max(size, *spec.sizes))
     seed, validation = recorded_split(checkpoint)
     settings = TrainSettings.of_recipe("paper", seed=seed, validation=validation, device=device, amp=amp)
-    shared = {"checkpoint": str(checkpoint), "data": images.name, "size": size}
+    shared = {"checkpoint": str(checkpoint), "sha256": network_checksum(net), "data": images.name, "size": size}
     study = Study(out, shared, ("name", "method", "amount"), log=log)
     plan = [("recalibrated", method, float(n)) for method in methods for n in recalibration]
     plan += [("fine-tuned", method, e) for method in methods for e in epochs]
@@ -82,8 +83,9 @@ def finetune_study(
 
 
 def _accuracy(
-    net: PDENet, data: ImageData, size: int, name: str, method: str, amount: float, settings: TrainSettings
+    net: nn.Module, data: ImageData, size: int, name: str, method: str, amount: float, settings: TrainSettings
 ) -> float:
+    spec: Any = spec_of(net)
     if name != "recalibrated":
         is_new = name == "from scratch"
         rate, policy = (0.1, "one_cycle") if is_new else (0.02, "cool_down")
@@ -91,11 +93,11 @@ def _accuracy(
         chosen = replace(settings, transfer="copy" if is_new else method)
         with tempfile.TemporaryDirectory() as place:
             init = None if is_new else save(net, Path(place) / "net")
-            config = net.config.on_mesh(size) if is_new else None
+            config = spec.on_mesh(size) if is_new else None
             run = train(config, Schedule([level]), data, Path(place) / "run", settings=chosen, init=init, quiet=True)
         return run.result["test_accuracy"]
     compute, split = Compute.of(settings.device, settings.amp), (settings.seed, settings.validation)
-    evaluator = Evaluator.of(data, compute, Normalize.of(net.config), split=split)
-    new = compute.place(evaluator.plan(compute.place(net), net.config.sizes[0], size, method)(net))
+    evaluator = Evaluator.of(data, compute, Normalize.of(spec), split=split)
+    new = compute.place(evaluator.plan(compute.place(net), spec.sizes[0], size, method)(net))
     evaluator.recalibrate(new, size, int(amount))
     return evaluator.test(new, size).accuracy

@@ -19,7 +19,7 @@ from multipde.reports.plots import accuracy_against_images
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import Table
-from multipde.storage.stored_network import load
+from multipde.storage.stored_network import load, network_checksum
 from multipde.studies.study import Row, Study, matching, mean_and_spread
 from multipde.training.budget import Budget
 from multipde.training.finish import MOST_HELD_BACK, Finish, FinishSettings
@@ -90,7 +90,7 @@ def finish_study(
     found = images_for(spec, checkpoint, data, max(size, spec.image_sizes[0]))
     normalize, split = Normalize.of(spec), recorded_split(checkpoint)
     evaluator = Evaluator.of(found, Compute.of(device, amp), normalize, split=split)
-    shared = {"checkpoint": str(checkpoint), "data": found.name, "size": size}
+    shared = {"checkpoint": str(checkpoint), "sha256": network_checksum(old), "data": found.name, "size": size}
     study = Study(out, shared, Task._fields, earlier={"way": "copy"}, log=log)
     num = len(evaluator.drawable)
     tasks = [Task(way, arm, min(n, num), learned, k) for way in ways for arm in arms for n in images for k in seeds]

@@ -118,7 +118,9 @@ def pretrained_study(
     base = TrainSettings(device=device, amp=amp, transfer="copy", precise_images=500, calibration_images=500)
     before, label = (data_label(name, options.get("root")) for name, options in (pretrain, data))
     shared = {"pretrained": before, "pretrain_budget": pretrain_budget, "pretrain_size": pretrain_size}
-    study, threads = Study(out, shared, Task._fields, log=log), threads_of(1)
+    shared |= {"batch": batch, "test_images": test_images}
+    earlier, threads = {"batch": 64, "test_images": 2000}, threads_of(1)
+    study = Study(out, shared, Task._fields, earlier=earlier, log=log)
     place = run_dir / f"{before}-{pretrain_size}-{pretrain_budget}"
 
     @cache
