@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from multipde.data.pixels import picture_pixels
+from multipde.data.pixels import orientation_of, picture_pixels, upright
 from multipde.data.tar_members import Member
 from multipde.mesh.pyramid import cell_average_matrix, resize_images
 from multipde.mesh.separable import apply_along_axes
@@ -27,8 +27,6 @@ FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")
 """The formats that are tried, whatever the ending of a file; some other decoders of PIL start programs."""
 SCALES = (8, 4, 2)
 """A JPEG can be decoded at its size divided by one of these."""
-FLIPS = {1: (), 2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
-"""Axes of (C, H, W) that each orientation mirrors, after H and W have been exchanged from the fifth on."""
 DECODING = 3
 """Version of the decoding: a change of the code that changes pixels must raise it, so that old caches are ignored."""
 
@@ -58,21 +56,6 @@ def decode_image(
     else:
         averaged = apply_along_axes([_matrix_from_reduced(num, scale, size) for num in shape], image.float())
     return upright(averaged.round().to(torch.uint8), orientation)
-
-
-def orientation_of(file: "Image.Image") -> int:
-    """The orientation tag of an image that is loaded, 1 to 8; 1 if there is none that can be read."""
-    try:
-        orientation = file.getexif().get(0x0112, 1)
-    except Exception:  # damaged tags leave the pixels as they are
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def upright(image: Tensor, orientation: int) -> Tensor:
-    """Turn and mirror an image (C, H, W) as the orientation tag of EXIF says."""
-    image = image.mT if orientation >= 5 else image
-    return image.flip(FLIPS[orientation]).contiguous()
 
 
 def _reduce(file: "Image.Image", size: int) -> int:

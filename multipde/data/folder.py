@@ -13,8 +13,8 @@ from multipde.data.bad_images import Skipped, sound_images
 from multipde.data.decode import decode_images, image_sizes
 from multipde.data.decoded_cache import DecodedCache
 from multipde.data.held_back import needs_share, share_note, split_by_class
-from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
-from multipde.data.images import ImageSet, TensorImages
+from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics, range_notes
+from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
 from multipde.runtime.file_names import in_order, shown_name
 
@@ -135,7 +135,7 @@ def load_files(
         num, side = len(train_paths), images.shape[-1]
         train, test = TensorImages(images[:num], train_labels), TensorImages(images[num:], test_labels)
     statistics = channel_statistics(train, side)
-    listed += _darkness(train, side)
+    listed += range_notes(train, side)
     return ImageData(name, train, test, tuple(names), side, *statistics, (*notes, *listed), skipped=skipped)
 
 
@@ -146,18 +146,6 @@ def _sound(own: Files, skipped: Skipped) -> Files:
     if not len(sound):
         raise ValueError(f"images must be readable, got none that is: {skipped.images[0]}")
     return [paths[k] for k in sound.tolist()], labels[sound]
-
-
-def _darkness(images: ImageSet, side: int) -> list[str]:
-    """A note where the images use an eighth of the range of values at most, as 12 bits in files of 16 bits do."""
-    some = torch.linspace(0, len(images) - 1, min(len(images), 32)).long()
-    largest = max(float(batch.max()) for batch, _ in images.batches([(side, some)], torch.device("cpu")))
-    if largest >= 32:
-        return []
-    return [
-        f"the images are nearly black: the largest value in {len(some)} of them is {largest:.0f} of 255; "
-        "values of 12 bits in files of 16 bits have to be rescaled first"
-    ]
 
 
 def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str, Files]]:

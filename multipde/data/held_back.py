@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from multipde.data.images import stream
 from multipde.data.labels import image_and_label, plain_label
 
-TEST_PARTS = ("test", "validation", "val")
+TEST_PARTS = ("test", "validation", "valid", "val")
 """Names of the part with test images, the first that is there."""
 
 

@@ -77,3 +77,16 @@ def channel_statistics(images: ImageSet, size: int) -> tuple[tuple[float, ...], 
     mean = total / count
     std = (squares / count - mean**2).clamp_min(1e-6).sqrt()  # pyright: ignore[reportAttributeAccessIssue]
     return tuple(mean.tolist()), tuple(std.tolist())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def range_notes(images: ImageSet, size: int) -> list[str]:
+    """A note where the images use an eighth of the range of values at most, as 12 bits in files of 16 bits do."""
+    some = torch.linspace(0, len(images) - 1, min(len(images), 32)).long()
+    values = torch.cat([batch.flatten() for batch, _ in images.batches([(size, some)], torch.device("cpu"))])
+    low, high = values.min().item(), values.max().item()
+    if high - low >= 32:
+        return []
+    return [
+        f"the values of {len(some)} images lie between {low:.0f} and {high:.0f} of 255: rescale images of 12 bits in "
+        "files of 16 bits, and floats, which are kept in 8 bits, before they are read"
+    ]

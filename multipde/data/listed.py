@@ -23,8 +23,8 @@ def load_listed(
 ) -> ImageData:
     """The images that a CSV file with a header lists, under the name of the file.
 
-    Paths are relative to the file. The part is ``train``, or ``test``, ``validation`` or ``val``. Classes are sorted
-    by name as the folders of `load_folder` are, whole numbers before them by their value.
+    Paths are relative to the file. The part is ``train``, or ``test``, ``validation``, ``valid`` or ``val``. Classes
+    are sorted by name as the folders of `load_folder` are, whole numbers before them by their value.
 
     Raises:
         ValueError: the file cannot be read, has no such columns, an image is missing, or there are no test images.
@@ -38,14 +38,18 @@ def load_listed(
     labels = torch.tensor([numbers[label] for _, label, _ in rows])
     if share is None and not has_parts:
         raise needs_share(f"{file.name} without a column {COLUMNS['split'][0]!r}")
+    parts = {part.lower() for _, _, part in rows}
+    if share is not None and "train" in parts and parts & {*TEST_PARTS}:
+        raise ValueError(f"test_share must be left out for {file.name}, which has test images, got {share}")
     if share is not None:
         train, test = split_by_class(labels, share)
         notes.append(share_note(share, len(test), len(rows), file.name))
     else:
-        part = next((name for name in TEST_PARTS if any(row[2] == name for row in rows)), "test")
-        train, test = (torch.tensor([k for k, row in enumerate(rows) if row[2] == p]) for p in ("train", part))
+        part = next((name for name in TEST_PARTS if name in parts), "test")
+        train, test = (torch.tensor([k for k, row in enumerate(rows) if row[2].lower() == p]) for p in ("train", part))
         if not (len(train) and len(test)):
-            raise ValueError(f"{file} must have train and test in its column of parts, got one of them alone")
+            got = ", ".join(sorted({row[2] for row in rows}))[:100]
+            raise ValueError(f"{file} must have train and test in its column of parts, got {got}")
         if part != "test":
             notes.append(f"the test images are those of the part {part!r}")
         if num := len(rows) - len(train) - len(test):

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from multipde.data.image_data import ImageData, channel_statistics
+from multipde.data.image_data import ImageData, channel_statistics, range_notes
 from multipde.data.images import TensorImages
-from multipde.data.labels import class_names, image_and_label, same_names, whole_labels
+from multipde.data.labels import class_names, image_and_label, plain_label, same_names, whole_labels
 from multipde.data.pixels import batch_pixels, stack
 from multipde.data.transformed import TransformedImages, read_items, transforms_at_random
 
@@ -19,6 +19,8 @@ TRANSFORMS_ITSELF = (
     "the data set transforms its training images at random: they are read anew in every epoch, "
     "and flips and crops of our own are off unless asked for"
 )
+
+NAMES_OR_NUMBERS = "train and test labels must both be names or both be numbers where a data set names no classes"
 
 
 def load_pair(pair: Sequence[Any]) -> ImageData:
@@ -30,7 +32,9 @@ def load_pair(pair: Sequence[Any]) -> ImageData:
     """
     parts = [_checked(part, which) for part, which in zip(pair, ("train", "test"), strict=True)]
     given = [class_names(part, which) for part, which in zip(parts, ("train", "test"), strict=True)]
-    names = same_names(list(zip(given, ("train", "test"), strict=True))) or _names_in(parts[0])
+    names = same_names(list(zip(given, ("train", "test"), strict=True)))
+    if names is None and (names := _names_in(parts[0])) is not None and not _labelled_by_name(parts[1]):
+        raise ValueError(f"{NAMES_OR_NUMBERS}, got names for train and others for test")
     test = _in_memory(parts[1], "test", names)
     is_random = not _is_whole(parts[0]) and transforms_at_random(parts[0], "train", names)
     drawing: list[int] = []
@@ -43,7 +47,7 @@ def load_pair(pair: Sequence[Any]) -> ImageData:
         raise ValueError(f"train and test images must have one shape, got {found} and {expected}")
     if names is None:
         names = tuple(str(k) for k in range(int(torch.cat([train.labels, test.labels]).max()) + 1))
-    notes = [TRANSFORMS_ITSELF] if is_random else []
+    notes = [*([TRANSFORMS_ITSELF] if is_random else []), *range_notes(fixed, found[-1])]
     statistics = channel_statistics(train, found[-1])
     return ImageData("own", train, test, names, found[-1], *statistics, tuple(notes), is_random)
 
@@ -97,6 +101,13 @@ def _names_in(part: Any) -> tuple[str, ...] | None:
         return None
     labels = list(np.asarray(part[1]).flat) if isinstance(part[1], np.ndarray) else part[1]
     return tuple(sorted(map(str, set(labels)))) if labels and all(isinstance(each, str) for each in labels) else None
+
+
+def _labelled_by_name(part: Any) -> bool:
+    """Whether the labels of a data set, of which the first is asked, or of a pair (images, labels) are names."""
+    if _is_whole(part):
+        return _names_in(part) is not None
+    return isinstance(plain_label(image_and_label(part[0], "test")[1]), str)
 
 
 def _in_memory(part: Any, which: str, names: tuple[str, ...] | None, drawing: list[int] | None = None) -> TensorImages:

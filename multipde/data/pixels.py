@@ -17,6 +17,9 @@ COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF files: bits per value, which end is white, and whether values are unsigned (1), signed (2) or floats."""
 
+FLIPS = {1: (), 2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
+"""Axes of (C, H, W) that each orientation mirrors, after H and W have been exchanged from the fifth on."""
+
 
 def picture_pixels(image: "Image.Image") -> Tensor:
     """The pixels of a Pillow image as uint8, (1, H, W) for grey and (3, H, W) for colour; transparency is dropped.
@@ -45,16 +48,32 @@ def picture_pixels(image: "Image.Image") -> Tensor:
     return torch.from_numpy((values * 255).round().astype(np.uint8))[None]
 
 
+def orientation_of(file: "Image.Image") -> int:
+    """The orientation tag of an image that is loaded, 1 to 8; 1 if there is none that can be read."""
+    try:
+        orientation = file.getexif().get(0x0112, 1)
+    except Exception:  # damaged tags leave the pixels as they are
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def upright(image: Tensor, orientation: int) -> Tensor:
+    """Turn and mirror an image (C, H, W) as the orientation tag of EXIF says."""
+    image = image.mT if orientation >= 5 else image
+    return image.flip(FLIPS[orientation]).contiguous()
+
+
 def image_pixels(image: Any, name: str) -> Tensor:
     """The uint8 pixels (C, *size) of a Pillow image, a tensor (C, *size), or an array (H, W) or (H, W, C).
 
-    An array may also be (C, H, W), where C is 1 or 3 and W is not. ValueError with the name for anything else.
+    A Pillow image is turned as its orientation tag says. An array may also be (C, H, W), where C is 1 or 3 and W is
+    not. ValueError with the name for anything else.
     """
     from PIL import Image
 
     if isinstance(image, Image.Image):
         try:
-            return picture_pixels(image)
+            return upright(picture_pixels(image), orientation_of(image))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if not isinstance(image, Tensor):

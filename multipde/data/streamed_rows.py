@@ -165,6 +165,8 @@ def load_streams(
     read = [_read(stream, which, limit) for stream, which in zip(pair, ("train", "test"), strict=False)]
     names = same_names([(class_names(s, which), which) for s, which in zip(pair, ("train", "test"), strict=False)])
     if names is None and any(isinstance(label, str) for _, labels in read for label in labels):
+        if not all(isinstance(label, str) for _, labels in read for label in labels):
+            raise ValueError("labels must all be names or all be numbers where a stream names no classes, got both")
         names = tuple(sorted({str(label) for _, labels in read for label in labels}))
     parts = [
         ShardImages(rows, whole_labels(labels, names, which), buffer=buffer)

@@ -196,9 +196,9 @@ def evaluate_batches(
         if loss is None:
             sums[0] += functional.cross_entropy(scores, labels, reduction="sum")
         else:
-            sums[0] += loss(scores, labels) * len(labels)
+            sums[0] += called("loss", loss, scores, labels) * len(labels)
         if metric is not None:
-            value = torch.as_tensor(metric(scores, labels))
+            value = torch.as_tensor(called("metric", metric, scores, labels))
             if value.numel() != 1:
                 raise ValueError(f"metric must give one number for a batch, got shape {tuple(value.shape)}")
             sums[1] += value.reshape(()).to(sums) * len(labels)
@@ -225,6 +225,17 @@ def evaluate_batches(
         reliability=reliability.cpu(),
     )
     return found if metric is None else replace(found, metric=mean_metric)
+
+
+def called(name: str, function: Score, scores: Tensor, labels: Tensor) -> Any:
+    """What a function of the user's gives for a batch; ValueError with its name for what it raises."""
+    try:
+        return function(scores, labels)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason, shapes = " ".join(str(error).split())[:200], f"{tuple(scores.shape)} and labels {tuple(labels.shape)}"
+        raise ValueError(f"{name} must take scores {shapes} in {labels.dtype}, got {reason}") from error
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multipde.data.decode import decode_image, orientation_of, upright
+from multipde.data.decode import decode_image
 from multipde.data.folder import image_files, left_out_text
 from multipde.data.pixels import batch_pixels, image_pixels
 from multipde.mesh.pyramid import resize_images
@@ -43,8 +43,6 @@ def given_pictures(images: Any, log: Log) -> list[Path | Tensor]:
             found += _files(Path(image), log)
         else:
             pixels = image_pixels(image, f"image {number}")
-            if hasattr(image, "getexif"):  # a Pillow image, which is seen as its file is
-                pixels = upright(pixels, orientation_of(image))
             if pixels.dim() != 3:
                 raise ValueError(f"image {number} must be (C, H, W), got shape {tuple(pixels.shape)}")
             found.append(pixels)

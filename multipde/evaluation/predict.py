@@ -127,7 +127,7 @@ def predict(
         rows = {size: iter(values.tolist()) for size, values in scores.items()}
         for number, (each, size) in enumerate(zip(chosen, sizes, strict=True), start=start):
             path, pixels = (each, None) if isinstance(each, Path) else (None, each)
-            true = shown_name(path.resolve().parent) if path else None
+            true = shown_name(path.absolute().parent) if path else None
             values = dict(zip(names, next(rows[size]), strict=True))
             found.append(Prediction(path, size, values, true if true in names else None, number, pixels))
     for note in shapes.notes():

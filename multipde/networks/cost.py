@@ -72,6 +72,8 @@ def counted_flops(config: ModelSpec, net: nn.Module, training: bool, device: str
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             wanted = (2, config.classes)
             raise ValueError(f"{config.label} must give a score per class, {wanted} for two images, got {got}")
+        if training and not scores.requires_grad:
+            raise ValueError(f"{config.label} must have weights that require a gradient, got none; thaw some")
         if training:
             scores.sum().backward()
     return counter.get_total_flops() // 2

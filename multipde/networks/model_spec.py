@@ -146,12 +146,10 @@ class SpecBase:
     detail: int
     label: Any
     reference: int | tuple[int, ...] | None
-    class_names: tuple[str, ...]
 
     def __post_init__(self):
         for entry in fields(self):  # JSON and users give lists
             object.__setattr__(self, entry.name, as_tuple(getattr(self, entry.name)))
-        object.__setattr__(self, "class_names", distinct(self.class_names))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -275,7 +273,7 @@ def check_detail(detail: int) -> None:
 
 
 def check_data_fields(spec: Any) -> None:
-    """Raise ValueError for numbers of classes and channels, class names or normalisation that contradict each other."""
+    """Raise ValueError for classes, channels or a normalisation that contradict each other; make names distinct."""
     check_detail(spec.detail)
     if bool(spec.mean) != bool(spec.std):
         raise ValueError(f"mean and std must be given together, got {spec.mean} and {spec.std}")
@@ -298,3 +296,4 @@ def check_data_fields(spec: Any) -> None:
         raise ValueError(f"mean must be finite, got {spec.mean}")
     if not all(isinstance(name, str) and name.isprintable() for name in spec.class_names):
         raise ValueError("class_names must be words without control characters, got others")
+    object.__setattr__(spec, "class_names", distinct(spec.class_names))

@@ -9,6 +9,7 @@ from multipde.data.datasets import data_label
 from multipde.reports import run_figures as figures
 from multipde.reports.page_template import rendered
 from multipde.reports.plots import COLOURS, DASHES, MARKERS
+from multipde.reports.run_record import loss_name
 from multipde.runtime.console import Log
 from multipde.storage.files import check_own, write_file
 from multipde.storage.records import flat_record
@@ -190,6 +191,6 @@ def _curves(runs: Sequence[Compared], key: str, against: str) -> Any:
         style: dict[str, Any] = {"color": COLOURS[1 + i % 5], "marker": MARKERS[1 + i % 5], "ms": 4, "linewidth": 1.5}
         axis.plot(x, [scale * row[key] for row in run.rows], label=run.name, linestyle=DASHES[i % len(DASHES)], **style)
     axis.set_xlabel("work (TFLOPs, forwards and backwards)" if against == "work" else "epochs, all levels")
-    axis.set_ylabel("accuracy (%)" if scale == 100 else "loss (cross entropy)")
+    axis.set_ylabel("accuracy (%)" if scale == 100 else " and ".join(sorted({loss_name(run.record) for run in runs})))
     figures.legend(figure)
     return figure

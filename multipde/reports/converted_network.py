@@ -122,7 +122,7 @@ def convert_to_directory(
     mark(net, layers_to_leave(net, skip, None))
     if is_moved and not can_resize(net):
         check_movable(net, {**composed_layers(net), **stencil_layers(net)})
-    images, other = images_for(net, data, unlabelled, max(old, new), need_data, compute, log)
+    images, other = images_for(net, source, data, unlabelled, max(old, new), need_data, compute, log)
     if images is not None:
         check_classes(spec, images)
         if source is None and normalize == "data":

@@ -72,7 +72,7 @@ def convert_to_sizes(
     old = load(source, arch) if source is not None else external_network(arch or "", weights, from_size, normalize)
     new = share_stencils(old, sizes)
     compute, side = Compute.of(device, amp), finest_side(old, new)
-    images, other = images_for(old, data, unlabelled, side, need_data, compute, log)
+    images, other = images_for(old, source, data, unlabelled, side, need_data, compute, log)
     own = spec_of(old).image_sizes[0]
     log.say(f"{source or arch}: size {own} -> one checkpoint for {', '.join(map(str, new.sizes))}")
     if not num_norms(old):

@@ -18,6 +18,7 @@ from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import STOP, pending_signals
+from multipde.storage.provenance import check_split
 from multipde.storage.run_directory import check_new
 from multipde.training.budget import Budget
 from multipde.training.finish import FIRST_ROUND, Finish, Finished, FinishSettings, answers, finish_budget
@@ -137,6 +138,7 @@ def checked_budget(
 
 def images_for(
     old: nn.Module,
+    source: Path | None,
     data: DataSource | None,
     unlabelled: Path | None,
     side: int,
@@ -153,6 +155,7 @@ def images_for(
     if data is not None:
         try:
             images = load_data(data[0], size=side, **data[1])
+            check_split(source, data, images, side)
         except ValueError as error:
             if need_data:
                 raise

@@ -14,7 +14,7 @@ from multipde.mesh.reparametrize import stencil_layers
 from multipde.networks.model_spec import spec_of
 from multipde.reports import run_figures as figures
 from multipde.reports.page_text import page_text
-from multipde.reports.run_record import RunRecord
+from multipde.reports.run_record import RunRecord, loss_name
 
 FIGURES = {"accuracy": "accuracy.png", "loss": "loss.png"}
 
@@ -46,7 +46,7 @@ def card_figures(run: RunRecord | None) -> dict[str, bytes]:
     with figure_style():
         for quantity, name in FIGURES.items() if run else ():
             stream = io.BytesIO()
-            figures.curve(run.levels, quantity, "epochs").savefig(  # pyright: ignore
+            figures.curve(run.levels, quantity, "epochs", loss_name(run.record)).savefig(  # pyright: ignore
                 stream, format="png", bbox_inches="tight", dpi=120, metadata={"Software": "multipde"}
             )
             found[name] = stream.getvalue()

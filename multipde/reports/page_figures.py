@@ -11,7 +11,7 @@ from multipde.networks.detail import with_detail
 from multipde.networks.model_spec import spec_of, with_meshes
 from multipde.reports import run_figures as figures
 from multipde.reports.reliability_figure import reliability_figure
-from multipde.reports.run_record import RunRecord
+from multipde.reports.run_record import RunRecord, loss_name
 from multipde.training.snapshot import opening_stencils
 
 
@@ -40,7 +40,7 @@ def page_figures(run: RunRecord, seen: Examination | None, names: Sequence[str])
 def _curves(run: RunRecord) -> list[Figure]:
     return [
         _drawn(
-            lambda q=quantity, a=against: figures.curve(run.levels, q, a),
+            lambda q=quantity, a=against: figures.curve(run.levels, q, a, loss_name(run.record)),
             f"{quantity.capitalize()} against {against}",
             f"curve-{quantity}-{against}",
         )

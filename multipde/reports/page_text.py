@@ -10,7 +10,7 @@ from multipde.evaluation.errors import Examination, Mistake
 from multipde.evaluation.pictures import MANY_NAMES
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import spec_of
-from multipde.reports.run_record import RunRecord, move_sizes
+from multipde.reports.run_record import RunRecord, loss_name, move_sizes
 from multipde.training.level import steps_text
 
 MOST = 12
@@ -67,7 +67,7 @@ def _numbers(run: RunRecord) -> list[tuple[str, str]]:
     result, size = run.result, run.plan.levels[-1].label
     return [
         (_percent(result["test_accuracy"], 2), f"test accuracy at {size} pixels"),
-        (f"{result['test_loss']:.3f}", "test cross entropy"),
+        (f"{result['test_loss']:.3f}", f"test {loss_name(run.record)}"),
         (f"{result['flops'] / 1e12:.3g}", "TFLOPs of work"),
         (_duration(result["seconds"]), "of training"),
         (f"{num_weights(run.net):,}", "weights"),

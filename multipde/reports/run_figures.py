@@ -66,16 +66,17 @@ def svg(make: Callable[[], Any], name: str, alt: str) -> str:
     return f'{head} role="img" aria-label="{label}" style="max-width: {wide}px">{body}'
 
 
-def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against: str) -> Any:
+def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against: str, loss: str) -> Any:
     """Draw accuracy or loss on training and validation images, with marks where the level changes.
 
     Args:
         levels: rows of each level.
         quantity: ``"accuracy"`` or ``"loss"``.
         against: ``"epochs"`` or ``"work"``.
+        loss: what the loss is called, see `loss_name`.
     """
     figure, axis = panel()
-    scale, unit = (100, " (%)") if quantity == "accuracy" else (1, " (cross entropy)")
+    scale, label = (100, "accuracy (%)") if quantity == "accuracy" else (1, loss)
     numbers = iter(range(1, 1 + sum(len(level) for level in levels)))
     places = [[row["total_flops"] / 1e12 if against == "work" else next(numbers) for row in level] for level in levels]
     for i, part in enumerate(("train", "validation"), start=1):
@@ -90,7 +91,7 @@ def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against:
     if against == "epochs":
         axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("work (TFLOPs, forwards and backwards)" if against == "work" else "epochs, all levels")
-    axis.set_ylabel(quantity + unit)
+    axis.set_ylabel(label)
     left, right = axis.get_xlim()
     edges = [left, *marks, right]
     for k, level in enumerate(levels):

@@ -33,5 +33,6 @@ def given_again(spec: Any, model: Given) -> Any:
     given: Any = model if is_description else external_model(model) if isinstance(model, str) else given_model(model)  # pyright: ignore
     both_python = all(each.arch.startswith(f"{PYTHON}:") for each in (spec, given))  # only weights can be compared
     if not both_python and (spec.arch != given.arch or (given.arguments and spec.arguments != given.arguments)):
-        raise ValueError(f"model must be the one of the record, {spec.arch}, got {given.arch}")
+        wanted, got = (each.arch + (str(dict(each.arguments)) if each.arguments else "") for each in (spec, given))
+        raise ValueError(f"model must be the one of the record, {wanted}, got {got}")
     return replace(spec, factory=given.factory)

@@ -17,7 +17,7 @@ from multipde.data.datasets import ImageData
 from multipde.runtime.processes import is_rank_zero, num_processes, on_rank_zero
 from multipde.storage.files import write_file
 from multipde.storage.records import json_bytes, read_record
-from multipde.storage.run_directory import part_of
+from multipde.storage.run_directory import part_of, read_run_record, recorded_data, resolved
 from multipde.storage.schema import RUN
 
 PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
@@ -121,6 +121,31 @@ def check_data(record: Mapping[str, Any], images: ImageData, count_only: bool) -
     recorded = part_of(part_of(record, "provenance"), "data").get("sha256")
     if not count_only and recorded is not None and recorded != (found := data_checksum(images)):
         raise ValueError(_changed_data(recorded, found))
+
+
+def check_split(run: Path | None, data: tuple[Any, Mapping[str, Any]], images: ImageData, size: int) -> None:
+    """Raise ValueError where a run has held back test images, and these are divided otherwise, from a share or folder
+    that has changed: images that the network was trained on would be among those of the test.
+
+    Args:
+        run: a checkpoint; of one that is no run, or was trained on other data, nothing is asked.
+        data, size: the source and the options of the images, and the side at which they were read.
+    """
+    recorded = None if run is None else recorded_data(run)
+    if run is None or recorded is None or "test_share" not in recorded[1] or data[0] != recorded[0]:
+        return
+    if "root" not in data[1] or resolved(data[1]["root"]) != recorded[1].get("root"):
+        return
+    share, found = recorded[1]["test_share"], data[1].get("test_share")
+    record = read_run_record(run)
+    sides = [level["size"] * level.get("detail", 1) for level in record["levels"]]
+    try:
+        if share != found:
+            raise ValueError(f"data must be divided as those of the run, by test_share {share}, got {found}")
+        check_data(record, images, count_only=size != max(sides))
+    except ValueError as error:
+        why = "the network was trained on some of these test images, which the run held back at random"
+        raise ValueError(f"{error}; {why}") from None
 
 
 def _changed_data(recorded: Any, found: str) -> str:

@@ -18,6 +18,7 @@ from multipde.storage.run_directory import TRAINER
 from multipde.storage.schema import CHECKPOINT, FORMAT
 from multipde.storage.stored_network import Given, network_files, read_network
 from multipde.storage.tensors import BEST, MODEL, read_tensors, stored_shapes, tensor_bytes
+from multipde.training.group_state import is_group_entry
 from multipde.training.schedule import Schedule
 from multipde.training.state import TrainState, state_from_record
 
@@ -129,5 +130,7 @@ def _sum_of_sums(checkpoint: Path) -> str:
 
 def _is_state(name: str, shape: tuple[int, ...], parameters: Mapping[str, torch.Size]) -> bool:
     """Whether a tensor can be state of an optimizer other than momentum: its key is NAME:KEY and its size plausible."""
+    if is_group_entry(name):
+        return math.prod(shape) == 1
     base, colon, _ = name.partition(":")
     return bool(colon) and base in parameters and math.prod(shape) <= max(1, parameters[base].numel())

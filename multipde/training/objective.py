@@ -1,5 +1,6 @@
 """The functions of a training that its user gives: loss, metric, optimizer, augmentation."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multipde.data.augmentation import Augmentation, ImageFunction
-from multipde.evaluation.metrics import Score
+from multipde.evaluation.metrics import Score, called
 
 TINY = 1e-30
 """Least sum of weights, so that a batch of images without weight has the loss zero."""
+MAKE_OPTIMIZER = "type optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,23 @@ class Objective:
     def __post_init__(self):
         if isinstance(self.loss, nn.Module) and any(p.requires_grad for p in self.loss.parameters()):
             raise ValueError("loss must have no parameters, which nothing would train; put them into the model")
+        if self.optimizer is not None and not callable(self.optimizer):
+            got = type(self.optimizer).__name__
+            raise ValueError(f"optimizer must be a function of the parameters, got {got}; {MAKE_OPTIMIZER}")
+
+    def optimizer_for(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The user's optimizer for these parameters; ValueError for something else, or for one of other parameters."""
+        assert self.optimizer is not None
+        made: Any = self.optimizer(parameters)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ValueError(f"optimizer must make an optimizer, got {type(made).__name__}; {MAKE_OPTIMIZER}")
+        needed = inspect.signature(made.step).parameters.get("closure")
+        if needed is not None and needed.default is inspect.Parameter.empty:
+            raise ValueError(f"optimizer must step without a closure, got {type(made).__name__}; {MAKE_OPTIMIZER}")
+        known = {id(p) for p in parameters}
+        if not all(id(p) in known for group in made.param_groups for p in group["params"]):
+            raise ValueError(f"optimizer must hold the parameters that it is given, got others; {MAKE_OPTIMIZER}")
+        return made
 
     def training_loss(self, scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """The training loss of a batch; labels may be shares of the classes.
@@ -47,7 +66,7 @@ class Objective:
         Reference: Szegedy et al. (2016), Rethinking the Inception Architecture, section 7.
         """
         if self.loss is not None:
-            loss = self.loss(scores, labels)
+            loss = called("loss", self.loss, scores, labels)
             if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
                 got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
                 raise ValueError(f"loss must give one number, the mean over the images, got {got}")

@@ -47,6 +47,8 @@ class Samples:
         weights = self.settings.class_weights
         if weights is None:
             return objective
+        if weights == "balanced" and self.settings.balance:
+            raise ValueError("class_weights must be left out where balance draws the images, got both")
         if objective.loss is not None:
             raise ValueError("class_weights must be left out with a loss of your own, got both")
         labels = self.data.train.labels[self.indices]

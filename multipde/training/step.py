@@ -17,6 +17,7 @@ from multipde.runtime.sync_batchnorm import synchronized
 from multipde.training.accumulation import communicating, divided
 from multipde.training.averaging import KEY, TOTAL, Average
 from multipde.training.fine_tuning import FineTuning, Frozen, begin_momentum
+from multipde.training.group_state import GroupState, is_group_entry
 from multipde.training.level import Level, level_flops
 from multipde.training.loss_scale import GROWTH, SCALE, LossScale
 from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
@@ -57,11 +58,12 @@ class TrainStep:
             if self.tuning.factors:
                 raise ValueError(f"rate must be left out with an optimizer of your own, got {' '.join(settings.rate)}")
             own_parameters = [p for p in net.parameters() if p.requires_grad or not self.tuning.freeze]
-            self.optimizer: torch.optim.Optimizer = self.objective.optimizer(own_parameters)
+            self.optimizer: torch.optim.Optimizer = self.objective.optimizer_for(own_parameters)
         else:
             own = ("momentum", "nesterov", "stencil_rate", "stencil_momentum", "weight_decay", "bias_rate")
             options = {name: getattr(settings, name) for name in own}
             self.optimizer = make_optimizer(net, settings.optimizer, rates=self.tuning.rates(net), **options)
+        self.groups = GroupState(self.optimizer)
         wanted = settings.coordinates == "finest" and settings.conditioning and not isinstance(self.optimizer, Muon)
         self.preconditioner = Preconditioner(settings.conditioning) if wanted else None
         self.box = spec.box(net, settings.box) if settings.box else None
@@ -155,7 +157,7 @@ class TrainStep:
     def state(self) -> dict[str, Tensor]:
         """The optimizer's state: momentum by name of the parameter, other entries as ``NAME:KEY``; tensors only.
 
-        That of the average is among them.
+        That of the average is among them, and what has changed in the parameter groups.
         """
         found: dict[str, Tensor] = {} if self.average is None else self.average.state()
         found |= self.scale.state(next(name for name, _ in self.net.named_parameters()))
@@ -166,18 +168,19 @@ class TrainStep:
                 if not isinstance(value, Tensor):
                     raise ValueError(f"optimizer must keep its state in tensors, got {type(value).__name__} {key!r}")
                 found[name if key == MOMENTUM_KEY else f"{name}:{key}"] = value.detach().cpu()
-        return found
+        return found | self.groups.changed()
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Set the state of the optimizer to one that `state` returned."""
         parameters = dict(self.net.named_parameters())
         self.scale.set_state(state)
+        self.groups.set(state)
         if self.average is not None:
             self.average.set_state(state)
         for name, value in state.items():
             if self.average is not None and name.endswith((f":{KEY}", f":{TOTAL}")):
                 continue
-            if name.endswith((f":{SCALE}", f":{GROWTH}")):
+            if name.endswith((f":{SCALE}", f":{GROWTH}")) or is_group_entry(name):
                 continue
             base, _, key = name.partition(":")
             p = parameters[base]

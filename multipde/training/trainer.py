@@ -264,9 +264,10 @@ class Trainer:
         evaluator, steps = self.samples.evaluator(p.index + 1), self.schedule.configs()[p.index + 1].block_steps
         move = plan_move(self.net, level, steps, self.settings, evaluator)
         self._obey_signals(is_saved=True)
-        old_net, old_optimizer, rule = self.net, self.step.optimizer, self.settings.momentum_rule
+        old_net, old_step, rule = self.net, self.step, self.settings.momentum_rule
         self.begin(move(self.step.frozen.release()), p.index + 1)
-        carry_optimizer_state(move, old_net, old_optimizer, self.net, self.step.optimizer, rule)
+        carry_optimizer_state(move, old_net, old_step.optimizer, self.net, self.step.optimizer, rule)
+        self.step.groups.go_on(old_step.groups)
         measured.append(self._on_some())
         if not keeps_function(spec_of(old_net), spec_of(self.net)):
             evaluator.recalibrate(self.net, level.image_size, self.settings.calibration_images)

@@ -296,7 +296,5 @@ def test_twelve_bits_in_files_of_sixteen_are_noticed(tmp_path):
             values = np.arange(0, 4096, 256, dtype=np.uint16).reshape(4, 4)
             Image.fromarray(values).save(tmp_path / "d" / part / name / "0.tif")
     (note,) = load_folder(tmp_path / "d", 4, None).notes
-    assert note.startswith(
-        "the images are nearly black: the largest value in 2 of them is 15 of 255; values of 12 bits"
-    )
+    assert note.startswith("the values of 2 images lie between 0 and 15 of 255: rescale images of 12 bits")
     assert load_folder(small(tmp_path / "bright"), 4, None).notes == ()

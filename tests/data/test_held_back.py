@@ -1,6 +1,7 @@
 """Data as people have them: without test images, as a CSV file, as an ImageFolder, as a DatasetDict."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -224,3 +225,44 @@ def test_other_names_of_the_folder_of_test_images(place, tmp_path):
     data = load_data("folder", root=tmp_path)
     assert len(data.test) == len(load_data("folder", root=place).test)
     assert any("the test images are those in" in note and note.endswith("valid") for note in data.notes)
+
+
+def test_a_run_whose_images_have_changed_is_not_tested_on_those_it_was_trained_on(place, tmp_path, monkeypatch, capsys):
+    root, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(place / "train", root)
+    words = f"train --data folder --root {root} --test-share 0.25 --preset shapes-parabolic --sizes 4 --epochs 1"
+    monkeypatch.setattr("multipde.reports.page.report_at_end", lambda *args: None)
+    main([*words.split(), "--run", str(run), "--quiet", "--device", "cpu", "--batch", "30", "--steps", "1"])
+    main(["evaluate", str(run)])
+    why = "the network was trained on some of these test images"
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(run), "--test-share", "0.5"])
+    said = capsys.readouterr().err
+    assert "data must be divided as those of the run, by test_share 0.25, got 0.5; " + why in said
+    for folder in [each for each in root.iterdir() if each.is_dir()]:
+        shutil.copy(next(folder.glob("*.png")), folder / "zzz.png")
+    for words in (["evaluate", str(run)], ["evaluate", str(run), "--data", "folder", "--root", str(root)]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, "--test-share", "0.25"])
+        assert why in capsys.readouterr().err
+    main(["report", str(run)])
+    assert "training images, got" in (run / "report.html").read_text()
+    main(["convert", str(run), "--size", "8", "--out", str(tmp_path / "new"), "--device", "cpu"])
+    assert why in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["valid", "Test", "VALIDATION"])
+def test_parts_of_a_csv_file_may_have_other_names_and_are_not_divided_again(part, place):
+    file = write_csv(place, place / "named.csv", "file,label,split", True)
+    file.write_text(file.read_text().replace(",test\n", f",{part}\n").replace(",train\n", ",Train\n"))
+    data = load_data("csv", root=file)
+    assert torch.equal(data.test.labels, load_data("folder", root=place).test.labels)
+    with pytest.raises(ValueError, match="test_share must be left out for named.csv, which has test images, got 0.5"):
+        load_data("csv", root=file, test_share=0.5)
+
+
+def test_unknown_parts_of_a_csv_file_are_named(place):
+    file = write_csv(place, place / "odd.csv", "file,label,split", True)
+    file.write_text(file.read_text().replace(",test\n", ",evaluation\n"))
+    with pytest.raises(ValueError, match="must have train and test in its column of parts, got evaluation, train"):
+        load_data("csv", root=file)

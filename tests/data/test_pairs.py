@@ -293,3 +293,35 @@ def test_labels_that_are_accepted_are_never_changed():
             else:
                 with pytest.raises(ValueError, match="^train labels must "):
                     whole_labels(label[None], NAMES, "train")
+
+
+def test_names_and_numbers_as_labels_are_not_mixed():
+    names, numbers = [str(k % 12) for k in range(24)], torch.arange(24) % 12
+    x = torch.randint(0, 256, (24, 3, 4, 4), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="labels must both be names or both be numbers .*, got names for train"):
+        load_data(((x, names), (x, numbers)))
+    with pytest.raises(ValueError, match="labels must both be names or both be numbers"):
+        load_data(((x, names), [(image, int(k)) for image, k in zip(x, numbers, strict=True)]))
+    data = load_data(((x, names), [(image, name) for image, name in zip(x, names, strict=True)]))
+    assert torch.equal(data.train.labels, data.test.labels)
+
+
+def test_images_that_use_little_of_the_range_are_told():
+    x = 0.5 + 0.002 * torch.rand(6, 3, 4, 4)
+    (note,) = load_data(((x, [0] * 6), (x, [0] * 6))).notes
+    assert note.startswith("the values of 6 images lie between 128 and 128 of 255: rescale ")
+    x = torch.randint(0, 2, (6, 1, 4, 4)).float()
+    assert load_data(((x, [0] * 6), (x, [0] * 6))).notes == ()
+
+
+def test_pictures_stand_upright_as_their_files_do(tmp_path):
+    pixels = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8).numpy()
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = 6
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        image.save(tmp_path / part / "a/0.png", exif=exif)
+    expected = load_data("folder", root=tmp_path).train.images
+    assert not torch.equal(expected[0], torch.from_numpy(pixels).permute(2, 0, 1))
+    items = [(Image.open(tmp_path / "train/a/0.png"), 0)]
+    assert torch.equal(load_data((items, items)).train.images, expected)

@@ -8,6 +8,8 @@ import pytest
 
 from multipde.cli.main import main
 from multipde.reports.comparison import compare_runs
+from multipde.reports.run_figures import curve
+from multipde.reports.run_record import loss_name
 from tests.storage.test_links import run
 
 
@@ -72,3 +74,11 @@ def test_another_file_is_not_written_over(place, tmp_path):
     (tmp_path / "mine.html").write_text("mine")
     with pytest.raises(FileExistsError, match="or a comparison that multipde wrote, got another"):
         compare_runs([place / "a/one", place / "b/one"], tmp_path / "mine.html")
+
+
+def test_a_loss_of_the_users_is_not_called_cross_entropy():
+    assert loss_name({"objective": {"loss": "torch.nn:MSELoss"}}) == "loss"
+    assert loss_name({"objective": {"loss": None}}) == loss_name({}) == "cross entropy"
+    levels = [[dict.fromkeys(("train_loss", "validation_loss", "total_flops"), 1.0)]]
+    labels = [curve(levels, "loss", "epochs", name).axes[0].get_ylabel() for name in ("loss", "cross entropy")]
+    assert labels == ["loss", "cross entropy"]

@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from multipde import Level, NetworkConfig, Schedule, TrainSettings, load_data, train
+from multipde import Level, NetworkConfig, Schedule, TrainSettings, load_data, resume, train
+from multipde.runtime.signals import Interrupted
+from tests.conftest import weights
 
 NETWORK = NetworkConfig("parabolic", (4, 6), 6, steps=1, classes=3)
 
@@ -147,3 +150,74 @@ def test_a_loss_with_weights_of_its_own_is_refused(data, tmp_path):
 
     with pytest.raises(ValueError, match="loss must have no parameters, which nothing would train; put them into"):
         trained(data, tmp_path / "run", loss=Scaled())
+
+
+class Counting(torch.optim.SGD):
+    """Steps of the rate divided by their number, which the group has."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.param_groups[0].update(k=0, total=torch.zeros(()), first=None)
+
+    def step(self, closure=None):
+        group = self.param_groups[0]
+        group["k"] += 1
+        group["total"] = group["total"] + 0.5
+        group["first"] = group["lr"] if group["first"] is None else group["first"]
+        group["lr"] /= group["k"]
+        return super().step()
+
+
+def test_what_an_optimizer_keeps_in_its_groups_is_resumed_and_goes_on_at_the_next_level(data, tmp_path, signal_at_step):
+    whole = trained(data, tmp_path / "whole", optimizer=Counting)
+    for step in (2, 5):  # within the first level and within the second
+        signal_at_step(step)
+        with pytest.raises(Interrupted):
+            trained(data, tmp_path / f"{step}", optimizer=Counting)
+        signal_at_step(None)
+        resume(tmp_path / f"{step}", data, optimizer=Counting, quiet=True)
+        assert weights(tmp_path / f"{step}") == weights(whole.directory)
+    newest = sorted((tmp_path / "whole").glob("checkpoint-*"))[-1]
+    stored = load_file(newest / "momentum.safetensors")
+    assert stored[":group:0:k"] == 6  # three steps at each level
+    assert stored[":group:0:total"] == 3
+    assert stored[":group:0:first"].dtype == torch.float64
+
+
+def in_a_list(parameters):
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    optimizer.param_groups[0]["seen"] = ["a"]
+    return optimizer
+
+
+OTHERS = [nn.Parameter(torch.zeros(1))]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"loss": lambda s, y: (s - y).mean()},
+            r"loss must take scores \(10, 3\) and labels \(10,\) in torch.int64, got The size",
+        ),
+        ({"metric": lambda scores: 0}, r"metric must take scores \(10, 3\) and labels \(10,\) in torch.int64, got "),
+        (
+            {"optimizer": torch.optim.SGD(OTHERS, lr=1)},
+            "optimizer must be a function of the parameters, got SGD; ",
+        ),
+        ({"optimizer": lambda parameters: None}, "optimizer must make an optimizer, got NoneType; type optimizer=lamb"),
+        ({"optimizer": torch.optim.LBFGS}, "optimizer must step without a closure, got LBFGS; type optimizer=lambda"),
+        ({"optimizer": lambda parameters: torch.optim.SGD(OTHERS, lr=1)}, "optimizer must hold the parameters that it"),
+        ({"settings": {"class_weights": "balanced", "balance": True}}, "class_weights must be left out where balance"),
+    ],
+)
+def test_functions_that_do_not_fit_are_told_in_one_line(wrong, message, data, tmp_path):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        trained(data, tmp_path / "run", sizes=(8,), **wrong)
+
+
+def test_a_frozen_network_cannot_be_trained(data, tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).requires_grad_(False)
+    with pytest.raises(ValueError, match="Sequential must have weights that require a gradient, got none; thaw some"):
+        train(net, [Level(8, epochs=1)], data, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
