@@ -128,8 +128,8 @@ def train(
     settings = replace(settings, whiten=whiten, label_smoothing=0.0 if loss else smoothing)
     options, objective = dict(data_options or {}), Objective(loss, metric, optimizer, function)
     given: Any = model if isinstance(model, str) or callable(model) else None
-    spec, start = network_for(model, schedule, read_start(init, given))
-    images = rank_zero_first(lambda: load_data(data, size=schedule.image_size, **options))
+    (spec, start), side = network_for(model, schedule, read_start(init, given)), schedule.image_size
+    images = rank_zero_first(lambda: load_data(data, size=side, **options))
     spec = fit_to_data(spec, images, start is not None)
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)
     num = len(split_indices(len(images.train), settings.seed, settings.validation)[0])

@@ -79,6 +79,6 @@ def test_another_file_is_not_written_over(place, tmp_path):
 def test_a_loss_of_the_users_is_not_called_cross_entropy():
     assert loss_name({"objective": {"loss": "torch.nn:MSELoss"}}) == "loss"
     assert loss_name({"objective": {"loss": None}}) == loss_name({}) == "cross entropy"
-    levels = [[dict.fromkeys(("train_loss", "validation_loss", "total_flops"), 1.0)]]
+    levels = [[dict.fromkeys(("train_loss", "validation_loss", "total_flops"), 1.0) | {"size": 8}]]
     labels = [curve(levels, "loss", "epochs", name).axes[0].get_ylabel() for name in ("loss", "cross entropy")]
     assert labels == ["loss", "cross entropy"]
