@@ -233,7 +233,7 @@ def called(name: str, function: Score, scores: Tensor, labels: Tensor) -> Any:
         return function(scores, labels)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
         reason, shapes = " ".join(str(error).split())[:200], f"{tuple(scores.shape)} and labels {tuple(labels.shape)}"
         raise ValueError(f"{name} must take scores {shapes} in {labels.dtype}, got {reason}") from error
 

@@ -47,14 +47,14 @@ class Objective:
         """The user's optimizer for these parameters; ValueError for something else, or for one of other parameters."""
         assert self.optimizer is not None
         made: Any = self.optimizer(parameters)
-        if not isinstance(made, torch.optim.Optimizer):
+        if not all(hasattr(made, name) for name in ("param_groups", "state", "step", "zero_grad")):
             raise ValueError(f"optimizer must make an optimizer, got {type(made).__name__}; {MAKE_OPTIMIZER}")
         needed = inspect.signature(made.step).parameters.get("closure")
         if needed is not None and needed.default is inspect.Parameter.empty:
             raise ValueError(f"optimizer must step without a closure, got {type(made).__name__}; {MAKE_OPTIMIZER}")
         known = {id(p) for p in parameters}
-        if not all(id(p) in known for group in made.param_groups for p in group["params"]):
-            raise ValueError(f"optimizer must hold the parameters that it is given, got others; {MAKE_OPTIMIZER}")
+        if not any(id(p) in known for group in made.param_groups for p in group["params"]):
+            raise ValueError(f"optimizer must hold the parameters that it is given, got none of them; {MAKE_OPTIMIZER}")
         return made
 
     def training_loss(self, scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
