@@ -138,7 +138,8 @@ class Conversion:
         if self.calibration is not None or all(f == 1 for f in factor) or any(w % 2 == 0 for w in width):
             return
         taps = averaged_taps(layer.weight, detail)
-        change = matrix_of(self.method, width, factor) - torch.eye(math.prod(width), dtype=torch.float64)
+        reaction = next((p.reaction for p in mesh_parametrizations(model).values()), "121")
+        change = matrix_of(self.method, width, factor, reaction) - torch.eye(math.prod(width), dtype=torch.float64)
         layer.weight += composed_taps(map_stencil(change, taps), detail)
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from multipde.mesh.reparametrize import composed_layers
 from multipde.networks import normalized, plain
 from multipde.networks.external import LIBRARIES, PYTHON
 from multipde.networks.folding import plain_arguments
+from multipde.networks.input_size import can_resize
 from multipde.networks.model_spec import spec_of
 from multipde.networks.network import PDENet
 
@@ -93,6 +94,8 @@ def _external(model: nn.Module, spec: Any, imports: set[str]) -> list[str]:
     else:
         imports.add(f"import {kind}")
         lines = [f"net = {kind}.{name}({arguments[2:]})"]
+    if can_resize(model):
+        lines.append(f"net.set_input_size(img_size={spec.image_sizes!r})")
     if found := composed_layers(model):
         imports.add("from torch import nn")
     return lines + [f"net.set_submodule({path!r}, {_convolution(layer)})" for path, layer in found.items()]

@@ -53,6 +53,7 @@ class GrowingNetwork(TrainerCallback):
                 )
             self.levels.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
         optimizer = given["optimizer"]
+        self._remove()  # of a training that was interrupted
         self.levels.begin(given["model"], getattr(optimizer, "optimizer", optimizer))
         self._handle = given["model"].register_forward_pre_hook(_resizing(self.levels), with_kwargs=True)
 
@@ -74,6 +75,9 @@ class GrowingNetwork(TrainerCallback):
             self._others.add(names)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

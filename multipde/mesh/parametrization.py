@@ -117,7 +117,8 @@ class StencilParametrization(nn.Module):
         is_unused = self.is_identity and max(self.width) > NARROW  # and takes long for wide stencils
         matrix = torch.eye(math.prod(self.width), dtype=torch.float64) if is_unused else self.tap_matrix()
         is_wide = max(self.width) > NARROW and self.matrix.device.type != "mps"  # computed in float64 throughout
-        self.matrix = matrix.to(self.matrix.device, torch.float64 if is_wide else self.matrix.dtype)
+        own = torch.promote_types(self.matrix.dtype, torch.float32)  # also where parameters have lower precision
+        self.matrix = matrix.to(self.matrix.device, torch.float64 if is_wide else own)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -132,9 +133,11 @@ class StencilParametrization(nn.Module):
     def forward(self, p: Tensor) -> Tensor:
         if self.is_identity:
             return p
-        if max(self.width) > NARROW:
-            return self._multiply(self.matrix, p).to(p.dtype)
-        return self._multiply(self.matrix.to(p.dtype), p)
+        device = p.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # differences of coefficients cancel in lower precision
+                return self._multiply(self.matrix, p).to(p.dtype)
+        return self._multiply(self.matrix, p).to(p.dtype)
 
     def right_inverse(self, stencil: Tensor) -> Tensor:
         """The parameter that gives this stencil on the present mesh, computed in float64."""

@@ -17,7 +17,7 @@ def a_trous(model: Model) -> Model:
     The composed opening gets the stride 1 and the stencils of all blocks the dilation ``detail``, with the same taps.
     The means between the blocks keep the detail^dim shifts of the coarse mesh apart, and the last one averages them:
 
-        features(x) = mean over shifts 0 <= s_i < detail of old features(x moved by s)
+        features(x) = mean over shifts -⌊(detail - 1)/2⌋ <= s_i <= ⌊detail/2⌋ of old features(x moved by s)
 
     Pixels beyond the border are zero for all shifts. BatchNorm keeps its statistics. `end_dilation` then makes the
     blocks plain ones, one after the other.

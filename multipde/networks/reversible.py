@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
 
@@ -139,8 +138,9 @@ class _Propagation(torch.autograd.Function):
         return state
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # a graph of the derivatives is asked for
+            raise RuntimeError("second derivatives need memory 'store' or 'checkpoint', got reversible")
         plan, saved = ctx.plan, ctx.saved_tensors
         state, controls = list(saved[: plan.num_parts]), plan.controls(saved[plan.num_parts :])
         gradients, collected = list(grads), []

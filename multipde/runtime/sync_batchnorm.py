@@ -45,8 +45,8 @@ def _forward(m: _BatchNorm, x: Tensor) -> Tensor:
     variance = square - mean.square()
     if m.track_running_stats:
         update_running_statistics(m, mean.detach(), variance.detach(), num_processes() * x.numel() // x.shape[1])
-    scale = m.weight * (variance + m.eps).rsqrt()
-    shift = m.bias - mean * scale
+    scale = (variance + m.eps).rsqrt() * (1 if m.weight is None else m.weight)
+    shift = (0 if m.bias is None else m.bias) - mean * scale
     return (y * scale.to(y).view(shape) + shift.to(y).view(shape)).to(x.dtype)
 
 

@@ -22,7 +22,7 @@ from multipde.storage.records import brief, json_bytes, read_record
 from multipde.storage.run_directory import check_new, is_unfinished, newest_checkpoint
 from multipde.storage.schema import FORMAT, NETWORK
 from multipde.storage.stored_sizes import SIZES, files_of_sizes, read_sizes
-from multipde.storage.tensors import BEST, MODEL, read_tensors, stored_shapes, tensor_bytes
+from multipde.storage.tensors import BEST, MODEL, constants, read_tensors, stored_shapes, tensor_bytes
 
 
 @ordinary_tensors()
@@ -135,12 +135,13 @@ def read_network(directory: Path, name: str, model: Given = None) -> nn.Module:
 
     try:
         with OwnRandomness(), torch.device("meta"):  # shapes only
-            shapes = {key: t.shape for key, t in made()[0].state_dict().items()}
+            outline = made()[0]
+        shapes, free = {key: t.shape for key, t in outline.state_dict().items()}, constants(outline)
     except (RuntimeError, ArithmeticError, TypeError) as error:
         raise ValueError(
             f"{directory / CONFIG} must describe a network that can be built, got {brief(error)}"
         ) from None
-    tensors = read_tensors(file, shapes)
+    tensors = read_tensors(file, shapes, any_value=free)
     with OwnRandomness():  # reading must not move the caller's random stream
         net, is_baked = made()
     net.float()

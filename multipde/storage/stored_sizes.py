@@ -1,6 +1,7 @@
 """Networks for several image sizes on disk: what the sizes share is stored once, the rest for every size."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,12 @@ def files_of_sizes(net: AllSizes) -> dict[str, bytes]:
     Every tensor has the name that it has in the network of one size, after ``shared:`` for one that all sizes share,
     or after the size and a colon.
     """
-    record = {"format": FORMAT, "network": spec_of(net.networks[-1]).record(), "sizes": list(net.sizes)}
+    largest: Any = spec_of(net.networks[-1])
+    for size, each in zip(net.sizes, net.networks, strict=True):
+        if largest.for_images(size) != spec_of(each):  # the record has that of the largest size alone
+            what = f"at {size} pixels, which is not that of {net.sizes[-1]} pixels on another mesh"
+            raise ValueError(f"networks must differ by their sizes alone to be stored together, got one {what}")
+    record = {"format": FORMAT, "network": largest.record(), "sizes": list(net.sizes)}
     tensors: dict[str, Tensor] = {}
     for size, each in zip(net.sizes, net.networks, strict=True):
         tensors |= {_name(key, size, shared_names(each)): t for key, t in each.state_dict().items()}

@@ -1,11 +1,11 @@
 """Tensors in safetensors files: written in a fixed order, and checked when they are read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipde.networks.limits import HEADER_BYTES, TENSORS
 from multipde.runtime.file_names import utf8_path
@@ -15,13 +15,18 @@ from multipde.storage.records import brief, regular
 MODEL, BEST = "model.safetensors", "best.safetensors"
 """Names of the file with the weights of a network; in a checkpoint also of that with the best weights so far."""
 
-NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NUMBERS = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The contents of a safetensors file with these tensors; ValueError for a name that the format keeps for itself."""
+    """The contents of a safetensors file with these tensors; ValueError for what cannot be read again."""
     if "__metadata__" in tensors:
         raise ValueError("tensors must have other names than __metadata__, which safetensors files need themselves")
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor) or t.dtype not in NUMBERS:
+            got = str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
+            raise ValueError(f"state must be tensors of floats, integers or truth values, got {got} in {name}")
     from safetensors.torch import save
 
     return save({name: t.detach().cpu().clone().contiguous() for name, t in sorted(tensors.items())})
@@ -45,9 +50,16 @@ def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{file} must be a safetensors file, got {brief(error)}") from None
 
 
-def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) -> dict[str, Tensor]:
+def constants(net: nn.Module) -> set[str]:
+    """The names of buffers that are no running statistics, such as a mask of attention, which may be infinite."""
+    return {name for name, _ in net.named_buffers() if not name.endswith(("running_mean", "running_var"))}
+
+
+def read_tensors(
+    file: Path, shapes: Mapping[str, Any], may_lack: bool = False, any_value: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of a file; ValueError unless they have these names (or, if it may lack some, a subset of them) and
-    shapes, and all values are finite."""
+    shapes, and all values are finite but those of the names that may have any."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -70,6 +82,8 @@ def read_tensors(file: Path, shapes: Mapping[str, Any], may_lack: bool = False) 
     for name, tensor in tensors.items():
         if tensor.dtype not in NUMBERS:
             raise ValueError(f"{file} must hold weights in float16 to float64, got {tensor.dtype} in {name}")
+        if name in any_value:
+            continue
         seen = tensor.float()  # as the network will hold it
         if not bool(seen.isfinite().all()):
             bad = "nan" if bool(seen.isnan().any()) else "inf"

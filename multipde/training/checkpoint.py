@@ -17,7 +17,7 @@ from multipde.storage.records import json_bytes, read_file, read_record
 from multipde.storage.run_directory import TRAINER
 from multipde.storage.schema import CHECKPOINT, FORMAT
 from multipde.storage.stored_network import Given, network_files, read_network
-from multipde.storage.tensors import BEST, MODEL, read_tensors, stored_shapes, tensor_bytes
+from multipde.storage.tensors import BEST, MODEL, constants, read_tensors, stored_shapes, tensor_bytes
 from multipde.training.group_state import is_group_entry
 from multipde.training.schedule import Schedule
 from multipde.training.state import TrainState, state_from_record
@@ -116,7 +116,8 @@ def read_checkpoint(
     parameters = {name: p.shape for name, p in model.named_parameters()}
     stored = stored_shapes(directory / MOMENTUM)
     others = {k: s for k, s in stored.items() if _is_state(k, s, parameters)}
-    best = read_tensors(directory / BEST, {name: t.shape for name, t in model.state_dict().items()})
+    best_shapes = {name: t.shape for name, t in model.state_dict().items()}
+    best = read_tensors(directory / BEST, best_shapes, any_value=constants(model))
     momentum = read_tensors(directory / MOMENTUM, parameters | others, may_lack=True)
     return model, best, read_record(directory / TRAINER, CHECKPOINT)["state"], momentum
 

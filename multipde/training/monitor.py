@@ -13,6 +13,7 @@ from multipde.networks.dynamics import Block
 from multipde.networks.model_spec import Box, spec_of
 from multipde.stability.bounds import step_bound
 from multipde.stability.norms import operator_norm
+from multipde.storage.tensors import constants
 
 EXPLODED = 1e8
 """Running variance of a BatchNorm's input beyond which activations count as exploding; usual is 0.1 to 100."""
@@ -96,6 +97,12 @@ def checked(metrics: Metrics, part: str, error: type[Exception] = DivergenceErro
         if not math.isfinite(value):
             raise error(f"{part} {name} must be finite, got {value}{advice}")
     return metrics
+
+
+def finite_state(net: nn.Module) -> dict[str, Tensor]:
+    """The state of a network that must be finite: all of it but buffers that are no running statistics."""
+    free = constants(net)
+    return {name: t for name, t in net.state_dict().items() if name not in free}
 
 
 def check_finite(*groups: Mapping[str, Tensor]) -> None:

@@ -25,7 +25,7 @@ from multipde.training.divergence import rollback_record
 from multipde.training.fine_tuning import FineTuning
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
-from multipde.training.monitor import DivergedError, DivergenceError, check_finite, checked
+from multipde.training.monitor import DivergedError, DivergenceError, check_finite, checked, finite_state
 from multipde.training.objective import Objective
 from multipde.training.optimizers import optimizer_flops
 from multipde.training.precise import num_precise, precise_statistics
@@ -289,7 +289,7 @@ class Trainer:
         self.step.monitor.settle()
         self._set_image_size(self.level.size)
         kept = self.step.state()
-        check_finite(dict(self.net.state_dict()), kept)
+        check_finite(finite_state(self.net), kept)
         p, what = self.state, (self.net, self.best, self.state.record(), kept, self.settings.keep)
         p.checkpoints = 1 + on_rank_zero(lambda: last_number(self.run_dir))
         p.written = on_rank_zero(lambda: write_checkpoint(self.run_dir, p.checkpoints, *what))

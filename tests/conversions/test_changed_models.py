@@ -250,3 +250,11 @@ def test_scores_of_another_shape_are_told(head, got):
     net.fc = head
     with pytest.raises(ValueError, match=rf"model must give scores \(N, 4\), .* got {got}"):
         predict(net, IMAGES, device="cpu")
+
+
+def test_a_composed_opening_moves_as_the_plain_one_does_with_its_reaction():
+    for reaction in ("121", "141"):
+        net = PDENet(NetworkConfig("hamiltonian", (4, 6), 5, size=8, reaction=reaction))
+        first = with_detail(convert(net, factor=2, method="rediscretize"), 2)
+        second = convert(with_detail(net, 2), factor=2, method="rediscretize")
+        torch.testing.assert_close(second.opening[0].weight, first.opening[0].weight)

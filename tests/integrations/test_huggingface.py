@@ -102,3 +102,15 @@ def test_a_metric_decides_and_evaluation_sees_the_level(tmp_path):
 
     with pytest.raises(ValueError, match="monitor must name a metric of an evaluation"):
         GrowingNetwork(CoarseToFine([(8, 1), (16, 1)], "reports"))
+
+
+def test_a_training_that_was_interrupted_can_begin_anew():
+    import transformers
+
+    from multipde.integrations.huggingface import GrowingNetwork
+
+    model, growing = Classifier(), GrowingNetwork(levels("copy"))
+    given = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    for _ in range(2):  # the first one had no end
+        growing.on_train_begin(transformers.TrainingArguments("x"), transformers.TrainerState(), None, **given)
+        assert len(model._forward_pre_hooks) == 1

@@ -18,6 +18,7 @@ from multipde import (
     stencil_layers,
     transfer_stencil,
 )
+from multipde.mesh.reparametrize import stencil_parametrization
 
 COORDINATES = ("stencil", "beta")
 
@@ -193,3 +194,22 @@ def test_twice_reparametrised_or_tied_layers_are_refused_and_nothing_is_changed(
     with pytest.raises(ValueError, match="layers must not share a weight, got '0' and '1'"):
         reparametrize(tied, 0.1)
     assert not any("parametrizations" in name for name in tied.state_dict())
+
+
+@pytest.mark.parametrize(("width", "coordinates"), [(3, "stencil"), (3, "beta"), (5, "stencil"), (9, "stencil")])
+def test_autocast_and_lower_precision_do_not_round_the_map_of_stencils(width, coordinates):
+    conv = torch.nn.Conv2d(2, 2, width, padding="same")
+    reparametrize(conv, 1 / 8, coordinates=coordinates)
+    set_mesh_size(conv, 1 / 32)
+    expected = conv.weight.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(conv.weight, expected)
+        seen, of = conv(torch.zeros(1, 2, 8, 8)), torch.bfloat16
+    assert seen.dtype == of
+    low = copy.deepcopy(conv).bfloat16()
+    again, exact = stencil_parametrization(low), stencil_parametrization(conv)
+    assert again is not None
+    assert exact is not None
+    p = low.parametrizations.weight.original.float()  # pyright: ignore
+    torch.testing.assert_close(again(p), exact(p))
+    assert low.weight.dtype == of

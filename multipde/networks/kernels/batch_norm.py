@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.networks.kernels.dispatch import channels_innermost, kernel_for, sum_over_pixels, wide
@@ -65,8 +64,9 @@ class _PooledBatchNorm(torch.autograd.Function):
         return y.view(len(x), -1, *y.shape[1:]).movedim(-1, 1), mean, variance
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        if torch.is_grad_enabled():  # a graph of the derivatives is asked for
+            raise RuntimeError("second derivatives need layers that are not compiled, got compiled ones")
         x, mean, inverse, weight, bias = ctx.saved_tensors
         lines = g.contiguous(memory_format=torch.channels_last).movedim(1, -1).flatten(0, 1)
         cells = _cells(x, ctx.side)
