@@ -13,7 +13,7 @@ class Trained(DataOptions, Precise):
     """Options of all studies that train networks; rows that are in the file already are not measured again."""
 
     size: int = 32
-    """Image side in pixels: the full size, or for finetune the new size."""
+    """Image side in pixels of the finest level; of bench finetune and bench finish the new side."""
     run_dir: Path = Path("runs/bench")
     """Directory of the study."""
     out: Path | None = None

@@ -13,15 +13,15 @@ from multipde.cli.options import AmpName, DataOptions, MethodName
 class Convert(DataOptions):
     """Convert a trained network to another image size, and report the changes of its layers and its accuracy.
 
-    The network is a checkpoint or run directory, a classifier of torchvision (--arch resnet18 --weights FILE), or a
-    state dict alone. If there are data (those of the run, or --data), the statistics of BatchNorm are measured, the
-    method is chosen by accuracy on held-back images, and report.json and report.svg are written beside the weights.
+    The network is a checkpoint or run directory, a classifier of torchvision or timm (--arch resnet18 --weights FILE),
+    or a state dict alone. If there are data (those of the run, or --data), the statistics of BatchNorm are measured,
+    the method is chosen by accuracy on held-back images, and report.json and report.svg are written beside the weights.
     """
 
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
     """Directory written by `save`, run directory, or file with a state dict (.safetensors, .pt)."""
     size: int | None = None
-    """New side of the mesh in pixels, which is that of the images at detail 1. Left out: the size stays."""
+    """New side of the images in pixels; of the mesh, for a network with a detail. Left out: the size stays."""
     sizes: tuple[int, ...] = ()
     """Instead of --size: sides of the images, e.g. 16 24 32, for one checkpoint that takes images of all these sizes.
     The sizes share the stencils, each has its own normalisation layers, and the finish trains all of them together."""

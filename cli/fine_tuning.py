@@ -14,13 +14,15 @@ class FineTuningOptions:
     """From which weights a training starts, what of them it changes, and how a step is computed."""
 
     weights: Path | None = None
-    """State dict in .safetensors, .pt or .pth to start from, with --arch; prefixes of wrappers such as `module.` are
-    removed. Where it was trained for another number of classes, the last layer begins at random."""
+    """State dict in .safetensors, .pt, .pth or .ckpt to start from, for --arch or for a network of the paper. Prefixes
+    of wrappers such as `module.` are removed. Where it was trained for another number of classes, the last layer begins
+    at random."""
     from_size: int | None = None
     """Image side in pixels for which --weights were trained, from which they are converted to the first level. Left
     out: the stencils are taken as they are."""
     normalize: Literal["data", "imagenet"] = "data"
-    """Mean and standard deviation by which images are normalised for --arch: those of the data set or of ImageNet."""
+    """Mean and standard deviation by which images are normalised for --arch, as they were for --weights: those of the
+    data set or of ImageNet."""
     freeze: tuple[str, ...] = SETTINGS.freeze
     """Parameters that are not trained: head (the last layer, which gives the scores), body (all others), or names of
     modules and parameters and patterns such as 'layer?.*.conv1'. BatchNorm in them keeps its statistics, too."""

@@ -42,7 +42,8 @@ class Train(FineTuningOptions, DataOptions):
     """
 
     data: DataName = "shapes"
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    """Data set. folder: ROOT/train/CLASS/* and ROOT/test/CLASS/* (or val, valid), or ROOT/CLASS/* with --test-share.
+    csv: the images that the file ROOT lists. webdataset: tar files as `multipde shard` writes them."""
     preset: str | None = None
     """Network by name, e.g. cifar10-second_order. Left out: the default for the data set and the dynamics."""
     dynamics: DynamicsName | None = None
@@ -50,7 +51,7 @@ class Train(FineTuningOptions, DataOptions):
     arch: str | None = None
     """Another kind of network instead: a classifier of torchvision (resnet18) or timm (timm:resnet50d), or an import
     path package.module:function, looked up in the working directory first. Arguments follow in parentheses:
-    resnet18(groups=2)."""
+    'resnet18(zero_init_residual=True)'."""
     sizes: tuple[int | str, ...] = (8, 16, 32)
     """Image sides in pixels, one per level, in the order of training. 16:32 trains a mesh of 16 on images of 32 pixels:
     the network that was trained on 16 pixels sees the detail of finer images, for a few per cent more work."""
@@ -63,7 +64,7 @@ class Train(FineTuningOptions, DataOptions):
     work: tuple[float, ...] | None = None
     """Instead of --epochs, with --budget in FLOPs: share of the budget that each level may cost, e.g. 10 30 60."""
     budget: str | None = SETTINGS.budget
-    """With --epochs auto or --work: time or work of the whole training, e.g. 10min or 40TFLOPs."""
+    """With --epochs auto or --work: time (min, h) or work (GFLOPs, TFLOPs) of the whole training, e.g. 10min."""
     min_epochs: int = SETTINGS.min_epochs
     """With --epochs auto: the smallest number of epochs on each level."""
     max_epochs: int = SETTINGS.max_epochs
@@ -102,7 +103,8 @@ class Train(FineTuningOptions, DataOptions):
     finish_share: float = FINISH_SHARE
     """With --all-sizes: work of that finish / work of the training."""
     run: Path | None = None
-    """Directory for the record of the run. Left out: the next free runs/DATA-DYNAMICS-N."""
+    """Directory for the record of the run. Left out: the next free runs/DATA-NETWORK-N, where NETWORK is the
+    dynamics or the name in --arch."""
     resume: bool = False
     """Continue the run in --run with the options of its record; --device may be another one. Data that have moved are
     named by --root, and a network from an import path must be named again with --arch."""
@@ -140,7 +142,8 @@ class Train(FineTuningOptions, DataOptions):
     box: float | None = None
     """Bound on the absolute values of the taps of the symmetric layers; 0 for no bound. Left out: 1."""
     whiten: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Start with a first convolution whose outputs are uncorrelated along the training images, as fast does."""
+    """Start with a first convolution whose outputs are uncorrelated along the training images. Left out: as the recipe
+    says; fast does it."""
     no_whiten: tyro.conf.FlagCreatePairsOff[bool] = False
     """Do not whiten, although the recipe does."""
     label_smoothing: float | None = None

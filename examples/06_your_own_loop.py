@@ -8,7 +8,7 @@ with the same number of floating point operations:
     16, then 32            8     91.2%                    91.2%
     32 alone               4     81.7%                    81.5%
 
-Takes about half a minute.
+Takes about half a minute. With two threads; with one, rounding alone makes it 89.7 and 82.2 %.
 """
 
 import argparse
