@@ -67,7 +67,8 @@ class TrainStep:
         wanted = settings.coordinates == "finest" and settings.conditioning and not isinstance(self.optimizer, Muon)
         self.preconditioner = Preconditioner(settings.conditioning) if wanted else None
         self.box = spec.box(net, settings.box) if settings.box else None
-        self.monitor = Monitor(net, self.box)
+        is_moved = settings.coordinates == "finest"  # then most taps lie at the box, since a finer mesh has larger ones
+        self.monitor = Monitor(net, None if is_moved else self.box)
         self.average = Average(net, settings.average) if settings.average else None
         self._may_be_unmet = compute.device.type == "cpu" and compute.amp != "off"
         self._all_met: set[tuple[torch.Size, ...]] = set()

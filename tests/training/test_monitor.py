@@ -57,6 +57,12 @@ def test_stencils_are_noticed_when_more_than_half_of_their_taps_are_at_the_box()
             watch.look(torch.tensor(1.0))
 
 
+def test_stencils_of_the_finest_mesh_may_lie_at_the_box():
+    net, compute = NETWORK.build(), Compute(torch.device("cpu"))
+    found = [TrainStep(net, TrainSettings(coordinates=c), compute).monitor.stencils for c in ("level", "finest")]
+    assert [bool(stencils) for stencils in found] == [True, False]
+
+
 def test_exploding_activations_are_noticed_in_their_step_and_placed_beside_their_bound():
     net = PDENet(replace(NETWORK, norm="none", activation="identity", steps=6)).train()
     with torch.no_grad():
