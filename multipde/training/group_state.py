@@ -28,7 +28,7 @@ class GroupState:
     def changed(self) -> dict[str, Tensor]:
         """The entries that have changed, by ``:group:NUMBER:KEY``; ValueError for other things than numbers."""
         found = {}
-        for i, (group, first) in enumerate(zip(self.groups, self.first, strict=True)):
+        for i, (group, first) in enumerate(zip(self.groups, self.first, strict=False)):
             for key, value in _own(group).items():
                 if key in first and _same(value, first[key]):
                     continue

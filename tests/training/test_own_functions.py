@@ -184,9 +184,10 @@ def test_what_an_optimizer_keeps_in_its_groups_is_resumed_and_goes_on_at_the_nex
     assert stored[":group:0:first"].dtype == torch.float64
 
 
-def in_a_list(parameters):
+def grows_a_list(parameters):
+    """An optimizer whose group has a list, which is changed in every step."""
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    optimizer.param_groups[0]["seen"] = ["a"]
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.param_groups[0].update(seen=["a"]))
     return optimizer
 
 
@@ -208,6 +209,7 @@ OTHERS = [nn.Parameter(torch.zeros(1))]
         ({"optimizer": lambda parameters: None}, "optimizer must make an optimizer, got NoneType; type optimizer=lamb"),
         ({"optimizer": torch.optim.LBFGS}, "optimizer must step without a closure, got LBFGS; type optimizer=lambda"),
         ({"optimizer": lambda parameters: torch.optim.SGD(OTHERS, lr=1)}, "optimizer must hold the parameters that it"),
+        ({"optimizer": grows_a_list}, "optimizer must keep single numbers in its parameter groups, got list 'seen'"),
         ({"settings": {"class_weights": "balanced", "balance": True}}, "class_weights must be left out where balance"),
     ],
 )
