@@ -263,7 +263,8 @@ def check_outermost(model: nn.Module, remedy: str) -> None:
 def distinct(names: Iterable[str]) -> tuple[str, ...]:
     """The names of classes; behind a name that several classes have stands the number of the class."""
     counts = Counter(names := tuple(names))
-    return tuple(f"{name} ({k})" if counts[name] > 1 else name for k, name in enumerate(names))
+    found = tuple(f"{name} ({k})" if counts[name] > 1 else name for k, name in enumerate(names))
+    return found if len({*found}) == len(found) else tuple(f"{name} ({k})" for k, name in enumerate(names))
 
 
 def check_detail(detail: int) -> None:

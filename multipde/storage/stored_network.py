@@ -69,7 +69,8 @@ def load(directory: str | Path, model: Given = None) -> Any:
             run: the same module, function or import path again.
 
     Returns:
-        A `PDENet`, or the external network, in evaluation mode; an `AllSizes` where it was saved for several sizes.
+        A `PDENet`, or the external network, in evaluation mode and in float32, whatever the precision in the file; an
+        `AllSizes` where it was saved for several sizes.
 
     Raises:
         ValueError: there is no such directory or no network in it, a file is damaged or does not match the others, or

@@ -52,6 +52,11 @@ def test_classes_of_one_name_stay_apart():
     assert sum(found.probabilities.values()) == pytest.approx(1)
 
 
+def test_names_that_look_like_numbered_ones_stay_apart():
+    names = NetworkConfig("hamiltonian", (2,), 4, classes=3, size=8, class_names=("a", "a", "a (1)")).class_names
+    assert names == ("a (0)", "a (1)", "a (1) (2)")
+
+
 def test_a_score_that_is_no_number_is_not_among_the_highest():
     scores = torch.tensor([[float("nan"), 1.0, 2.0], [0.0, float("nan"), 2.0], [0.0, 1.0, 2.0]])
     assert [int(right_among(scores, torch.tensor([0, 2, 2]), num)) for num in (1, 2, 3)] == [1, 2, 2]
