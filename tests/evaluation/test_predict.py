@@ -196,3 +196,12 @@ def test_pictures_that_are_not_square_are_told(place, tmp_path, capsys):
     predict(load(place / "net"), given[:1], log=Log(quiet=True))
     predict(load(place / "net"), torch.zeros(3, 5, 5, dtype=torch.uint8), log=Log())
     assert capsys.readouterr().out == ""
+
+
+def test_the_folder_in_which_a_link_lies_names_the_class(place, tmp_path):
+    names = load(place / "net").config.class_names
+    first = next((place / "data" / "test" / names[0]).iterdir())
+    (tmp_path / names[1]).mkdir()
+    (tmp_path / names[1] / "link.png").symlink_to(first)
+    (found,) = predict(place / "net", tmp_path, device="cpu")
+    assert found.true == names[1]
