@@ -12,6 +12,7 @@ from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import spec_of
 from multipde.reports.plots import check_figure_file
 from multipde.runtime.console import Log
+from multipde.storage.provenance import check_split
 from multipde.storage.stored_network import Given, load, network_checksum
 from multipde.studies.robustness_figure import robustness_figure
 from multipde.studies.robustness_tables import strengths, tables
@@ -58,7 +59,10 @@ def compare_robustness(
         raise ValueError(f"checkpoints must have one size to be compared, got {shown}; type multipde convert --size N")
     if by == "dynamics":
         _check_depths([spec_of(net) for net in nets.values()])
-    images = load_data(data[0], size=sizes.pop()[0], **data[1])
+    (side, *_) = sizes.pop()
+    images = load_data(data[0], size=side, **data[1])
+    for path in nets:
+        check_split(path, data, images, side)
     num = len(images.test) if num_images is None else min(num_images, len(images.test))
     shared = {"data": images.name, "images": data_checksum(images), "num_images": num, "seed": seed}
     study = Study(out, shared, ("sha256",), log=log)

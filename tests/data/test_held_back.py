@@ -241,7 +241,8 @@ def test_a_run_whose_images_have_changed_is_not_tested_on_those_it_was_trained_o
     assert "data must be divided as those of the run, by test_share 0.25, got 0.5; " + why in said
     for folder in [each for each in root.iterdir() if each.is_dir()]:
         shutil.copy(next(folder.glob("*.png")), folder / "zzz.png")
-    for words in (["evaluate", str(run)], ["evaluate", str(run), "--data", "folder", "--root", str(root)]):
+    named = ["--data", "folder", "--root", str(root)]
+    for words in (["evaluate", str(run)], ["evaluate", str(run), *named], ["evaluate", str(run), "--robustness"]):
         with pytest.raises(SystemExit, match="2"):
             main([*words, "--test-share", "0.25"])
         assert why in capsys.readouterr().err
