@@ -1,6 +1,8 @@
 """The commands by name, and their parser."""
 
+import contextlib
 import difflib
+import io
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import fields
@@ -59,7 +61,8 @@ def run(arguments: Sequence[str]) -> None:
     if list(arguments) == ["--version"]:
         _tell_version()
         return
-    command = _parsed(arguments)
+    with contextlib.redirect_stdout(sys.stdout or io.StringIO()):  # a parser needs a place for its help
+        command = _parsed(arguments)
     if num_launched() > 1 and not isinstance(command, Train):
         raise ValueError(f"processes must be one for all commands but train, got {num_launched()}; leave torchrun out")
     keep_freed_memory()
@@ -75,18 +78,19 @@ def _parsed(arguments: Sequence[str]) -> Any:
     """The command with its options; ValueError for an unknown name, which names the nearest one."""
     name, *others = arguments or [""]
     if name not in COMMANDS:
-        _check_name("command", name, COMMANDS)
+        if name and not name.startswith("-"):
+            _check_name("command", name, COMMANDS, "multipde")
         return tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="multipde", description=DESCRIPTION, args=arguments, sort_subcommands=False
         )
     prog, kind = f"multipde {name}", COMMANDS[name]
-    if kind is Bench and others:
-        _check_name("study", others[0], STUDIES)
-        kind = STUDIES.get(others[0], Bench)
-        prog += f" {others[0]}" * (kind is not Bench)
-    known = [option for entry in fields(kind) for option in (entry.name, f"no_{entry.name}")]
+    if kind is Bench and others and not others[0].startswith("-"):
+        _check_name("study", others[0], STUDIES, prog)
+        kind, prog = STUDIES[others[0]], f"{prog} {others[0]}"
+    own = [name for f in fields(kind) for name in (f.name, f"no_{f.name}")[: 1 + isinstance(f.default, bool)]]
+    known = ["--help", *(f"--{option.replace('_', '-')}" for option in own)]
     for typed in [word.partition("=")[0] for word in others if word.startswith("--")]:
-        _check_name("option", typed, ["--help", *(f"--{option.replace('_', '-')}" for option in known)], prog)
+        _check_name("option", typed, known, prog, f"those of {prog}")
     command = tyro.cli(COMMANDS[name], prog=f"multipde {name}", args=others)
     _check_lists(command.study if isinstance(command, Bench) else command, others)
     return command
@@ -100,14 +104,13 @@ def _check_lists(options: Any, words: Sequence[str]) -> None:
             raise ValueError(f"{name} must name at least one, got none; type {option} VALUE or leave {option} out")
 
 
-def _check_name(what: str, name: str, known: Collection[str], prog: str = "") -> None:
-    """Raise ValueError for a name that is not known; no name, and options in place of one, are left to the parser."""
-    if not name or name.replace("_", "-") in known or name in known or (name.startswith("-") and not prog):
+def _check_name(what: str, name: str, known: Collection[str], prog: str, names: str = "") -> None:
+    """Raise ValueError for a name that is not known, with the nearest of them; ``names`` is said in place of all."""
+    if name in known or name.replace("_", "-") in known:
         return
     near = difflib.get_close_matches(name, known, 1)
-    advice = f"did you mean {near[0]}?" if near else f"type {prog or 'multipde'} --help"
-    names = f"those of {prog}" if prog else ", ".join(known)
-    raise ValueError(f"{what} must be one of {names}, got {name!r}; {advice}")
+    advice = f"did you mean {near[0]}?" if near else f"type {prog} --help"
+    raise ValueError(f"{what} must be one of {names or ', '.join(known)}, got {name!r}; {advice}")
 
 
 def _tell_version() -> None:

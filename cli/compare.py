@@ -22,6 +22,6 @@ class Compare:
         from multipde.reports.comparison import compare_runs
         from multipde.runtime.console import Log
 
-        compare_runs(self.runs, self.out, json=self.json, log=Log(needed=self.out is None))
+        compare_runs(self.runs, self.out, json=self.json, log=Log(needed=self.json or self.out is None))
         if self.out is not None:
             Log(stream="stderr" if self.json else "stdout").say(f"written to {self.out}")

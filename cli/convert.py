@@ -56,7 +56,7 @@ class Convert(DataOptions):
     compile: bool = False
     """Use compiled kernels for the finish."""
     out: Path | None = None
-    """New directory for the converted checkpoint."""
+    """New directory for the converted checkpoint; it must be given."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     amp: AmpName = "off"

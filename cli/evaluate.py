@@ -24,7 +24,7 @@ class Evaluate(DataOptions):
     checkpoint: Checkpoint
     """Directory written by `save`, or a run directory."""
     others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Further checkpoints to compare, with --robustness."""
+    """Further checkpoints: each has a table of its own, or all of them one with --robustness."""
     arch: str | None = None
     """For a checkpoint of a network from an import path: that path again, package.module:function."""
     sizes: tuple[int, ...] | None = None

@@ -36,7 +36,7 @@ def finish_sizes(given: Any, run: Path, device: str | None = None) -> None:
     from multipde.runtime.console import Log
 
     if given.all_sizes:
-        log = Log(quiet=given.quiet)
+        log = Log(quiet=given.quiet or given.json, stream="stderr" if given.json else "stdout")
         sizes_of_run(run, given.all_sizes, given.finish_share, model=given.arch, device=device, log=log)
 
 

@@ -32,7 +32,8 @@ class DataOptions:
     stream: bool | None = None
     """Decode the images of a folder batch by batch. Left out: if they would take more than 4 GiB of memory."""
     test_share: float | None = None
-    """For a folder or CSV file without test images: the share of every class that is held back for the test."""
+    """For a folder or CSV file without test images: the share of every class that is held back for the test.
+    Left out: such data are refused."""
     shuffle_buffer: int | None = None
     """Number of places by which an image of webdataset may be moved from the order of the shards. Left out: 10000."""
     skip_bad: bool = False

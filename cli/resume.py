@@ -106,8 +106,8 @@ def tell_result(done: Any, given: Any) -> None:
     """Write the report of a finished run, and print its result if the options ask for JSON."""
     from multipde.reports.page import report_at_end
     from multipde.runtime.console import Log
-    from multipde.runtime.processes import is_rank_zero
+    from multipde.runtime.launch import is_rank_zero_launched
 
     report_at_end(done.directory, Log(quiet=given.quiet or given.json), given.arch)
-    if given.json and is_rank_zero():
+    if given.json and is_rank_zero_launched():
         Log(needed=True).json({"run": str(done.directory)} | dict(done.result))

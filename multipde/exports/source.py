@@ -1,6 +1,7 @@
 """The file of Python beside an exported state dict: it makes the module, and imports nothing of this library."""
 
 import ast
+import sys
 from pathlib import Path
 from pprint import pformat
 from types import ModuleType
@@ -48,7 +49,8 @@ def python_source(model: nn.Module, weights: str, normalize: bool) -> str:
         normalize: whether ``load()`` puts the normalisation in front of the network.
 
     Raises:
-        ValueError: the network was given in Python, and a file cannot name its code.
+        ValueError: the network was given in Python, and a file cannot name its code; or the file of Python would have
+            the name of a module that is imported.
     """
     spec: Any = spec_of(model)
     imports, make = {"from pathlib import Path", "import torch"}, []
@@ -77,7 +79,12 @@ def python_source(model: nn.Module, weights: str, normalize: bool) -> str:
         read=read,
         wrap=wrap,
     )
-    header = f'"""The module for the weights in {weights}: load() reads them. It needs PyTorch alone."""\n'
+    roots = sorted({line.split()[1].partition(".")[0] for line in imports})
+    own = Path(weights).stem
+    if own in roots or own in sys.stdlib_module_names:  # the file would take the place of that module
+        raise ValueError(f"out must not have the name of a module of Python, got {weights}; type another name")
+    needed = " and ".join(name for name in roots if name not in sys.stdlib_module_names)
+    header = f'"""The module for the weights beside it: load() reads them. It needs {needed} alone."""\n'
     return "\n".join([header, *sorted(imports), *bodies, tail])
 
 

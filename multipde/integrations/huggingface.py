@@ -23,18 +23,19 @@ class GrowingNetwork(TrainerCallback):
     Args:
         levels: the levels; with the unit ``"reports"`` the metric ``monitor`` is reported after every evaluation.
         monitor: name of a metric that should grow, such as ``"eval_accuracy"``.
+        network: name of the attribute of the model that holds the network which grows; None where it is the model.
 
     Raises:
-        ValueError: there is no such metric after two evaluations; or no state of the levels beside the checkpoint from
-            which the training goes on.
+        ValueError: there is no such attribute; no such metric after two evaluations; or no state of the levels beside
+            the checkpoint from which the training goes on.
     """
 
-    def __init__(self, levels: CoarseToFine, monitor: str | None = None):
+    def __init__(self, levels: CoarseToFine, monitor: str | None = None, network: str | None = None):
         if levels.unit == "reports" and monitor is None:
             raise ValueError(
                 "monitor must name a metric of an evaluation where levels are as long as it grows, got None"
             )
-        self.levels, self.monitor = levels, monitor
+        self.levels, self.monitor, self.network = levels, monitor, network
         self._handle: Any = None
         self._others: set[frozenset[str]] = set()
 
@@ -43,24 +44,26 @@ class GrowingNetwork(TrainerCallback):
     ) -> None:
         """Take model and optimizer, and the state of the checkpoint from which the training goes on."""
         if state.global_step:
-            places = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}", args.resume_from_checkpoint
-            files = [Path(place) / FILE for place in places if place]
-            file = next((file for file in files if file.exists()), None)
-            if file is None:
+            file = _checkpoint(args, state) / FILE
+            if args.resume_from_checkpoint and Path(args.resume_from_checkpoint).is_dir():  # named, perhaps elsewhere
+                file = Path(args.resume_from_checkpoint) / FILE
+            if not file.exists():
                 raise ValueError(
-                    f"levels must go on from step {state.global_step} as they were, got no {files[0]}; copy the "
+                    f"levels must go on from step {state.global_step} as they were, got no {file}; copy the "
                     "checkpoint there, or name it in TrainingArguments(resume_from_checkpoint=)"
                 )
             self.levels.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
-        optimizer = given["optimizer"]
+        model, optimizer = given["model"], given["optimizer"]
+        if self.network is not None and not isinstance(getattr(model, self.network, None), nn.Module):
+            raise ValueError(f"network must name a module in {type(model).__name__}, got {self.network!r}")
         self._remove()  # of a training that was interrupted
-        self.levels.begin(given["model"], getattr(optimizer, "optimizer", optimizer))
-        self._handle = given["model"].register_forward_pre_hook(_resizing(self.levels), with_kwargs=True)
+        net = model if self.network is None else getattr(model, self.network)
+        self.levels.begin(net, getattr(optimizer, "optimizer", optimizer))
+        self._handle = model.register_forward_pre_hook(_resizing(self.levels), with_kwargs=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if state.is_world_process_zero:
-            place = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-            write_file(place / FILE, json.dumps(self.levels.state_dict()).encode())
+            write_file(_checkpoint(args, state) / FILE, json.dumps(self.levels.state_dict()).encode())
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         metrics = given.get("metrics") or {}
@@ -81,6 +84,10 @@ class GrowingNetwork(TrainerCallback):
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
 
 
 def _resizing(levels: CoarseToFine) -> Any:

@@ -48,7 +48,7 @@ class GrowingNetwork(Callback):
         self._give_back(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor is not None and not trainer.sanity_checking:
+        if self._steps and self.monitor is not None and not trainer.sanity_checking:  # within fit
             if self.monitor not in trainer.callback_metrics:
                 known = ", ".join(trainer.callback_metrics) or "none"
                 raise ValueError(f"monitor must be a logged metric ({known}), got {self.monitor!r}")

@@ -69,7 +69,7 @@ def convert_to_directory(
 
     Args:
         source: a checkpoint, or a state dict file; None for a network by name.
-        out: the new directory; None to print the measurements only.
+        out: the new directory; None is refused.
         size, detail, method, steps: see `convert_reported`, but the size is that of the mesh; None keeps it.
         arch: a network by name, see `external_model`; with a checkpoint of such a network, the same again.
         weights: state dict file for ``arch``.

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shlex
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,6 +19,8 @@ from multipde.reports.page_text import page_text
 from multipde.reports.run_record import RunRecord, loss_name
 
 FIGURES = {"accuracy": "accuracy.png", "loss": "loss.png"}
+PUBLIC = ("cifar10", "cifar100", "stl10")
+"""Data sets that a card names as those of the Hub; other data may be anybody's."""
 
 
 def model_card(net: nn.Module, run: RunRecord | None = None, repo_id: str | None = None) -> str:
@@ -58,7 +62,7 @@ def _front_matter(run: RunRecord | None, title: str) -> str:
     lines = ["library_name: multipde", "pipeline_tag: image-classification", "tags:", "- multipde", "- pytorch"]
     if run is not None and (name := run.record.get("data")):
         shown = json.dumps(_data_name(run))
-        if name not in ("folder", "csv", "shapes"):
+        if name in PUBLIC:
             lines += ["datasets:", f"- {json.dumps(name)}"]
         accuracy = float(run.result["test_accuracy"])
         lines += [
@@ -111,7 +115,7 @@ def _usage(net: nn.Module, repo_id: str | None) -> str:
     ]
     if is_named and stencil_layers(net):
         code += ["other = multipde.convert(net, size=...)  # for images of another size"]
-    lines = [f"```bash\npip install 'multipde[hub]=={__version__}'\n```\n", "```python", *code, "```", ""]
+    lines = [f"It needs multipde {__version__} with its extra `hub`.\n", "```python", *code, "```", ""]
     if spec.class_names:
         lines += [f"Classes: {', '.join(spec.class_names)}.", ""]
     return "\n".join(["## Use\n", *lines])
@@ -119,12 +123,20 @@ def _usage(net: nn.Module, repo_id: str | None) -> str:
 
 def _training(run: RunRecord, text: dict[str, Any]) -> str:
     command = (run.record.get("provenance") or {}).get("command")
-    line = shlex.join(command) if isinstance(command, list) else str(command or "")
+    words = command if isinstance(command, list) else shlex.split(str(command or ""))
+    line = shlex.join(_without_place(word) for word in words)
     found = ["## Training\n"] + ([f"```bash\n{line}\n```\n"] if line else [])
     for title, pairs in text["settings"]:
         if title in ("Network", "Training", "Versions", "Machine"):
-            found += [f"### {title}\n", *_table(("name", "value"), pairs), ""]
+            shown = [(name, _without_place(value)) for name, value in pairs]
+            found += [f"### {title}\n", *_table(("name", "value"), shown), ""]
     return "\n".join(found)
+
+
+def _without_place(word: str) -> str:
+    """A word of the command or a setting; of an absolute path only its last part, since a card is public."""
+    option, sign, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    return option + sign + (Path(value).name if os.path.isabs(value) else value)
 
 
 def _table(header: tuple[str, ...], rows: Any) -> list[str]:

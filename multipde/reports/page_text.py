@@ -137,7 +137,7 @@ def _settings(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     data |= {"training images": record.get("num_train"), "started from": start} | (origin.get("data") or {})
     hidden = () if spec_of(run.net).block_steps else TIME_SETTINGS
     parts = {
-        "Network": record.get("network"),
+        "Network": {k: list(v) if isinstance(v, tuple) else v for k, v in spec_of(run.net).record().items()},
         "Training": {k: v for k, v in (record.get("settings") or {}).items() if k not in hidden},
         "Data": data,
         "Versions": origin.get("versions"),

@@ -11,8 +11,8 @@ from torch import nn
 from multipde.networks.model_spec import check_mesh
 from multipde.reports.model_card import card_figures, model_card
 from multipde.reports.run_record import RunRecord, read_run
-from multipde.storage.files import SUMS, checksums, write_directory, write_file
-from multipde.storage.hub_download import CARD, NAME, downloaded, hub, is_address
+from multipde.storage.files import SUMS, checksums, recorded_sums, write_directory, write_file
+from multipde.storage.hub_download import ADDRESS, CARD, NAME, downloaded, hub, is_address
 from multipde.storage.records import brief
 from multipde.storage.run_directory import RECORD, RESULT
 from multipde.storage.stored_network import Given, load, network_files
@@ -30,8 +30,8 @@ def save_pretrained(
     """Write a network in the layout of the Hub: config.json, model.safetensors and their SHA256SUMS, and README.md.
 
     README.md is a model card. For the directory of a finished run it holds the data, the accuracy on every level, the
-    command, settings and figures; for any other network its description. An existing card is kept, and other files of
-    the directory stay, as with ``PyTorchModelHubMixin.save_pretrained``.
+    command, settings and figures; for any other network its description. An existing card is kept, and so are files
+    that are not this library's, as with ``PyTorchModelHubMixin.save_pretrained``.
 
     Args:
         model: a network with a description, see `describe`; or the directory of a run or of a network.
@@ -45,7 +45,8 @@ def save_pretrained(
         The address of the commit if it was pushed, else None.
 
     Raises:
-        ValueError: the module has no description, or `load` fails; or as for `push_to_hub`.
+        ValueError: the module has no description, or `load` fails; the directory holds a run, a checkpoint, or a
+            network with a report, whose files would no longer belong together; or as for `push_to_hub`.
     """
     if push_to_hub_kwargs and not push_to_hub:
         raise ValueError(f"push_to_hub must be True with {next(iter(push_to_hub_kwargs))}, got False")
@@ -83,11 +84,12 @@ def from_pretrained(
     name = str(pretrained_model_name_or_path)
     if os.path.isdir(name):
         return load(name, model)
-    repo_id, _, wanted = name.removeprefix("hf://").partition("@") if is_address(name) else (name, "", "")
+    address = ADDRESS.fullmatch(name)
+    repo_id, wanted = (address[1], address[2]) if address else (name, None)
     if not re.fullmatch(f"{NAME}/{NAME}", repo_id):
         raise ValueError(f"network must be a directory, or user/name on the Hub, got {name!r}")
     how = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
-    found = downloaded(repo_id, revision=revision or wanted or None, local_files_only=local_files_only, **how)
+    found = downloaded(repo_id, revision=revision or wanted, local_files_only=local_files_only, **how)
     return load(found, model)
 
 
@@ -156,11 +158,16 @@ def _write(net: nn.Module, run: RunRecord | None, directory: Path, repo_id: str 
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"save_directory must be a directory, got the file {directory}")
     own = network_files(net)
+    others = [name for name in (RECORD, *recorded_sums(directory)) if name not in own and (directory / name).exists()]
+    if others:
+        raise ValueError(f"save_directory must be a directory of its own, got {directory}, which holds {others[0]}")
+    beside = card_figures(run)
+    if not (directory / CARD).exists():
+        beside[CARD] = model_card(net, run, repo_id).encode(errors="backslashreplace")
     if directory.exists():
         for name, data in (own | {SUMS: checksums(own)}).items():
             write_file(directory / name, data)
     else:
         write_directory(directory, own)
-    card = {} if (directory / CARD).exists() else {CARD: model_card(net, run, repo_id).encode()}
-    for name, data in (card_figures(run) | card).items():
+    for name, data in beside.items():
         write_file(directory / name, data)

@@ -93,6 +93,14 @@ def _text_of(sums: Mapping[str, str]) -> bytes:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
 
 
+def recorded_sums(directory: Path) -> dict[str, str]:
+    """The checksums that a directory records, by the names of the files; none where there is no record of them."""
+    if not (directory / SUMS).exists():
+        return {}
+    lines = read_file(directory / SUMS).decode(errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
 def check_sums(directory: Path, *names: str, are_needed: bool = True) -> None:
     """Raise ValueError for a file that differs from its checksum, or is missing.
 
@@ -104,8 +112,7 @@ def check_sums(directory: Path, *names: str, are_needed: bool = True) -> None:
         if are_needed:
             raise ValueError(f"{directory} must hold {SUMS}, got none: it has been deleted")
         return
-    text = read_file(directory / SUMS).decode(errors="replace")
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+    sums = recorded_sums(directory)
     if strange := next((name for name in sums if name != Path(name).name), None):
         raise ValueError(f"{directory / SUMS} must name files beside it, got {strange[:80]!r}")
     for name in names or sums:

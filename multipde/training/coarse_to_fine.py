@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multipde.conversions.convert import conversion
 from multipde.conversions.in_place import Optimizers, convert_
+from multipde.conversions.new_size import size_after
 from multipde.conversions.recalibration import recalibrate
 from multipde.mesh.modes import averaged
 from multipde.mesh.pyramid import resize_images
+from multipde.mesh.reparametrize import mesh_parametrizations
 from multipde.mesh.transfer import CALIBRATED, check_method
 from multipde.networks.cost import model_flops
 from multipde.networks.inputs import IMAGE_KEYS
-from multipde.networks.model_spec import find_spec
+from multipde.networks.model_spec import ModelSpec, check_whole, find_spec
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 
@@ -83,14 +86,30 @@ class CoarseToFine:
     def begin(self, model: nn.Module, optimizer: Optimizers = None, ema: nn.Module | None = None) -> None:
         """Take the network and what holds its parameters, as for `convert_`.
 
-        A network that carries its description is put on the mesh of the present level; its stencils stay.
+        A network that carries its description is put on the mesh of the present level; its stencils stay. Where a
+        checkpoint has put them there already, the network takes the description of that level.
+
+        Raises:
+            ValueError: the network cannot grow, as for `convert_`; or levels that another network has used are not
+                those of a checkpoint.
         """
         if self.method in CALIBRATED and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise ValueError(f"method must need no images with several processes, such as 'copy', got {self.method!r}")
-        self._held = model, optimizer, ema
-        spec = find_spec(averaged(model) or model)
+        if self._held is not None and self._held[0] is not model and (self.level or self.spent):
+            raise ValueError("levels must be those of one network, got another one; make a new CoarseToFine for it")
+        net = averaged(model) or model
+        check_whole(net)
+        spec = find_spec(net)
         if spec is not None and min(spec.image_sizes) != self.size:
-            convert_(model, optimizer=optimizer, ema=ema, factor=self.size / min(spec.image_sizes), method="copy")
+            factor = self.size / min(spec.image_sizes)
+            if _is_on_mesh(net, level := spec.on_mesh(size_after(spec, factor))):
+                for each in (net, *([] if ema is None else [averaged(ema) or ema])):
+                    each.multipde_spec = level  # pyright: ignore[reportArgumentType]
+            else:
+                convert_(model, optimizer=optimizer, ema=ema, factor=factor, method="copy")
+        if (following := next((s for s in self.sizes[self.level :] if s != self.size), None)) is not None:
+            conversion(model, factor=following / self.size, method="copy")(net)  # now, and not when the level is over
+        self._held = model, optimizer, ema
 
     def step(self, batch: Any) -> Any:
         """The batch with its images on the present level; before that, the next level begins if it is time.
@@ -129,7 +148,7 @@ class CoarseToFine:
         if not 0 <= state["level"] < len(self.sizes):
             raise ValueError(f"state must be that of one of {len(self.sizes)} levels, got level {state['level']}")
         self.level, self.spent, self.best = state["level"], state["spent"], state["best"]
-        self.moves, self._cost = list(state["moves"]), None
+        self.moves, self._cost, self._held = list(state["moves"]), None, None
 
     def _length(self) -> float:
         length = self.lengths[self.level]
@@ -166,6 +185,12 @@ class CoarseToFine:
             raise ValueError(f"images must be at least as large as the level, {size} pixels, got {tuple(axes)}")
         sides = [round(side * size / min(axes)) for side in axes]
         return images if sides == list(axes) else resize_images(images, sides)
+
+
+def _is_on_mesh(net: nn.Module, spec: ModelSpec) -> bool:
+    """Whether all stencils are on the mesh of a description, as those of a checkpoint are on that of its level."""
+    meshes = {p.mesh_size for p in mesh_parametrizations(net).values()}
+    return bool(meshes) and all(abs(h * s - 1) < 1e-9 for mesh in meshes for h, s in zip(mesh, spec.sizes, strict=True))
 
 
 def _images(batch: Any) -> Tensor:

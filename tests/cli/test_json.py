@@ -1,7 +1,9 @@
 """`--json` of every command that prints a table: one line of JSON on standard output, and the same numbers."""
 
 import json
+import sys
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,7 @@ from multipde import count_flops, load, num_weights
 from multipde.cli.bench import STUDIES
 from multipde.cli.commands import COMMANDS
 from multipde.cli.main import main
+from multipde.cli.resume import tell_result
 
 
 def printed(capsys, *arguments):
@@ -56,6 +59,30 @@ def test_train(capsys, place, tmp_path):
     small = ("--sizes", "8", "--epochs", "1", "--batch", "30", "--device", "cpu", "--run", tmp_path / "run", "--json")
     found = printed(capsys, "train", *data, *small)
     assert found == {"run": str(tmp_path / "run")} | json.loads((tmp_path / "run/result.json").read_text())
+
+
+@pytest.mark.usefixtures("without_report")
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_of_several_processes_one_prints_the_result(rank, lines, monkeypatch, capsys, tmp_path):
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    done = SimpleNamespace(directory=tmp_path, result={})
+    tell_result(done, SimpleNamespace(quiet=False, json=True, arch=None))
+    assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+@pytest.mark.usefixtures("without_report", "narrow_presets")
+def test_train_with_a_finish_at_all_sizes(capsys, place, tmp_path):
+    small = ("--sizes", "8", "--epochs", "1", "--batch", "30", "--device", "cpu", "--run", tmp_path / "run", "--json")
+    printed(capsys, "train", "--data", "folder", "--root", place / "data", *small, "--all-sizes", "4", "8")
+    assert (tmp_path / "run/all-sizes/sizes.json").exists()
+
+
+def test_a_comparison_that_cannot_be_printed_fails(place, tmp_path, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit, match="2"):
+            main(["compare", str(place / "run"), str(place / "run"), "--json", "--out", str(tmp_path / "page.html")])
 
 
 @pytest.mark.usefixtures("one_strength")

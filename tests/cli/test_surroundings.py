@@ -65,3 +65,11 @@ def test_a_working_directory_that_has_been_removed_is_told(monkeypatch, capsys):
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said == "multipde: working directory must exist, got one that has been removed; cd to another\n"
+
+
+@pytest.mark.parametrize(("words", "status"), [(["train", "--help"], 0), (["predict"], 2)])
+def test_the_parser_ends_well_without_standard_output(words, status, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == status

@@ -143,6 +143,15 @@ def test_programs_and_state_dicts_need_nothing_of_the_library(tmp_path):
     torch.testing.assert_close(found[1], other(Normalize.of(other.config)(grey.float())), rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_dict_may_have_any_name_but_that_of_a_module(tmp_path):
+    net = pde_net()
+    export(net, tmp_path / 'a\\Users"""x.pt', format="state_dict")
+    for name in ("torch.pt", "json.pt", "torch.safetensors"):
+        with pytest.raises(ValueError, match=f"out must not have the name of a module of Python, got {name}"):
+            export(net, tmp_path / name, format="state_dict")
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pt", ".py"]
+
+
 def test_a_network_of_torchvision_with_a_detail_leaves_as_the_library_has_it(tmp_path):
     spec = external_model("resnet18", size=8, classes=5, reference=8)
     net = with_detail(trained(spec.build()), 2)

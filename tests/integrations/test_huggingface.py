@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from multipde import CoarseToFine
+from multipde import CoarseToFine, NetworkConfig, PDENet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -37,17 +37,18 @@ class Classifier(nn.Module):
 DATA = [{"pixel_values": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
 
 
-def fit(place, steps, growing, checkpoint=None, parts=None, **options):
+def fit(place, steps, growing, checkpoint=None, parts=None, model=None, named=None, **options):
     import transformers
 
     from multipde.integrations.huggingface import GrowingNetwork
 
     torch.manual_seed(0)
-    model = Classifier()
+    model = model or Classifier()
     arguments = transformers.TrainingArguments(
         str(place), max_steps=steps, per_device_train_batch_size=10, save_steps=3, report_to=[], use_cpu=True,
         disable_tqdm=True, learning_rate=0.01, lr_scheduler_type="constant", logging_strategy="no",
         eval_strategy="steps" if "monitor" in options else "no", eval_steps=2, seed=1,
+        resume_from_checkpoint=named,
     )  # fmt: skip
     trainer = transformers.Trainer(
         model, arguments, train_dataset=DATA, eval_dataset=parts or DATA[:10],
@@ -83,6 +84,23 @@ def test_a_checkpoint_without_the_state_of_the_levels_is_refused(tmp_path):
         ValueError, match="levels must go on from step 6 as they were, got no .*b/checkpoint-6/coarse_to"
     ):
         fit(tmp_path / "b", 8, levels(), str(moved))
+
+
+def test_the_checkpoint_that_is_named_is_the_one_whose_levels_go_on(tmp_path):
+    fit(tmp_path / "a", 3, levels())
+    fit(tmp_path / "b", 3, CoarseToFine([(8, 1), (16, 4)], "steps"))  # an older one of the same name
+    named = str(tmp_path / "a/checkpoint-3")
+    assert fit(tmp_path / "b", 8, levels(), named, named=named).seen[0] == 8
+
+
+def test_the_network_inside_of_a_model_grows(tmp_path):
+    model, growing = Classifier(), levels()
+    model.net = PDENet(NetworkConfig("parabolic", (4, 6), 8, steps=1, size=16))
+    fit(tmp_path, 8, growing, model=model, network="net")
+    assert [move["to"] for move in growing.moves] == [16]
+    assert model.net.multipde_spec.size == 16
+    with pytest.raises(ValueError, match="network must name a module in Classifier, got 'body'"):
+        fit(tmp_path / "b", 8, levels(), network="body")
 
 
 def test_evaluations_of_other_images_are_not_asked_for_the_metric(tmp_path):

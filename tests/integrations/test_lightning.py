@@ -90,6 +90,20 @@ def test_a_metric_decides_and_validation_sees_the_level(tmp_path):
     assert all(abs(side) == 16 for side in module.seen[first:])
 
 
+def test_validation_outside_of_fit_changes_nothing(tmp_path):
+    import lightning.pytorch as pl
+
+    from multipde.integrations.lightning import GrowingNetwork
+
+    growing = CoarseToFine([(8, 1), (16, 1)], "reports", method="copy")
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        default_root_dir=tmp_path, callbacks=[GrowingNetwork(growing, "net", monitor="accuracy")],
+    )  # fmt: skip
+    trainer.validate(classifier(), loader(), verbose=False)
+    assert growing.best is None
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

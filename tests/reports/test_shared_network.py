@@ -13,6 +13,7 @@ from torch import nn
 
 from multipde import NetworkConfig, PDENet, convert, describe, from_pretrained, load, push_to_hub, save, save_pretrained
 from multipde.cli.main import main
+from tests.conftest import as_format_1
 from tests.storage.test_links import run as trained
 
 
@@ -89,6 +90,33 @@ def test_an_existing_directory_is_written_over_and_its_card_kept(net, tmp_path):
     assert (tmp_path / "net/README.md").read_text() == "mine\n"
     assert (tmp_path / "net/other.txt").exists()
     assert load(tmp_path / "net").config.size == 32
+
+
+def test_a_run_or_a_network_with_a_report_is_not_written_over(run, net, tmp_path):
+    own = shutil.copytree(run, tmp_path / "run")
+    converted = tmp_path / "converted"
+    main(["convert", str(run), "--size", "8", "--method", "copy", "--finish", "none", "--out", str(converted)])
+    for place, name in ((own, "run.json"), (converted, "report.json")):
+        before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        with pytest.raises(
+            ValueError, match=f"save_directory must be a directory of its own, got .*, which holds {name}"
+        ):
+            save_pretrained(net, place)
+        assert before == {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+def test_a_card_shows_no_place_and_the_network_that_was_trained(run, tmp_path):
+    place = shutil.copytree(run, tmp_path / "caf\udce9")
+    record = json.loads((as_format_1(place) / "run.json").read_text())
+    record["provenance"]["command"] = "/home/me/.venv/bin/multipde train --root /home/me/photos --init=/home/me/net"
+    record["data"] = "webdataset"
+    (place / "run.json").write_text(json.dumps(record))
+    save_pretrained(place, tmp_path / "shared")
+    card = (tmp_path / "shared/README.md").read_text()
+    assert "multipde train --root photos --init=net\n" in card
+    assert "/home/me" not in card
+    assert "datasets:" not in card
+    assert f"| size | {load(run).multipde_spec.size} |" in card
 
 
 def test_networks_go_to_the_hub_and_come_back(net, hub, tmp_path, capsys):

@@ -142,6 +142,57 @@ def test_bad_arguments_are_told_in_one_line(call, line):
     assert "\n" not in str(told.value)
 
 
+def test_the_state_of_the_network_may_come_before_begin():
+    """As Lightning does it: the checkpoint has put the stencils on the mesh of its level."""
+    parts, kept = batches(6), []
+    for _ in range(2):
+        net, optimizer, growing = objects(pde, method="calibrated")
+        if not kept:
+            growing.begin(net, optimizer)
+            go(net, optimizer, growing, parts[:2])
+            kept = copy.deepcopy([growing.state_dict(), net.state_dict(), optimizer.state_dict()])
+        else:
+            with pytest.warns(UserWarning, match="mesh size follows the state dict"):
+                net.load_state_dict(kept[1])
+            growing.load_state_dict(kept[0])
+            growing.begin(net, optimizer)
+            optimizer.load_state_dict(kept[2])
+        assert net.multipde_spec.size == 8
+        go(net, optimizer, growing, parts[2:])
+        kept.append(copy.deepcopy(net.state_dict()))
+    assert [move["to"] for move in growing.moves] == [16]
+    torch.testing.assert_close(kept[4], kept[3], rtol=0, atol=0)
+
+
+class Around(nn.Module):
+    """A module around a network."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_what_cannot_grow_is_refused_at_once():
+    net = plain()
+    net.forward = lambda x: nn.Sequential.forward(net, x)
+    for wrong, line in ((Around(pde()), "convert its .net and put it in its place"), (net, "forward")):
+        growing = CoarseToFine([(8, 1), (16, 1)], "steps")
+        with pytest.raises(ValueError, match=line):
+            growing.begin(wrong)
+
+
+def test_levels_serve_one_network():
+    net, optimizer, growing = objects(pde)
+    growing.begin(net, optimizer)
+    go(net, optimizer, growing, batches(5))
+    growing.begin(net, optimizer)
+    with pytest.raises(ValueError, match="levels must be those of one network, got another one; make a new CoarseT"):
+        growing.begin(pde())
+
+
 def begun():
     growing = CoarseToFine([(8, 1)], "steps")
     growing.begin(plain())

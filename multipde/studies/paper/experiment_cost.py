@@ -8,7 +8,7 @@ from pathlib import Path
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 from multipde.runtime.device import Compute
-from multipde.runtime.table import Table, table_of
+from multipde.runtime.table import Row
 from multipde.storage.run_directory import RESULT
 from multipde.studies.bench.timing import alternated, random_images, step_of
 from multipde.studies.paper.recipes import BATCH, RECIPES, PaperBudget, Training
@@ -20,15 +20,15 @@ COLUMNS = """name: {name} | sizes: {sizes} | epochs: {epochs:.4g} | TFLOPs: {wor
 REPEATS = 3
 
 
-def cost_table(
+def cost_rows(
     trainings: Sequence[Training],
     nums: Mapping[str, int],
     budget: PaperBudget,
     compute: Compute,
     compile: bool,
     directory: Path,
-) -> Table:
-    """A line per training, with its work and the minutes that follow from a measured step of its network.
+) -> list[Row]:
+    """A row per training, with its work and the minutes that follow from a measured step of its network.
 
     The minutes are those of the training steps, without validation; a step of the full size is measured, and small
     images take somewhat longer for the same work. A finished training costs nothing.
@@ -52,7 +52,7 @@ def cost_table(
         }
         row["share"] = work / (RECIPES[training.data].epochs * training.epoch_flops(num))
         rows.append(row)
-    return table_of(rows, COLUMNS)
+    return rows
 
 
 def training_flops(training: Training, budget: PaperBudget, num: int) -> float:

@@ -18,7 +18,8 @@ from multipde.networks.inputs import Normalize
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import Row, Table, table_of
-from multipde.studies.paper.experiment_cost import cost_table
+from multipde.studies.paper.experiment_cost import COLUMNS as COST
+from multipde.studies.paper.experiment_cost import cost_rows
 from multipde.studies.paper.paper_figures import FIGURES
 from multipde.studies.paper.recipes import (
     DYNAMICS,
@@ -106,7 +107,7 @@ def reproduce(
             on two cores with bf16, ``"smoke"`` for a minute or two; or the work of each training, ``"30TFLOPs"``, of
             which the paper's recipe takes no more than the paper did.
         epochs: largest number of epochs of a training with the paper's recipe; None for that of the budget.
-        plan: only print what the trainings cost.
+        plan: only measure and print what the trainings cost.
         run_dir: directory of the trainings, in a folder per budget; one that was interrupted is continued.
         out: directory of rows and figure; None for the folder of the budget in run_dir.
         seed: seed of weights, validation split, augmentation and of the images that are shown.
@@ -116,7 +117,8 @@ def reproduce(
 
     Returns:
         A row per training with accuracy and loss on the test images, number of epochs, and validation accuracy of every
-        epoch; for fig3 also the confusion matrix, for fig1 the probabilities for the images that are shown.
+        epoch; for fig3 also the confusion matrix, for fig1 the probabilities for the images that are shown. With
+        ``plan`` a row per training with its work and minutes.
 
     Raises:
         ValueError: experiment, budget, data set or dynamics is unknown, epochs is not positive, or data are missing.
@@ -151,10 +153,10 @@ def reproduce(
     trainings += partial_trainings(names, recipe, networks) if experiment in ("fig2", "fig3") else []
     nums = {name: len(sets[name].images.train) for name in names}
     if not study.log.quiet or plan:
-        cost = cost_table(trainings, nums, limits, compute, compile, where)
-        study.log.table(cost, f"{experiment}, recipe {recipe}, budget {folder}: cost")
-    if plan:
-        return []
+        cost = cost_rows(trainings, nums, limits, compute, compile, where)
+        study.log.table(table_of(cost, COST), f"{experiment}, recipe {recipe}, budget {folder}: cost")
+        if plan:
+            return cost
     for training in trainings:
         images, num = sets[training.data].images, nums[training.data]
         study.log.say(f"{training.name}:")
