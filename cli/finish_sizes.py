@@ -1,6 +1,6 @@
 """The options ``--all-sizes`` and ``--finish-share`` of ``multipde train``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,9 @@ from typing import Any
 FINISH_SHARE = 0.125
 
 
-def check_sizes_option(given: Any, network: Any) -> None:
-    """Raise ValueError, before any training, for sizes that the network cannot have; ``given`` are the options."""
+def check_sizes_option(given: Any) -> None:
+    """Raise ValueError, before any training, for options that do not go together."""
     from multipde.networks.all_sizes import check_sizes
-    from multipde.networks.cost import count_flops
     from multipde.reports.sizes_of_run import check_share
     from multipde.runtime.launch import num_launched
 
@@ -26,7 +25,13 @@ def check_sizes_option(given: Any, network: Any) -> None:
             f"all_sizes must be left out with several processes, got {num_launched()}; "
             "type multipde convert RUN --sizes N ... --out DIR afterwards"
         )
-    for size in given.all_sizes:
+
+
+def check_sizes_of(network: Any, sizes: Iterable[int]) -> None:
+    """Raise ValueError for sizes that the network cannot have."""
+    from multipde.networks.cost import count_flops
+
+    for size in sizes:
         count_flops(network.for_images(size))
 
 

@@ -40,9 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (RuntimeError, MemoryError, ImportError) as error:
         from multipde.data.worker_failure import failure_text
 
-        if _is_lost(error):
-            _fail("processes must all run until the end, got one that has ended", 2)
-        if line := failure_text(str(error)):
+        if line := _lost_text(str(error)) or failure_text(str(error)):
             _fail(line, 2)
         if not _is_memory(error):
             raise
@@ -80,8 +78,13 @@ def _flush() -> OSError | None:
     return None
 
 
-def _is_lost(error: Exception) -> bool:
-    return num_launched() > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection closed"))
+def _lost_text(error: str) -> str:
+    """The line for processes that have lost each other; none for another error."""
+    if num_launched() == 1 or not any(text in error for text in ("gloo", "NCCL", "Connection closed")):
+        return ""
+    if any(text in error for text in ("Connection closed", "reset by peer", "Broken pipe")):
+        return "processes must all run until the end, got one that has ended"
+    return f"processes must reach each other, got: {' '.join(error.split())[:300]}"
 
 
 def _is_memory(error: Exception) -> bool:

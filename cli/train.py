@@ -9,7 +9,7 @@ from typing import Any, Literal
 import tyro
 
 from multipde.cli.fine_tuning import FineTuningOptions
-from multipde.cli.finish_sizes import FINISH_SHARE, check_sizes_option, finish_sizes, naming_sizes
+from multipde.cli.finish_sizes import FINISH_SHARE, check_sizes_of, check_sizes_option, finish_sizes, naming_sizes
 from multipde.cli.options import (
     AmpName,
     DataName,
@@ -210,6 +210,7 @@ class Train(FineTuningOptions, DataOptions):
         from multipde.training.schedule import Schedule, levels_from_lists
         from multipde.training.start import read_start, starting_network
 
+        check_sizes_option(self)
         loss, is_restarted = None if self.loss is None else imported_loss(self.loss), goes_on(self.run)
         if is_restarted or self.resume or self.extend:
             is_extended = is_restarted and is_unfinished(self.run or Path())
@@ -250,7 +251,7 @@ class Train(FineTuningOptions, DataOptions):
             standardize=self.standardize,
             normalize=self.normalize,
         )
-        check_sizes_option(self, config)
+        check_sizes_of(config, self.all_sizes)
         with naming_sizes(self), nullcontext(self.run) if self.run else free_directory(self.data, config.label) as run:
             return train(
                 config,

@@ -20,6 +20,9 @@ from multipde.runtime.launch import num_launched
 
 T = TypeVar("T")
 
+PATIENCE = timedelta(days=1)
+"""Time that processes wait for one that works alone, such as rank zero while it copies a stream or sums up files."""
+
 REPORT_TIMEOUT = timedelta(seconds=10)
 """Time that a failing process waits to learn whether another one has already reported an error."""
 
@@ -38,7 +41,7 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(_local_rank())
     store = fresh_store()
     where = {} if store is None else {"store": store, "rank": int(os.environ["RANK"]), "world_size": num_launched()}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", **where)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=PATIENCE, **where)
     yield
     gc.collect()  # a model in a reference cycle would keep the group and its threads alive until the interpreter exits
     dist.destroy_process_group()
@@ -87,7 +90,7 @@ def check_batch(batch: int, num: int) -> None:
         fitting, fewer = max(1, batch // num) * num, max(n for n in range(1, num) if batch % n == 0)
         raise ValueError(
             f"batch must be a multiple of the number of processes ({num}), got {batch}; "
-            f"type --batch {fitting}, or start {fewer}"
+            f"start {fewer}, or type --batch {fitting} for a new run"
         )
 
 
@@ -127,6 +130,14 @@ def largest(*values: int) -> tuple[int, ...]:
     agreed = torch.tensor(values)
     dist.all_reduce(agreed, dist.ReduceOp.MAX)
     return tuple(agreed.tolist())
+
+
+def over_processes(value: T) -> list[T]:
+    """The values of all processes, by their ranks."""
+    found: list[Any] = [value] * num_processes()
+    if num_processes() > 1:
+        dist.all_gather_object(found, value)
+    return found
 
 
 def on_rank_zero(call: Callable[[], T]) -> T:

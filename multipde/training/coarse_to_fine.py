@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from multipde.conversions.convert import conversion
@@ -18,6 +17,7 @@ from multipde.mesh.transfer import CALIBRATED, check_method
 from multipde.networks.cost import model_flops
 from multipde.networks.inputs import IMAGE_KEYS
 from multipde.networks.model_spec import ModelSpec, check_whole, find_spec
+from multipde.runtime.processes import num_processes, over_processes
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 
@@ -93,7 +93,7 @@ class CoarseToFine:
             ValueError: the network cannot grow, as for `convert_`; or levels that another network has used are not
                 those of a checkpoint.
         """
-        if self.method in CALIBRATED and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if self.method in CALIBRATED and num_processes() > 1:
             raise ValueError(f"method must need no images with several processes, such as 'copy', got {self.method!r}")
         if self._held is not None and self._held[0] is not model and (self.level or self.spent):
             raise ValueError("levels must be those of one network, got another one; make a new CoarseToFine for it")
@@ -130,8 +130,12 @@ class CoarseToFine:
         return _with_images(batch, self._at(_images(batch), self.size))
 
     def report(self, metric: float) -> None:
-        """Tell a metric that should grow, such as validation accuracy; only the unit ``"reports"`` looks at it."""
+        """Tell a metric that should grow, such as validation accuracy; only the unit ``"reports"`` looks at it.
+
+        Several processes must all tell theirs, and the mean counts, so that all of them grow at the same time.
+        """
         if self.unit == "reports":
+            metric = sum(told := over_processes(float(metric))) / len(told)
             is_better = self.best is None or metric > self.best
             self.best, self.spent = (metric, 0.0) if is_better else (self.best, self.spent + 1)
 

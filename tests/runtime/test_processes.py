@@ -94,6 +94,7 @@ def test_processes_agree(both):
     assert (first["processes"], first["sum"], first["mean"], first["largest"]) == (2, 3, 1.5, [1, 3])
     assert (first["writer"], first["taken"]) == ({"rank": 0}, 0)
     assert first["epochs"] >= 2
+    assert first["best"] == 0.5  # of the metrics 0 and 1
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,8 @@ def test_processes_agree(both):
     [
         ("told", "FileExistsError: found by 0"),
         ("taken directory", "FileExistsError: directory must be new or empty, got .*; type --resume to go on with"),
-        ("uneven", r"ValueError: batch must be a multiple of the number of processes \(2\), got 125; type --batch 124"),
-        ("uneven training", r"ValueError: batch must be a multiple .* \(2\), got 25; type --batch 24"),
+        ("uneven", r"ValueError: batch must be a multiple of the .* \(2\), got 125; start 1, or type --batch 124 for"),
+        ("uneven training", r"ValueError: batch must be a multiple .* \(2\), got 25; start 1, or type --batch 24"),
         (
             "devices",
             r"ValueError: processes must be at most as many as devices \(1\), got 2; start 1, or type --device cpu",
@@ -153,6 +154,24 @@ def test_a_process_that_has_gone_is_told_in_a_line(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         main(["train"])
     assert capsys.readouterr().err == "multipde: processes must all run until the end, got one that has ended\n"
+
+
+def test_what_processes_say_of_each_other_is_told_in_a_line(capsys, monkeypatch):
+    def run_command(self, typed):
+        raise RuntimeError("NCCL error: invalid usage\nDuplicate GPU detected : rank 0 and rank 1")
+
+    monkeypatch.setattr(Train, "run_command", run_command)
+    launch(monkeypatch, 0)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train"])
+    said = "processes must reach each other, got: NCCL error: invalid usage Duplicate GPU detected : rank 0 and rank 1"
+    assert capsys.readouterr().err == f"multipde: {said}\n"
+
+
+def test_a_finish_by_several_processes_is_refused_before_anything_is_trained(monkeypatch, tmp_path):
+    launch(monkeypatch, 0)
+    with pytest.raises(ValueError, match="all_sizes must be left out with several processes, got 2; type multipde co"):
+        Train(run=tmp_path, resume=True, all_sizes=(8, 16))._trained(())
 
 
 def test_a_process_that_is_alone_tells_and_joins_nobody(monkeypatch):

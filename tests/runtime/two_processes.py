@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from multipde import Level, NetworkConfig, PDENet, Schedule, TrainSettings, recalibrate, resume, train
+from multipde import CoarseToFine, Level, NetworkConfig, PDENet, Schedule, TrainSettings, recalibrate, resume, train
 from multipde.cli.main import main as command
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import (
@@ -186,6 +186,13 @@ def without_saving(directory: Path) -> None:
         Trainer._write_checkpoint = original
 
 
+def best_of_both() -> float | None:
+    """The metric by which levels are as long as it grows, where each process has its own."""
+    growing = CoarseToFine([(4, 1), (8, 1)], "reports", method="copy")
+    growing.report(float(rank()))
+    return growing.best
+
+
 def more_than_devices(device: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -216,6 +223,7 @@ def main(out: Path) -> None:
             "devices": error_of(lambda: more_than_devices("cuda")),
             "one device": error_of(lambda: more_than_devices("cuda:0")),
             "metal": error_of(lambda: own_device(torch.device("mps"))),
+            "best": best_of_both(),
         }
         for kind in KINDS:
             torch.save(steps(kind), out / f"{kind}-{rank()}.pt")
