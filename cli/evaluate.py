@@ -91,9 +91,7 @@ class Evaluate(DataOptions):
 
     def _check_given(self) -> None:
         """Raise ValueError for an option of the other kind of evaluation."""
-        others = {"sizes": None, "method": ("copy",), "amp": "off", "views": 1}
-        others = others if self.robustness else {"by": "checkpoint", "out": None, "plot": None}
-        for name, default in others.items():
-            if getattr(self, name) != default:
+        for name in ("sizes", "method", "amp", "views") if self.robustness else ("by", "out", "plot"):
+            if getattr(self, name) != getattr(Evaluate, name):
                 rule = "be left out with" if self.robustness else "come with"
                 raise ValueError(f"{name} must {rule} --robustness, got --{name}")

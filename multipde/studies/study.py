@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,11 +55,15 @@ class Study:
         rows = matching([{**(earlier or {}), **row} for row in found], **shared)
         self.rows = [row for row in rows if row.keys() >= set(keys)]
 
+    def missing(self, tasks: Iterable[Task]) -> list[Task]:
+        """The tasks that have no row yet, each once."""
+        done = {self._task(row) for row in self.rows}
+        return [task for task in dict.fromkeys(tasks) if task not in done]
+
     def left(self, tasks: Iterable[Task], noun: str) -> list[Task]:
         """The tasks that have no row yet, each once; prints how many there are, with ``noun`` in the plural."""
         wanted = list(dict.fromkeys(tasks))
-        done = {self._task(row) for row in self.rows}
-        left = [task for task in wanted if task not in done]
+        left = self.missing(wanted)
         if self.file is not None:
             self.log.say(f"{len(wanted) - len(left)} of {len(wanted)} {noun} are in {self.file}; {len(left)} to do")
         return left
@@ -109,6 +113,13 @@ class Study:
         if written:
             self.log.say(", ".join(written))
         return self.rows
+
+
+def check_names(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise ValueError for the first name that is not known."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{what} must be among {', '.join(known)}, got {name!r}")
 
 
 def matching(rows: Iterable[RowType], **values: Any) -> list[RowType]:

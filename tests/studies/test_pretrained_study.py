@@ -8,6 +8,7 @@ import torch
 from multipde import num_weights
 from multipde.networks.cost import count_flops
 from multipde.networks.external import ExternalModel
+from multipde.runtime.console import Log
 from multipde.storage.tensors import MODEL
 from multipde.studies.bench import pretrained_study as study
 from multipde.studies.bench.plain_networks import half_resnet18_model, small_resnet18_model
@@ -76,4 +77,14 @@ def test_all_arms_do_the_same_work_and_a_row_is_not_measured_again(tmp_path, mon
 def test_wrong_arguments_are_one_line(wrong, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         study.pretrained_study(OPTIONS, tmp_path / "rows.jsonl", pretrain=OPTIONS, **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_are_told_before_anything_else(tmp_path, capsys):
+    wanted = {"run_dir": tmp_path / "runs", "log": Log(needed=True)}
+    for name, sources in (("pretrain", (OPTIONS, ("folder", {"root": tmp_path / "pretrain"}))),
+                          ("data", (("folder", {"root": tmp_path / "data"}), OPTIONS))):  # fmt: skip
+        with pytest.raises(ValueError, match=f"root must be a directory, got {tmp_path / name}"):
+            study.pretrained_study(sources[0], tmp_path / "rows.jsonl", pretrain=sources[1], **wanted)
+    assert capsys.readouterr().out == ""
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from multipde import Schedule, preset
 from multipde.networks.dynamics import DYNAMICS
 from multipde.studies.bench.airbench import PUBLISHED
 from multipde.studies.bench.equal_work import checked_budget
-from multipde.studies.bench.transfer_arms import ALL, ARMS, IDEAS, RIVALS, arm_of
+from multipde.studies.bench.transfer_arms import ALL, ARMS, IDEAS, RIVALS
 from multipde.studies.bench.transfer_figure import LEAST_SHOWN, accuracy_against_work
 from multipde.studies.bench.transfer_study import transfer_study
 from multipde.studies.bench.transfer_tables import tables, work_to_reach
@@ -32,7 +32,7 @@ def test_every_arm_has_the_same_work(arm, dynamics, budget):
     fine = Schedule(Task("fine only", dynamics, budget).levels(network), network).work()
     work = Schedule(Task(arm, dynamics, budget).levels(network), network).work()
     assert sum(work) == pytest.approx(sum(fine), rel=0.02)
-    assert sum(part.share for part in arm_of(arm).parts) == pytest.approx(1)
+    assert sum(part.share for part in ALL[arm].parts) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_every_arm_and_rival_has_the_work_of_a_budget_in_flops(arm, recipe):
     """Counted apart from `Task`, with the products of the optimizer."""
     network = preset("cifar10-hamiltonian")
     (task,) = tasks_of([arm], ["hamiltonian"], "60TFLOPs", [0], [recipe])
-    assert (task.recipe == "own") == arm_of(arm).own_recipe
+    assert (task.recipe == "own") == ALL[arm].own_recipe
     plan = Schedule(task.levels(network, 40_000), task.network(network))
     extra = 0.0
     if task.settings.get("optimizer") == "muon":

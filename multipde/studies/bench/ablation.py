@@ -13,7 +13,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.table import Row, Table
 from multipde.studies.bench.equal_work import LEVEL_FIELDS, Budget, budget_text, checked_budget, levels_of_work
 from multipde.studies.bench.transfer_arms import COPY, Arm, Part
-from multipde.studies.study import Study, matching, mean_and_spread
+from multipde.studies.study import Study, check_names, matching, mean_and_spread
 from multipde.studies.trainings import add_trainings, measured_training, num_training_images, threads_of
 from multipde.training.optimizers import WEIGHT_DECAY
 from multipde.training.recipe import PLAIN, recipe_values
@@ -113,21 +113,8 @@ def ablation_study(
     compile: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Train the Hamiltonian network on meshes of at most half the size with each ingredient left out or added.
-
-    Args:
-        data: name for `load_data`, and its options.
-        out: file of rows; a training with a row is not repeated.
-        size: side of the images in pixels; the meshes have a quarter and a half of it.
-        variants: train only these, see `VARIANTS`; None for all.
-        budget: work of every training, as in `transfer_study`.
-        run_dir: directory of the trainings; one that was interrupted is continued.
-        workers: number of simultaneous trainings, each with its share of the CPU cores.
-        compile: use compiled kernels, see `compile_layers`.
-    """
-    for name in variants or ():
-        if name not in VARIANTS:
-            raise ValueError(f"variants must be among {', '.join(VARIANTS)}, got {name!r}")
+    """Train the Hamiltonian network on meshes of at most half the size with each ingredient left out or added."""
+    check_names("variants", variants or (), VARIANTS)
     threads, budget = threads_of(workers), checked_budget(budget)
     base = default_network(data[0], size=size).on_mesh(size)
     for variant in VARIANTS.values():  # a size that the network cannot have is refused before anything is trained

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multipde.networks.external import external_model
+from multipde.networks.external import describe, external_model
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,6 @@ class Architecture:
         fields = {"size": self.size, "classes": self.classes, "in_channels": self.in_channels, "dim": self.dim}
         if make is None:
             return external_model(self.name, **fields).build().eval()
-        from multipde.networks.external import describe
-
         return describe(make(self.classes), **fields).eval()  # pyright: ignore[reportArgumentType]
 
 
@@ -79,28 +78,19 @@ class DilatedAudioNet(nn.Module):
         return self.classifier(y.mean(-1))
 
 
-def _segmentation(name: str) -> Callable[[int], nn.Module]:
+def _torchvision(name: str, **options: Any) -> Callable[[int], nn.Module]:
     def make(classes: int) -> nn.Module:
         from torchvision import models
 
-        return models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
-
-    return make
-
-
-def _video(name: str) -> Callable[[int], nn.Module]:
-    def make(classes: int) -> nn.Module:
-        from torchvision import models
-
-        return models.get_model(name, weights=None, num_classes=classes)
+        return models.get_model(name, weights=None, num_classes=classes, **options)
 
     return make
 
 
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 FACTORIES: dict[str, Callable[[int], nn.Module]] = {
-    **{name: _segmentation(name) for name in SEGMENTATION},
-    **{name: _video(name) for name in ("r3d_18", "mc3_18")},
+    **{name: _torchvision(name, weights_backbone=None) for name in SEGMENTATION},
+    **{name: _torchvision(name) for name in ("r3d_18", "mc3_18")},
     "audio M5": AudioNet,
     "audio, 9 taps": lambda classes: AudioNet(classes, first=9, width=9),
     "audio, dilated": DilatedAudioNet,

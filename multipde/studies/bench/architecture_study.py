@@ -19,11 +19,13 @@ from multipde.mesh.transfer import CALIBRATED, METHODS
 from multipde.networks.input_size import can_resize, check_input_size
 from multipde.networks.model_spec import reparametrize_for, spec_of
 from multipde.runtime.console import Log
+from multipde.runtime.device import choose_device
 from multipde.runtime.table import Row, Table
 from multipde.studies.bench.architecture_list import ARCHITECTURES, Architecture
 from multipde.studies.study import Study
 
 ALL_METHODS = (*METHODS, *CALIBRATED)
+OPERATIONS = ("reparametrize", "set_mesh_size", "state_dict", "bake", *ALL_METHODS)
 ROUNDING = 1e-3
 """Largest difference of outputs over the largest output that counts as rounding in float32, through a hundred layers
 with random weights."""
@@ -32,18 +34,11 @@ with random weights."""
 def architectures_study(
     out: Path | None = None, *, arch: Sequence[str] | None = None, device: str = "auto", log: Log | None = None
 ) -> list[dict[str, Any]]:
-    """Try 40 networks with random weights: reparametrize, set the mesh size, convert by every method, bake and save.
-
-    Args:
-        out: file to which the rows are appended; networks that have a row already are not tried again. None for none.
-        arch: names of the list; all if left out.
-    """
+    """Try 40 networks with random weights: reparametrize, set the mesh size, convert by every method, bake and save."""
     known = {each.name: each for each in ARCHITECTURES}
     if missing := [name for name in arch or () if name not in known]:
         raise ValueError(f"arch must name networks of the list ({', '.join(known)}), got {missing[0]!r}")
     study = Study(out, {"study": "architectures"}, ("arch",), log=log)
-    from multipde.runtime.device import choose_device
-
     on = choose_device(device)
     with study.log.progress(len(arch or known)) as advance:
         for (name,) in study.left([(name,) for name in arch or known], "networks"):
@@ -86,7 +81,7 @@ def _input_size(net: nn.Module, entry: Architecture) -> str:
 
 def _on_a_mesh(net: nn.Module, placed: nn.Module, x: Tensor, entry: Architecture) -> dict[str, Any]:
     """What becomes of the outputs and of the state dict on a mesh, on another mesh and back, and baked."""
-    before, found = _scores(net, x), {}
+    before = _scores(net, x)
 
     def reparametrized() -> float:
         reparametrize_for(placed, spec_of(placed))
@@ -109,14 +104,8 @@ def _on_a_mesh(net: nn.Module, placed: nn.Module, x: Tensor, entry: Architecture
         net.load_state_dict(bake(copied(placed)).state_dict(), strict=True)
         return _difference(_scores(net, x), before)
 
-    for name, step in {
-        "reparametrize": reparametrized,
-        "set_mesh_size": moved,
-        "state_dict": stored,
-        "bake": baked,
-    }.items():
-        found[name] = _refusal(step)
-    return found
+    steps = {"reparametrize": reparametrized, "set_mesh_size": moved, "state_dict": stored, "bake": baked}
+    return {name: _refusal(step) for name, step in steps.items()}
 
 
 def _converted(net: nn.Module, entry: Architecture, method: str, finer: Tensor, images: dict[int, Tensor]) -> None:
@@ -155,9 +144,8 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 def summary(row: Row) -> str:
     """One line for a row: what was done, or what was refused."""
-    names = ("reparametrize", "set_mesh_size", "state_dict", "bake", *ALL_METHODS)
     refused = {}
-    for name in names:
+    for name in OPERATIONS:
         if row[name] != "ok":
             refused.setdefault(row[name], name)
     return f"{row['arch']}: {row['stencils']} stencils" + "".join(f"; {name}: {why}" for why, name in refused.items())
@@ -170,7 +158,7 @@ def architectures_table(rows: Sequence[Row]) -> Table:
         line = {"name": str(row["arch"]), "kind": row["kind"], "stencils": str(row["stencils"])}
         size = row["input_size"]
         line["size"] = size if size in ("any", "resized") else "fixed"
-        for name in ("reparametrize", "set_mesh_size", "state_dict", "bake", *ALL_METHODS):
+        for name in OPERATIONS:
             line[name] = "+" if row[name] == "ok" else "-"
         table.append(line | {"s": f"{row['seconds']:.1f}"})
     return table

@@ -56,9 +56,6 @@ def growth_study(
     Times are medians of alternated calls. Memory is that of the tensors alive at the same time, without weights and
     stencils. memcnn's block is measured beside hamiltonian where it is installed. On a processor the number of threads
     changes, too, up to that of the cores on which this process may run.
-
-    Args:
-        out: file to which the rows are appended, and beside which the figure is written; None for none.
     """
     compute = Compute.of(device, amp)
     study = Study(out, {"study": "growth"}, ("dynamics", "varied", "value", "memory"), anew=True, log=log)

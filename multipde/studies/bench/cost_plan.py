@@ -1,27 +1,24 @@
 """``multipde bench plan``: what a training on ImageNet costs on many GPUs, from parts that are measured here."""
 
-import io
 import math
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multipde.data.shapes import FINE_SIZE, render_shapes
-from multipde.data.shards import read_shards
 from multipde.mesh.pyramid import prolong_images
 from multipde.networks.cost import count_flops, num_weights
 from multipde.networks.external import external_model
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
-from multipde.storage.shard_writer import shard_bytes
+from multipde.studies.bench.input import write_jpegs, write_shards
 from multipde.studies.bench.timing import alternated, random_images
 from multipde.studies.study import Study
 from multipde.training.checkpoint import write_checkpoint
@@ -143,16 +140,8 @@ def plan_study(
     many epochs at coarse sizes, or batches as large as those of many GPUs, reach the same accuracy, has to be trained.
 
     Args:
-        arch: the network, see `external_model`.
-        sizes, epochs: levels of the training from coarse to fine.
-        gpus: numbers of GPUs.
-        batch: images per GPU and step.
-        tflops: sustained rate of a GPU in TFLOP/s; None for the measured one where the device is a GPU, else `TFLOPS`.
-        bandwidth: GB/s that every GPU sends to others.
-        cores: cores per GPU that decode images.
         measured_batch: images of the step that is measured.
         measured_images: images of the shards whose decoding is measured.
-        out: file to which the rows are appended; None for none.
 
     Raises:
         ValueError: a number is not positive, or sizes and epochs differ in length.
@@ -178,8 +167,8 @@ def plan_study(
     own = measured_batch * flops[finest] / seconds[finest]
     rate, source = (own, where) if tflops is None and is_gpu else ((tflops or TFLOPS) * 1e12, "assumed, --tflops")
 
-    def part(what: str, value: float, unit: str, how: str, size: int | None = None) -> None:
-        study.add(what, size, None, value=value, unit=unit, how=how)
+    def part(what: str, value: float, unit: str, how: str, size: int | None = None, gpus: int | None = None) -> None:
+        study.add(what, size, gpus, value=value, unit=unit, how=how)
 
     for size in specs:
         taken, here = rate / flops[size], measured_batch * flops[size] / seconds[size]
@@ -197,9 +186,7 @@ def plan_study(
     part("gradients", 4 * num_weights(net) / 1e6, "MB", "computed: 4 bytes per weight")
     for num in gpus:
         sent = 2 * (num - 1) / num * 4 * num_weights(net) / 1e6
-        study.add(
-            "all-reduce per step and GPU", None, num, value=sent, unit="MB", how="computed: 2 (n - 1) / n x gradients"
-        )
+        part("all-reduce per step and GPU", sent, "MB", "computed: 2 (n - 1) / n x gradients", gpus=num)
     part("checkpoint", checkpoint_bytes / 1e6, "MB", "measured here")
     part("writing a checkpoint", checkpoint_seconds, "s", "measured here, with fsync")
     rates = Rates(flops, rate, images, cores, 4 * num_weights(net), bandwidth * 1e9, checkpoint_seconds, batch)
@@ -228,39 +215,23 @@ def _step_seconds(nets: dict[int, nn.Module], batch: int, compute: Compute, repe
     calls = {size: call(size) for size in nets}
     if compute.device.type != "cpu":
         return alternated(calls, repeats, compute.device)
-    return {size: value / torch.get_num_threads() for size, value in _processor_seconds(calls, repeats).items()}
-
-
-def _processor_seconds(calls: Mapping[int, Callable[[], Any]], repeats: int) -> dict[int, float]:
-    """Median seconds of processor time of each call, all threads together, after one to warm up."""
-    found: dict[int, list[float]] = {size: [] for size in calls}
-    for turn in range(repeats + 1):
-        for size, call in calls.items():
-            started = time.process_time()
-            call()
-            found[size] += [time.process_time() - started] * (turn > 0)
-    return {size: statistics.median(values) for size, values in found.items()}
+    seconds = alternated(calls, repeats, compute.device, clock=time.process_time)  # of all threads together
+    return {size: value / torch.get_num_threads() for size, value in seconds.items()}
 
 
 def _decoded_per_second(sizes: Sequence[int], num: int, repeats: int) -> tuple[dict[int, float], float]:
     """Images per second of processor time that are decoded from a shard of JPEG files, and their kilobytes."""
-    from PIL import Image
-
     pictures, labels = render_shapes(num, FINE_SIZE)
     noise = torch.Generator().manual_seed(0)
+
+    def enlarged(picture: Tensor) -> Tensor:
+        large = prolong_images(picture[None].float(), PICTURE[1], order=1)[0, :, : PICTURE[0]]
+        return (large + GRAIN * torch.randn(large.shape, generator=noise)).clamp(0, 255).to(torch.uint8)
+
     with tempfile.TemporaryDirectory() as directory:
-        paths = [Path(directory) / f"{i}.jpg" for i in range(num)]
-        for path, picture in zip(paths, pictures, strict=True):
-            large = prolong_images(picture[None].float(), PICTURE[1], order=1)[0, :, : PICTURE[0]]
-            large = (large + GRAIN * torch.randn(large.shape, generator=noise)).clamp(0, 255).to(torch.uint8)
-            made = io.BytesIO()
-            Image.fromarray(large.permute(1, 2, 0).numpy()).save(made, "JPEG", quality=90)
-            path.write_bytes(made.getvalue())
+        paths = write_jpegs(map(enlarged, pictures), Path(directory))
         kilobytes = sum(path.stat().st_size for path in paths) / num / 1e3
-        shard = Path(directory) / "train-000000.tar"
-        shard.write_bytes(shard_bytes(list(zip(paths, labels.tolist(), strict=True)), 0))
-        images, cpu = read_shards([shard]), torch.device("cpu")
-        images.num_workers = 0
+        images, cpu = write_shards(paths, labels, Path(directory)), torch.device("cpu")
 
         def call(size: int) -> Any:
             return lambda: sum(1 for _ in images.batches([(size, torch.arange(num))], cpu))
@@ -268,7 +239,7 @@ def _decoded_per_second(sizes: Sequence[int], num: int, repeats: int) -> tuple[d
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in the processes that decode for a training
         try:
-            seconds = _processor_seconds({size: call(size) for size in sizes}, repeats)
+            seconds = alternated({size: call(size) for size in sizes}, repeats, cpu, clock=time.process_time)
         finally:
             torch.set_num_threads(threads)
     return {size: num / value for size, value in seconds.items()}, kilobytes

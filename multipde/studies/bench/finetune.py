@@ -52,9 +52,6 @@ def finetune_study(
     """Convert a checkpoint, train it on more and more images, and compare with a network trained at that size.
 
     Args:
-        checkpoint: a run, or a network that `save` wrote.
-        data: source and options for `load_data`.
-        out: file of rows; a measurement with a row is not repeated. The figure is written to the same directory.
         recalibration: numbers of images on which only BatchNorm is recalibrated.
         epochs, scratch: numbers of epochs of fine-tuning, and of the training from random weights.
     """

@@ -20,7 +20,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import Table
 from multipde.storage.stored_network import load, network_checksum
-from multipde.studies.study import Row, Study, matching, mean_and_spread
+from multipde.studies.study import Row, Study, check_names, matching, mean_and_spread
 from multipde.training.budget import Budget
 from multipde.training.finish import MOST_HELD_BACK, Finish, FinishSettings
 from multipde.training.level import Level
@@ -66,24 +66,10 @@ def finish_study(
     compile: bool = False,
     log: Log | None = None,
 ) -> list[dict[str, Any]]:
-    """Convert a checkpoint, and let it learn from different numbers of images, with and without labels.
-
-    Args:
-        checkpoint: a run, or a network that `save` wrote.
-        data: source and options for `load_data`.
-        out: file of rows; a measurement with a row is not repeated. The figure is written to the same directory.
-        size: new side of the images.
-        ways: names in `WAYS`.
-        arms: names in `ARMS`; all of them if left out.
-        images: numbers of different images.
-        learned: number of images that each training sees, repetitions included.
-        seeds: seeds of the images that are drawn, and of their order and augmentation.
-    """
+    """Convert a checkpoint, and let it learn from different numbers of images, with and without labels."""
     arms = tuple(ARMS) if arms is None else arms
-    for kind, names, known in (("arms", arms, ARMS), ("ways", ways, WAYS)):
-        for name in names:
-            if name not in known:
-                raise ValueError(f"{kind} must be among {', '.join(known)}, got {name!r}")
+    check_names("arms", arms, ARMS)
+    check_names("ways", ways, WAYS)
     old = load(checkpoint)
     spec: Any = spec_of(old)
     ratio = _ratio(spec, size) if {*ways} & {*WAYS[2:]} else 1

@@ -47,10 +47,6 @@ def inference_study(
     in eval mode; ``folded`` has time steps and BatchNorm in its stencils; ``in use`` is what `evaluate` and `predict`
     take, with compiled layers where that is possible; ``ONNX`` is the folded network by onnxruntime, if that is
     installed, on the processor. All are timed alternately, in float32; times are medians.
-
-    Args:
-        batch: images per call for the rates.
-        out: file to which the rows are appended; None for none.
     """
     if batch < 1:
         raise ValueError(f"batch must be positive, got {batch}")

@@ -1,7 +1,7 @@
 """``multipde bench input``: images per second that the input gives on every level, and by reading at full size."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
 from multipde.storage.shard_writer import shard_bytes
 from multipde.studies.bench.timing import alternated
-from multipde.studies.study import Study
+from multipde.studies.study import Study, matching
 
 SHARD = 50
 """Number of images in a shard."""
@@ -53,7 +53,6 @@ def input_study(
         side: side of the images in pixels, which is also the finest level.
         coarsest: side of the first level; each further level doubles it, up to ``side``.
         num_batches: number of batches in an epoch; one epoch is timed at a time.
-        out: file to which the rows are appended; None for none.
     """
     for name, value in (("side", side), ("coarsest", coarsest), ("batch", batch), ("num_batches", num_batches)):
         if value < 1:
@@ -64,8 +63,8 @@ def input_study(
     enlarged = [prolong_images(part.float(), side, order=1) for part in pictures.split(batch)]  # smooth, as photographs
     images = torch.cat([part.round().to(torch.uint8) for part in enlarged])
     with tempfile.TemporaryDirectory() as directory:
-        paths = _write_jpegs(images, Path(directory))
-        shards = _write_shards(paths, labels, Path(directory))
+        paths = write_jpegs(images, Path(directory))
+        shards = write_shards(paths, labels, Path(directory))
         decoded = _FullSize(labels, lambda index: torch.stack([decode_image(paths[i]) for i in index.tolist()]))
         rivals = {
             "streamed": (StreamedImages(paths, labels, num_workers=0), decoded),
@@ -83,12 +82,8 @@ def input_study(
                 study.add(source, size, side=side, batch=batch, num=len(labels), **found)
                 study.log.say(f"{source}, {size}: {found['images_per_second']:g} images/s")
     title = f"input of {side}x{side} images, batch {batch}, one process"
-    rows = [
-        row | {"full": row["num"] / row["full_seconds"]}
-        for source in rivals
-        for row in study.rows
-        if row["source"] == source
-    ]
+    ordered = [row for source in rivals for row in matching(study.rows, source=source)]
+    rows = [row | {"full": row["num"] / row["full_seconds"]} for row in ordered]
     return study.close({title: table_of(rows, COLUMNS)})
 
 
@@ -107,16 +102,18 @@ class _FullSize:
             yield resize_images(self.fetch(index).to(device).float(), size), self.labels[index].to(device)
 
 
-def _write_jpegs(images: Tensor, directory: Path) -> list[Path]:
+def write_jpegs(images: Iterable[Tensor], directory: Path) -> list[Path]:
+    """Write images (3, H, W) in uint8 to files."""
     from PIL import Image
 
-    paths = [directory / f"{i}.jpg" for i in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, quality=90)
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(directory / f"{i}.jpg")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1], quality=90)
     return paths
 
 
-def _write_shards(paths: Sequence[Path], labels: Tensor, directory: Path) -> StreamedImages:
+def write_shards(paths: Sequence[Path], labels: Tensor, directory: Path) -> StreamedImages:
     """The same files in shards, which are decoded in this process."""
     shards = []
     for start in range(0, len(paths), SHARD):

@@ -38,9 +38,6 @@ def memory_study(
     tensor of features. The values of ``memory`` are timed alternately; times are medians. If memcnn is installed, its
     hamiltonian block is measured too. For ``reversible`` the drift is the relative distance between the first state and
     the same state recomputed from the last one.
-
-    Args:
-        out: file to which the rows are appended; None for none.
     """
     compute = Compute.of(device, amp)
     study = Study(out, {"study": "memory"}, ("dynamics", "steps", "memory"), anew=True, log=log)

@@ -6,18 +6,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
+from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData, data_label, load_data
-from multipde.data.images import stream
 from multipde.evaluation.sizes import DataSource
-from multipde.networks.external import ExternalModel
 from multipde.runtime.console import Log
 from multipde.runtime.table import Row, Table
 from multipde.storage.tensors import MODEL
 from multipde.studies.bench.plain_networks import half_resnet18_model
+from multipde.studies.bench.transfer_arms import Part
 from multipde.studies.bench.transfer_figure import accuracy_against_work
-from multipde.studies.study import Study, matching, mean_and_spread
+from multipde.studies.study import Study, check_names, matching, mean_and_spread
 from multipde.studies.trained import trained
 from multipde.studies.trainings import add_trainings, measured_training, num_training_images, threads_of
 from multipde.training.budget import parse_budget
@@ -26,17 +24,8 @@ from multipde.training.plan import shared_budget
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
 
-
-class Part(NamedTuple):
-    """One level: side of its mesh / full size, side of its images / side of the mesh, share of the work."""
-
-    size: float
-    detail: int
-    share: float
-
-
-FULL, TWO = (Part(1, 1, 1),), (Part(1 / 2, 1, 0.4), Part(1, 1, 0.6))
-PRETRAINING = (Part(1 / 2, 1, 0.3), Part(1 / 2, 2, 0.3), Part(1, 1, 0.4))
+FULL, TWO = (Part(1, 1),), (Part(1 / 2, 0.4), Part(1, 0.6))
+PRETRAINING = (Part(1 / 2, 0.3), Part(1 / 2, 0.3, detail=2), Part(1, 0.4))
 """The levels of the pretraining, whose work is mostly that of small images, too."""
 
 
@@ -61,7 +50,7 @@ RATES = ("head=0.1", "body=0.03")
 ARMS = {
     "full size": Arm(FULL, settings={"rate": RATES}),
     "coarse to fine": Arm(TWO, settings={"rate": RATES}),
-    "detail": Arm((Part(1 / 2, 1, 0.2), Part(1 / 2, 2, 0.3), Part(1, 1, 0.5)), settings={"rate": RATES}),
+    "detail": Arm((Part(1 / 2, 0.2), Part(1 / 2, 0.3, detail=2), Part(1, 0.5)), settings={"rate": RATES}),
     "full size, from scratch": Arm(FULL, is_pretrained=False),
     "coarse to fine, from scratch": Arm(TWO, is_pretrained=False),
 }
@@ -100,18 +89,9 @@ def pretrained_study(
 
     Args:
         data, pretrain: names for `load_data`, and their options; what is learned, and what the weights learned before.
-        out: file of rows; a training with a row is not repeated. The figure is written to the same directory.
-        size, pretrain_size: the full sizes.
-        pretrain_budget, budgets: work of the pretraining, and of every training after it.
-        arms: names in `ARMS`; all of them if left out.
-        test_images: number of test images, the same for all trainings.
-        batch: images per step after the pretraining.
-        run_dir: directory of the trainings; one that was interrupted is continued.
     """
     arms = tuple(ARMS) if arms is None else arms
-    for name in arms:
-        if name not in ARMS:
-            raise ValueError(f"arms must be among {', '.join(ARMS)}, got {name!r}")
+    check_names("arms", arms, ARMS)
     for text in (pretrain_budget, *budgets):
         if parse_budget(text).unit != "flops":
             raise ValueError(f"budget must be in FLOPs such as 3TFLOPs, got {text}")
@@ -122,27 +102,30 @@ def pretrained_study(
     earlier, threads = {"batch": 64, "test_images": 2000}, threads_of(1)
     study = Study(out, shared, Task._fields, earlier=earlier, log=log)
     place = run_dir / f"{before}-{pretrain_size}-{pretrain_budget}"
+    tasks = [Task(label, size, text, seed, arm) for text in budgets for seed in seeds for arm in arms]
+    wanted = ((pretrain, pretrain_size), (data, size)) if study.missing(tasks) else ()
+    sets = [_loaded(source, side, test_images) for source, side in wanted]  # errors come before anything is said
 
     @cache
     def prepared() -> tuple[ImageData, float]:
         """The images to be learned, and the accuracy of the pretrained network, which is trained where it is not."""
-        images = _loaded(pretrain, pretrain_size, test_images)
-        settings, model = replace(base, validation=_share(images)), _network(images, pretrain_size)
+        images, learned = sets
+        settings = replace(base, validation=_share(images))
+        model = half_resnet18_model(pretrain_size, len(images.class_names))
         levels = _levels(PRETRAINING, model, pretrain_budget, images, settings, Level.batch)
         run = trained(place, model, levels, images, settings, quiet=False)
-        return _loaded(data, size, test_images), run.result["test_accuracy"]
+        return learned, run.result["test_accuracy"]
 
     def train(task: Task) -> dict[str, Any]:
         (images, accuracy), arm = prepared(), ARMS[task.arm]
-        network, settings = _network(images, size), replace(base, seed=task.seed, **arm.settings)
-        settings = replace(settings, validation=_share(images))
+        network = half_resnet18_model(size, len(images.class_names))
+        settings = replace(base, seed=task.seed, validation=_share(images), **arm.settings)
         levels = _levels(arm.parts, network, task.budget, images, settings, batch)
         start = {"weights": place / MODEL, "from_size": pretrain_size} if arm.is_pretrained else {}
         directory = run_dir / "-".join(str(part).replace(", ", "-").replace(" ", "_") for part in task)
         row = measured_training(directory, network, levels, (images, {}), settings, threads, **start)
         return {"pretrained_accuracy": accuracy} | row
 
-    tasks = [Task(label, size, text, seed, arm) for text in budgets for seed in seeds for arm in arms]
     add_trainings(study, tasks, train, 1, lambda task: ", ".join(map(str, task)))
     return study.close(_tables(study.rows), lambda file: _figure(study.rows, file))
 
@@ -150,18 +133,13 @@ def pretrained_study(
 def _loaded(source: DataSource, size: int, test_images: int) -> ImageData:
     """The data set with at most so many test images, always the same ones."""
     images = load_data(source[0], size=size, **source[1])
-    num = len(images.test)
-    order = torch.randperm(num, generator=stream(0, "test images"))
-    return replace(images, test=images.test.take(order[: min(num, test_images)].sort().values))
+    chosen = drawn_indices(len(images.test), test_images, (0, "test images"))
+    return replace(images, test=images.test.take(chosen.sort().values))
 
 
 def _share(images: ImageData) -> float:
     """The share of the training images that is held back for validation: a tenth, or 1,000 images."""
     return min(0.1, 1000 / len(images.train))
-
-
-def _network(images: ImageData, size: int) -> ExternalModel:
-    return half_resnet18_model(size, len(images.class_names))
 
 
 def _levels(

@@ -53,8 +53,6 @@ def regimes_study(
     """Train at half the size on blurred images, convert to the full size by every method, and compare.
 
     Args:
-        data: name for `load_data`, and its options.
-        out: file of rows; a case with a row is not measured again. The figure is written to the same directory.
         epochs: number of epochs at half the size.
         num_images: number of test images.
         cases: pairs of the standard deviation of the blur and the kind of network, see `CASES`.

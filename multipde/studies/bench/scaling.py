@@ -51,7 +51,6 @@ def scaling_study(
         processes: numbers of processes; speeds are compared with that of the first number. None for 1, 2, 4, ... up to
             the number of GPUs, or of cores.
         repeats: number of steps that are timed in every round.
-        out: file to which the rows are appended; None for none.
     """
     compute = Compute.of(device, amp)
     most = torch.cuda.device_count() if compute.device.type == "cuda" else os.cpu_count() or 1

@@ -64,13 +64,6 @@ def step_study(
     ``compile``, that without compiled kernels. ``product`` is a large matrix product, for the rate that the machine
     reaches in this precision, and ``precise`` the measurement of BatchNorm on a batch, of which a training does several
     after every epoch. All of them are timed alternately at all sizes; times are medians.
-
-    Args:
-        batch: images per step; ``"auto"`` for `BATCH` at the largest size, and as many pixels at the others.
-        compile: use compiled kernels, see `compile_layers`.
-        vectors: ``"avx2"`` holds convolutions and kernels to vectors of 256 bits on a processor with wider ones, in a
-            process of its own.
-        out: file to which the rows are appended; None for none.
     """
     batches = {size: round(BATCH * (max(sizes) / size) ** 2) if isinstance(batch, str) else batch for size in sizes}
     Level(max(sizes), 1, batch=batches[max(sizes)])  # raises the errors of a batch

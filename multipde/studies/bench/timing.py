@@ -20,13 +20,18 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def alternated(
-    calls: Mapping[Name, Callable[[], Any]], repeats: int, device: torch.device, turn_seconds: float = 0.0
+    calls: Mapping[Name, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    turn_seconds: float = 0.0,
+    clock: Callable[[], float] | None = None,
 ) -> dict[Name, float]:
     """The median time of each call in seconds; they are called alternately, so that a slow moment affects them all.
 
     Args:
         repeats: number of turns of every call, after one to warm up.
         turn_seconds: shortest duration of a turn; of several calls in it the first, with cold caches, does not count.
+        clock: what gives the time in seconds; that of the wall if left out.
     """
     for _ in range(2):
         for call in calls.values():
@@ -34,29 +39,24 @@ def alternated(
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            found = [_seconds(call, device)]
+            found = [_seconds(call, device, clock)]
             while sum(found) < turn_seconds:
-                found.append(_seconds(call, device))
+                found.append(_seconds(call, device, clock))
             seconds[name] += found[1:] or found
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    started = _now(device)
+def _seconds(call: Callable[[], Any], device: torch.device, clock: Callable[[], float] | None) -> float:
+    started = _now(device, clock)
     call()
-    return _now(device) - started
+    return _now(device, clock) - started
 
 
-def _now(device: torch.device) -> float:
+def _now(device: torch.device, clock: Callable[[], float] | None = None) -> float:
     """The time in seconds at which the device has finished its work."""
-    synchronize(device)
-    return time.perf_counter()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return (clock or time.perf_counter)()
 
 
 def random_images(num: int, channels: int, size: int, device: torch.device) -> Tensor:

@@ -117,16 +117,3 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 """Fields of `TrainSettings` and `Level` by which all arms without a recipe of their own may be trained."""
 OWN = "own"
 """What rows have instead of a recipe for arms that have their own."""
-
-
-def arm_of(name: str) -> Arm:
-    """The arm of this name."""
-    if name not in ALL:
-        raise ValueError(f"arms must be among {', '.join(ALL)}, got {name!r}")
-    return ALL[name]
-
-
-def check_recipe(name: str) -> None:
-    """Raise ValueError for an unknown recipe."""
-    if name not in RECIPES:
-        raise ValueError(f"recipes must be among {', '.join(RECIPES)}, got {name!r}")

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from multipde.data.datasets import ImageData, data_label, load_data
 from multipde.evaluation.sizes import DataSource
-from multipde.networks.dynamics import DYNAMICS
+from multipde.networks.dynamics import check_dynamics
 from multipde.networks.inputs import Normalize
 from multipde.networks.presets import default_network
 from multipde.runtime.console import Log
 from multipde.studies.bench.airbench import PUBLISHED
 from multipde.studies.bench.equal_work import Budget, checked_budget, work_text
-from multipde.studies.bench.transfer_arms import ARMS, check_recipe
+from multipde.studies.bench.transfer_arms import ALL, ARMS, RECIPES
 from multipde.studies.bench.transfer_figure import accuracy_against_work
 from multipde.studies.bench.transfer_tables import tables
 from multipde.studies.bench.transfer_tasks import Task, finalists, tasks_of
-from multipde.studies.study import Study
+from multipde.studies.study import Study, check_names
 from multipde.studies.trainings import add_trainings, measured_training, num_training_images, threads_of
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -49,21 +49,12 @@ def transfer_study(
 
     Args:
         data: name for `load_data`, and its options.
-        out: file of rows; a training with a row is not repeated. The figure is written to the same directory.
-        small: use a quarter of the work, and two seeds.
-        arms: train only these arms, with the given dynamics and seeds; None as described above.
         recipes: names in `RECIPES`; the first part of the study uses only the first one.
-        budget: work of every training in epochs at the full size, half of it for other dynamics than hamiltonian; or
-            text such as ``"30TFLOPs"``, for all dynamics and rivals alike.
-        run_dir: directory of the trainings; one that was interrupted is continued.
-        workers: number of simultaneous trainings, each with its share of the CPU cores.
-        compile: use compiled kernels, see `compile_layers`.
     """
     for name in dynamics:
-        if name not in DYNAMICS:
-            raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}, got {name!r}")
-    for name in recipes:
-        check_recipe(name)
+        check_dynamics(name, 2)
+    check_names("recipes", recipes, RECIPES)
+    check_names("arms", arms or (), ALL)
     threads = threads_of(workers)
     budget, seeds = checked_budget(budget, 0.25 if small else 1.0), seeds[:2] if small else seeds
     for name in dynamics:  # a size that an arm cannot have is refused before anything is trained

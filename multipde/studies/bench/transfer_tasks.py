@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from multipde.networks.config import NetworkConfig
 from multipde.runtime.table import Row
 from multipde.studies.bench.equal_work import LEVEL_FIELDS, Budget, budget_text, checked_budget, levels_of_work
-from multipde.studies.bench.transfer_arms import OWN, RECIPES, RIVALS, arm_of
+from multipde.studies.bench.transfer_arms import ALL, OWN, RECIPES, RIVALS
 from multipde.studies.study import matching
 from multipde.training.level import Level
 from multipde.training.recipe import PLAIN
@@ -31,7 +31,7 @@ class Task(NamedTuple):
     @property
     def values(self) -> dict[str, Any]:
         """The fields of `TrainSettings` and `Level` of its recipe, and those of `TrainSettings` of its arm."""
-        return {**PLAIN, **RECIPES.get(self.recipe, {}), **arm_of(self.arm).settings}
+        return {**PLAIN, **RECIPES.get(self.recipe, {}), **ALL[self.arm].settings}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -40,12 +40,12 @@ class Task(NamedTuple):
 
     def network(self, base: NetworkConfig, images: Any = None) -> Any:
         """The network of the arm at the full size; ``base`` unless it has another one, see `Arm`."""
-        make = arm_of(self.arm).network
+        make = ALL[self.arm].network
         return base if make is None else make(size=base.sizes[0], classes=base.classes, images=images)
 
     def levels(self, base: NetworkConfig, num_images: int = 0) -> list[Level]:
         """The levels, whose work equals the budget, for a network and a number of training images."""
-        return levels_of_work(arm_of(self.arm), self.network(base), base, self.budget, num_images, self.values)
+        return levels_of_work(ALL[self.arm], self.network(base), base, self.budget, num_images, self.values)
 
 
 def tasks_of(
@@ -63,7 +63,7 @@ def tasks_of(
     is_epochs = not isinstance(budget, str)
     own = {name: checked_budget(budget, 0.5 if is_epochs and name != "hamiltonian" else 1.0) for name in dynamics}
     found = [
-        Task(arm, name, own[name], seed, OWN if arm_of(arm).own_recipe else recipe)
+        Task(arm, name, own[name], seed, OWN if ALL[arm].own_recipe else recipe)
         for seed in seeds
         for name in dynamics
         for recipe in recipes

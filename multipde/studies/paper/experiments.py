@@ -32,7 +32,7 @@ from multipde.studies.paper.recipes import (
     paper_budget,
     partial_trainings,
 )
-from multipde.studies.study import Study
+from multipde.studies.study import Study, check_names
 from multipde.studies.trained import trained
 from multipde.training.finished_run import Run
 from multipde.training.level import level_flops
@@ -138,13 +138,9 @@ def reproduce(
     folder = budget if epochs is None else f"{budget}-{epochs}"
     where = run_dir / (f"{recipe}-{folder}" if recipe == FAST else folder)
     names = tuple(dict.fromkeys(data or EXPERIMENTS[experiment]))
-    for name in names:
-        if name not in RECIPES:
-            raise ValueError(f"data must be among {', '.join(RECIPES)}, got {name!r}")
+    check_names("data", names, RECIPES)
     networks = tuple(dict.fromkeys(dynamics or DYNAMICS))
-    for name in networks:
-        if name not in DYNAMICS:
-            raise ValueError(f"dynamics must be among {', '.join(DYNAMICS)}, got {name!r}")
+    check_names("dynamics", networks, DYNAMICS)
     sets = {name: paper_data(name, Path(root), download, budget, experiment) for name in names}
     file = (out or where) / ("-".join((experiment, *names, where.name)) + ".jsonl")
     shared, compute = {"recipe": recipe, "budget": folder, "seed": seed}, Compute.of(device, amp)
