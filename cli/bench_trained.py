@@ -38,7 +38,7 @@ class Transfer(Compiled):
     """Compare ways to train from coarse to fine, called arms, which all do the same work."""
 
     data: DataName = "shapes"
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: the built-in shapes."""
     run_dir: Path = Path("runs/bench-transfer")
     """Directory in which the trainings are recorded; one that was interrupted is continued."""
     small: bool = False
@@ -69,7 +69,7 @@ class Ablation(Compiled):
     """Measure what each ingredient of the recipe fast is worth, left out of it and added to plain SGD."""
 
     data: DataName = "shapes"
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: the built-in shapes."""
     run_dir: Path = Path("runs/bench-ablation")
     """Directory in which the trainings are recorded; one that was interrupted is continued."""
     variants: tuple[str, ...] | None = None
@@ -92,9 +92,8 @@ class Regimes(Trained):
     """Compare the methods of conversion for images and networks of different smoothness."""
 
     data: DataName = "shapes"
-    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    """Data set; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: the built-in shapes."""
     run_dir: Path = Path("runs/bench-regimes")
-    """Directory of the study."""
 
     def run_command(self) -> Rows:
         from multipde.studies.bench.regimes import regimes_study
@@ -109,7 +108,6 @@ class Finetune(Trained):
     checkpoint: Path
     """The network to be converted: a run directory, or one written by `save`."""
     run_dir: Path = Path("runs/bench-finetune")
-    """Directory of the study."""
 
     def run_command(self) -> Rows:
         from multipde.studies.bench.finetune import finetune_study
@@ -126,7 +124,8 @@ class Pretrained(Trained):
     """
 
     data: DataName = "shapes"
-    """Data set that is learned in the end; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*."""
+    """Data set that is learned in the end; `folder` reads ROOT/train/CLASS/* and ROOT/test/CLASS/*. Left out: the
+    built-in shapes."""
     pretrain_data: DataName = "folder"
     """Data set of the pretraining."""
     pretrain_root: Path = Path("data/cifar100")
@@ -175,7 +174,6 @@ class Finish(Compiled):
     seeds: tuple[int, ...] = (0,)
     """Seeds of the trainings."""
     run_dir: Path = Path("runs/bench-finish")
-    """Directory of the study."""
 
     def run_command(self) -> Rows:
         from multipde.studies.bench.finishing import finish_study

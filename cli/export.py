@@ -27,7 +27,8 @@ class Export(DataOptions):
     normalize: bool = False
     """The exported network normalises the images itself, which then are grey values 0 to 255 in uint8."""
     int8: bool = False
-    """Convolutions compute with integers of eight bits, calibrated on training images; the accuracy is printed."""
+    """Convolutions compute with integers of eight bits, calibrated on training images of --data, which is read for this
+    alone; the accuracy is printed."""
     opset: int = 18
     """Version of the operators of ONNX."""
     num_images: int | None = None

@@ -66,11 +66,12 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
     from multipde.training.plan import recorded_plan
 
     plan, settings, init = recorded_plan(record, file, given.arch)
-    levels, options = plan.levels, record.get("data_options") or {}
-    values: dict[str, Any] = {**asdict(settings), **_of_network(plan.configs()[0])}
+    levels, options, spec = plan.levels, record.get("data_options") or {}, plan.configs()[0]
+    values: dict[str, Any] = asdict(settings)
+    values |= {name: getattr(spec, name) for name in ("dynamics", "memory", "standardize") if hasattr(spec, name)}
     values |= {"no_augment": settings.augment is False, "no_whiten": not settings.whiten}
-    values |= {name: [getattr(level, name) for level in levels] for name in ("epochs", "steps", "batch", "policy")}
-    values |= {name: [getattr(level, name) for level in levels] for name in ("learning_rate", "warm_up")}
+    of_levels = ("epochs", "steps", "batch", "policy", "learning_rate", "warm_up")
+    values |= {name: [getattr(level, name) for level in levels] for name in of_levels}
     values |= {"sizes": [level.label for level in levels], "mixed": any(level.mixed for level in levels)}
     values |= {"data": record.get("data"), "stream": options.get("stream_files"), "init": init}
     values |= {
@@ -79,10 +80,6 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
     }
     values |= {"shuffle_buffer": options.get("shuffle_buffer"), "skip_bad": options.get("skip_bad", False)}
     return values | ({"steps": "auto"} if settings.auto_steps else {})
-
-
-def _of_network(spec: Any) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in ("dynamics", "memory", "standardize") if hasattr(spec, name)}
 
 
 def _comparable(name: str, value: Any, recorded: Any) -> Any:

@@ -6,6 +6,15 @@ from Lightning's own checkpoint, before or after the growth. The callback is all
 
     python examples/10_lightning.py                                          # embedded images, a few minutes
     python examples/10_lightning.py --root data/cifar10 --num-train 20000 --passes 2
+
+A pass over 10,000 images has 100 steps, too few to learn much. What it reaches on CIFAR-10 with one thread and
+``--num-train 10000 --num-test 4000 --seeds 2``:
+
+    plan           seed  passes  accuracy
+    16, then 32       0     2.5     43.5%
+    32 alone          0       1     17.5%
+    16, then 32       1     2.5     43.4%
+    32 alone          1       1     24.2%
 """
 
 import argparse

@@ -102,6 +102,19 @@ def gain_against_exponent(rows: Sequence[Mapping[str, Any]], file: Path) -> None
     save(figure, file)
 
 
+def probability_bars(
+    axis: Any, labels: Sequence[str], percents: Sequence[float], true: int | None, linewidth: float = 1.0
+) -> None:
+    """Draw the probabilities of classes as bars, one below the other; that of the true class, if known, is hatched."""
+    drawn = axis.barh(range(len(labels)), percents, color=COLOURS[6], edgecolor=INK, linewidth=linewidth)
+    if true is not None:
+        drawn[true].set_hatch("////")
+    axis.set_yticks(range(len(labels)), labels, fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.tick_params(axis="x", labelsize=7)
+
+
 @figure_style(PAGE)
 def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: int = 5) -> None:
     """Draw at most 24 images with bars for their most probable classes; the true class, if known, is hatched."""
@@ -121,18 +134,11 @@ def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: i
             ranking[-1] = (p.true, p.probabilities[p.true])
         names = [name for name, _ in ranking]
         bars.axis("on")
-        drawn = bars.barh(range(len(names)), [100 * value for _, value in ranking], color=COLOURS[6], edgecolor=INK)
-        for name, bar in zip(names, drawn, strict=True):
-            if name == p.true:
-                bar.set_hatch("////")
         labels = [plain(name) + " (true)" * (name == p.true) for name in names]
-        bars.set_yticks(range(len(names)), labels, fontsize=7)
-        bars.invert_yaxis()
-        bars.set_xlim(0, 100)
-        bars.tick_params(axis="x", labelsize=7)
+        true = names.index(p.true) if p.true is not None else None
+        probability_bars(bars, labels, [100 * value for _, value in ranking], true)
         if k + columns >= len(shown):
             bars.set_xlabel("probability (%)", fontsize=7)
-        bars.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     save(figure, file)
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from multipde.studies.bench import cost_growth
+from multipde.studies.bench import cost_growth, memory
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(cost_growth, "BASE", {"size": 12, "steps": 4, "channels": 8, "batch": 2})
     monkeypatch.setattr(cost_growth, "RANGES", {"size": (12, 24), "steps": (24, 48), "channels": (8, 16)})
-    monkeypatch.setattr(cost_growth, "alternated", lambda calls, *how: dict.fromkeys(calls, 1.0))  # memory is asked for
+    monkeypatch.setattr(memory, "alternated", lambda calls, *how: dict.fromkeys(calls, 1.0))  # memory is asked for
     monkeypatch.setattr(cost_growth, "_cores", lambda: 1)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multipde import NetworkConfig, PDENet
+from multipde.runtime.device import Compute
 from multipde.studies.bench import inference
 from multipde.studies.bench.step_speed import ConvolutionRecorder
 
@@ -26,7 +27,7 @@ def test_the_floor_has_all_convolutions_of_the_network(monkeypatch):
     net, x = PDENet(NetworkConfig("hamiltonian", (4, 8), 8, steps=2, size=8)).eval(), torch.randn(3, 3, 8, 8)
     seen = []
     convolution = torch.convolution
-    call = inference._floor(net, x)
+    call = inference._floor(net, x, Compute(torch.device("cpu")))
     monkeypatch.setattr(torch, "convolution", lambda y, w, *rest: seen.append(w.shape) or convolution(y, w, *rest))
     call()
     assert len(seen) == 1 + 2 * 2 * 2 * 2 + 2  # the opening, K and its transpose in two layers of each step, 1x1

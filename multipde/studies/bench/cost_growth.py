@@ -14,9 +14,7 @@ from multipde.reports.plots import save, style
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import Row, Table
-from multipde.studies.bench.memory import blocks_of, peak_of, training_step
-from multipde.studies.bench.rivals import without_its_warnings
-from multipde.studies.bench.timing import alternated, random_images
+from multipde.studies.bench.memory import measured_block
 from multipde.studies.study import Study, matching
 
 BASE = {"size": 32, "steps": 6, "channels": 32, "batch": 16}
@@ -69,8 +67,9 @@ def growth_study(
                 shape = BASE | ({varied: value} if varied in BASE else {})
                 try:
                     torch.set_num_threads(value if varied == "threads" else threads)
-                    for way, found in _measured(name, compute=compute, repeats=repeats, **shape).items():
-                        study.add(name, varied, value, way, **shape, **found, amp=compute.amp)
+                    _, _, measured = measured_block(name, compute=compute, repeats=repeats, **shape)
+                    for way, (seconds, peak) in measured.items():
+                        study.add(name, varied, value, way, **shape, seconds=seconds, bytes=peak, amp=compute.amp)
                 finally:
                     torch.set_num_threads(threads)
             study.log.say(f"{name}: {varied} {', '.join(map(str, values))}")
@@ -86,18 +85,6 @@ def growth_study(
 def _cores() -> int:
     """The number of cores on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _measured(
-    name: str, *, size: int, steps: int, channels: int, batch: int, compute: Compute, repeats: int
-) -> dict[str, dict[str, float]]:
-    """Seconds and bytes of a training step by the way in which the states are stored."""
-    y, blocks = random_images(batch, channels, size, compute.device), blocks_of(name, channels, steps, compute)
-    calls = {way: training_step(block, y, compute) for way, block in blocks.items()}
-    with without_its_warnings():
-        peaks = {way: peak_of(block, y, calls[way]) for way, block in blocks.items()}
-        seconds = alternated(calls, repeats, compute.device)
-    return {way: {"seconds": seconds[way], "bytes": peaks[way]} for way in blocks}
 
 
 def exponent(rows: Sequence[Row], what: str) -> float:

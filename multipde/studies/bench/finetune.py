@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from multipde.data.datasets import ImageData, split_indices
+from multipde.data.datasets import ImageData
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.sizes import DataSource, images_for
 from multipde.networks.inputs import Normalize
@@ -19,6 +19,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
 from multipde.storage.stored_network import load, network_checksum, save
 from multipde.studies.study import Study
+from multipde.studies.trainings import num_training_images
 from multipde.training.level import Level
 from multipde.training.plan import recorded_split
 from multipde.training.run import train
@@ -68,7 +69,7 @@ def finetune_study(
     plan = [("recalibrated", method, float(n)) for method in methods for n in recalibration]
     plan += [("fine-tuned", method, e) for method in methods for e in epochs]
     plan += [("from scratch", "-", e) for e in scratch]
-    num = len(split_indices(len(images.train), seed, validation)[0])
+    num = num_training_images(images, settings)
     for name, method, amount in study.left(plan, "measurements"):
         seen = min(num, int(amount)) if name == "recalibrated" else round(amount * num)
         accuracy = _accuracy(net, images, size, name, method, amount, settings)

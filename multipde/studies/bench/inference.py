@@ -18,7 +18,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
 from multipde.studies.bench.plain_networks import resnet18_3x3
-from multipde.studies.bench.step_speed import ConvolutionRecorder
+from multipde.studies.bench.step_speed import recorded_convolutions
 from multipde.studies.bench.timing import alternated, flops_of, random_images
 from multipde.studies.study import Study
 
@@ -78,9 +78,10 @@ def _measured(net: nn.Module, size: int, batch: int, repeats: int, compute: Comp
     many, one = (random_images(num, 3, size, device) for num in (batch, 1))
     if device.type == "cpu" and (model := _onnx(ways["folded"], many)) is not None:
         ways["onnx"] = model
-    calls: dict[Any, Callable[[], Any]] = {("floor", num): _floor(net, x) for num, x in ((batch, many), (1, one))}
+    images = ((batch, many), (1, one))
+    calls: dict[Any, Callable[[], Any]] = {("floor", num): _floor(net, x, compute) for num, x in images}
     for way, module in ways.items():
-        calls |= {(way, num): lambda m=module, x=x: m(x) for num, x in ((batch, many), (1, one))}
+        calls |= {(way, num): lambda m=module, x=x: m(x) for num, x in images}
     with torch.no_grad():
         seconds = alternated(calls, repeats, device, TURN_SECONDS)
         row: dict[str, Any] = {"megaflops": flops_of(lambda: net(one)) / 1e6}
@@ -99,21 +100,12 @@ def _onnx(net: nn.Module, x: Tensor) -> nn.Module | None:
     return OnnxNetwork(onnx_model(net, x[:2], OLDEST_OPSET, {}))
 
 
-def _floor(net: nn.Module, x: Tensor) -> Callable[[], None]:
+def _floor(net: nn.Module, x: Tensor, compute: Compute) -> Callable[[], None]:
     """A call that computes the convolutions of a network alone."""
-    with ConvolutionRecorder() as seen, torch.no_grad():
-        net(x)
-    prepared = [
-        (
-            torch.randn(shape, device=x.device).contiguous(memory_format=torch.channels_last),
-            weight.detach().clone(),
-            rest,
-        )
-        for shape, _, weight, rest, _ in seen.found
-    ]
+    prepared = recorded_convolutions(net, x, compute)
 
     def call() -> None:
-        for y, weight, rest in prepared:
+        for y, weight, rest, _ in prepared:
             torch.convolution(y, weight, None, *rest)
 
     return call

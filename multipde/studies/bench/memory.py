@@ -44,15 +44,11 @@ def memory_study(
     shape = {"channels": channels, "size": size, "batch": batch, "amp": compute.amp}
     for name in dynamics:
         for steps in num_steps:
-            y, blocks = random_images(batch, channels, size, compute.device), blocks_of(name, channels, steps, compute)
-            calls = {way: training_step(block, y, compute) for way, block in blocks.items()}
-            with without_its_warnings():
-                peak = {way: peak_of(block, y, calls[way]) for way, block in blocks.items()}
-                seconds = alternated(calls, repeats, compute.device)
+            y, blocks, measured = measured_block(name, steps, size, channels, batch, compute, repeats)
             drift = _drift(blocks["reversible"], y, compute) if "reversible" in blocks else None  # pyright: ignore
-            for way in blocks:
-                tensors, ratio = peak[way] / (y.numel() * y.element_size()), seconds[way] / seconds["store"]
-                found = {"tensors": round(tensors, 2), "seconds": seconds[way], "time_ratio": round(ratio, 3)}
+            for way, (seconds, peak) in measured.items():
+                tensors, ratio = peak / (y.numel() * y.element_size()), seconds / measured["store"][0]
+                found = {"tensors": round(tensors, 2), "seconds": seconds, "time_ratio": round(ratio, 3)}
                 study.add(name, steps, way, **shape, **found, drift=drift if way == "reversible" else None)
                 study.log.say(f"{name}, {steps} steps, {way}: {tensors:.1f} features, {ratio:.2f} of the time")
     features = f"({batch} x {channels} x {size} x {size})"
@@ -60,6 +56,18 @@ def memory_study(
     drifts = ["" if row["drift"] is None else f"{row['drift']:.0e}" for row in study.rows]
     rows = [row | {"ms": 1e3 * row["seconds"], "far": far} for row, far in zip(study.rows, drifts, strict=True)]
     return study.close({title: table_of(rows, COLUMNS)})
+
+
+def measured_block(
+    name: str, steps: int, size: int, channels: int, batch: int, compute: Compute, repeats: int
+) -> tuple[Tensor, dict[str, nn.Module], dict[str, tuple[float, int]]]:
+    """Features, the blocks of `blocks_of`, and for each the seconds of a training step and its peak memory in bytes."""
+    y, blocks = random_images(batch, channels, size, compute.device), blocks_of(name, channels, steps, compute)
+    calls = {way: training_step(block, y, compute) for way, block in blocks.items()}
+    with without_its_warnings():
+        peaks = {way: peak_of(block, y, calls[way]) for way, block in blocks.items()}
+        seconds = alternated(calls, repeats, compute.device)
+    return y, blocks, {way: (seconds[way], peaks[way]) for way in blocks}
 
 
 def blocks_of(name: str, channels: int, steps: int, compute: Compute) -> dict[str, nn.Module]:

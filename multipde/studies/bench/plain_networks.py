@@ -28,16 +28,11 @@ def resnet18_3x3(num_classes: int) -> nn.Module:
 
 def half_resnet18_model(size: int, classes: int) -> ExternalModel:
     """`small_resnet18_model` with half of its channels, and so a quarter of its work."""
-    return ExternalModel(f"{PYTHON}:half_resnet18", classes=classes, size=size, factory=half_resnet18)
-
-
-def half_resnet18(num_classes: int) -> nn.Module:
-    """The network of `half_resnet18_model`: eight blocks of torchvision, of 32, 64, 128 and 256 channels."""
-    return HalfResNet18(num_classes)
+    return ExternalModel(f"{PYTHON}:half_resnet18", classes=classes, size=size, factory=HalfResNet18)
 
 
 class HalfResNet18(nn.Module):
-    """ResNet-18 with half of its channels and a 3x3 opening of stride one, from torchvision's blocks."""
+    """The network of `half_resnet18_model`: eight blocks of torchvision, of 32, 64, 128 and 256 channels."""
 
     def __init__(self, num_classes: int):
         from torchvision.models.resnet import BasicBlock

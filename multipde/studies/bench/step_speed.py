@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multipde.conversions.recalibration import recalibrate
@@ -129,22 +129,32 @@ def _calls(
 
 def bare_convolutions(net: PDENet, x: Tensor, compute: Compute) -> Callable[[], None]:
     """A call that computes the convolutions of a training step alone, forwards and backwards."""
+    prepared = recorded_convolutions(net, x, compute)
+    with torch.no_grad():
+        results = [torch.convolution(y, w, None, *rest) for y, w, rest, _ in prepared]
+    for y, w, _, needs_grad in prepared:
+        y.requires_grad_(needs_grad)
+        w.requires_grad_()
+
+    def call() -> None:
+        for (y, w, rest, _), result in zip(prepared, results, strict=True):
+            y.grad = w.grad = None
+            torch.convolution(y, w, None, *rest).backward(result)
+
+    return call
+
+
+def recorded_convolutions(net: nn.Module, x: Tensor, compute: Compute) -> list[tuple[Tensor, Tensor, tuple, bool]]:
+    """For every convolution of a network random numbers in the shape of its input, its weight, its other arguments, and
+    whether its input needs a gradient."""
     with ConvolutionRecorder() as seen, compute.autocast(), torch.no_grad():
         net(x)
     prepared = []
     for shape, dtype, weight, rest, needs_grad in seen.found:
         y = torch.randn(shape, device=x.device).to(dtype)
         y = y.contiguous(memory_format=torch.channels_last) if y.dim() == 4 else y
-        prepared.append((y.requires_grad_(needs_grad), weight.detach().clone().requires_grad_(), rest))
-    with torch.no_grad():
-        results = [torch.convolution(y, w, None, *rest) for y, w, rest in prepared]
-
-    def call() -> None:
-        for (y, w, rest), result in zip(prepared, results, strict=True):
-            y.grad = w.grad = None
-            torch.convolution(y, w, None, *rest).backward(result)
-
-    return call
+        prepared.append((y, weight.detach().clone(), rest, needs_grad))
+    return prepared
 
 
 class ConvolutionRecorder(TorchDispatchMode):

@@ -74,7 +74,7 @@ def _groups(rows: Rows, shown: Set[tuple[str, str]], least: int = 2) -> dict[str
         names = dict.fromkeys(_name(row) for row in own)
         if len(names) < least or {(dynamics, name) for name in names} <= shown:
             continue
-        recipes = {row.get("recipe", "sgd") for row in own} - {"own"}
+        recipes = {row["recipe"] for row in own} - {"own"}
         shared = f", {next(iter(recipes))}" if len(recipes) == 1 else ""
         found = {name.removesuffix(shared): _accuracy([row for row in own if _name(row) == name]) for name in names}
         best_first = sorted(found.items(), key=lambda item: -item[1][0])
@@ -83,8 +83,7 @@ def _groups(rows: Rows, shown: Set[tuple[str, str]], least: int = 2) -> dict[str
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    recipe = row.get("recipe", "sgd")
-    return row["arm"] if recipe in ("sgd", "own") else f"{row['arm']}, {recipe}"
+    return row["arm"] if row["recipe"] in ("sgd", "own") else f"{row['arm']}, {row['recipe']}"
 
 
 def _accuracy(rows: Rows) -> tuple[float, float]:

@@ -28,7 +28,6 @@ class Group(NamedTuple):
 def tables(rows: Sequence[Row]) -> dict[str, Table]:
     """The tables of accuracy at equal work, of work at equal accuracy, and of the loss at the last change of level."""
     result: dict[str, Table] = {}
-    rows = [{"recipe": "sgd", **row} for row in rows]
     groups = list(dict.fromkeys((g.dynamics, g.budget) for g in _groups(rows)))
     for dynamics, budget in groups:
         text = budget if isinstance(budget, str) else f"{budget:g} epochs at full size"
@@ -88,7 +87,7 @@ def _reach_table(rows: Sequence[Row], recipe: str) -> dict[str, Table]:
     last = matching(fine, budget=budget)
     accuracy, work = _mean(last, "test_accuracy"), _mean(last, "flops")
     table = []
-    for (arm, own), found in work_to_reach(rows, accuracy, dynamics).items():
+    for (arm, own), found in work_to_reach(rows, accuracy).items():
         most = max(row["flops"] for row in matching(rows, arm=arm, recipe=own))
         line = {"arm": arm, "recipe": own, "trained with at most": f"{most / 1e12:.1f}"}
         line["TFLOPs"] = "not reached" if found is None else f"{found / 1e12:.1f}"
@@ -97,16 +96,13 @@ def _reach_table(rows: Sequence[Row], recipe: str) -> dict[str, Table]:
     return {f"{dynamics}, work to reach {accuracy:.1%}, fine only with {recipe} after {text}": table}
 
 
-def work_to_reach(
-    rows: Sequence[Row], accuracy: float, dynamics: str = "hamiltonian"
-) -> dict[tuple[str, str], float | None]:
-    """The work in FLOPs with which each arm and recipe reaches a test accuracy.
+def work_to_reach(rows: Sequence[Row], accuracy: float) -> dict[tuple[str, str], float | None]:
+    """The work in FLOPs with which each arm and recipe reaches a test accuracy, from the rows of one dynamics.
 
     It is interpolated in its logarithm between trainings; None where even the largest budget does not suffice, and the
     work of the smallest budget where that suffices.
     """
     result: dict[tuple[str, str], float | None] = {}
-    rows = [{"recipe": "sgd", **row} for row in rows if row["dynamics"] == dynamics]
     pairs = dict.fromkeys((g.arm, g.recipe) for g in sorted(_groups(rows), key=lambda g: [*ALL].index(g.arm)))
     for arm, recipe in pairs:
         own = matching(rows, arm=arm, recipe=recipe)

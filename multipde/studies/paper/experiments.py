@@ -26,11 +26,11 @@ from multipde.studies.paper.recipes import (
     FAST,
     RECIPES,
     REPORTED,
+    SHARES,
     Training,
-    full_trainings,
     num_held_back,
     paper_budget,
-    partial_trainings,
+    trainings_of,
 )
 from multipde.studies.study import Study, check_names
 from multipde.studies.trained import trained
@@ -145,8 +145,8 @@ def reproduce(
     file = (out or where) / ("-".join((experiment, *names, where.name)) + ".jsonl")
     shared, compute = {"recipe": recipe, "budget": folder, "seed": seed}, Compute.of(device, amp)
     study = Study(file, shared, ("data", "dynamics", "share"), replaces=True, log=log)
-    trainings = full_trainings(names, recipe, networks) if experiment != "fig3" else []
-    trainings += partial_trainings(names, recipe, networks) if experiment in ("fig2", "fig3") else []
+    trainings = trainings_of(names, recipe, networks) if experiment != "fig3" else []
+    trainings += trainings_of(names, recipe, networks, SHARES) if experiment in ("fig2", "fig3") else []
     nums = {name: len(sets[name].images.train) for name in names}
     if not study.log.quiet or plan:
         cost = cost_rows(trainings, nums, limits, compute, compile, where)
@@ -213,7 +213,7 @@ def table(rows: Sequence[Row]) -> Table:
     shown = []
     for row in rows:
         reported = REPORTED[row["data"], row["dynamics"]] if row["share"] is None else None
-        paper = (f"{reported.accuracy:.1f}", f"{reported.loss:.3f}") if reported else ("-", "-")
+        paper = (f"{reported[0]:.1f}", f"{reported[1]:.3f}") if reported else ("-", "-")
         full = Training(row["data"], row["dynamics"])
         whole = RECIPES[row["data"]].epochs * row["num_train"] * level_flops(full.level(1), full.network)
         other = {"share": row["flops"] / whole, "minutes": row["seconds"] / 60, "paper": paper}

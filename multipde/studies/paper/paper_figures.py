@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from multipde.data.datasets import ImageData
-from multipde.evaluation.figure_style import INK, PAGE, figure_style, subplots
-from multipde.reports.plots import COLOURS, MARKERS, save, style
+from multipde.evaluation.figure_style import PAGE, figure_style, subplots
+from multipde.reports.plots import MARKERS, probability_bars, save, style
 from multipde.runtime.table import Row
 from multipde.studies.paper.recipes import RECIPES
 
@@ -31,18 +31,11 @@ def predictions(rows: Rows, sets: Sets, file: Path) -> None:
         axes_of_line[0].imshow(x[0].permute(1, 2, 0).round().to(torch.uint8).numpy(), interpolation="nearest")
         axes_of_line[0].axis("off")
         likeliest = _likeliest([own[net]["probabilities"][k] for net in nets], first["classes"][k])
-        labels = [images.class_names[c] + (" (true)" if c == first["classes"][k] else "") for c in likeliest]
+        true = likeliest.index(first["classes"][k])
+        labels = [images.class_names[c] + " (true)" * (i == true) for i, c in enumerate(likeliest)]
         for i, (axis, net) in enumerate(zip(axes_of_line[1:], nets, strict=True)):
             values = [100 * own[net]["probabilities"][k][c] for c in likeliest]
-            drawn = axis.barh(range(len(values)), values, color=COLOURS[6], edgecolor=INK, linewidth=0.6)
-            for c, bar in zip(likeliest, drawn, strict=True):
-                if c == first["classes"][k]:
-                    bar.set_hatch("////")
-            axis.set_yticks(range(len(values)), labels if i == 0 else [""] * len(labels), fontsize=7)
-            axis.invert_yaxis()
-            axis.set_xlim(0, 100)
-            axis.tick_params(axis="x", labelsize=7)
-            axis.spines[["top", "right"]].set_visible(False)
+            probability_bars(axis, labels if i == 0 else [""] * len(labels), values, true, linewidth=0.6)
             if (name, k) == lines[0]:
                 axis.set_title(net, fontsize=9)
             if (name, k) == lines[-1]:

@@ -39,26 +39,18 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class Reported:
-    """A cell of Table 1: test accuracy in per cent and cross entropy."""
-
-    accuracy: float
-    loss: float
-
-
 REPORTED = {
-    ("stl10", "parabolic"): Reported(77.0, 0.711),
-    ("stl10", "hamiltonian"): Reported(78.3, 0.789),
-    ("stl10", "second_order"): Reported(74.3, 0.810),
-    ("cifar10", "parabolic"): Reported(88.5, 0.333),
-    ("cifar10", "hamiltonian"): Reported(89.3, 0.349),
-    ("cifar10", "second_order"): Reported(89.2, 0.333),
-    ("cifar100", "parabolic"): Reported(64.8, 1.234),
-    ("cifar100", "hamiltonian"): Reported(64.9, 1.237),
-    ("cifar100", "second_order"): Reported(65.4, 1.232),
+    ("stl10", "parabolic"): (77.0, 0.711),
+    ("stl10", "hamiltonian"): (78.3, 0.789),
+    ("stl10", "second_order"): (74.3, 0.810),
+    ("cifar10", "parabolic"): (88.5, 0.333),
+    ("cifar10", "hamiltonian"): (89.3, 0.349),
+    ("cifar10", "second_order"): (89.2, 0.333),
+    ("cifar100", "parabolic"): (64.8, 1.234),
+    ("cifar100", "hamiltonian"): (64.9, 1.237),
+    ("cifar100", "second_order"): (65.4, 1.232),
 }
-"""The results in Table 1 of the paper."""
+"""The results in Table 1 of the paper: test accuracy in per cent and cross entropy."""
 
 
 FAST, FAST_SHARE = "fast", 0.2
@@ -168,14 +160,15 @@ def num_held_back(num: int) -> int:
     return round(VALIDATION * num)
 
 
-def full_trainings(data: Sequence[str], recipe: str = "paper", dynamics: Sequence[str] = DYNAMICS) -> list[Training]:
-    """The trainings of Table 1, Figures 1 and 4, and the lower half of Figure 2."""
-    return [Training(name, each, None, recipe) for name in data for each in dynamics]
-
-
-def partial_trainings(data: Sequence[str], recipe: str = "paper", dynamics: Sequence[str] = DYNAMICS) -> list[Training]:
-    """The trainings of the upper half of Figure 2, and of Figure 3."""
-    return [Training(name, each, share, recipe) for name in data for each in dynamics for share in SHARES]
+def trainings_of(
+    data: Sequence[str],
+    recipe: str = "paper",
+    dynamics: Sequence[str] = DYNAMICS,
+    shares: Sequence[float | None] = (None,),
+) -> list[Training]:
+    """The trainings of Table 1, Figures 1 and 4, and the lower half of Figure 2; with `SHARES` those of the upper half
+    of Figure 2, and of Figure 3."""
+    return [Training(name, each, share, recipe) for name in data for each in dynamics for share in shares]
 
 
 def work_within(training: Training, budget: PaperBudget, num: int) -> float:
@@ -191,8 +184,8 @@ def work_within(training: Training, budget: PaperBudget, num: int) -> float:
     if budget.epochs is not None:
         limits.append(budget.epochs * own)
     if budget.flops is not None:
-        kind = full_trainings if training.share is None else partial_trainings
-        limits.append(budget.flops * own / sum(other.epoch_flops(num) for other in kind([training.data])))
+        kind = trainings_of([training.data], shares=(None,) if training.share is None else SHARES)
+        limits.append(budget.flops * own / sum(other.epoch_flops(num) for other in kind))
     return min(limits)
 
 
