@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 from multipde.runtime.device import Compute
-from multipde.runtime.table import Row
 from multipde.storage.run_directory import RESULT
 from multipde.studies.bench.timing import alternated, random_images, step_of
 from multipde.studies.paper.recipes import BATCH, RECIPES, PaperBudget, Training
@@ -27,7 +27,7 @@ def cost_rows(
     compute: Compute,
     compile: bool,
     directory: Path,
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """A row per training, with its work and the minutes that follow from a measured step of its network.
 
     The minutes are those of the training steps, without validation; a step of the full size is measured, and small
