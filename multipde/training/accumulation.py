@@ -1,7 +1,6 @@
 """Accumulation: the gradient of a large batch as the sum of those of its parts, which need less memory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -35,22 +34,19 @@ def divided(x: Tensor, labels: Tensor, num: int, objective: Objective) -> list[P
     """
     if num == 1 and objective.class_weights is None:
         return [Part(x, labels, 1.0)]  # a finish at several sizes has a list of batches, one per size
+    num = min(num, len(x))
+    images = x.tensor_split(num)
     if objective.class_weights is None:
-        sizes = [part.shape[0] for part in x.tensor_split(num) if len(part)]
-        shares: list[Tensor | float] = [size / len(x) for size in sizes]
+        shares: list[Tensor | float] = [len(part) / len(x) for part in images]
     else:
         own = objective.weights(labels)
         total = mean_over_processes(own.sum()).clamp_min(TINY)
-        shares = [part.sum() / total for part in own.tensor_split(num) if len(part)]
-        sizes = [len(part) for part in own.tensor_split(num) if len(part)]
-    return [Part(*each) for each in zip(x.split(sizes), labels.split(sizes), shares, strict=True)]
+        shares = [part.sum() / total for part in own.tensor_split(num)]
+    return [Part(*each) for each in zip(images, labels.tensor_split(num), shares, strict=True)]
 
 
-@contextmanager
-def communicating(model: nn.Module, is_last: bool) -> Iterator[None]:
+def communicating(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Within the context the backward pass takes the mean of the gradients over the processes, or only adds them up."""
     if is_last or not isinstance(model, DistributedDataParallel):
-        yield
-    else:
-        with model.no_sync():
-            yield
+        return nullcontext()
+    return model.no_sync()

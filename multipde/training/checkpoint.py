@@ -81,8 +81,8 @@ def remove_checkpoint(checkpoint: Path, expected: str) -> None:
 
 def read_newest(
     checkpoints: Sequence[Path], schedule: Schedule
-) -> tuple[tuple[nn.Module, dict[str, Tensor], TrainState, dict[str, Tensor]], str]:
-    """Read the first of the checkpoints that is whole, with its state; return a note too where others come before it.
+) -> tuple[nn.Module, dict[str, Tensor], TrainState, dict[str, Tensor], str]:
+    """Read the first of the checkpoints that is whole, with its state; the note is empty unless others come before it.
 
     Raises:
         ValueError: there is none; or that of the first, where none can be read.
@@ -98,12 +98,8 @@ def read_newest(
             found.append(error)
             continue
         state.written |= own(checkpoint)
-        return (
-            net,
-            best,
-            state,
-            optimizer_state,
-        ), f"note: {found[0]}: going on from {checkpoint.name}" if found else ""
+        note = f"note: {found[0]}: going on from {checkpoint.name}" if found else ""
+        return net, best, state, optimizer_state, note
     raise found[0]
 
 

@@ -1,36 +1,14 @@
 """Classes of unequal size: their weights in the loss, and the sampling that makes them equally frequent."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-BALANCED = "balanced"
+from multipde.data.images import stream
 
 
-def as_weights(weights: Any) -> Any:
-    """Weights in a tensor, an array or a list as a tuple; ValueError for a dictionary, which has no order."""
-    if isinstance(weights, Mapping):
-        raise ValueError("class_weights must be numbers in the order of the classes, got a dictionary; type a list")
-    if hasattr(weights, "tolist"):
-        weights = weights.tolist()
-    return tuple(weights) if isinstance(weights, list) else weights
-
-
-def check_class_weights(weights: Any) -> None:
-    """Raise ValueError unless they are None, ``"balanced"``, or numbers that are not negative and not all zero."""
-    if weights is None or weights == BALANCED:
-        return
-    if isinstance(weights, str) or not all(0 <= w < math.inf for w in weights) or not sum(weights) > 0:
-        shown = weights if isinstance(weights, str) else " ".join(map(str, weights))
-        raise ValueError(
-            f"class_weights must be balanced, or numbers of at least zero, one above it, got {shown or 'none'}"
-        )
-
-
-def weights_of_classes(weights: Sequence[float] | str, labels: "Tensor", classes: int) -> "Tensor":
+def weights_of_classes(weights: Sequence[float] | str, labels: Tensor, classes: int) -> Tensor:
     """The weight of each class (classes,) in the loss, in float32.
 
     Balanced weights are N / (C N_c) for N_c of N images in class c of C, with which all classes weigh the same; the
@@ -42,8 +20,6 @@ def weights_of_classes(weights: Sequence[float] | str, labels: "Tensor", classes
     Raises:
         ValueError: there is not one weight per class.
     """
-    import torch  # imported here, because help texts must not import torch
-
     if isinstance(weights, str):
         counts = torch.bincount(labels.cpu(), minlength=classes)
         found = torch.where(counts > 0, len(labels) / (classes * counts.clamp_min(1)), 0.0)
@@ -53,7 +29,7 @@ def weights_of_classes(weights: Sequence[float] | str, labels: "Tensor", classes
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def balanced_indices(indices: "Tensor", labels: "Tensor", key: tuple[int | str, ...]) -> "Tensor":
+def balanced_indices(indices: Tensor, labels: Tensor, key: tuple[int | str, ...]) -> Tensor:
     """As many indices as are given, with numbers of every class that differ by at most one, drawn at random.
 
     The images of a class are taken in random orders, one after the other: none is seen k + 1 times before all of its
@@ -64,10 +40,6 @@ def balanced_indices(indices: "Tensor", labels: "Tensor", key: tuple[int | str, 
         labels: labels of all images.
         key: name of the random stream.
     """
-    import torch
-
-    from multipde.data.images import stream
-
     generator, own = stream(*key, "balance"), labels.cpu()[indices]
     present = own.unique()
     present = present[torch.randperm(len(present), generator=generator)]

@@ -11,6 +11,7 @@ from multipde.conversions.optimizer_state import plain_parameters
 from multipde.conversions.recalibration import keep_statistics
 from multipde.networks.model_spec import spec_of
 from multipde.training.level import Level
+from multipde.training.muon import MOMENTUM_KEY
 from multipde.training.parameter_groups import BODY, HEAD, is_matched, names_in, rate_factors
 from multipde.training.rates import parsed_rate
 from multipde.training.settings import TrainSettings
@@ -98,13 +99,13 @@ def _matched(net: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
     return [p for name, p in parameters.items() if name in names]
 
 
-def begin_momentum(optimizer: torch.optim.Optimizer, key: str) -> None:
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give the parameters without momentum zeros where others of their group have it, as fused SGD needs.
 
     With zeros the first step is that without momentum: v = μ 0 + g.
     """
     for group in optimizer.param_groups:
-        held = [p for p in group["params"] if isinstance(optimizer.state.get(p, {}).get(key), Tensor)]
+        held = [p for p in group["params"] if isinstance(optimizer.state.get(p, {}).get(MOMENTUM_KEY), Tensor)]
         for p in group["params"] if held else ():
-            if optimizer.state[p].get(key) is None:
-                optimizer.state[p][key] = torch.zeros_like(p)
+            if optimizer.state[p].get(MOMENTUM_KEY) is None:
+                optimizer.state[p][MOMENTUM_KEY] = torch.zeros_like(p)

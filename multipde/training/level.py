@@ -2,13 +2,9 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from multipde.networks.limits import BATCH, EPOCHS, SIDE
-
-if TYPE_CHECKING:
-    from multipde.networks.model_spec import ModelSpec
 
 
 def _one_cycle(fraction: float, rise: float = 0.25) -> float:
@@ -160,15 +156,6 @@ class Level:
     def share_of_epoch(self, epoch: int) -> float:
         """The share of the images that an epoch uses: 1, or less for the last epoch."""
         return 1.0 if self.epochs is None else min(1.0, self.epochs - epoch)
-
-
-def level_flops(level: Level, config: "ModelSpec") -> float:
-    """Floating point operations per image of a level, forward and backward pass together."""
-    from multipde.networks.cost import count_flops  # imported here, because help texts must not import torch
-
-    own = replace(config, reference=None)
-    plain = [(own.on_mesh(size // level.detail, level.detail), share) for size, share in level.sizes]
-    return sum(share * count_flops(network, training=True) for network, share in plain)
 
 
 def size_text(mesh: int, image: int | None = None) -> str:

@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from multipde.runtime.console import Advance, Log
+from multipde.runtime.console import Log
 from multipde.storage.files import write_file
 from multipde.storage.records import brief
 from multipde.storage.rows import append_row, is_epoch, read_metrics
@@ -122,7 +121,3 @@ class Listeners(Listener):
                     raise
                 self.all.remove(each)
                 self.log.say(f"note: {each.name} is not written any more: {brief(error)}")
-
-    def progress(self, total: float, done: float) -> AbstractContextManager[Advance]:
-        """A progress bar over the work of the whole training, in FLOPs."""
-        return self.log.progress(total, done)

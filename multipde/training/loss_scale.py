@@ -21,8 +21,7 @@ class LossScale:
     """
 
     def __init__(self, compute: Compute):
-        self.is_used = compute.amp == "fp16"
-        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=self.is_used)  # pyright: ignore
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.amp == "fp16")  # pyright: ignore
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss whose gradient is taken."""
@@ -30,20 +29,16 @@ class LossScale:
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the scale, before penalties are added or the norm is measured."""
-        if self.is_used:
-            self.scaler.unscale_(optimizer)
+        self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """The step of the optimizer, unless gradients are not finite."""
-        if not self.is_used:
-            optimizer.step()
-            return
         self.scaler.step(optimizer)
         self.scaler.update()
 
     def state(self, name: str) -> dict[str, Tensor]:
         """The state as tensors, under the name of a parameter."""
-        if not self.is_used:
+        if not self.scaler.is_enabled():
             return {}
         found = self.scaler.state_dict()
         values = {SCALE: found["scale"], GROWTH: found["_growth_tracker"]}
@@ -52,6 +47,6 @@ class LossScale:
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned."""
         values = {key: t.item() for name, t in state.items() if (key := name.rpartition(":")[2]) in (SCALE, GROWTH)}
-        if self.is_used and values:
+        if self.scaler.is_enabled() and values:
             known = {"scale": values[SCALE], "_growth_tracker": int(values[GROWTH])}
             self.scaler.load_state_dict(self.scaler.state_dict() | known)

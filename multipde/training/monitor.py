@@ -43,7 +43,7 @@ class Monitor:
         self.norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
         self.stencils = box.stencils if box else []
         self.num_taps = sum(w.numel() for w in self.stencils)
-        self._pending: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
 
     @torch.no_grad()
     def look(self, loss: Tensor) -> None:
@@ -69,8 +69,7 @@ class Monitor:
 
     def _take(self) -> None:
         copy, event = self._pending.pop(0)
-        if event is not None:
-            event.synchronize()  # recorded in the previous step, so this does not wait
+        event.synchronize()  # recorded in the previous step, so this does not wait
         self._check(copy)
 
     def _check(self, values: Tensor) -> None:
@@ -99,16 +98,11 @@ def checked(metrics: Metrics, part: str, error: type[Exception] = DivergenceErro
     return metrics
 
 
-def finite_state(net: nn.Module) -> dict[str, Tensor]:
-    """The state of a network that must be finite: all of it but buffers that are no running statistics."""
+def check_finite(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise DivergenceError for nan or inf in a network, except in its `constants`, or in the state of an optimizer."""
     free = constants(net)
-    return {name: t for name, t in net.state_dict().items() if name not in free}
-
-
-def check_finite(*groups: Mapping[str, Tensor]) -> None:
-    """Raise DivergenceError for a tensor with nan or inf."""
-    for name, tensor in ((name, t) for group in groups for name, t in group.items()):
-        if not bool(tensor.isfinite().all()):
+    for name, tensor in (*net.state_dict().items(), *state.items()):
+        if name not in free and not bool(tensor.isfinite().all()):
             plain = name.replace(".parametrizations.weight.original", "")
             raise DivergenceError(f"weights must stay finite, got nan or inf in {plain}")
 

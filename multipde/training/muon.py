@@ -10,7 +10,8 @@ from multipde.mesh.parametrization import StencilParametrization
 from multipde.training.orthogonal import in_bf16, matrix_flops, orthogonal_stencils
 
 ops: Any = torch  # its operations on lists of tensors have no types
-KEY = "momentum_buffer"
+MOMENTUM_KEY = "momentum_buffer"
+"""The name under which an optimizer of torch keeps the momentum of a parameter."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -27,8 +28,8 @@ class Muon(torch.optim.Optimizer):
 
     Zero padding does not enlarge the norm. Where p is the parameter of stencils W = G p, in other coordinates or on
     another mesh, the update of W is orthogonalised: p ← p - lr sqrt(...) G⁻¹ orth(G⁻ᵀ u), so that W moves as if it were
-    the parameter. In a parameter group with ``orthogonal=False``, orth is the identity and the
-    factor one: stochastic gradient descent with momentum.
+    the parameter. In a parameter group with ``orthogonal=False``, orth is the identity and the factor one: stochastic
+    gradient descent with momentum.
 
     Args:
         params: parameters or parameter groups, which may have their own values of the other arguments.
@@ -106,9 +107,9 @@ class Muon(torch.optim.Optimizer):
         if not params or not group["momentum"]:
             return params, [p.grad for p in params]
         for p in params:
-            if self.state[p].get(KEY) is None:
-                self.state[p][KEY] = torch.zeros_like(p)
-        grads, momenta = [p.grad for p in params], [self.state[p][KEY] for p in params]
+            if self.state[p].get(MOMENTUM_KEY) is None:
+                self.state[p][MOMENTUM_KEY] = torch.zeros_like(p)
+        grads, momenta = [p.grad for p in params], [self.state[p][MOMENTUM_KEY] for p in params]
         ops._foreach_mul_(momenta, group["momentum"])
         ops._foreach_add_(momenta, grads)
         if not group["nesterov"]:

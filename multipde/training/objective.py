@@ -22,8 +22,7 @@ class Objective:
     """The functions of a training that its user gives: loss, metric, optimizer, augmentation.
 
     Args:
-        loss: a function of (scores, labels) to the mean loss of the images; cross entropy if None.
-        metric: a function of (scores, labels) to a mean over the images, larger being better; the accuracy if None.
+        loss, metric: as in `train`.
         optimizer: a function of the parameters to an optimizer; that of `TrainSettings` if None. The learning rate of a
             parameter group is that of the schedule times the group's ``rate_factor``, if it has one.
         augment: a function of a batch of images on [0, 1] to a batch of the same shape, see `Augmentation`.
@@ -78,9 +77,8 @@ class Objective:
         return functional.cross_entropy(scores, labels, label_smoothing=label_smoothing)
 
     def weights(self, labels: Tensor) -> Tensor:
-        """The weight of each image (N,) in the training loss."""
-        if self.class_weights is None:
-            return torch.ones(len(labels), device=labels.device)
+        """The weight of each image (N,) in the training loss, which has class weights."""
+        assert self.class_weights is not None
         known = self.class_weights.to(labels.device)
         return known[labels] if labels.dim() == 1 else labels.to(known) @ known
 

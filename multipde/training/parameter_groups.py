@@ -1,7 +1,7 @@
 """The parameters of a network by name, pattern or group: its head, its body, or whatever a pattern matches."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -53,16 +53,17 @@ def is_matched(name: str, pattern: str) -> bool:
     return any(fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1))
 
 
-def names_in(net: nn.Module, groups: Iterable[str], option: str) -> dict[str, set[str]]:
+def names_in(net: nn.Module, groups: Collection[str], option: str) -> dict[str, set[str]]:
     """The plain names of the parameters in each group: ``head``, ``body``, or a name or pattern.
 
     Raises:
         ValueError: a pattern matches nothing, which is told as one of the option; the line has the nearest names.
     """
     names, found = list(plain_parameters(net)), {}
+    head = head_name(net) if {HEAD, BODY}.intersection(groups) else ""
     for group in groups:
         if group in (HEAD, BODY):
-            own = {name for name in names if is_matched(name, head_name(net))}
+            own = {name for name in names if is_matched(name, head)}
             found[group] = own if group == HEAD else set(names) - own
             continue
         found[group] = {name for name in names if is_matched(name, group)}

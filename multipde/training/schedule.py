@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from multipde.networks.cost import count_flops
 from multipde.networks.limits import LEVELS
 from multipde.networks.model_spec import ModelSpec
-from multipde.training.level import Level, level_flops, size_text, steps_text
+from multipde.runtime.table import table_lines
+from multipde.training.level import Level, size_text, steps_text
 
 LEAST_STEPS = 16
 """Least number of steps that an epoch of a coarse level keeps when its batch is enlarged."""
@@ -179,11 +181,14 @@ class Schedule:
         ]
 
     def __str__(self) -> str:
-        rows = self.rows()
-        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-        lines = ["  ".join(name.rjust(widths[name]) for name in rows[0])]
-        lines += ["  ".join(row[name].rjust(widths[name]) for name in row) for row in rows]
-        return "\n".join(lines)
+        return "\n".join(table_lines(self.rows()))
+
+
+def level_flops(level: Level, config: ModelSpec) -> float:
+    """Floating point operations per image of a level, forward and backward pass together."""
+    own = replace(config, reference=None)
+    plain = [(own.on_mesh(size // level.detail, level.detail), share) for size, share in level.sizes]
+    return sum(share * count_flops(network, training=True) for network, share in plain)
 
 
 def levels_from_lists(
@@ -239,10 +244,15 @@ def levels_from_lists(
     levels = [
         Level(size, policy=policy, warm_up=warm_up, **dict(zip(lists, row, strict=True))) for size, policy, *row in rows
     ]
-    return [_mix(levels)] if mixed and num > 1 else levels
+    return [mixed_level(levels)] if mixed and num > 1 else levels
 
 
-def _mix(levels: Sequence[Level]) -> Level:
+def mixed_level(levels: Sequence[Level]) -> Level:
+    """One level whose batches have the sizes of several ones at random, in proportion to their epochs.
+
+    Raises:
+        ValueError: the levels differ in more than size and epochs, have a detail, or do not give their epochs.
+    """
     finest = max(levels, key=lambda level: level.size)
     if any(level.epochs is None for level in levels):
         raise ValueError("epochs must be given for mixed levels, got auto")

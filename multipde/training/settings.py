@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from multipde.conversions.sample_sizes import RECALIBRATION_IMAGES
 from multipde.training.budget import parse_budget
-from multipde.training.class_weights import as_weights, check_class_weights
 from multipde.training.rates import rate_texts
 from multipde.training.recipe import level_values, recipe_values
 
@@ -154,7 +153,7 @@ class TrainSettings:
 
         object.__setattr__(self, "freeze", (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
         object.__setattr__(self, "rate", rate_texts(self.rate))
-        object.__setattr__(self, "class_weights", as_weights(self.class_weights))
+        object.__setattr__(self, "class_weights", _class_weights(self.class_weights))
         if isinstance(self.augment, (list, tuple)):
             object.__setattr__(self, "augment", ",".join(map(str, self.augment)) or "off")
         recipe_values(self.recipe)
@@ -165,7 +164,7 @@ class TrainSettings:
         if not 0 <= self.conditioning <= 1:
             raise ValueError(f"conditioning must lie in [0, 1], got {self.conditioning}")
         check_optimizer(self.optimizer)
-        for name in ("momentum", "stencil_momentum"):
+        for name in ("momentum", "stencil_momentum", "label_smoothing", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.nesterov and not self.momentum:
@@ -183,8 +182,6 @@ class TrainSettings:
             raise ValueError(
                 f"min_epochs must lie between 1 and max_epochs, got {self.min_epochs} and {self.max_epochs}"
             )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
         if not callable(self.augment):
             augmentation_names(self.augment)
         if not 0 < self.validation < 1:
@@ -193,24 +190,42 @@ class TrainSettings:
             raise ValueError(f"calibration_images must be at least 2, got {self.calibration_images}")
         if self.precise_images < 0 or self.precise_images == 1:
             raise ValueError(f"precise_images must be 0 or at least 2, got {self.precise_images}")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average must lie in [0, 1), got {self.average}")
         if self.average and not self.precise_images:
             raise ValueError("precise_images must be positive with average, whose BatchNorm is measured, got 0")
         if not self.checkpoint_every > 0:
             raise ValueError(f"checkpoint_every must be positive, got {self.checkpoint_every}")
-        if self.keep < 1:
-            raise ValueError(f"keep must be positive, got {self.keep}")
+        for name in ("keep", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.thaw is not None and (self.thaw < 2 or not self.freeze):
             rule = "come with freeze" if not self.freeze else "be the number of a level after the first"
             raise ValueError(f"thaw must {rule}, got {self.thaw}")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be positive, got {self.accumulate}")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
-        check_class_weights(self.class_weights)
         object.__setattr__(self, "track", (self.track,) if isinstance(self.track, str) else tuple(self.track))
         if unknown := [name for name in self.track if name not in TRACKERS]:
             raise ValueError(f"track must name {', '.join(TRACKERS)}, got {unknown[0]!r}")
         if self.on_divergence not in ON_DIVERGENCE:
             raise ValueError(f"on_divergence must be one of {', '.join(ON_DIVERGENCE)}, got {self.on_divergence!r}")
+
+
+def _class_weights(weights: Any) -> Any:
+    """Class weights as a tuple; None and ``"balanced"`` as they are. A dictionary is refused, which has no order.
+
+    Raises:
+        ValueError: they are neither of these nor numbers that are not negative and not all zero.
+    """
+    if isinstance(weights, Mapping):
+        raise ValueError("class_weights must be numbers in the order of the classes, got a dictionary; type a list")
+    if hasattr(weights, "tolist"):
+        weights = weights.tolist()
+    if isinstance(weights, list):
+        weights = tuple(weights)
+    if weights is None or weights == "balanced":
+        return weights
+    if isinstance(weights, str) or not all(0 <= w < math.inf for w in weights) or not sum(weights) > 0:
+        shown = weights if isinstance(weights, str) else " ".join(map(str, weights))
+        raise ValueError(
+            f"class_weights must be balanced, or numbers of at least zero, one above it, got {shown or 'none'}"
+        )
+    return weights

@@ -1,7 +1,7 @@
 """The state of a training as plain data, which together with network and optimizer state suffices to resume it."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from multipde.evaluation.metrics import Metrics
 from multipde.runtime.processes import from_rank_zero, num_processes, sum_over_processes
 from multipde.storage.records import from_record
 from multipde.storage.run_directory import CHECKPOINT
-from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 
 PACE_KEYS = ("began", "accuracy", "gain", "price", "leave", "planned")
@@ -78,11 +77,6 @@ class TrainState:
         self._loss += loss * num
         self._correct += sum_over_processes((scores.argmax(1) == labels).sum())
         self.batch, self.num_images = self.batch + 1, self.num_images + num
-
-    def level_of(self, schedule: Schedule) -> Level:
-        """The current level, with the number of epochs that the stopping rule has fixed for it, if any."""
-        level, planned = schedule.levels[self.index], self.pace.get("planned")
-        return level if planned is None else replace(level, epochs=planned)
 
     def reached(self, size: str) -> str:
         """The position in the training as text, such as "size 8 after 1 epochs and 2 steps"."""

@@ -18,17 +18,16 @@ from multipde.training.accumulation import communicating, divided
 from multipde.training.averaging import KEY, TOTAL, Average
 from multipde.training.fine_tuning import FineTuning, Frozen, begin_momentum
 from multipde.training.group_state import GroupState, is_group_entry
-from multipde.training.level import Level, level_flops
+from multipde.training.level import Level
 from multipde.training.loss_scale import GROWTH, SCALE, LossScale
 from multipde.training.monitor import DivergenceError, Monitor, locate_nonfinite
-from multipde.training.muon import Muon
+from multipde.training.muon import MOMENTUM_KEY, Muon
 from multipde.training.objective import Objective
 from multipde.training.optimizers import make_optimizer, optimizer_flops
 from multipde.training.preconditioner import Preconditioner
+from multipde.training.schedule import level_flops
 from multipde.training.settings import TrainSettings
 from multipde.training.unmet_taps import zero_unmet_taps
-
-MOMENTUM_KEY = "momentum_buffer"
 
 
 class TrainStep:
@@ -101,7 +100,7 @@ class TrainStep:
         if self.preconditioner is not None:
             self.preconditioner(self.net)
         if self.tuning.may_thaw:
-            begin_momentum(self.optimizer, MOMENTUM_KEY)
+            begin_momentum(self.optimizer)
         self.scale.step(self.optimizer)
         if self.box is not None:
             self.box.project()

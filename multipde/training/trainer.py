@@ -25,7 +25,7 @@ from multipde.training.divergence import rollback_record
 from multipde.training.fine_tuning import FineTuning
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
-from multipde.training.monitor import DivergedError, DivergenceError, check_finite, checked, finite_state
+from multipde.training.monitor import DivergedError, DivergenceError, check_finite, checked
 from multipde.training.objective import Objective
 from multipde.training.optimizers import optimizer_flops
 from multipde.training.precise import num_precise, precise_statistics
@@ -87,7 +87,7 @@ class Trainer:
 
     def restore(self, checkpoints: Sequence[Path]) -> None:
         """Continue from the first checkpoint that is whole; ValueError if there is none for this schedule."""
-        (net, self.best, self.state, optimizer_state), note = read_newest(checkpoints, self.schedule)
+        net, self.best, self.state, optimizer_state, note = read_newest(checkpoints, self.schedule)
         self.begin(net)  # synchronises the processes: all have read the checkpoint before rank zero writes the next one
         self.step.set_state(optimizer_state)
         if note:
@@ -101,7 +101,7 @@ class Trainer:
             Interrupted: a signal asked to stop; a checkpoint is saved.
             OSError: a checkpoint cannot be written; the previous one remains.
         """
-        with self.log.progress(self._planned_flops(), self.state.flops) as advance:
+        with self.log.log.progress(self._planned_flops(), self.state.flops) as advance:
             if not self._checkpoints():
                 self._write_checkpoint()
             while not self._is_finished():
@@ -120,7 +120,8 @@ class Trainer:
     @property
     def level(self) -> Level:
         """The current level, with the number of epochs that the stopping rule has fixed for it, if any."""
-        return self.state.level_of(self.schedule)
+        level, planned = self.schedule.levels[self.state.index], self.state.pace.get("planned")
+        return level if planned is None else replace(level, epochs=planned)
 
     def _is_finished(self) -> bool:
         p = self.state
@@ -147,12 +148,8 @@ class Trainer:
         p = self.state
         if self.stopping is not None:
             is_last = p.index + 1 == len(self.schedule.levels)
-            started = moved_score(p.moves[-1]) if p.index else self._on_some().score
+            started = moved_score(p.moves[-1]) if p.index else self.validate(MOVE_IMAGES).score
             p.pace = self.stopping.begin(p.pace, p.flops, p.seconds, self._epoch_flops(p.index), started, is_last)
-
-    def _on_some(self) -> Metrics:
-        """Accuracy and metric on the first validation images, measured before and after a move between levels."""
-        return self.validate(MOVE_IMAGES)
 
     def validate(self, num: int | None = None, interruptible: bool = False, net: nn.Module | None = None) -> Metrics:
         """Accuracy and loss on the first ``num`` validation images, or on all, of the trained network or another.
@@ -259,7 +256,7 @@ class Trainer:
         started = time.perf_counter()
         if self.settings.average:  # the statistics of the average were measured, and not those of the weights
             precise_statistics(self.net, self.samples, old_level, p.index)
-        measured = [self._on_some()]
+        measured = [self.validate(MOVE_IMAGES)]
         self._obey_signals(is_saved=True)
         evaluator, steps = self.samples.evaluator(p.index + 1), self.schedule.configs()[p.index + 1].block_steps
         move = plan_move(self.net, level, steps, self.settings, evaluator)
@@ -268,11 +265,11 @@ class Trainer:
         self.begin(move(self.step.frozen.release()), p.index + 1)
         carry_optimizer_state(move, old_net, old_step.optimizer, self.net, self.step.optimizer, rule)
         self.step.groups.go_on(old_step.groups)
-        measured.append(self._on_some())
+        measured.append(self.validate(MOVE_IMAGES))
         if not keeps_function(spec_of(old_net), spec_of(self.net)):
             evaluator.recalibrate(self.net, level.image_size, self.settings.calibration_images)
         broadcast_weights(self.net)
-        measured.append(self._on_some())
+        measured.append(self.validate(MOVE_IMAGES))
         report = evaluator.step_bounds(self.net, level.image_size)
         record, self.best = move_record(move, spec_of(old_net), spec_of(self.net), measured, report), {}
         p.begin_level(record, time.perf_counter() - started)
@@ -289,7 +286,7 @@ class Trainer:
         self.step.monitor.settle()
         self._set_image_size(self.level.size)
         kept = self.step.state()
-        check_finite(finite_state(self.net), kept)
+        check_finite(self.net, kept)
         p, what = self.state, (self.net, self.best, self.state.record(), kept, self.settings.keep)
         p.checkpoints = 1 + on_rank_zero(lambda: last_number(self.run_dir))
         p.written = on_rank_zero(lambda: write_checkpoint(self.run_dir, p.checkpoints, *what))

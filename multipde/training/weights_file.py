@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde.conversions.state_dict import stored_state
+from multipde.data.checksum import file_digest
 from multipde.networks.model_spec import spec_of
 from multipde.training.parameter_groups import head_name
 from multipde.training.start import Start, initial_network
@@ -25,8 +25,7 @@ class WeightsFile:
 
     Args:
         file: the file; no code in it is run.
-        from_size: side in pixels of the images for which they were trained, from which the network is converted to the
-            first level; None to take the stencils as they are.
+        from_size: see `train`.
         digest: SHA-256 that the file must have; None for any.
     """
 
@@ -37,12 +36,11 @@ class WeightsFile:
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "WeightsFile":
         """The file that the record of a run names."""
-        size = record.get("from_size")
-        return cls(Path(record["file"]), size, record["digest"])
+        return cls(Path(record["file"]), record.get("from_size"), record["digest"])
 
     def record(self) -> dict[str, Any]:
         """The file as plain data, with its digest."""
-        return {"file": str(self.file.resolve()), "from_size": self.from_size, "digest": _digest(self.file)}
+        return {"file": str(self.file.resolve()), "from_size": self.from_size, "digest": file_digest(self.file).hex()}
 
     def start(self, spec: Any, seed: int, say: Callable[[str], None]) -> Start:
         """The network of a description with the weights of the file, and a new head where the classes differ.
@@ -58,25 +56,27 @@ class WeightsFile:
         if self.from_size is not None:
             spec = spec.for_images(self.from_size)
         state, under = stored_state(self.file)
-        if self.digest is not None and _digest(self.file) != self.digest:
+        if self.digest is not None and file_digest(self.file).hex() != self.digest:
             raise ValueError(f"weights must be those with which the run began, got another file at {self.file}")
         net = initial_network(spec, seed)
         own = {_plain(name): t for name, t in net.state_dict().items() if not name.endswith(STATE)}
         taken, prefix = fitting(_stencils(state, self.file), own, self.file)
-        missing = set(own) - set(taken)
-        new = {n for n in taken if n in own and _differs_in_classes(taken[n], own[n], spec.classes, taken, net)}
+        head, both = head_name(net), [name for name in taken if name in own]
+        num = _num_classes(taken.get(f"{head}.weight"))
+        new = {name for name in both if _differs_in_classes(taken[name], own[name], num, spec.classes)}
         others = sorted(set(taken) - set(own))
-        shapes = [name for name in taken if name in own and name not in new and taken[name].shape != own[name].shape]
-        lacking = sorted(name for name in missing if not name.endswith(WITHOUT))
+        shapes = [name for name in both if name not in new and taken[name].shape != own[name].shape]
+        lacking = sorted(name for name in set(own) - set(taken) if not name.endswith(WITHOUT))
         if lacking or shapes or others:
             raise ValueError(_another(self.file, spec.label, own, taken, lacking, shapes, others))
-        _check_finite(taken, own, self.file)
+        taken = {name: taken[name] for name in own if name in taken}  # in the order of the network
+        _check_finite(taken, self.file)
         with torch.no_grad():
-            for name, tensor in own.items():
-                if name in taken and name not in new:
-                    tensor.copy_(taken[name])
+            for name, tensor in taken.items():
+                if name not in new:
+                    own[name].copy_(tensor)
         removed = [f"read under {key}" for key in under] + ([f"without the prefix {prefix}"] if prefix else [])
-        say(_told(self.file, removed, own, taken, new, state, net))
+        say(_told(self.file, removed, len(own), taken, new, state, net, head))
         return Start(net)
 
 
@@ -129,10 +129,13 @@ def _stencils(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     return {_plain(name): t for name, t in state.items() if not name.endswith(STATE)}
 
 
-def _differs_in_classes(given: Tensor, own: Tensor, classes: int, taken: Mapping[str, Tensor], net: nn.Module) -> bool:
-    """Whether two tensors have the same shape but for a number of classes, which in the file is that of its head."""
-    head = taken.get(f"{head_name(net)}.weight")
-    num = 0 if head is None or not head.dim() else len(head)
+def _num_classes(head: Tensor | None) -> int:
+    """The number of classes of the head that a file holds; 0 where it holds none."""
+    return 0 if head is None or not head.dim() else len(head)
+
+
+def _differs_in_classes(given: Tensor, own: Tensor, num: int, classes: int) -> bool:
+    """Whether two tensors have the same shape but for the number of classes, which is ``num`` in the file."""
     return (
         given.dim() == own.dim() > 0
         and given.shape[1:] == own.shape[1:]
@@ -141,9 +144,9 @@ def _differs_in_classes(given: Tensor, own: Tensor, classes: int, taken: Mapping
     )
 
 
-def _check_finite(taken: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:
-    for name in own:
-        if name in taken and not bool(taken[name].float().isfinite().all()):
+def _check_finite(taken: Mapping[str, Tensor], file: Path) -> None:
+    for name, tensor in taken.items():
+        if not bool(tensor.float().isfinite().all()):
             raise ValueError(f"weights must be finite, got nan or inf in {name} in {file}")
 
 
@@ -173,33 +176,25 @@ def _another(
 def _told(
     file: Path,
     removed: list[str],
-    own: Mapping[str, Tensor],
+    num: int,
     taken: Mapping[str, Tensor],
     new: set[str],
     state: Mapping[str, Tensor],
     net: nn.Module,
+    head: str,
 ) -> str:
     """One line about what was taken from a file."""
-    head, classes = head_name(net), spec_of(net).classes
-    parts = [f"{len(set(own) & set(taken)) - len(new)} of {len(own)} tensors of {spec_of(net).label} from {file}"]
+    parts = [f"{len(taken) - len(new)} of {num} tensors of {spec_of(net).label} from {file}"]
     parts += removed
-    left = len([name for name in state if not name.endswith(STATE)]) - len(set(own) & set(taken))
+    left = len([name for name in state if not name.endswith(STATE)]) - len(taken)
     if left:
         parts.append(f"{left} others are left out")
     if new:
-        parts.append(f"new head {head} for {classes} classes instead of {len(taken[f'{head}.weight'])}")
+        parts.append(f"new head {head} for {spec_of(net).classes} classes instead of {len(taken[f'{head}.weight'])}")
     else:
-        parts.append(f"head {head} is kept for its {classes} classes")
+        parts.append(f"head {head} is kept for its {spec_of(net).classes} classes")
     return f"weights: {', '.join(parts)}"
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(name[:80] for name in names[:2]) + (", ..." if len(names) > 2 else "")
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        found = sha256()
-        while block := handle.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()

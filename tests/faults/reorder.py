@@ -204,7 +204,7 @@ def check_run(run: Path, promised: int, is_finished: bool) -> str:
             read_result(run)
         if not (found := checkpoints_of(run)):
             return f"no checkpoint instead of {promised}" if promised else ""
-        (_, _, state, _), note = read_newest(found, plan)
+        _, _, state, _, note = read_newest(found, plan)
         if state.checkpoints < promised:
             return f"checkpoint {state.checkpoints} instead of {promised}: {note}"
     except (ValueError, OSError) as error:

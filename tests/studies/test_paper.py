@@ -29,7 +29,7 @@ from multipde.studies.paper.recipes import (
     trainings_of,
     work_within,
 )
-from multipde.training.level import level_flops
+from multipde.training.schedule import level_flops
 from tests.conftest import narrow, write_folder
 
 WEIGHTS = {

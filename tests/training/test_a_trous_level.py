@@ -22,8 +22,7 @@ from multipde.conversions.convert import Conversion
 from multipde.networks.external import external_model
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.signals import Interrupted
-from multipde.training.level import level_flops
-from multipde.training.schedule import levels_from_lists
+from multipde.training.schedule import level_flops, levels_from_lists
 from tests.conftest import load_unfinished
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)

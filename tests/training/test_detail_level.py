@@ -35,9 +35,9 @@ from multipde.networks.detail import composed_taps
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.signals import Interrupted
-from multipde.training.level import level_flops, parsed_size, size_text
+from multipde.training.level import parsed_size, size_text
 from multipde.training.plan import extended
-from multipde.training.schedule import levels_from_lists
+from multipde.training.schedule import level_flops, levels_from_lists
 from multipde.training.switch import check_moves
 from tests.conftest import load_unfinished
 

@@ -31,7 +31,7 @@ from multipde.networks.external import given_model
 from multipde.runtime.signals import Interrupted
 from multipde.training.fine_tuning import FineTuning, Frozen
 from multipde.training.optimizers import make_optimizer
-from multipde.training.parameter_groups import head_name
+from multipde.training.parameter_groups import head_name, names_in
 from multipde.training.run import WeightsFile
 from multipde.training.trainer import Trainer
 from tests.conftest import rows_without_times, weights
@@ -207,6 +207,26 @@ def test_the_head_is_the_layer_that_gives_the_scores_wherever_it_was_made():
     assert head_name(PDENet(NetworkConfig("resnet", (4, 6), 8, steps=1, size=8))) == "classifier"
     with pytest.raises(ValueError, match="head must be a last layer with 7 outputs, got none in <lambda>"):
         head_name(given_model(lambda: Small(), size=8, classes=7).build())
+
+
+def test_the_network_is_run_once_to_find_its_head(tmp_path, monkeypatch):
+    calls = []
+
+    def counted(net):
+        calls.append(net)
+        return head_name(net)
+
+    monkeypatch.setattr("multipde.training.parameter_groups.head_name", counted)
+    monkeypatch.setattr("multipde.training.weights_file.head_name", counted)
+    spec = given_model(Small, size=8, classes=10)
+    found = names_in(spec.build(), ("stem", "head", "body"), "rate")
+    assert found["head"] == {"scores.weight", "scores.bias"}
+    assert len(found["body"]) == 8
+    assert len(calls) == 1
+    assert names_in(spec.build(), ("stem",), "rate").keys() == {"stem"}
+    assert len(calls) == 1
+    WeightsFile(stored(Small(num_classes=4), tmp_path / "w.pt")).start(spec, 0, print)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_bad_weight_is_named():
         net.connectors[0][0].weight[0, 0] = float("nan")
     assert locate_nonfinite(net, torch.zeros(2, 3, 8, 8)) == "weights connectors.0.0.weight"
     with pytest.raises(DivergenceError, match=r"weights must stay finite, got nan or inf in connectors.0.0.weight"):
-        check_finite(dict(net.state_dict()))
+        check_finite(net, {})
 
 
 def test_a_resnet_has_no_bound():

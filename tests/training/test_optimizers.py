@@ -11,8 +11,9 @@ from torch.nn.utils import parametrizations
 
 from multipde import Muon, NetworkConfig, PDENet, Schedule, TrainSettings, make_optimizer, train
 from multipde.runtime.device import Compute
-from multipde.training.level import Level, level_flops
+from multipde.training.level import Level
 from multipde.training.optimizers import optimizer_flops, planned_flops
+from multipde.training.schedule import level_flops
 from multipde.training.step import TrainStep
 from multipde.training.trainer import Trainer
 

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
 from multipde.networks.config import NetworkConfig
-from multipde.networks.model_spec import ModelSpec
 from multipde.studies.bench.transfer_arms import Arm
 from multipde.training.budget import parse_budget
-from multipde.training.level import Level, level_flops
+from multipde.training.level import Level
 from multipde.training.optimizers import planned_flops
-from multipde.training.schedule import Schedule
+from multipde.training.schedule import Schedule, level_flops, mixed_level
 
 EPOCH_PARTS = 20
 """With a budget in epochs, numbers of epochs are multiples of a twentieth; otherwise they are whole batches."""
@@ -72,14 +71,7 @@ def levels_of_work(
     step_flops = _planned_flops(network, str(recipe.get("optimizer", "sgd")))
     shares = [part.share for part in arm.parts]
     levels = Schedule(levels, network).of_work(shares, per_image, units, step_flops).levels
-    if not arm.mixed:
-        return list(levels)
-    epochs = [level.epochs or 0 for level in levels]
-    total = sum(epochs)
-    mixed = tuple((level.size, e / total) for level, e in zip(levels, epochs, strict=True))
-    return [replace(levels[-1], epochs=total, mixed=mixed)]
+    return [mixed_level(levels)] if arm.mixed else list(levels)
 
 
-@lru_cache(maxsize=64)
-def _planned_flops(network: ModelSpec, optimizer: str) -> int:
-    return planned_flops(network, optimizer)
+_planned_flops = lru_cache(maxsize=64)(planned_flops)

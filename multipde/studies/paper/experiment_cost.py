@@ -12,7 +12,8 @@ from multipde.runtime.device import Compute
 from multipde.storage.run_directory import RESULT
 from multipde.studies.bench.timing import alternated, random_images, step_of
 from multipde.studies.paper.recipes import BATCH, RECIPES, PaperBudget, Training
-from multipde.training.level import Level, level_flops
+from multipde.training.level import Level
+from multipde.training.schedule import level_flops
 
 COLUMNS = """name: {name} | sizes: {sizes} | epochs: {epochs:.4g} | TFLOPs: {work:,.4g}
     | of the paper's work: {share:.1%} | minutes here: {minutes}"""

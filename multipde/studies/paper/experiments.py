@@ -35,7 +35,7 @@ from multipde.studies.paper.recipes import (
 from multipde.studies.study import Study, check_names
 from multipde.studies.trained import trained
 from multipde.training.finished_run import Run
-from multipde.training.level import level_flops
+from multipde.training.schedule import level_flops
 
 EXPERIMENTS = {
     "table1": ("stl10", "cifar10", "cifar100"),

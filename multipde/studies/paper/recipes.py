@@ -10,8 +10,9 @@ from multipde.networks.presets import preset
 from multipde.studies.bench.equal_work import levels_of_work
 from multipde.studies.bench.transfer_arms import ARMS
 from multipde.training.budget import parse_budget
-from multipde.training.level import Level, level_flops
+from multipde.training.level import Level
 from multipde.training.recipe import recipe_values
+from multipde.training.schedule import level_flops
 from multipde.training.settings import TrainSettings
 
 DYNAMICS = ("parabolic", "hamiltonian", "second_order")
