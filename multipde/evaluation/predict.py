@@ -12,7 +12,7 @@ from multipde.evaluation.metrics import check_square
 from multipde.evaluation.pictures_given import Picture, Shapes, given_pictures, square_picture
 from multipde.evaluation.views import with_views
 from multipde.mesh.modes import copied, ordinary_tensors, unwrapped
-from multipde.networks.all_sizes import AllSizes
+from multipde.networks.all_sizes import AllSizes, networks_of
 from multipde.networks.compiled_network import for_use
 from multipde.networks.inputs import Normalize, in_precision_of
 from multipde.networks.model_spec import spec_of
@@ -104,7 +104,7 @@ def predict(
     loaded = unwrapped(checkpoint) if isinstance(checkpoint, nn.Module) else load(checkpoint, model)
     log = log or Log(quiet=True)
     compute, files, shapes = Compute.of(device, amp), given_pictures(images, log), Shapes()
-    trained = loaded.networks if isinstance(loaded, AllSizes) else (loaded,)
+    trained = networks_of(loaded)
     net, spec = trained[-1], spec_of(trained[-1])
     if spec.dim != 2 or (spec.in_channels != 3 and any(isinstance(each, Path) for each in files)):
         raise ValueError(f"checkpoint must be for pictures, got {spec.in_channels} channels, {spec.dim} axes")

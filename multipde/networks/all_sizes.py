@@ -114,6 +114,11 @@ def at_size(model: nn.Module, size: int | None = None) -> nn.Module:
     return model.at(size)
 
 
+def networks_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The networks of all sizes, the smallest first, of one for several sizes; any other network alone."""
+    return model.networks if isinstance(model, AllSizes) else (model,)
+
+
 def check_sizes(sizes: Sequence[int]) -> None:
     """Raise ValueError unless the sizes are different positive whole numbers, at least one."""
     if not sizes or len(set(sizes)) != len(sizes) or not all(type(s) is int and s > 0 for s in sizes):

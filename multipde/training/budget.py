@@ -34,8 +34,8 @@ def parse_budget(
     >>> parse_budget("40TFLOPs")
     Budget(amount=40000000000000.0, unit='flops')
     """
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]+)\s*", text.lower())
-    if not found or found[2] not in units or not re.fullmatch(r"[0-9]*\.?[0-9]+(e[0-9]+)?", found[1]):
+    found = re.fullmatch(r"\s*((?:[0-9]*\.)?[0-9]+(?:e[0-9]+)?)\s*([a-z]+)\s*", text.lower())
+    if not found or found[2] not in units:
         raise ValueError(f"budget must be a number with {example}, got {text!r}")
     unit, factor = units[found[2]]
     return Budget(float(found[1]) * factor, unit)

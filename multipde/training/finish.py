@@ -20,7 +20,7 @@ from multipde.data.images import ImageSet, Key
 from multipde.data.unlabelled import load_unlabelled
 from multipde.evaluation.metrics import fastest, scored_batches
 from multipde.mesh.modes import eval_mode
-from multipde.networks.all_sizes import AllSizes
+from multipde.networks.all_sizes import AllSizes, networks_of
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Advance
@@ -96,11 +96,6 @@ def finish(
     return Finish(*copied, found, *parts, Compute.of(device, amp), settings, labelled=labelled).run()
 
 
-def networks_of(net: nn.Module) -> tuple[nn.Module, ...]:
-    """The networks of all sizes, the smallest first, of one for several sizes; any other network alone."""
-    return net.networks if isinstance(net, AllSizes) else (net,)
-
-
 def finest_side(*nets: nn.Module) -> int:
     """The largest side of the images that any of the networks sees."""
     return max(spec_of(each).image_sizes[0] for net in nets for each in networks_of(net))
@@ -142,6 +137,7 @@ class Finish:
         self.feed = Feed(images, Normalize(grey, (1.0,) * len(grey)), compute)  # the augmentation fills with grey
         own = TrainSettings(seed=self.settings.seed, compile=self.settings.compile)
         self.deadline = math.inf
+        self.temperature = 1.0 if self.settings.label_share == 1 else self.settings.temperature
         self.step = EverySizeStep(EverySize(self.networks), own, compute, Objective(loss=self._loss))
         taught = answers(self.old, images, held_back, compute)
         if len(taught.unique()) < 2:
@@ -175,11 +171,6 @@ class Finish:
         self.new.load_state_dict(weights)
         shares, seconds = (before, best, self.share_of_old), time.perf_counter() - started
         return Finished(self.new, done, seconds, *shares, rounds, self.signals.stop, len(self.held_back), self.labelled)
-
-    @property
-    def temperature(self) -> float:
-        """T, which is 1 for labels alone."""
-        return 1.0 if self.settings.label_share == 1 else self.settings.temperature
 
     def _is_over(self) -> bool:
         return bool(self.signals.stop) or time.perf_counter() > self.deadline

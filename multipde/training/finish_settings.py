@@ -23,9 +23,7 @@ class FinishSettings:
         (1-e) q + e mean_k softmax(z_k/T),   which is constant in the gradient
 
     Args:
-        budget: time, or a number of training images; None ends by itself: rounds of 5,000, 10,000, ... images follow
-            each other until one adds less than 0.25 points to the accuracy on held-back images, or without labels to
-            the agreement with the old network.
+        budget: time, or a number of training images; None ends by itself, as ``"auto"`` does in `finish`.
         longest: seconds after which it ends in any case.
         temperature: T, positive; labels alone are learned at temperature 1.
         label_share: s in [0, 1], positive only for images with labels.

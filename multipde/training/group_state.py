@@ -69,5 +69,5 @@ def _copied(value: Any) -> Any:
 
 def _same(value: Any, first: Any) -> bool:
     if isinstance(value, Tensor) and isinstance(first, Tensor):
-        return value.shape == first.shape and torch.equal(value.detach(), first.to(value))
+        return torch.equal(value.detach(), first.to(value))
     return value is first or (type(value) is type(first) and not isinstance(value, Tensor) and bool(value == first))

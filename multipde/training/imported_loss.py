@@ -34,14 +34,13 @@ def imported_loss(path: str) -> ImportedLoss:
     found = re.fullmatch(r"\s*([\w.]+:[\w.]+)\s*(\(.*\))?\s*", path, re.DOTALL)
     if not found:
         raise ValueError(f"loss must be package.module:function, got {path!r}")
-    function: Any = imported_object(found[1], "loss")
-    if found[2] or inspect.isclass(function):
+    loss: Any = imported_object(found[1], "loss")
+    if found[2] or inspect.isclass(loss):
         try:
-            made: Any = function(**dict(parsed_arguments(found[2] or "()", path, "loss")))
+            loss = loss(**dict(parsed_arguments(found[2] or "()", path, "loss")))
         except Exception as error:  # code of the user can raise anything
             reason = " ".join(str(error).split())[:120]
             raise ValueError(f"loss must have arguments that it accepts, got {path} ({reason})") from None
-        if not callable(made):
+        if not callable(loss):
             raise ValueError(f"loss must be a function of scores and labels, got {path}")
-        return ImportedLoss(path.strip(), made)  # pyright: ignore
-    return ImportedLoss(path.strip(), function)  # pyright: ignore
+    return ImportedLoss(path.strip(), loss)

@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
-from multipde.networks.layers import TVNorm
+from multipde.networks.all_sizes import NORMS
 from multipde.networks.model_spec import ModelSpec
 from multipde.training.muon import Muon
 from multipde.training.parameter_groups import split_groups
@@ -55,8 +54,8 @@ def make_optimizer(
         stencil_rate: learning rate of orthogonalised stencils as a multiple of ``learning_rate``.
         stencil_momentum: momentum of orthogonalised stencils.
         weight_decay: weight decay of the stencils, multiplied by their learning rate; None for 0.06 with ``"muon"``,
-            0.02 with ``"adamw"`` and 0 with ``"sgd"``. It is decoupled from the gradient, except
-            that SGD adds it to the gradient.
+            0.02 with ``"adamw"`` and 0 with ``"sgd"``. It is decoupled from the gradient, except that SGD adds it to
+            the gradient.
         bias_rate: factor of the learning rate of the biases of norms.
         rates: further factors of the learning rates of single parameters; if given, parameters that require no gradient
             are left out.
@@ -127,8 +126,7 @@ def stencil_groups(module: nn.Module) -> dict[int, list[nn.Parameter]]:
 
 def _norm_biases(module: nn.Module) -> list[nn.Parameter]:
     """The biases of all normalisations."""
-    norms = (_NormBase, nn.GroupNorm, nn.LayerNorm, TVNorm)
-    found = [layer._parameters.get("bias") for layer in module.modules() if isinstance(layer, norms)]
+    found = [layer._parameters.get("bias") for layer in module.modules() if isinstance(layer, NORMS)]
     return list({id(p): p for p in found if p is not None}.values())
 
 

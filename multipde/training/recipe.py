@@ -29,10 +29,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Values of `TrainSettings` and of `Level` by name; everything else has its default.
 
-``fast``, the default: orthogonalised momentum with decay in place of the penalty, smoothed labels and
-a whitened opening. ``paper``: stochastic gradient
-descent with momentum, without Nesterov's look-ahead, with the penalty and the box of
-Ruthotto & Haber (2018), section 5."""
+``fast``, the default: orthogonalised momentum with decay in place of the penalty, smoothed labels and a whitened
+opening. ``paper``: stochastic gradient descent with momentum, without Nesterov's look-ahead, with the penalty and the
+box of Ruthotto & Haber (2018), section 5."""
 
 
 PLAIN: dict[str, Any] = {key: RECIPES["paper"][key] for key in RECIPES["fast"]} | {"recipe": None}
