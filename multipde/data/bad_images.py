@@ -31,11 +31,7 @@ class Skipped:
     images: list[str] = field(default_factory=list)
 
     def notes(self, num_images: int) -> list[str]:
-        """The line for the user; none if nothing was skipped.
-
-        Args:
-            num_images: number of images that are left.
-        """
+        """The line for the user, with the number of images that are left; none if nothing was skipped."""
         if not self:
             return []
         images, shards = len(self.images), len(self.shards)
@@ -58,12 +54,17 @@ def sound_images(files: Sequence[Path] | TarMembers, skipped: Skipped) -> Tensor
 
     Every image is decoded once. The result is kept in the cache of the user for the next start, and belongs to the
     paths, lengths and times of the files, and to the places in them.
+
+    Raises:
+        ValueError: none can be decoded.
     """
     place = _place(files)
     found = _kept(place)
     if found is None:
         found = dict(_bad(files))
         _keep(place, found)
+    if len(found) == len(files):
+        raise ValueError(f"images must be readable, got none that is: {next(iter(found.values()))}")
     skipped.images += found.values()
     sound = torch.ones(len(files), dtype=torch.bool)
     sound[torch.tensor(list(found), dtype=torch.int64)] = False

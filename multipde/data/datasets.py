@@ -13,7 +13,7 @@ from multipde.data.folder import load_files, load_folder
 from multipde.data.held_back import check_test_share, files_of, needs_share, pair_of_parts, split_data_set
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics
 from multipde.data.images import TensorImages, stream
-from multipde.data.labels import difference
+from multipde.data.labels import same_names
 from multipde.data.listed import load_listed
 from multipde.data.pairs import load_pair
 from multipde.data.shards import SHUFFLE_BUFFER, load_shards
@@ -21,8 +21,8 @@ from multipde.data.streamed_rows import is_row_stream, load_streams
 from multipde.mesh.modes import ordinary_tensors
 
 DATA_NAMES = ("shapes", "cifar10", "cifar100", "stl10", "folder", "csv", "webdataset")
-SKIPPING = ("folder", "csv", "webdataset")
-"""Data of which bad images can be skipped."""
+OWN_FILES = ("folder", "csv", "webdataset")
+"""Data that are files of the user's own, of which bad ones can be skipped."""
 
 
 @ordinary_tensors()
@@ -75,9 +75,9 @@ def load_data(
     if size is not None and size < 1:
         raise ValueError(f"size must be positive, got {size}")
     check_test_share(test_share)
-    if skip_bad and source not in SKIPPING:
+    if skip_bad and source not in OWN_FILES:
         what = repr(source) if isinstance(source, str) else type(source).__name__
-        raise ValueError(f"skip_bad must come with the data {', '.join(SKIPPING)}, got {what}")
+        raise ValueError(f"skip_bad must come with the data {', '.join(OWN_FILES)}, got {what}")
     if not isinstance(source, str):
         return _given(source, size, stream_files, test_share, shuffle_buffer)
     if test_share is not None and source not in ("folder", "csv"):
@@ -123,23 +123,22 @@ def _given(
         source, note = split_data_set(source, share)
     elif share is not None:
         raise ValueError("test_share must be left out for a pair (train, test), got both")
+    train, test = (files_of(part) for part in source)
     if any(map(is_row_stream, source)):
         if not all(map(is_row_stream, source)):
             raise ValueError("train and test must both be streams, got one of them alone")
         found = load_streams(source, size, None, shuffle_buffer)
-        return replace(found, notes=(*found.notes, note)) if note else found
-    train, test = (files_of(part) for part in source)
-    if train is not None and test is not None:
-        if train[0] != test[0]:
-            raise ValueError(f"train and test must have the same classes, got {difference(train[0], test[0])}")
-        return load_files("own", train[0], train[1:], test[1:], size, stream_files, [note] if note else [])
-    found = load_pair(source)
+    elif train is not None and test is not None:
+        same_names([(tuple(train[0]), "train"), (tuple(test[0]), "test")])
+        found = load_files("own", train[0], train[1:], test[1:], size, stream_files)
+    else:
+        found = load_pair(source)
     return replace(found, notes=(*found.notes, note)) if note else found
 
 
 def data_label(data: str, root: str | Path | None) -> str:
     """The name of a data set in tables, as in `ImageData.name`: for the user's own that of the directory or file."""
-    if root is None or data not in ("folder", "csv", "webdataset"):
+    if root is None or data not in OWN_FILES:
         return data
     path = Path(root).resolve()
     if data == "csv":

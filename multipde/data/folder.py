@@ -12,7 +12,7 @@ from torch import Tensor
 from multipde.data.bad_images import Skipped, sound_images
 from multipde.data.decode import decode_images, image_sizes
 from multipde.data.decoded_cache import DecodedCache
-from multipde.data.held_back import needs_share, share_note, split_by_class
+from multipde.data.held_back import TEST_PARTS, needs_share, share_note, split_by_class
 from multipde.data.image_data import MEMORY_BYTES, ImageData, channel_statistics, range_notes
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
@@ -21,16 +21,14 @@ from multipde.runtime.file_names import in_order, shown_name
 Files = tuple[list[Path], Tensor]
 """Image files and the numbers of their classes."""
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
-"""Folders of test images; the first that exists is taken."""
-PARTS = ("train", "training", "testing", *TEST_FOLDERS)
+PARTS = ("train", "training", "testing", *TEST_PARTS)
 """Names of parts of a data set, which are hardly those of classes."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of images, those of torchvision."""
 
 
 def load_folder(
-    root: Path, size: int | None, stream_files: bool | None, share: float | None = None, skip_bad: bool = False
+    root: Path, size: int | None, stream_files: bool | None, share: float | None, skip_bad: bool
 ) -> ImageData:
     """The images of ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/val``, under the name of the folder.
 
@@ -40,22 +38,25 @@ def load_folder(
     """
     left_out: Counter[str] = Counter()
     if share is not None:
-        return _load_shared(root, size, stream_files, share, skip_bad)
-    names, parts = list_folder(root, left_out)
-    train, test = parts.values()
-    tests = list(parts)[1]
-    notes = [f"the test images are those in {root / tests}"] if tests != TEST_FOLDERS[0] else []
+        names, train, test, notes = _divided(root, share, left_out)
+    else:
+        names, parts = list_folder(root, left_out)
+        train, test = parts.values()
+        tests = list(parts)[1]
+        notes = [f"the test images are those in {root / tests}"] if tests != "test" else []
     if +left_out:
         notes.append(left_out_text(root, +left_out))
     return load_files(root.resolve().name, names, train, test, size, stream_files, notes, skip_bad)
 
 
-def _load_shared(root: Path, size: int | None, stream_files: bool | None, share: float, skip_bad: bool) -> ImageData:
-    """The images of a folder without test images, of which a share is held back."""
+def _divided(root: Path, share: float, left_out: Counter[str]) -> tuple[list[str], Files, Files, list[str]]:
+    """Class names, training and test images of a folder without test images, of which a share is held back, and a note.
+
+    What is left out is counted.
+    """
     there = _test_folders(root)
-    if TEST_FOLDERS[0] in there:
+    if "test" in there:
         raise ValueError(f"test_share must be left out for data with test images, got both and {root / 'test'}")
-    left_out: Counter[str] = Counter()
     parts = [root / name for name in ("train", *there)] if (root / "train").is_dir() else [root]
     names, paths, labels = _list_classes(parts[0], left_out)
     for part in parts[1:]:
@@ -66,10 +67,7 @@ def _load_shared(root: Path, size: int | None, stream_files: bool | None, share:
         _check_classes(root, names, paths)
     train, test = split_by_class(labels, share)
     notes = [share_note(share, len(test), len(paths), " and ".join(map(str, parts)))]
-    if +left_out:
-        notes.append(left_out_text(root, +left_out))
-    own = [([paths[k] for k in part.tolist()], labels[part]) for part in (train, test)]
-    return load_files(root.resolve().name, names, own[0], own[1], size, stream_files, notes, skip_bad)
+    return names, taken((paths, labels), train), taken((paths, labels), test), notes
 
 
 def _check_classes(root: Path, names: list[str], paths: list[Path]) -> None:
@@ -102,16 +100,11 @@ def load_files(
 ) -> ImageData:
     """The `ImageData` of image files with the numbers of their classes, decoded into memory or streamed.
 
-    Args:
-        names: names of the classes.
-        own_train, own_test: training and test images.
-        size, stream_files: as in `load_data`.
-        listed: what the user is told besides.
-        skip_bad: skip images that cannot be decoded, for which each is decoded once.
+    ``listed`` is what the user is told besides; other arguments as in `load_data`.
     """
     skipped = Skipped()
     if skip_bad:
-        own_train, own_test = (_sound(own, skipped) for own in (own_train, own_test))
+        own_train, own_test = (taken(own, sound_images(own[0], skipped)) for own in (own_train, own_test))
     (train_paths, train_labels), (test_paths, test_labels) = own_train, own_test
     paths, listed = [*train_paths, *test_paths], list(listed)
     listed += skipped.notes(len(paths))
@@ -139,13 +132,10 @@ def load_files(
     return ImageData(name, train, test, tuple(names), side, *statistics, (*notes, *listed), skipped=skipped)
 
 
-def _sound(own: Files, skipped: Skipped) -> Files:
-    """The image files that can be decoded."""
-    paths, labels = own
-    sound = sound_images(paths, skipped)
-    if not len(sound):
-        raise ValueError(f"images must be readable, got none that is: {skipped.images[0]}")
-    return [paths[k] for k in sound.tolist()], labels[sound]
+def taken(files: Files, indices: Tensor) -> Files:
+    """These files only."""
+    paths, labels = files
+    return [paths[k] for k in indices.tolist()], labels[indices]
 
 
 def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str, Files]]:
@@ -164,7 +154,7 @@ def list_folder(root: Path, left_out: Counter[str]) -> tuple[list[str], dict[str
 
 
 def _test_folders(root: Path) -> list[str]:
-    return [name for name in TEST_FOLDERS if (root / name).is_dir()]
+    return [name for name in TEST_PARTS if (root / name).is_dir()]
 
 
 def image_files(directory: Path) -> tuple[list[Path], Counter[str]]:

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from multipde.data.images import stream
-from multipde.data.labels import image_and_label, plain_label
+from multipde.data.labels import LABEL_KEYS, image_and_label, plain_label
 
-TEST_PARTS = ("test", "validation", "valid", "val")
-"""Names of the part with test images, the first that is there."""
+TEST_PARTS = ("test", "val", "valid", "validation")
+"""Names of the part with test images; the first that is there is taken."""
 
 
 def check_test_share(share: float | None) -> None:
@@ -74,7 +74,7 @@ def _labels(data_set: Any) -> Tensor:
     """The labels of a data set, from its list of labels where it has one, else from its items."""
     column = getattr(data_set, "targets", None)
     if column is None and hasattr(data_set, "column_names"):
-        name = next((name for name in ("label", "labels", "target") if name in data_set.column_names), None)
+        name = next((name for name in LABEL_KEYS if name in data_set.column_names), None)
         column = None if name is None else data_set[name]
     if not isinstance(column, (Sequence, Tensor)) or len(column) != len(data_set):
         items = (data_set[k] for k in range(len(data_set)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from multipde.data.folder import load_files
+from multipde.data.folder import load_files, taken
 from multipde.data.held_back import TEST_PARTS, needs_share, share_note, split_by_class
 from multipde.data.image_data import ImageData
 
@@ -19,11 +19,11 @@ COLUMNS = {
 
 
 def load_listed(
-    file: Path, size: int | None, stream_files: bool | None, share: float | None, skip_bad: bool = False
+    file: Path, size: int | None, stream_files: bool | None, share: float | None, skip_bad: bool
 ) -> ImageData:
     """The images that a CSV file with a header lists, under the name of the file.
 
-    Paths are relative to the file. The part is ``train``, or ``test``, ``validation``, ``valid`` or ``val``. Classes
+    Paths are relative to the file. The part is ``train``, or ``test``, ``val``, ``valid`` or ``validation``. Classes
     are sorted by name as the folders of `load_folder` are, whole numbers before them by their value.
 
     Raises:
@@ -54,8 +54,8 @@ def load_listed(
             notes.append(f"the test images are those of the part {part!r}")
         if num := len(rows) - len(train) - len(test):
             notes.append(f"left out of {file.name}: {num:,} rows of other parts")
-    own = [([paths[k] for k in part.tolist()], labels[part]) for part in (train, test)]
-    return load_files(file.stem, names, own[0], own[1], size, stream_files, notes, skip_bad)
+    own_train, own_test = (taken((paths, labels), part) for part in (train, test))
+    return load_files(file.stem, names, own_train, own_test, size, stream_files, notes, skip_bad)
 
 
 def _rows(file: Path) -> tuple[list[tuple[str, str, str]], bool]:

@@ -20,8 +20,6 @@ TRANSFORMS_ITSELF = (
     "and flips and crops of our own are off unless asked for"
 )
 
-NAMES_OR_NUMBERS = "train and test labels must both be names or both be numbers where a data set names no classes"
-
 
 def load_pair(pair: Sequence[Any]) -> ImageData:
     """The `ImageData` of a pair (train, test) that the user gives.
@@ -34,7 +32,8 @@ def load_pair(pair: Sequence[Any]) -> ImageData:
     given = [class_names(part, which) for part, which in zip(parts, ("train", "test"), strict=True)]
     names = same_names(list(zip(given, ("train", "test"), strict=True)))
     if names is None and (names := _names_in(parts[0])) is not None and not _labelled_by_name(parts[1]):
-        raise ValueError(f"{NAMES_OR_NUMBERS}, got names for train and others for test")
+        rule = "train and test labels must both be names or both be numbers where a data set names no classes"
+        raise ValueError(f"{rule}, got names for train and others for test")
     test = _in_memory(parts[1], "test", names)
     is_random = not _is_whole(parts[0]) and transforms_at_random(parts[0], "train", names)
     drawing: list[int] = []

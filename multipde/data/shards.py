@@ -16,8 +16,9 @@ from torch import Tensor
 
 from multipde.data.bad_images import Skipped, sound_images
 from multipde.data.decode import image_sizes
-from multipde.data.folder import ENDINGS, TEST_FOLDERS, common_side, left_out_text
-from multipde.data.image_data import ImageData, channel_statistics
+from multipde.data.folder import ENDINGS, common_side, left_out_text
+from multipde.data.held_back import TEST_PARTS
+from multipde.data.image_data import ImageData, channel_statistics, range_notes
 from multipde.data.streamed import StreamedImages
 from multipde.data.tar_members import Member, TarMembers, list_members
 
@@ -57,9 +58,7 @@ class ShardImages(StreamedImages):
         return ((shard.name, "", shard) for k, shard in enumerate(members.shards) if (members.shard == k).any())
 
 
-def load_shards(
-    root: str | Path, size: int | None, shuffle_buffer: int = SHUFFLE_BUFFER, skip_bad: bool = False
-) -> ImageData:
+def load_shards(root: str | Path, size: int | None, shuffle_buffer: int, skip_bad: bool) -> ImageData:
     """The images of shards: training images of ``train-*.tar``, test images of ``test-*.tar`` or ``val-*.tar``.
 
     A sample is an image and its class, as the files KEY.jpg (or another image) and KEY.cls, which holds a whole number;
@@ -69,8 +68,6 @@ def load_shards(
     Args:
         root: directory of the shards; or the training shards, with numbers in braces as in ``train-{000..146}.tar``, in
             whose directory those for testing are.
-        size: largest image side in pixels that is needed.
-        shuffle_buffer: number of places by which an image may be moved, see `ShardImages`.
         skip_bad: skip shards that cannot be read, and what follows the damage of others, samples that are not an image
             with its class, and images that cannot be decoded, for which each is decoded once.
 
@@ -85,7 +82,7 @@ def load_shards(
     left_out: Counter[str] = Counter()
     skipped, how = Skipped(), (index, left_out, shuffle_buffer)
     parts = [read_shards(s, *how, skipped if skip_bad else None) for s in (train_shards, test_shards)]
-    train, test = [_sound(part, skipped) for part in parts] if skip_bad else parts
+    train, test = [part.take(sound_images(part.paths, skipped)) for part in parts] if skip_bad else parts
     num = 1 + max(int(part.labels.max()) for part in (train, test))
     names = index.get("classes") or [str(k) for k in range(num)]
     if num > len(names):
@@ -97,19 +94,9 @@ def load_shards(
     notes.append(f"{len(train) + len(test):,} images streamed from {len(train_shards) + len(test_shards):,} shards")
     notes += skipped.notes(len(train) + len(test))
     statistics = channel_statistics(train, side)
+    notes += range_notes(train, side)
     name = directory.resolve().name
     return ImageData(name, train, test, tuple(names), side, *statistics, tuple(notes), skipped=skipped)
-
-
-def _sound(images: ShardImages, skipped: Skipped) -> ShardImages:
-    """The images that can be decoded."""
-    members: Any = images.paths
-    sound: Any = images.take(sound_images(members, skipped))
-    if not len(sound):
-        raise ValueError(
-            f"shard must hold images, got none that can be read in {members.shards[0]}: {skipped.images[0]}"
-        )
-    return sound
 
 
 def expanded(pattern: str) -> list[str]:
@@ -136,7 +123,7 @@ def _listed(root: Path) -> tuple[Path, list[Path], list[Path]]:
     train = _with_prefix(directory, "train") if root.is_dir() else [directory / name for name in expanded(root.name)]
     if not train:
         raise ValueError(f"root must hold train-*.tar, or name shards such as 'train-{{000..146}}.tar', got {root}")
-    for prefix in TEST_FOLDERS:
+    for prefix in TEST_PARTS:
         if test := _with_prefix(directory, prefix):
             return directory, train, test
     raise ValueError(f"{directory} must hold shards for testing, test-*.tar or val-*.tar, got none")
@@ -181,7 +168,6 @@ def read_shards(
     Args:
         index: contents of the index, with which the shards must agree.
         left_out: counts of files that are neither images nor classes, to which those of these shards are added.
-        buffer: number of places by which an image may be moved in an epoch.
         skipped: takes a line for whatever is damaged, which is passed over; None to raise an error.
     """
     index, left_out = index or {}, Counter() if left_out is None else left_out

@@ -20,6 +20,7 @@ from multipde.data.decode import decode_image
 from multipde.data.images import Batch, Key, Part
 from multipde.data.tar_members import Member, TarMembers
 from multipde.data.worker_failure import failure_text
+from multipde.runtime.signals import SAVE, STOP
 from multipde.runtime.spawning import spawning
 
 
@@ -206,6 +207,6 @@ def _close_all() -> None:
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ignore signals in a worker, so that a signal to the process group does not end it before the step is finished."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+    for name in (*STOP, *SAVE):
         with contextlib.suppress(AttributeError, ValueError):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

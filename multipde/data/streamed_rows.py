@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,18 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from multipde.data.decode import image_sizes
 from multipde.data.folder import common_side
 from multipde.data.held_back import split_by_class
-from multipde.data.image_data import ImageData, channel_statistics
+from multipde.data.image_data import ImageData, channel_statistics, range_notes
 from multipde.data.labels import class_names, image_and_label, plain_label, same_names, whole_labels
 from multipde.data.pixels import batch_pixels
 from multipde.data.shards import SEEN, SHUFFLE_BUFFER, ShardImages
 from multipde.data.tar_members import Member, TarMembers
 from multipde.networks.inputs import IMAGE_KEYS
-from multipde.networks.user_cache import cache_directory
+from multipde.networks.user_cache import cache_directory, replaced
 from multipde.runtime.launch import num_launched
 
 STORE_BYTES = 64 * 2**30
@@ -50,7 +48,7 @@ class RowStore:
     def __init__(self, stream: Any, place: Path, limit: int):
         self.place, self.limit = place, limit
         self.num = getattr(stream, "num_shards", None) or stream.n_shards
-        self._packed = _packed(stream)
+        self._packed: bytes = _dill().dumps(stream)
 
     def index(self, shard: int) -> dict[str, Any]:
         """The sizes and labels of the rows of a shard, and the checksum of its images."""
@@ -79,23 +77,20 @@ class RowStore:
             if self._rows(shard).exists() and self.index_file(shard).exists():
                 return
             digest, sizes, labels = hashlib.sha256(), [], []
-            partial = self.place / f"{shard:06d}.partial"
             try:
-                with open(partial, "wb") as file:
-                    for image, label in _rows_of(_unpacked(self._packed), self.num, shard):
+                with replaced(self._rows(shard)) as new, open(new, "wb") as file:
+                    for image, label in _rows_of(_dill().loads(self._packed), self.num, shard):
                         digest.update(image)
                         sizes.append(file.write(image))
                         labels.append(label)
-                found = {"sizes": sizes, "labels": labels, "sha256": digest.hexdigest()}
-                if self.index_file(shard).exists() and self.index(shard) != found:
-                    raise ValueError(f"stream must give the same rows whenever it is read, got others in shard {shard}")
-                os.replace(partial, self._rows(shard))
-                partial.write_text(json.dumps(found), encoding="utf-8")
-                os.replace(partial, self.index_file(shard))
+                    found = {"sizes": sizes, "labels": labels, "sha256": digest.hexdigest()}
+                    if self.index_file(shard).exists() and self.index(shard) != found:
+                        what = f"got others in shard {shard}"
+                        raise ValueError(f"stream must give the same rows whenever it is read, {what}")
+                with replaced(self.index_file(shard)) as new:
+                    new.write_text(json.dumps(found), encoding="utf-8")
             except OSError as error:
                 raise ValueError(f"stream must be readable and {self.place} writable, got {error}") from None
-            finally:
-                partial.unlink(missing_ok=True)
             self._make_room(shard)
 
     def _make_room(self, kept: int) -> None:
@@ -113,11 +108,7 @@ class RowStore:
 
 @dataclass(frozen=True)
 class Row(Member):
-    """An image of a store.
-
-    Args:
-        number: number of its shard.
-    """
+    """An image of a store, in the shard of this number."""
 
     store: RowStore
     number: int
@@ -140,10 +131,6 @@ class Rows(TarMembers):
         k = int(self.shard[index])
         return Row(self.shards[k], int(self.offset[index]), int(self.size[index]), self.store, k)
 
-    def take(self, indices: Tensor) -> "Rows":
-        index = indices.numpy()
-        return Rows(self.store, self.shard[index], self.offset[index], self.size[index])
-
 
 def load_streams(
     pair: Sequence[Any], size: int | None, share: float | None, buffer: int = SHUFFLE_BUFFER, limit: int = STORE_BYTES
@@ -155,8 +142,6 @@ def load_streams(
     of shards, see `ShardImages`.
 
     Args:
-        size, share: ``size`` and ``test_share`` of `load_data`.
-        buffer: number of places by which an image may be moved, see `ShardImages`.
         limit: bytes of images that each store keeps.
 
     Raises:
@@ -180,7 +165,9 @@ def load_streams(
     counts, _ = image_sizes(train.take(torch.linspace(0, len(train) - 1, min(len(train), SEEN)).long()).paths)
     side, notes = common_side(counts, size)
     notes.append(f"{num:,} images streamed from {sum(store.num for store in stores):,} shards, by {stores[0].place}")
-    return ImageData("own", train, test, names, side, *channel_statistics(train, side), tuple(notes))
+    statistics = channel_statistics(train, side)
+    notes += range_notes(train, side)
+    return ImageData("own", train, test, names, side, *statistics, tuple(notes))
 
 
 def _read(stream: Any, which: str, limit: int) -> tuple[Rows, list[int | str]]:
@@ -265,19 +252,8 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _packed(stream: Any) -> tuple[str, bytes]:
-    """A stream for other processes; by dill, which comes with `datasets`, where it holds functions without a name."""
-    try:
-        return "pickle", pickle.dumps(stream)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        import dill  # pyright: ignore[reportMissingImports]
+def _dill() -> Any:
+    """The package that comes with `datasets` and also packs functions without a name for other processes."""
+    import dill  # pyright: ignore[reportMissingImports]
 
-        return "dill", dill.dumps(stream)
-
-
-def _unpacked(packed: tuple[str, bytes]) -> Any:
-    if packed[0] == "dill":
-        import dill  # pyright: ignore[reportMissingImports]
-
-        return dill.loads(packed[1])
-    return pickle.loads(packed[1])
+    return dill

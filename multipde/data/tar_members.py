@@ -2,9 +2,10 @@
 
 import tarfile
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -15,12 +16,7 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside a tar file.
-
-    Args:
-        shard: the tar file.
-        offset, size: first byte of the contents, and their number.
-    """
+    """A file inside a tar file: ``size`` bytes from byte ``offset`` on."""
 
     shard: Path
     offset: int
@@ -56,10 +52,11 @@ class TarMembers(Sequence[Member]):
     def __getitem__(self, index: int) -> Member:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Member(self.shards[self.shard[index]], int(self.offset[index]), int(self.size[index]))
 
-    def take(self, indices: Tensor) -> "TarMembers":
+    def take(self, indices: Tensor) -> Self:
         """These files only."""
-        index = indices.numpy()
-        return TarMembers(self.shards, self.shard[index], self.offset[index], self.size[index])
+        taken, index = copy(self), indices.numpy()
+        taken.shard, taken.offset, taken.size = self.shard[index], self.offset[index], self.size[index]
+        return taken
 
 
 def list_members(shard: Path) -> Iterator[tuple[str, Member]]:

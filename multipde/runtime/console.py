@@ -81,9 +81,7 @@ class Log:
     """Output for the user: a progress bar with the remaining time in a terminal, plain lines elsewhere.
 
     Args:
-        quiet: print nothing.
-        needed: raise an error where standard output cannot be written, see `StandardOutput`.
-        stream: ``"stdout"``, or ``"stderr"`` for notes beside a result.
+        quiet: print nothing; others as in `StandardOutput`.
     """
 
     def __init__(self, quiet: bool = False, needed: bool = False, stream: str = "stdout"):

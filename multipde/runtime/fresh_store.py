@@ -7,10 +7,14 @@ import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from multipde.runtime.launch import num_launched, num_restarts
+
+if TYPE_CHECKING or dist.is_available():
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 PATIENCE = timedelta(minutes=5)
 """Time within which all processes must have started."""
@@ -19,11 +23,11 @@ ADDRESS = "multipde/store"
 
 LOST = "processes must all run until the end, got one that has ended"
 
-_PRESENT: "list[dist.TCPStore]" = []  # pyright: ignore[reportPrivateImportUsage]
+_PRESENT: "list[TCPStore]" = []
 """The store of this attempt, if there is one."""
 
 
-def fresh_store() -> "dist.TCPStore | None":  # pyright: ignore[reportPrivateImportUsage]
+def fresh_store() -> "TCPStore | None":
     """A store that rank zero serves for as long as it lives; None where torchrun cannot start the processes again.
 
     torchrun keeps one store for all attempts of a job, so that the addresses of processes that have ended are still in
@@ -36,12 +40,10 @@ def fresh_store() -> "dist.TCPStore | None":  # pyright: ignore[reportPrivateImp
     """
     if num_restarts()[1] == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    host, common = os.environ["MASTER_ADDR"], _connected(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    host, common = os.environ["MASTER_ADDR"], connected(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     if os.environ["RANK"] == "0":
         word = secrets.token_hex(8)
-        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            host, 0, num_launched(), is_master=True, wait_for_workers=False, timeout=PATIENCE
-        )
+        store = TCPStore(host, 0, num_launched(), is_master=True, wait_for_workers=False, timeout=PATIENCE)
         store.set("word", word)
         common.set(ADDRESS, f"{store.port} {word}")
         _PRESENT[:] = [store]
@@ -50,7 +52,7 @@ def fresh_store() -> "dist.TCPStore | None":  # pyright: ignore[reportPrivateImp
     while time.monotonic() < until:
         port, word = common.get(ADDRESS).decode().split()
         try:
-            store = _connected(host, int(port), timedelta(seconds=2))
+            store = connected(host, int(port), timedelta(seconds=2))
             if store.get("word").decode() == word:
                 store.set_timeout(PATIENCE)
                 _PRESENT[:] = [store]
@@ -88,7 +90,7 @@ def end_together() -> None:
     os._exit(0)
 
 
-def _meet(store: "dist.TCPStore") -> None:  # pyright: ignore[reportPrivateImportUsage]
+def _meet(store: "TCPStore") -> None:
     """Return in all processes within milliseconds, once all are here; last in rank zero, which serves the store."""
     others, until = num_launched() - 1, time.monotonic() + 10
     try:
@@ -107,7 +109,6 @@ def _meet(store: "dist.TCPStore") -> None:  # pyright: ignore[reportPrivateImpor
         raise ValueError(LOST) from None
 
 
-def _connected(host: str, port: int, timeout: timedelta = PATIENCE) -> "dist.TCPStore":  # pyright: ignore[reportPrivateImportUsage]
-    return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        host, port, is_master=False, wait_for_workers=False, timeout=timeout
-    )
+def connected(host: str, port: int, timeout: timedelta = PATIENCE) -> "TCPStore":
+    """A store that another process serves."""
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)

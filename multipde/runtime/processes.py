@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from multipde.runtime.fresh_store import fresh_store
+from multipde.runtime.fresh_store import connected, fresh_store
 from multipde.runtime.launch import num_launched
 
 T = TypeVar("T")
@@ -94,13 +93,6 @@ def check_batch(batch: int, num: int) -> None:
         )
 
 
-def data_parallel(net: nn.Module) -> nn.Module:
-    """Wrap a network so that its gradients are means over the processes, and give all the weights of rank zero."""
-    if num_processes() == 1:
-        return net
-    return DistributedDataParallel(net)
-
-
 @torch.no_grad()
 def broadcast_weights(net: nn.Module) -> None:
     """Copy weights and buffers of rank zero to all processes, bit for bit, in place."""
@@ -173,10 +165,7 @@ def is_first_to_report() -> bool:
     if num_launched() == 1:
         return True
     try:
-        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            *where, is_master=False, wait_for_workers=False, timeout=REPORT_TIMEOUT
-        )
+        store = connected(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), REPORT_TIMEOUT)
         return store.add(f"multipde/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (KeyError, ValueError, RuntimeError):  # the launcher has exited
         return os.environ["RANK"] == "0"

@@ -47,7 +47,7 @@ def pending_signals(names: tuple[str, ...] = (*STOP, *SAVE)) -> Iterator[Pending
 
 
 @contextmanager
-def raising_on_signals(names: tuple[str, ...] = STOP) -> Iterator[None]:
+def raising_on_signals() -> Iterator[None]:
     """Within the context signals raise an exception, so that the code inside can clean up.
 
     An import is finished first: an exception would leave a module half imported, or be taken for a missing package. A
@@ -64,7 +64,7 @@ def raising_on_signals(names: tuple[str, ...] = STOP) -> Iterator[None]:
         noted.clear()
         raise Interrupted("", signum)
 
-    with _handled(SAVE, lambda signum, frame: None), _handled(names, interrupt):
+    with _handled(SAVE, lambda signum, frame: None), _handled(STOP, interrupt):
         yield
         for signum, again in noted.items():
             again.cancel()

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.networks.compilation import compile_layers
 from multipde.networks.kernels.dispatch import wide
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
-from multipde.runtime.processes import data_parallel, mean_over_processes, num_processes
+from multipde.runtime.processes import mean_over_processes, num_processes
 from multipde.runtime.sync_batchnorm import synchronized
 from multipde.training.accumulation import communicating, divided
 from multipde.training.averaging import KEY, TOTAL, Average
@@ -50,7 +51,7 @@ class TrainStep:
         self.frozen, self.scale = Frozen(net, self.tuning.freeze), LossScale(compute)
         if settings.compile:
             compile_layers(net)
-        self.model = data_parallel(net)
+        self.model = net if num_processes() == 1 else DistributedDataParallel(net)  # averages the gradients
         alphas = (settings.alpha1, settings.alpha2)
         self.penalty = spec.penalty(net, *alphas) if any(alphas) else None
         if self.objective.optimizer is not None:

@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from multipde import load_data
 from multipde.data import decode, decoded_cache
 from multipde.data.decoded_cache import DecodedCache, cache_directory
-from multipde.data.folder import ENDINGS, load_folder
+from multipde.data.folder import ENDINGS
 from tests.conftest import write_folder
 
 
@@ -50,7 +50,7 @@ def test_what_is_an_image_is_what_torchvision_takes(tmp_path):
     (root / "train/c").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "test/c").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "train/a/none.jfif").touch()
-    data, theirs = load_folder(root, None, True), ImageFolder(str(root / "train"))
+    data, theirs = load_data("folder", root=root, stream_files=True), ImageFolder(str(root / "train"))
     expected = sorted((label, path) for path, label in theirs.imgs)
     assert sorted(zip(data.train.labels.tolist(), map(str, data.train.paths), strict=True)) == expected  # pyright: ignore
     assert data.class_names == tuple(theirs.classes)
@@ -97,13 +97,13 @@ def test_links_that_lead_back_end(tmp_path):
     root = small(tmp_path / "d")
     for name, target in (("train/a/up", ".."), ("train/a/top", "../.."), ("train/b/self", "."), ("train/b/all", "/")):
         (root / name).symlink_to(target, target_is_directory=True)
-    data = load_folder(root, None, True)
+    data = load_data("folder", root=root, stream_files=True)
     assert len(data.train) == 2
     assert data.notes[0] == f"left out of {root}: 4 links to a folder that they are in"
     (tmp_path / "other").mkdir()
     (tmp_path / "other/back").symlink_to(root / "train/b", target_is_directory=True)
     (root / "train/b/there").symlink_to(tmp_path / "other", target_is_directory=True)
-    assert len(load_folder(root, None, True).train) == 2
+    assert len(load_data("folder", root=root, stream_files=True).train) == 2
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(ValueError, match="^image folder must be readable, got .*/train/b: Permission denied$"):
-        load_folder(root, None, True)
+        load_data("folder", root=root, stream_files=True)
 
 
 def test_val_is_the_test_part_where_there_is_no_other(tmp_path):
@@ -295,6 +295,6 @@ def test_twelve_bits_in_files_of_sixteen_are_noticed(tmp_path):
             (tmp_path / "d" / part / name).mkdir(parents=True)
             values = np.arange(0, 4096, 256, dtype=np.uint16).reshape(4, 4)
             Image.fromarray(values).save(tmp_path / "d" / part / name / "0.tif")
-    (note,) = load_folder(tmp_path / "d", 4, None).notes
+    (note,) = load_data("folder", root=tmp_path / "d", size=4).notes
     assert note.startswith("the values of 2 images lie between 0 and 15 of 255: rescale images of 12 bits")
-    assert load_folder(small(tmp_path / "bright"), 4, None).notes == ()
+    assert load_data("folder", root=small(tmp_path / "bright"), size=4).notes == ()
