@@ -38,7 +38,7 @@ def check_options(words: Sequence[str], given: Any, run_dir: Path) -> None:
         words: the command as it was typed.
         given: the options as they were parsed.
     """
-    from multipde.storage.run_directory import RECORD, part_of, read_run_record
+    from multipde.storage.run_directory import RECORD, read_run_record
 
     file = run_dir / RECORD
     if not file.exists():
@@ -46,7 +46,7 @@ def check_options(words: Sequence[str], given: Any, run_dir: Path) -> None:
     record = read_run_record(run_dir)
     began: dict[str, tuple[str, ...]] = {}
     with suppress(ValueError):  # a record may hold any text
-        began = typed_options(shlex.split(str(part_of(record, "provenance").get("command", ""))))
+        began = typed_options(shlex.split(record.get("provenance", {}).get("command", "")))
     values = _recorded(record, file, given)
     for name, typed in typed_options(words).items():
         field = name if hasattr(given, name) else name.removeprefix("no_")
@@ -62,7 +62,6 @@ def check_options(words: Sequence[str], given: Any, run_dir: Path) -> None:
 
 def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, Any]:
     """The values of options that the record of a run has."""
-    from multipde.storage.run_directory import part_of
     from multipde.training.plan import recorded_plan
 
     plan, settings, init = recorded_plan(record, file, given.arch)
@@ -74,10 +73,8 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
     values |= {name: [getattr(level, name) for level in levels] for name in of_levels}
     values |= {"sizes": [level.label for level in levels], "mixed": any(level.mixed for level in levels)}
     values |= {"data": record.get("data"), "stream": options.get("stream_files"), "init": init}
-    values |= {
-        "weights": part_of(record, "weights").get("file"),
-        "from_size": part_of(record, "weights").get("from_size"),
-    }
+    weights = record.get("weights") or {}
+    values |= {"weights": weights.get("file"), "from_size": weights.get("from_size")}
     values |= {"shuffle_buffer": options.get("shuffle_buffer"), "skip_bad": options.get("skip_bad", False)}
     return values | ({"steps": "auto"} if settings.auto_steps else {})
 

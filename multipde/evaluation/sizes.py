@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multipde.data.datasets import ImageData, load_data
+from multipde.data.datasets import ImageData
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.metrics import check_classes
 from multipde.evaluation.views import with_views
@@ -16,7 +16,7 @@ from multipde.networks.model_spec import ModelSpec, spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
-from multipde.storage.provenance import check_split
+from multipde.storage.provenance import tested_images
 from multipde.storage.stored_network import Given, load
 
 DataSource = tuple[Any, Mapping[str, Any]]
@@ -112,8 +112,7 @@ def images_for(spec: ModelSpec, checkpoint: Path, data: DataSource | None, size:
     """
     if data is None:
         raise ValueError(f"data must be given for {checkpoint}, which does not name its own; type --data NAME")
-    images = load_data(data[0], size=size, **data[1])
-    check_split(checkpoint, data, images, size)
+    images = tested_images(data, size, checkpoint)
     check_classes(spec, images)
     return images
 

@@ -14,7 +14,7 @@ from multipde.runtime.console import Log
 from multipde.storage.files import check_own, write_file
 from multipde.storage.records import flat_record
 from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import METRICS, RECORD, RESULT, part_of, read_result, read_run_record
+from multipde.storage.run_directory import METRICS, RECORD, RESULT, read_result, read_run_record
 from multipde.training.plan import recorded_plan
 
 TEMPLATE = "comparison.html.jinja"
@@ -105,7 +105,7 @@ def _read(place: Path, name: str) -> Compared:
     data = record.get("data")
     own = {
         "network": plan.configs()[0].label,
-        "data": data_label(data, part_of(record, "data_options").get("root")) if data else None,
+        "data": data_label(data, record.get("data_options", {}).get("root")) if data else None,
         "sizes": " ".join(level.label for level in plan.levels),
         "state": "finished" if result else "not finished",
         "test_accuracy": result.get("test_accuracy"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from multipde.data.datasets import load_data, split_indices
+from multipde.data.datasets import split_indices
 from multipde.data.image_data import ImageData, channel_statistics
 from multipde.data.images import ImageSet
 from multipde.data.unlabelled import load_unlabelled
@@ -18,7 +18,7 @@ from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.signals import STOP, pending_signals
-from multipde.storage.provenance import check_split
+from multipde.storage.provenance import tested_images
 from multipde.storage.run_directory import check_new
 from multipde.training.budget import Budget
 from multipde.training.finish import FIRST_ROUND, Finish, Finished, FinishSettings, answers, finish_budget
@@ -154,8 +154,7 @@ def images_for(
     images = other = None
     if data is not None:
         try:
-            images = load_data(data[0], size=side, **data[1])
-            check_split(source, data, images, side)
+            images = tested_images(data, side, source)
         except ValueError as error:
             if need_data:
                 raise

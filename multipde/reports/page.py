@@ -6,7 +6,6 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.data.datasets import load_data
 from multipde.evaluation.errors import Examination, examine
 from multipde.networks.model_spec import spec_of
 from multipde.reports.page_figures import page_figures
@@ -19,7 +18,7 @@ from multipde.runtime.launch import is_rank_zero_launched
 from multipde.runtime.text import shell_line
 from multipde.storage.files import check_own, write_file
 from multipde.storage.opening import clear_stale
-from multipde.storage.provenance import check_split
+from multipde.storage.provenance import tested_images
 from multipde.storage.records import brief
 from multipde.storage.run_directory import PAGE, PAGE_MARK, recorded_data
 from multipde.storage.stored_network import Given
@@ -92,8 +91,7 @@ def _examined(
         return None, "the run was trained on data without a name; multipde.report(run, data=...) takes them"
     try:
         size = spec_of(run.net).image_sizes[0]
-        images = load_data(source[0], size=size, **source[1])
-        check_split(run.directory, source, images, size)
+        images = tested_images(source, size, run.directory)
         return examine(run.net, images, Compute.of(device, run.settings.amp), num_images=num_images), ""
     except (ValueError, OSError) as error:
         if data is not None:

@@ -15,7 +15,7 @@ from multipde.runtime.table import table_of
 from multipde.runtime.text import printable
 from multipde.storage.lock import seems_locked
 from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import METRICS, RECORD, RESULT, part_of, read_result, read_run_record
+from multipde.storage.run_directory import METRICS, RECORD, RESULT, read_result, read_run_record
 from multipde.training.plan import recorded_plan
 
 COLUMNS = """name: {name} | network: {network} | data: {data} | sizes: {sizes} | state: {state} | accuracy: {shown}
@@ -85,9 +85,8 @@ def _record(run: Path, place: Path) -> dict[str, Any]:
         record = read_run_record(run)
         plan, _, _ = recorded_plan(record, run / RECORD)
         row["network"], row["sizes"] = plan.configs()[0].label, " ".join(level.label for level in plan.levels)
-        row["data"] = (
-            data_label(record["data"], part_of(record, "data_options").get("root")) if record["data"] else None
-        )
+        root = record.get("data_options", {}).get("root")
+        row["data"] = data_label(record["data"], root) if record["data"] else None
         row["began"] = datetime.fromtimestamp(os.stat(run / RECORD).st_mtime, UTC).isoformat(timespec="seconds")
         metrics = read_metrics(run / METRICS) if (run / METRICS).exists() else []
         last: Mapping[str, Any] = metrics[-1] if metrics else {}

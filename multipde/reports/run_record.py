@@ -11,7 +11,7 @@ from torch import nn
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.text import shell_line
 from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import METRICS, RECORD, RESULT, part_of, read_result, read_run_record
+from multipde.storage.run_directory import METRICS, RECORD, RESULT, read_result, read_run_record
 from multipde.storage.stored_network import Given, load
 from multipde.training.level import size_text
 from multipde.training.plan import recorded_plan
@@ -27,7 +27,7 @@ ACCURACIES = ("train_accuracy", "validation_accuracy")
 
 def loss_name(record: Mapping[str, Any]) -> str:
     """What the losses of a run are called: the loss may be the user's own."""
-    return "loss" if part_of(record, "objective").get("loss") else "cross entropy"
+    return "loss" if record.get("objective", {}).get("loss") else "cross entropy"
 
 
 @dataclass(frozen=True)

@@ -101,17 +101,14 @@ def recorded_sums(directory: Path) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def check_sums(directory: Path, *names: str, are_needed: bool = True) -> None:
-    """Raise ValueError for a file that differs from its checksum, or is missing.
+def check_sums(directory: Path, *names: str) -> None:
+    """Raise ValueError for a file that differs from its checksum, or is missing, or where there are no checksums.
 
     Args:
         names: the files; all that have a checksum if left out.
-        are_needed: whether there must be checksums, which formats below 2 may lack.
     """
     if not (directory / SUMS).exists():
-        if are_needed:
-            raise ValueError(f"{directory} must hold {SUMS}, got none: it has been deleted")
-        return
+        raise ValueError(f"{directory} must hold {SUMS}, got none: it has been deleted")
     sums = recorded_sums(directory)
     if strange := next((name for name in sums if name != Path(name).name), None):
         raise ValueError(f"{directory / SUMS} must name files beside it, got {strange[:80]!r}")
@@ -123,6 +120,7 @@ def check_sums(directory: Path, *names: str, are_needed: bool = True) -> None:
 
 
 def check_network_sums(directory: Path, *names: str) -> None:
-    """Raise ValueError for files of a network, or of a checkpoint, that differ from their checksums or lack them."""
-    has_sums = (directory / SUMS).exists()
-    check_sums(directory, *names, are_needed=has_sums or read_record(directory / CONFIG, NETWORK)["format"] > 1)
+    """Raise ValueError for files of a network, or of a checkpoint, that differ from their checksums, or lack them in a
+    format that has them."""
+    if (directory / SUMS).exists() or read_record(directory / CONFIG, NETWORK)["format"] > 1:
+        check_sums(directory, *names)

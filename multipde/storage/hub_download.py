@@ -18,7 +18,7 @@ INSTALL = "type pip install 'multipde[hub]'"
 
 def is_address(directory: str | Path) -> bool:
     """Whether a name asks for a network of the Hub; a plain path never does, whether it exists or not."""
-    return str(directory).startswith(("hf:/", "hf://"))
+    return str(directory).startswith("hf:/")
 
 
 def local_directory(directory: str | Path) -> Path:

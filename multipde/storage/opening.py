@@ -66,11 +66,8 @@ def write_all(handle: int, data: bytes) -> None:
 
 
 def open_regular(file: Path, flags: int, own: bool = False) -> int:
-    """Open an existing regular file; OSError for a link or anything else.
-
-    Args:
-        own: whether it must also belong to this user and have no other name.
-    """
+    """Open an existing regular file, which is ``own`` if it belongs to this user and has no other name; OSError for a
+    link or anything else."""
     try:
         handle = os.open(file, flags | PLAIN)
     except OSError as error:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from multipde.data.checksum import FileChecksum, data_checksum
-from multipde.data.datasets import ImageData
+from multipde.data.datasets import ImageData, load_data
 from multipde.runtime.processes import is_rank_zero, num_processes, on_rank_zero
 from multipde.storage.files import write_file
 from multipde.storage.records import json_bytes, read_record
-from multipde.storage.run_directory import part_of, read_run_record, recorded_data, resolved
+from multipde.storage.run_directory import RECORD, read_run_record, resolved
 from multipde.storage.schema import RUN
 
 PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
@@ -87,7 +87,7 @@ class ChecksumWriter:
         if found is None:
             return
         record = read_record(self.file, RUN)
-        data = part_of(part_of(record, "provenance"), "data")
+        data = record.get("provenance", {}).get("data", {})
         recorded = data.get("files_sha256")
         if data and recorded is None:
             data["files_sha256"] = found
@@ -106,7 +106,7 @@ def record_moved(images: ImageData, file: Path, root: str) -> str:
     with closing(ChecksumWriter(images, file)) as checksum:
         checksum.update(wait=True)
     record = read_record(file, RUN)
-    options = part_of(record, "data_options")
+    options = record.get("data_options", {})
     note = f"note: the images are read from {root}, no longer from {options.get('root')}"
     options["root"] = root
     on_rank_zero(lambda: write_file(file, json_bytes(record)))
@@ -118,26 +118,33 @@ def check_data(record: Mapping[str, Any], images: ImageData, count_only: bool) -
     num = record.get("num_train")
     if len(images.train) != num:
         raise ValueError(f"data must be those of the run, {num} training images, got {len(images.train)}")
-    recorded = part_of(part_of(record, "provenance"), "data").get("sha256")
+    recorded = record.get("provenance", {}).get("data", {}).get("sha256")
     if not count_only and recorded is not None and recorded != (found := data_checksum(images)):
         raise ValueError(_changed_data(recorded, found))
 
 
-def check_split(run: Path | None, data: tuple[Any, Mapping[str, Any]], images: ImageData, size: int) -> None:
-    """Raise ValueError where a run has held back test images, and these are divided otherwise, from a share or folder
-    that has changed: images that the network was trained on would be among those of the test.
+def tested_images(data: tuple[Any, Mapping[str, Any]], size: int, *runs: Path | None) -> ImageData:
+    """The images of a source with its options, read at a size to test the networks of checkpoints.
 
-    Args:
-        run: a checkpoint; of one that is no run, or was trained on other data, nothing is asked.
-        data, size: the source and the options of the images, and the side at which they were read.
+    Raises:
+        ValueError: a run has held back test images, and these are divided otherwise, from a share or folder that has
+            changed: images that the network was trained on would be among those of the test. Nothing is asked of a
+            checkpoint that is no run, or was trained on other data.
     """
-    recorded = None if run is None else recorded_data(run)
-    if run is None or recorded is None or "test_share" not in recorded[1] or data[0] != recorded[0]:
+    images = load_data(data[0], size=size, **data[1])
+    for run in runs:
+        if run is not None and (run / RECORD).exists():
+            _check_split(read_run_record(run), data, images, size)
+    return images
+
+
+def _check_split(record: Mapping[str, Any], data: tuple[Any, Mapping[str, Any]], images: ImageData, size: int) -> None:
+    options = record.get("data_options", {})
+    if "test_share" not in options or data[0] != record.get("data"):
         return
-    if "root" not in data[1] or resolved(data[1]["root"]) != recorded[1].get("root"):
+    if "root" not in data[1] or resolved(data[1]["root"]) != options.get("root"):
         return
-    share, found = recorded[1]["test_share"], data[1].get("test_share")
-    record = read_run_record(run)
+    share, found = options["test_share"], data[1].get("test_share")
     sides = [level["size"] * level.get("detail", 1) for level in record["levels"]]
     try:
         if share != found:

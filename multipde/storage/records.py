@@ -1,5 +1,6 @@
 """Reading JSON records from untrusted files into dataclasses, with checks of types and ranges."""
 
+import hashlib
 import json
 import stat
 from collections.abc import Mapping
@@ -33,6 +34,14 @@ def read_file(file: Path, most: int = RECORD_BYTES) -> bytes:
     if length > most:
         raise ValueError(f"{file} must be at most {most:,} bytes long, got {length:,}")
     return file.read_bytes()
+
+
+def record_digest(file: Path) -> str:
+    """SHA-256 of a file of records; empty if it cannot be read."""
+    try:
+        return hashlib.sha256(read_file(file)).hexdigest()
+    except (OSError, ValueError):
+        return ""
 
 
 def read_record(file: Path, schema: Schema) -> dict[str, Any]:

@@ -29,15 +29,9 @@ PARTIAL = re.compile(
 )
 """Names of what a killed run leaves of a file or checkpoint that it was writing or removing."""
 
-LOCKLESS = "note: the file system of {} has no locks: a second training there would not be noticed"
-
 
 def check_new(directory: Path, advice: str = "", may_hold: re.Pattern[str] | None = None) -> None:
-    """Raise FileExistsError for a directory that holds anything.
-
-    Args:
-        may_hold: names of regular files that it may hold all the same.
-    """
+    """Raise FileExistsError for a directory that holds anything but regular files whose names ``may_hold`` matches."""
     if not os.path.lexists(directory):
         return
     if not directory.is_dir() or any(
@@ -54,7 +48,7 @@ def check_new_run(run_dir: Path, advice: str) -> None:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoints of a run, the newest first; a copy under another number is none."""
-    found = {int(match[1]): path for path in run.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))}
+    found = _numbered(run)
     return [found[number] for number in sorted(found, reverse=True) if _is_number_of(found[number], number)]
 
 
@@ -70,9 +64,12 @@ def is_unfinished(directory: Path) -> bool:
 
 def last_number(run: Path) -> int:
     """The largest number of a checkpoint of a run, or of a copy of one; 0 if there is none."""
-    return max(
-        (int(match[1]) for path in run.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))), default=0
-    )
+    return max(_numbered(run), default=0)
+
+
+def _numbered(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run, and copies of them, by the numbers in their names."""
+    return {int(match[1]): path for path in run.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))}
 
 
 def _is_number_of(checkpoint: Path, number: int) -> bool:
@@ -113,12 +110,6 @@ def check_recorded(run: Path, *names: str) -> None:
     """Raise ValueError for files of a finished run, or any of them, that differ from their checksums or are missing."""
     if (run / RESULT).exists() and read_record(run / RESULT, schema.RESULT)["format"] > 1:
         check_sums(run, *names)
-
-
-def part_of(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The entry of a record that is itself a record; empty if it is missing or of another type."""
-    part = record.get(key)
-    return part if isinstance(part, dict) else {}
 
 
 def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
@@ -177,7 +168,9 @@ def take_directory(run_dir: Path, held: ExitStack, record: Mapping[str, Any] | N
     clear_partials(run_dir)
     if record is not None:
         write_file(run_dir / RECORD, json_bytes(record))
-    return "" if has_locks else LOCKLESS.format(run_dir)
+    if has_locks:
+        return ""
+    return f"note: the file system of {run_dir} has no locks: a second training there would not be noticed"
 
 
 def write_extended(run_dir: Path, record: Mapping[str, Any]) -> None:

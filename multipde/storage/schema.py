@@ -108,7 +108,6 @@ text, plain = of_type(str, "a text"), of_type(dict, "a record")
 share = number(0, 1)
 side = whole(1, SIDE)
 steps = items(whole(1, STEPS), 64)
-some = optional(number())
 
 
 def nan_or_number(value: Any, name: str) -> None:

@@ -2,27 +2,23 @@
 
 import hashlib
 import warnings
-from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from multipde.mesh.modes import ordinary_tensors, unwrapped
-from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import bake
 from multipde.networks.all_sizes import AllSizes
 from multipde.networks.model_spec import check_mesh, spec_of
 from multipde.storage.files import CONFIG, check_network_sums, write_directory
 from multipde.storage.hub_download import local_directory
-from multipde.storage.network_record import Given, given_again, spec_from_record
-from multipde.storage.records import brief, json_bytes, read_record
+from multipde.storage.network_record import Given, filled, spec_from_record
+from multipde.storage.records import json_bytes, read_record
 from multipde.storage.run_directory import check_new, is_unfinished, newest_checkpoint
 from multipde.storage.schema import FORMAT, NETWORK
 from multipde.storage.stored_sizes import SIZES, files_of_sizes, read_sizes
-from multipde.storage.tensors import BEST, MODEL, constants, read_tensors, stored_shapes, tensor_bytes
+from multipde.storage.tensors import BEST, MODEL, stored_shapes, tensor_bytes
 
 
 @ordinary_tensors()
@@ -118,45 +114,22 @@ def network_checksum(model: nn.Module) -> str:
 def read_spec(directory: Path, model: Given = None) -> Any:
     """The description of the network from config.json, with its arguments and errors as in `load`."""
     file = directory / CONFIG
-    return given_again(spec_from_record(read_record(file, NETWORK)["network"], file), model)
+    return spec_from_record(read_record(file, NETWORK)["network"], file, model)
 
 
 def read_network(directory: Path, name: str, model: Given = None) -> nn.Module:
     """The network of a directory with the weights of one of its files, see `load`."""
     spec, file = read_spec(directory, model), directory / name
-    stored = stored_shapes(file)
-    if not spec.fits(len(stored)):
-        raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {len(stored)} tensors")
-    has_meshes = any("parametrizations" in key for key in stored)
+    has_meshes = any("parametrizations" in key for key in stored_shapes(file))
+    is_baked = False
 
-    def made() -> tuple[nn.Module, bool]:
+    def made() -> nn.Module:
+        nonlocal is_baked
         net = spec.build()
         is_baked = not has_meshes and any("parametrizations" in key for key in net.state_dict())
-        return (bake(net) if is_baked else net), is_baked
+        return (bake(net) if is_baked else net).float()
 
-    try:
-        with OwnRandomness(), torch.device("meta"):  # shapes only
-            outline = made()[0]
-        shapes, free = {key: t.shape for key, t in outline.state_dict().items()}, constants(outline)
-    except (RuntimeError, ArithmeticError, TypeError) as error:
-        raise ValueError(
-            f"{directory / CONFIG} must describe a network that can be built, got {brief(error)}"
-        ) from None
-    tensors = read_tensors(file, shapes, any_value=free)
-    with OwnRandomness():  # reading must not move the caller's random stream
-        net, is_baked = made()
-    net.float()
-    try:
-        net.load_state_dict(_versioned(tensors, net))
-    except RuntimeError as error:
-        raise ValueError(f"{file} must hold the weights that {CONFIG} describes, got {brief(error)}") from None
+    net = filled(made, spec, file, directory / CONFIG)
     if is_baked:
         spec.put_on_mesh(net)
     return net.eval()
-
-
-def _versioned(tensors: Mapping[str, torch.Tensor], net: nn.Module) -> Mapping[str, torch.Tensor]:
-    """A state dict with the versions of the modules, which some ask for, and which safetensors does not keep."""
-    state = OrderedDict(tensors)
-    state._metadata = net.state_dict()._metadata  # pyright: ignore[reportAttributeAccessIssue]
-    return state

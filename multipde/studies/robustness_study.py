@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from multipde.data.checksum import data_checksum
-from multipde.data.datasets import load_data
 from multipde.evaluation.robustness import KINDS, robustness
 from multipde.evaluation.sizes import DataSource
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import spec_of
 from multipde.reports.plots import check_figure_file
 from multipde.runtime.console import Log
-from multipde.storage.provenance import check_split
+from multipde.storage.provenance import tested_images
 from multipde.storage.stored_network import Given, load, network_checksum
 from multipde.studies.robustness_figure import robustness_figure
 from multipde.studies.robustness_tables import strengths, tables
@@ -60,9 +59,7 @@ def compare_robustness(
     if by == "dynamics":
         _check_depths([spec_of(net) for net in nets.values()])
     (side, *_) = sizes.pop()
-    images = load_data(data[0], size=side, **data[1])
-    for path in nets:
-        check_split(path, data, images, side)
+    images = tested_images(data, side, *nets)
     num = len(images.test) if num_images is None else min(num_images, len(images.test))
     shared = {"data": images.name, "images": data_checksum(images), "num_images": num, "seed": seed}
     study = Study(out, shared, ("sha256",), log=log)

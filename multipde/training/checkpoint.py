@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from multipde.storage.files import CONFIG, SUMS, check_network_sums, write_directory
 from multipde.storage.lock import check_lock
 from multipde.storage.opening import partial_of, remove_flat, sync_directory, writing
-from multipde.storage.records import json_bytes, read_file, read_record
+from multipde.storage.records import json_bytes, read_record, record_digest
 from multipde.storage.run_directory import TRAINER
 from multipde.storage.schema import CHECKPOINT, FORMAT
 from multipde.storage.stored_network import Given, network_files, read_network
@@ -61,13 +60,13 @@ def write_checkpoint(
 
 
 def own(checkpoint: Path) -> dict[str, str]:
-    """The name of a checkpoint and the SHA-256 of its checksums, by which a run knows it again."""
-    return {checkpoint.name: _sum_of_sums(checkpoint)}
+    """The name of a checkpoint and the SHA-256 of its checksums, by which a run knows it again; an old one has none."""
+    return {checkpoint.name: record_digest(checkpoint / SUMS)}
 
 
 def remove_checkpoint(checkpoint: Path, expected: str) -> None:
     """Remove a checkpoint that has this fingerprint and holds nothing but its own files; any other one is left."""
-    if checkpoint.is_symlink() or not checkpoint.is_dir() or _sum_of_sums(checkpoint) != expected:
+    if checkpoint.is_symlink() or not checkpoint.is_dir() or record_digest(checkpoint / SUMS) != expected:
         return
     if set(os.listdir(checkpoint)) != {*FILES, SUMS}:
         return
@@ -116,13 +115,6 @@ def read_checkpoint(
     best = read_tensors(directory / BEST, best_shapes, any_value=constants(model))
     momentum = read_tensors(directory / MOMENTUM, parameters | others, may_lack=True)
     return model, best, read_record(directory / TRAINER, CHECKPOINT)["state"], momentum
-
-
-def _sum_of_sums(checkpoint: Path) -> str:
-    try:
-        return sha256(read_file(checkpoint / SUMS)).hexdigest()
-    except ValueError:  # a checkpoint of an old version
-        return ""
 
 
 def _is_state(name: str, shape: tuple[int, ...], parameters: Mapping[str, torch.Size]) -> bool:

@@ -1,6 +1,5 @@
 """A job of several nodes, or one that torchrun starts again after a failure: one run directory for all of it."""
 
-import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -9,8 +8,8 @@ from typing import Any
 
 from multipde.runtime.launch import num_nodes, num_restarts
 from multipde.runtime.processes import from_rank_zero, is_rank_zero, largest, on_rank_zero
-from multipde.storage.records import read_file
-from multipde.storage.run_directory import RECORD, part_of, take_directory
+from multipde.storage.records import record_digest
+from multipde.storage.run_directory import RECORD, take_directory
 
 PATIENCE = 10.0
 """Seconds within which a file that rank zero has written must be seen on the other nodes."""
@@ -45,7 +44,7 @@ def take_shared(run_dir: Path, held: ExitStack, record: Mapping[str, Any] | None
     note = on_rank_zero(lambda: take_directory(run_dir, held, record))
     try:
         check_shared(run_dir)
-        own = part_of(part_of(record or {}, "provenance"), "data").get("sha256")
+        own = (record or {}).get("provenance", {}).get("data", {}).get("sha256")
         first = from_rank_zero(own)
         if any(largest(first != own)):
             raise ValueError(
@@ -63,18 +62,11 @@ def check_shared(run_dir: Path) -> None:
     """Raise ValueError in all processes where one of them does not see the record of a run as rank zero wrote it."""
     if num_nodes() == 1:
         return
-    expected, until = on_rank_zero(lambda: _digest(run_dir)), time.monotonic() + PATIENCE
-    while not (is_seen := _digest(run_dir) == expected) and time.monotonic() < until:
+    expected, until = on_rank_zero(lambda: record_digest(run_dir / RECORD)), time.monotonic() + PATIENCE
+    while not (is_seen := record_digest(run_dir / RECORD) == expected) and time.monotonic() < until:
         time.sleep(0.1)  # network file systems show new files with a delay
     if any(largest(not is_seen)):
         raise ValueError(
             f"run must be a directory that all nodes share, got {run_dir}, which some do not see; "
             "type --run DIR with one on a shared file system"
         )
-
-
-def _digest(run_dir: Path) -> str:
-    try:
-        return hashlib.sha256(read_file(run_dir / RECORD)).hexdigest()
-    except (OSError, ValueError):
-        return ""

@@ -8,7 +8,7 @@ from typing import Any
 from multipde.data.batches import images_per_epoch
 from multipde.storage.records import brief, from_record
 from multipde.storage.run_directory import RECORD, read_run_record
-from multipde.storage.stored_network import Given, given_again, spec_from_record
+from multipde.storage.stored_network import Given, spec_from_record
 from multipde.training.budget import parse_budget
 from multipde.training.level import Level
 from multipde.training.optimizers import planned_flops
@@ -25,7 +25,7 @@ def recorded_plan(
 ) -> tuple[Schedule, TrainSettings, str | None]:
     """Schedule with network, settings and starting checkpoint from a run's record; ``given`` is ``model`` of `load`."""
     settings = from_record(TrainSettings, FORMER | record["settings"], file, "the settings of a run")
-    network = given_again(spec_from_record(record["network"], file), given)
+    network = spec_from_record(record["network"], file, given)
     stages = [from_record(Level, level, file, "a level") for level in record["levels"]]
     try:
         return Schedule(stages, network), settings, record.get("init")

@@ -33,7 +33,6 @@ from multipde.storage.run_directory import (
     check_new_run,
     checkpoints_of,
     moved_data,
-    part_of,
     read_result,
     read_run_record,
     recorded_data,
@@ -241,20 +240,20 @@ def resume(
             log.say(note)
         found = on_rank_zero(lambda: checkpoints_of(run_dir))
         start = read_start(init, model) if not found and init is not None else None
-        if not found and (recorded_weights := part_of(record, "weights")):
+        if not found and (recorded_weights := record.get("weights")):
             start = WeightsFile.of_record(recorded_weights).start(plan.configs()[0], settings.seed, log.say)
         trainer = new_trainer(plan, images, settings, run_dir, log, start, objective, found)
         if root is not None:
             log.say(record_moved(images, file, options["root"]))
             record = read_record(file, RUN)
         if extend:
-            origin = part_of(record, "provenance") | ({"data": data_record(images)} if is_larger else {})
+            origin = record.get("provenance", {}) | ({"data": data_record(images)} if is_larger else {})
             more = {"levels": [asdict(level) for level in plan.levels], "provenance": origin}
             on_rank_zero(lambda: write_extended(run_dir, {**record, **more}))
-        was = part_of(record, "settings").get("device")
+        was = record["settings"].get("device")
         if device not in (None, was):
             log.say(f"note: the device is {device}, and was {was} when the run began: the last bits may differ")
-        for line in differences(part_of(record, "provenance")):
+        for line in differences(record.get("provenance", {})):
             log.say(f"note: {line}: the last bits may differ from an undisturbed run")
         if not found:
             log.say(f"{run_dir} has no checkpoint: starting again")

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from multipde import AllSizes, Level, NetworkConfig, PDENet, convert, describe, load, save, train
+from multipde.networks.all_sizes import share
 
 
 class Masked(nn.Module):
@@ -39,6 +40,18 @@ def test_masks_and_indices_are_stored_trained_and_read_again(tmp_path):
     save(describe(broken, size=8, classes=4), tmp_path / "broken")
     with pytest.raises(ValueError, match=r"must hold finite weights, got inf in conv.bias"):
         load(tmp_path / "broken", model=Masked)
+
+
+def test_masks_of_a_network_for_several_sizes_are_read_again(tmp_path):
+    spec = describe(Masked(), size=16, classes=4).multipde_spec
+    networks = [spec.for_images(size).build() for size in (8, 16)]
+    share(networks)
+    save(AllSizes(networks), tmp_path / "net")
+    found = load(tmp_path / "net", model=Masked)
+    for size, net in zip((8, 16), networks, strict=True):
+        for name, t in net.state_dict().items():
+            torch.testing.assert_close(found.at(size).state_dict()[name], t, rtol=0, atol=0)
+    assert found.at(8).conv.weight is found.at(16).conv.weight
 
 
 def test_a_state_that_is_no_tensor_is_refused_when_it_is_written(tmp_path):

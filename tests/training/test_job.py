@@ -84,7 +84,7 @@ def test_nodes_that_do_not_share_the_directory_are_told_and_leave_nothing(tmp_pa
     restarted(0, nodes=2)
     monkeypatch.setattr(job, "PATIENCE", 0.2)
     found = iter(["as rank zero wrote it", "", "", ""])
-    monkeypatch.setattr(job, "_digest", lambda run: next(found))
+    monkeypatch.setattr(job, "record_digest", lambda file: next(found))
     advice = "run must be a directory that all nodes share, got .*, which some do not see; type --run DIR with one on a"
     with pytest.raises(ValueError, match=advice), ExitStack() as held:
         job.take_shared(tmp_path / "run", held, {"format": 3})
