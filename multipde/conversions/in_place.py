@@ -17,6 +17,7 @@ from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization,
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
 
+@ordinary_tensors()
 def convert_(
     model: nn.Module, *, optimizer: Optimizers = None, ema: nn.Module | None = None, rule: str = "map", **how: Any
 ) -> Conversion:
@@ -45,18 +46,9 @@ def convert_(
     """
     check_rule(rule)
     move = conversion(model, **how)
-    if how.get("size") is not None or how.get("factor") is not None:
-        tell_left_alone(averaged(model) or model, move.skip, move.factor, move.detail)
-    apply_(move, model, optimizer, ema, rule)
-    return move
-
-
-@ordinary_tensors()
-def apply_(
-    move: Conversion, model: nn.Module, optimizer: Optimizers = None, ema: nn.Module | None = None, rule: str = "map"
-) -> None:
-    """Apply a conversion in place; arguments and errors as for `convert_`."""
     net, average = averaged(model) or model, None if ema is None else averaged(ema) or ema
+    if how.get("size") is not None or how.get("factor") is not None:
+        tell_left_alone(net, move.skip, move.factor, move.detail)
     if average is not None and [*plain_parameters(average)] != [*plain_parameters(net)]:
         other = next(iter({*plain_parameters(average)} ^ {*plain_parameters(net)}), "another order")
         raise ValueError(f"ema must have the parameters of the model, got a difference in {other!r}")
@@ -70,6 +62,7 @@ def apply_(
     for each, found in zip(optimizers, states, strict=True):
         _regroup(each, old, plain_parameters(net), found)
         _refresh_parametrizations(each, net)
+    return move
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from multipde.mesh.modes import copied
+from multipde.mesh.modes import copied, hooked
 from multipde.mesh.reparametrize import bake, stencil_layers, stencil_parametrization
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import ControlledLayer
@@ -48,25 +48,21 @@ class WatchedCopy:
             if id(layer) in names:
                 watch(names[id(layer)], layer, x)  # pyright: ignore[reportArgumentType]
 
-        inner = {id(conv) for m in self.model.modules() if isinstance(m, ControlledLayer) for conv in m.children()}
-        handles = []
-        for module in self.model.modules():
-            if isinstance(module, ControlledLayer):
-                module.watch = tell
-            elif id(module) in names and id(module) not in inner:
-                handles.append(module.register_forward_pre_hook(lambda m, inputs: tell(m, inputs[0])))
+        controlled = [m for m in self.model.modules() if isinstance(m, ControlledLayer)]
+        inner = {id(conv) for m in controlled for conv in m.children()}
+        others = [m for m in self.model.modules() if id(m) in names and id(m) not in inner]
         self.model.eval()
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.train(batch_statistics)
         try:
-            return self.model(images)
+            for module in controlled:
+                module.watch = tell
+            with hooked(m.register_forward_pre_hook(lambda m, inputs: tell(m, inputs[0])) for m in others):
+                return self.model(images)
         finally:
-            for handle in handles:
-                handle.remove()
-            for module in self.model.modules():
-                if isinstance(module, ControlledLayer):
-                    module.watch = None
+            for module in controlled:
+                module.watch = None
 
 
 def _groups(model: nn.Module, layers: dict[str, _ConvNd]) -> dict[str, list[str]]:

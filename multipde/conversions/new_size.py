@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from multipde.mesh.reparametrize import mesh_parametrizations, mesh_size
+from multipde.mesh.reparametrize import mesh_parametrizations
 from multipde.mesh.separable import per_axis
 from multipde.mesh.transfer import check_factor
 from multipde.networks.model_spec import ModelSpec, find_spec
@@ -16,11 +16,10 @@ def factor_to(model: nn.Module, size: int | Sequence[int]) -> tuple[float, ...]:
     if spec is not None:
         new = per_axis(size, spec.dim, "size")
         return tuple(n / s for n, s in zip(new, spec.sizes, strict=True))
-    if not mesh_parametrizations(model):
+    if not (found := mesh_parametrizations(model)):
         raise ValueError("factor must be given for a plain module, whose mesh is not known, got size")
-    h = mesh_size(model)
-    dim = len(next(iter(mesh_parametrizations(model).values())).width)
-    return tuple(n * v for n, v in zip(per_axis(size, dim, "size"), per_axis(h, dim, "mesh_size"), strict=True))
+    h = next(iter(found.values())).mesh_size
+    return tuple(n * v for n, v in zip(per_axis(size, len(h), "size"), h, strict=True))
 
 
 def size_after(spec: ModelSpec, factor: float | Sequence[float]) -> int | tuple[int, ...]:

@@ -65,11 +65,11 @@ def moved_states(
     conversion: Conversion, old_model: nn.Module, optimizer: torch.optim.Optimizer, new_model: nn.Module, rule: str
 ) -> dict[str, State]:
     """The state of every parameter of the converted network, by its plain name; arguments as before."""
-    states: dict[str, State] = {name: optimizer.state.get(p, {}) for name, p in plain_parameters(old_model).items()}
+    old = plain_parameters(old_model)
+    states: dict[str, State] = {name: optimizer.state.get(p, {}) for name, p in old.items()}
     if rule == "reset" or not any(states.values()):
         return {}
-    shapes = {name: p.shape for name, p in plain_parameters(old_model).items()}
-    keys = {key for name, s in states.items() for key, v in s.items() if _is_like(v, shapes[name])}
+    keys = {key for name, s in states.items() for key, v in s.items() if _is_like(v, old[name].shape)}
     has_squares = bool(keys & set(SQUARES))
     kinds = {key: "square" if key in SQUARES else "map" if key in WEIGHTS else "dual" if has_squares else rule
              for key in keys if key in (*SQUARES, *WEIGHTS, *MEANS)}  # fmt: skip
@@ -88,7 +88,8 @@ def _joined(
     optimizer: str,
 ) -> dict[str, State]:
     """The moved entries together with those that have no shape, such as the number of steps."""
-    old, common, found, anew = plain_parameters(old_model), _common(states.values()), {}, []
+    old, found, anew = plain_parameters(old_model), {}, []
+    common = next((state for state in states.values() if state), {})  # of parameters that more time steps add
     for name, p in plain_parameters(new_model).items():
         own = states.get(name) or (common if name not in old else {})
         values = {key: tensors[name] for key, tensors in moved.items() if key in own}
@@ -137,11 +138,6 @@ def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def _is_like(value: Any, shape: torch.Size) -> bool:
     """Whether an entry of the state is a tensor with a number per weight; of a single weight it may be a counter."""
     return isinstance(value, Tensor) and value.shape == shape and value.dim() > 0
-
-
-def _common(states: Any) -> State:
-    """The state of any parameter that has one: that of a parameter which more time steps add has the same entries."""
-    return next((state for state in states if state), {})
 
 
 def check_rule(rule: str, name: str = "rule") -> None:

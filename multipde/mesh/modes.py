@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -46,6 +47,15 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m, flag in training.items():
             m.training = flag
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Within the context the hooks of these handles are called; a generator may register them one by one."""
+    with ExitStack() as registered:
+        for handle in handles:
+            registered.callback(handle.remove)
+        yield
 
 
 def copied(

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multipde.mesh.modes import copied
+from multipde.mesh.modes import copied, hooked
 from multipde.mesh.operations import LOST, RULE_OF, Factor, Known, axes_of, broadcast, label, single
 
 REWRITTEN = "weight rewritten at use"
@@ -26,7 +26,7 @@ def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, .
     """
     try:
         return _traced(copied(module, hooks=False, shapes_only=True), example.to("meta"))
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, AssertionError, IndexError):
+    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError):
         return _traced(copied(module, hooks=False), example)
 
 
@@ -70,13 +70,9 @@ class _Trace(TorchDispatchMode):
     def run(self) -> None:
         own = [Factor(s, axis) for axis, s in enumerate(self.example.shape[2:])]
         label(self.example, [(Factor(s),) for s in self.example.shape[:2]] + [(f,) for f in own])
-        handles = [m.register_forward_pre_hook(lambda m, _: self.called.add(self.modules[m])) for m in self.modules]
-        try:
-            with torch.no_grad(), self:
-                self.model(self.example)
-        finally:
-            for handle in handles:
-                handle.remove()
+        handles = (m.register_forward_pre_hook(lambda m, _: self.called.add(self.modules[m])) for m in self.modules)
+        with hooked(handles), torch.no_grad(), self:
+            self.model(self.example)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -66,13 +66,11 @@ def working_directory_first() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def imported_factory(path: str) -> Callable[..., nn.Module]:
-    """The function at an import path that makes a network; the working directory is searched first."""
-    return imported_object(path, "arch")
-
-
 def imported_object(path: str, option: str) -> Callable[..., Any]:
-    """The function or class at an import path; ValueError, which names the option, for anything else."""
+    """The function or class at an import path, for which the working directory is searched first.
+
+    ValueError, which names the option, for anything else.
+    """
     module, _, name = path.partition(":")
     try:
         with working_directory_first():

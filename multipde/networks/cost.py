@@ -48,7 +48,7 @@ def count_flops(config: ModelSpec, training: bool = False) -> int:
             with torch.device("meta"):
                 net = config.build()
             return counted_flops(config, net.to("meta"), training)
-        except (NotImplementedError, RuntimeError, TypeError, AssertionError, IndexError):
+        except (RuntimeError, TypeError, AssertionError, IndexError):
             net = config.build()
             try:
                 return counted_flops(config, net, training, "cpu")

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multipde.mesh.modes import copied, eval_mode, ordinary_tensors
+from multipde.mesh.modes import copied, eval_mode, hooked, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import bake, composed_layers, detail_of, stencil_layers, stencil_parametrization
 from multipde.networks.layers import CONV
@@ -89,7 +89,7 @@ def opening_of(model: nn.Module, shape: Sequence[int]) -> _ConvNd:
     """
     try:
         readers, others = _readers_of(copied(model, shapes_only=True), torch.zeros(*shape, device="meta"))
-    except (NotImplementedError, RuntimeError, TypeError):
+    except (RuntimeError, TypeError):
         readers, others = _readers_of(model, next(model.parameters()).new_zeros(*shape))
     rule = "detail must be 1 where"
     if others:
@@ -135,14 +135,10 @@ def _readers_of(model: nn.Module, example: Tensor) -> tuple[list[str], list[str]
     def leave(layer: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
         watch.is_inside = False
 
-    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
-    handles += [layer.register_forward_hook(leave) for layer in layers]
-    try:
-        with eval_mode(model), torch.no_grad(), watch:
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    before = (layer.register_forward_pre_hook(enter) for layer in layers)
+    after = (layer.register_forward_hook(leave) for layer in layers)
+    with hooked(before), hooked(after), eval_mode(model), torch.no_grad(), watch:
+        model(example)
     return readers, watch.others
 
 

@@ -196,7 +196,7 @@ def external_model(arch: str, **described: Any) -> ExternalModel:
     if kind in LIBRARIES:
         (architectures.torchvision_factory if kind == "torchvision" else architectures.timm_factory)(rest)
         return ExternalModel(name, arguments, **described)
-    return ExternalModel(name, arguments, factory=architectures.imported_factory(name), **described)
+    return ExternalModel(name, arguments, factory=architectures.imported_object(name, "arch"), **described)
 
 
 def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **described: Any) -> Model:

@@ -48,7 +48,7 @@ def check_input_size(model: nn.Module, spec: ModelSpec) -> None:
     """
     try:
         _run(copied(model, hooks=False, shapes_only=True), spec, torch.device("meta"))
-    except (*ERRORS, NotImplementedError):
+    except ERRORS:
         parameter = next(model.parameters(), None)
         try:
             _run(copied(model, hooks=False), spec, torch.device("cpu") if parameter is None else parameter.device)

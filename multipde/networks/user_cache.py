@@ -44,14 +44,8 @@ def keep(file: Path, name: str) -> Path:
     if not is_own(directory, stat.S_IFDIR):
         raise OSError(f"{directory} must be a directory that only its owner, this user, can write")
     target = directory / _full(file, name)
-    handle, partial = tempfile.mkstemp(dir=directory, prefix=f".{name}-", suffix=".partial")
-    os.close(handle)
-    try:
+    with replaced(target) as partial:
         shutil.copyfile(file, partial)
-        os.replace(partial, target)
-    finally:
-        with suppress(OSError):
-            os.unlink(partial)
     return target
 
 

@@ -1,6 +1,7 @@
 """Bounds on the time step dt: from |K| for layers without norm, and measured along data."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,11 +113,9 @@ def stable_steps(report: Sequence[StepStability], allowed: Sequence[float] | Non
         allowed: the largest accepted dt/bound of each block, at least 1; 1 for all blocks if left out.
     """
     result = []
-    for k in sorted({s.block for s in report}):
-        mine = [s for s in report if s.block == k]
-        ratio = max(s.dt / s.measured for s in mine)
+    for (k, num), ratio in zip(sorted(Counter(s.block for s in report).items()), step_ratios(report), strict=True):
         limit = max(1.0, allowed[k]) if allowed else 1.0
-        result.append(max(len(mine), math.ceil(len(mine) * ratio / limit - 1e-9)))
+        result.append(max(num, math.ceil(num * ratio / limit - 1e-9)))
     return tuple(result)
 
 

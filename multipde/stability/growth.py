@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from multipde.mesh.modes import eval_mode, ordinary_tensors
 from multipde.networks.dynamics import Block, check_dynamics
 from multipde.networks.model_spec import spec_of
-from multipde.networks.reversible import State
 from multipde.stability.norms import block_inputs, jacobian_norm, step_norms
 
 HYPERBOLIC = ("hamiltonian", "second_order")
@@ -103,7 +102,10 @@ def growth_report(model: nn.Module, batch: Tensor, *, num_iterations: int = 30, 
         for k, block, y in block_inputs(model, batch):
 
             def flow(y: Tensor, block: Block = block) -> Tensor:
-                return block.scheme.finish(_path(block, y)[-1])
+                state = block.scheme.start(y)  # with the graph for derivatives, whatever ``memory`` the block has
+                for forces in block.forces():
+                    state = block.scheme.step(state, forces, block.dt)
+                return block.scheme.finish(state)
 
             mine = [s for s in steps if s.block == k]
             proved = [[norm**2 for norm in s.norms] for s in mine]
@@ -113,11 +115,3 @@ def growth_report(model: nn.Module, batch: Tensor, *, num_iterations: int = 30, 
             measured = tuple(growth_bound(config.dynamics, r, block.dt, dissipative=dissipative) for r in per_image)
             found.append(BlockGrowth(k, random, worst, bound, measured))
     return found
-
-
-def _path(block: Block, y: Tensor) -> list[State]:
-    """All states of a block, with the graph for derivatives, whatever ``memory`` the block has."""
-    states = [block.scheme.start(y)]
-    for forces in block.forces():
-        states.append(block.scheme.step(states[-1], forces, block.dt))
-    return states

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multipde.mesh.modes import eval_mode
+from multipde.mesh.modes import eval_mode, hooked
 from multipde.networks.dynamics import Block, Force
 from multipde.networks.inputs import network_inputs
 from multipde.networks.layers import CONVOLVE, CONVOLVE_TRANSPOSED, SymmetricLayer
@@ -103,16 +103,12 @@ def block_inputs(model: nn.Module, batch: Tensor) -> list[tuple[int, Block, Tens
     if not len(batch):
         raise ValueError("batch must hold images, got none")
     found: list[Tensor] = []
-    handles = [
+    handles = (
         block.register_forward_pre_hook(lambda m, inputs: found.append(inputs[0].detach()))
         for block in model.blocks  # pyright: ignore
-    ]
-    try:
-        with torch.no_grad():
-            model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with hooked(handles), torch.no_grad():
+        model(batch)
     return [(k, block, x) for k, (block, x) in enumerate(zip(model.blocks, found, strict=True))]  # pyright: ignore
 
 

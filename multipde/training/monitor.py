@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.evaluation.metrics import Metrics
+from multipde.mesh.modes import hooked
 from multipde.networks.dynamics import Block
 from multipde.networks.model_spec import Box, spec_of
 from multipde.stability.bounds import step_bound
@@ -122,13 +123,9 @@ def locate_nonfinite(net: nn.Module, x: Tensor) -> str:
 
         return hook
 
-    handles = [part.register_forward_hook(note(name)) for name, part in parts.items()]
-    try:
-        with torch.no_grad(), frozen_running_statistics(net):
-            net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = (part.register_forward_hook(note(name)) for name, part in parts.items())
+    with hooked(handles), torch.no_grad(), frozen_running_statistics(net):
+        net(x)
     if not sizes:
         return "the network"
     bad = [name for name, size in sizes.items() if not size < math.sqrt(EXPLODED)]

@@ -165,3 +165,11 @@ def test_bad_arguments_change_nothing(how, line):
     with pytest.raises(ValueError, match=line):
         convert_(net, optimizer=optimizer, **how)
     torch.testing.assert_close((net.state_dict(), optimizer.state_dict()), before)
+
+
+def test_warnings_of_what_is_left_alone_name_the_line_of_the_user():
+    net = nn.Sequential(nn.Conv2d(3, 4, 4), *plain()).double()
+    for call in (convert, convert_):
+        with pytest.warns(UserWarning, match=r"2 convolutions move, 1 stay as they are: 0 \(even width\)") as told:
+            call(net, factor=2)
+        assert [warning.filename for warning in told] == [__file__]

@@ -10,6 +10,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torchvision import models
 
 from multipde import convert, mesh_size, reparametrize, set_mesh_size, skipped_layers, stencil_layers
+from multipde.mesh.modes import hooked
 from multipde.mesh.tracing import trace_meshes
 
 
@@ -199,3 +200,19 @@ def test_layers_that_are_never_reached_are_told():
             1 / 8,
             example=torch.zeros(1, 1, 8, 8),
         )
+
+
+def test_no_hook_stays_where_registering_another_one_fails():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    seen: list[nn.Module] = []
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(module)
+
+    with hooked(m.register_forward_pre_hook(watch) for m in net):
+        net(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(AttributeError, match="register"), hooked(m.register_forward_pre_hook(watch) for m in (*net, 1)):  # pyright: ignore
+        pass
+    net(torch.zeros(1, 3, 8, 8))
+    assert seen == [*net]
+    assert not any(m._forward_pre_hooks for m in net)

@@ -11,12 +11,7 @@ from multipde.networks.kernels.dispatch import channels_innermost, wide, wide_ty
 
 
 def tv_norm(y: Tensor, scale: Tensor, bias: Tensor, eps: float, relu: bool = False, compiled: bool = False) -> Tensor:
-    """The TV norm, eq. (9), with scale a and bias b of shape (C,), followed by ReLU if wanted.
-
-        N(y) = a · y / sqrt(Σ_c y_c² + ε) + b
-
-    Reference: Ruthotto & Haber (2018), eq. (9).
-    """
+    """The norm of `TVNorm` with scale a and bias b of shape (C,), followed by ReLU if wanted."""
     if torch.compiler.is_compiling():  # torch.compile fuses the passes, those of the gradient too
         return _plain(y, scale, bias, eps, relu)
     return _TVNorm.apply(y, scale, bias, eps, relu, compiled)  # pyright: ignore[reportReturnType]
