@@ -12,7 +12,7 @@ from multipde.conversions.convert import Conversion, conversion
 from multipde.conversions.left_alone import tell_left_alone
 from multipde.conversions.optimizer_state import State, check_rule, moved_states, plain_parameters
 from multipde.mesh.modes import averaged, ordinary_tensors
-from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
+from multipde.mesh.reparametrize import stored_stencils
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
@@ -147,8 +147,6 @@ def _numbers(name: str) -> list[int]:
 def _refresh_parametrizations(optimizer: torch.optim.Optimizer, net: nn.Module) -> None:
     """Tell `Muon` the parametrizations of stencils that are new."""
     known = getattr(optimizer, "parametrizations", None)
-    if isinstance(known, dict) and any(stencil_parametrization(layer) for layer in stencil_layers(net).values()):
+    if isinstance(known, dict) and (found := stored_stencils(net)):
         known.clear()
-        for layer in stencil_layers(net).values():
-            if p := stencil_parametrization(layer):
-                known[stored_parameter(layer)] = p
+        known.update(found)

@@ -5,16 +5,13 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from multipde.conversions.calibration import calibrate
 from multipde.conversions.convert import conversion
 from multipde.conversions.layer_inputs import WatchedCopy
-from multipde.conversions.sample_sizes import CALIBRATION_IMAGES
 from multipde.evaluation.candidates import Converted, Evaluator
 from multipde.evaluation.conversion_report import ConversionReport, LayerReport
 from multipde.mesh.pyramid import resize_images
 from multipde.mesh.reparametrize import composed_layers, detail_of, skipped_layers, stencil_layers
 from multipde.mesh.transfer import CALIBRATED, METHODS
-from multipde.networks.detail import with_detail
 
 CONSISTENCY_IMAGES = 32
 """Number of training images on which the outputs of the layers are compared."""
@@ -48,7 +45,7 @@ def convert_reported(
         detail: new detail of the network, see `with_detail`; None keeps it.
     """
     details = detail_of(model), detail or detail_of(model)
-    old_mesh, new_mesh, common = old_size // details[0], new_size // details[1], math.gcd(*details)
+    old_mesh, new_mesh = old_size // details[0], new_size // details[1]
     factor, is_moved = new_mesh / old_mesh, new_mesh != old_mesh
     if evaluator is None:
         chosen = "copy" if method == "auto" else method
@@ -70,9 +67,7 @@ def convert_reported(
     same_time = new if move.steps is None else replace(move, steps=None)(model)  # layers are compared at equal times
     calibration = tried["calibrated"].move.calibration if "calibrated" in tried else None
     if calibration is None and is_moved:
-        at_common = model if common == details[0] else with_detail(model, common)
-        images = evaluator.images(CALIBRATION_IMAGES, max(old_mesh, new_mesh) * common, common)
-        calibration = calibrate(at_common, factor, images)
+        calibration = evaluator.plan(model, old_size, new_size, "calibrated", detail=detail).calibration
     exponents = {} if calibration is None else calibration.exponents()
     sides = zip((old_size, new_size), details, strict=True)
     old_images, new_images = (evaluator.images(CONSISTENCY_IMAGES, size, d) for size, d in sides)

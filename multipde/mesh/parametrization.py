@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from multipde.mesh.separable import apply_along_axes, precise
-from multipde.mesh.stencil import REACTIONS, StencilBasis, axis_map, check_condition, check_mesh_size
+from multipde.mesh.stencil import REACTIONS, StencilBasis, axis_map, check_condition, check_mesh_size, order_powers
 
 COORDINATES = ("stencil", "beta")
 
@@ -71,7 +71,6 @@ class StencilParametrization(nn.Module):
         super().__init__()
         if coordinates not in COORDINATES:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}")
-        check_mesh_size(mesh_size)
         check_mesh_size(reference, "reference")
         self.width, self.stride = tuple(width), tuple(stride)
         self.reference = tuple(float(h) for h in reference)
@@ -93,7 +92,9 @@ class StencilParametrization(nn.Module):
         ratio = [h / ref for h, ref in zip(mesh_size, reference, strict=True)]
         if max(self.width) > NARROW and any(r != 1 for r in ratio):
             if self.coordinates == "stencil":  # the scales are the eigenvalues: a lower bound, found at once
-                check_condition([torch.diag(s) for s in self._scales(ratio)], ratio, "the change of the mesh")
+                check_condition(
+                    [torch.diag(s) for s in order_powers(self.width, ratio, -1)], ratio, "the change of the mesh"
+                )
             check_condition(self._maps(ratio), ratio, "the change of the mesh")
 
     def tap_matrix(self) -> Tensor:
@@ -102,16 +103,10 @@ class StencilParametrization(nn.Module):
 
     def _maps(self, ratio: Sequence[float], power: int = 1) -> list[Tensor]:
         """The factors of G along the axes, or those of the map of stencils inverted (power -1)."""
-        scales = self._scales(ratio, power)
+        scales = order_powers(self.width, ratio, -power)
         if self.coordinates == "stencil" or power == -1:
             return [axis_map(w, s, self.reaction) for w, s in zip(self.width, scales, strict=True)]
         return [a * s for a, s in zip(self.unit_basis.axis_matrices, scales, strict=True)]
-
-    def _scales(self, ratio: Sequence[float], power: int = 1) -> list[Tensor]:
-        return [
-            r ** (-power * torch.arange(w, dtype=torch.float64, device="cpu"))
-            for w, r in zip(self.width, ratio, strict=True)
-        ]
 
     def _compute_matrix(self) -> None:
         is_unused = self.is_identity and max(self.width) > NARROW  # and takes long for wide stencils
@@ -134,10 +129,10 @@ class StencilParametrization(nn.Module):
         if self.is_identity:
             return p
         device = p.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):  # differences of coefficients cancel in lower precision
-                return self._multiply(self.matrix, p).to(p.dtype)
-        return self._multiply(self.matrix, p).to(p.dtype)
+        is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        # differences of coefficients cancel in lower precision
+        with torch.autocast(device, enabled=False) if is_cast else nullcontext():
+            return self._multiply(self.matrix, p).to(p.dtype)
 
     def right_inverse(self, stencil: Tensor) -> Tensor:
         """The parameter that gives this stencil on the present mesh, computed in float64."""

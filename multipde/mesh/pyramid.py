@@ -49,12 +49,7 @@ def restrict_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
     old, new = _sizes(images, size)
     if any(n > o for o, n in zip(old, new, strict=True)):
         raise ValueError(f"size must not exceed the image size {old} in a restriction, got {new}")
-    if old == new:
-        return images
-    if all(o % n == 0 for o, n in zip(old, new, strict=True)):
-        pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(old) - 1]
-        return pool(images, tuple(o // n for o, n in zip(old, new, strict=True)))
-    return _cell_averages(images, old, new)
+    return resize_images(images, size)
 
 
 @ordinary_tensors()
@@ -79,12 +74,10 @@ def prolong_images(images: Tensor, size: int | Sequence[int], order: int = 0) ->
         raise ValueError(f"size must not be below the image size {old} in a prolongation, got {new}")
     if order not in (0, 1):
         raise ValueError(f"order must be 0 (constant) or 1 (linear), got {order}")
-    if old == new:
-        return images
-    if order == 1:
-        mode = ("linear", "bilinear", "trilinear")[len(old) - 1]
-        return functional.interpolate(images, new, mode=mode, align_corners=False)
-    return _cell_averages(images, old, new)
+    if order == 0 or old == new:
+        return resize_images(images, size)
+    mode = ("linear", "bilinear", "trilinear")[len(old) - 1]
+    return functional.interpolate(images, new, mode=mode, align_corners=False)
 
 
 @ordinary_tensors()
@@ -99,9 +92,12 @@ def resize_images(images: Tensor, size: int | Sequence[int]) -> Tensor:
         - result: (N, C, *new size)
     """
     old, new = _sizes(images, size)
-    if all(n <= o for o, n in zip(old, new, strict=True)):
-        return restrict_images(images, size)
-    return _cell_averages(images, old, new)
+    if old == new:
+        return images
+    if all(o % n == 0 for o, n in zip(old, new, strict=True)):
+        pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(old) - 1]
+        return pool(images, tuple(o // n for o, n in zip(old, new, strict=True)))
+    return apply_along_axes([cell_average_matrix(o, n).to(images) for o, n in zip(old, new, strict=True)], images)
 
 
 def image_pyramid(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -127,7 +123,3 @@ def _sizes(images: Tensor, size: int | Sequence[int]) -> tuple[tuple[int, ...], 
     if min(new) < 1:
         raise ValueError(f"size must be positive, got {size}")
     return old, new
-
-
-def _cell_averages(images: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-    return apply_along_axes([cell_average_matrix(o, n).to(images) for o, n in zip(old, new, strict=True)], images)

@@ -56,6 +56,12 @@ def stored_parameter(layer: nn.Module) -> nn.Parameter:
     return layer.weight  # pyright: ignore[reportReturnType]
 
 
+def stored_stencils(module: nn.Module) -> dict[Tensor, StencilParametrization]:
+    """The stored parameters of the reparametrised stencils of a module, each with its parametrization."""
+    layers = stencil_layers(module).values()
+    return {stored_parameter(layer): p for layer in layers if (p := stencil_parametrization(layer))}
+
+
 @ordinary_tensors()
 def reparametrize(
     module: nn.Module,
@@ -270,20 +276,27 @@ def _reason_to_skip(layer: _ConvNd, dim: int) -> str:
     return "" if _uses_own_weight(layer) else REWRITTEN
 
 
+COMPUTING = ("forward", "_conv_forward")
 _ANSWERS: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
 def _uses_own_weight(layer: _ConvNd) -> bool:
-    """Whether a class of layers convolves with its weight as it is; a subclass of torch's is tried once."""
-    cls = type(layer)
-    own = next(base for base in cls.__mro__ if base.__module__ == "torch.nn.modules.conv")
-    if "forward" in vars(layer):
-        return uses_own_weight(layer)
-    if cls.forward is own.forward and cls._conv_forward is own._conv_forward:  # pyright: ignore
+    """Whether a layer convolves with its weight as it is; a subclass of torch's is tried once."""
+    if is_torchs_own(layer):
         return True
+    cls = type(layer)
+    if any(name in vars(layer) for name in COMPUTING):  # the next layer of this class may have other methods
+        return uses_own_weight(layer)
     if cls not in _ANSWERS:
         _ANSWERS[cls] = uses_own_weight(layer)
     return _ANSWERS[cls]
+
+
+def is_torchs_own(layer: _ConvNd) -> bool:
+    """Whether a convolution computes as torch's does: neither its class nor the layer has other methods for that."""
+    torchs = next(base for base in type(layer).__mro__ if base.__module__ == "torch.nn.modules.conv")
+    inherited = all(getattr(type(layer), name) is getattr(torchs, name) for name in COMPUTING)
+    return inherited and not any(name in vars(layer) for name in COMPUTING)
 
 
 def _warn_of_pixels(mesh_size: float | Sequence[float]) -> None:

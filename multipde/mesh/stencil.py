@@ -117,6 +117,16 @@ def check_mesh_size(mesh_size: Sequence[float], name: str = "mesh_size") -> None
         raise ValueError(f"{name} must be positive, got {mesh_size[0] if len(mesh_size) == 1 else tuple(mesh_size)}")
 
 
+def order_powers(width: Sequence[int], factor: Sequence[float], exponent: float) -> list[Tensor]:
+    """The scales factor^(exponent · k) of the terms of order k = 0, 1, ... along every axis; factors in float64.
+
+    >>> order_powers((3, 5), (2.0, 0.5), 1)
+    [tensor([1., 2., 4.], dtype=torch.float64), tensor([1.0000, 0.5000, 0.2500, 0.1250, 0.0625], dtype=torch.float64)]
+    """
+    orders = (torch.arange(w, dtype=torch.float64, device="cpu") for w in width)
+    return [f ** (exponent * k) for f, k in zip(factor, orders, strict=True)]
+
+
 def axis_map(width: int, scales: Tensor, reaction: str) -> Tensor:
     """The map A diag(s) A⁻¹ of the taps along one axis that scales the derivative terms, for h = 1, in float64."""
     matrix = _axis_matrix(width, 1.0, reaction)

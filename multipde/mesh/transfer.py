@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multipde.mesh.modes import ordinary_tensors
 from multipde.mesh.separable import in_type_of, per_axis, precise
-from multipde.mesh.stencil import StencilBasis, axis_map, check_condition
+from multipde.mesh.stencil import StencilBasis, axis_map, check_condition, order_powers
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,6 @@ class Method:
 METHODS = {"copy": Method(0, None), "rediscretize": Method(1, None), "galerkin": Method(1, "141")}
 CALIBRATED = ("calibrated", "calibrated_full")
 """Methods whose map is measured on images, layer by layer: see `multipde.calibrate`."""
-
-
-def order_scales(method: str, width: Sequence[int], factor: Sequence[float]) -> Tensor:
-    """The scale of every derivative term: s[k1, ..., kd] = Π_a factor_a^(exponent · k_a).
-
-    >>> order_scales("rediscretize", (3,), (2.0,))
-    tensor([1., 2., 4.], dtype=torch.float64)
-
-    The factor is new size / old size per axis (2 is finer, 0.5 coarser); the result has the shape ``width``.
-    """
-    check_fixed(method)
-    scales = torch.ones((), dtype=torch.float64, device="cpu")
-    for w, f in zip(width, factor, strict=True):
-        scales = scales[..., None] * f ** (
-            METHODS[method].exponent * torch.arange(w, dtype=torch.float64, device="cpu")
-        )
-    return scales
 
 
 def scaling_matrix(scales: Tensor, reaction: str = "121") -> Tensor:
@@ -76,7 +59,8 @@ def transfer_matrix(method: str, width: Sequence[int], factor: Sequence[float], 
     It is the Kronecker product of a map per axis. There and back loses about a fiftieth of its condition number times
     the machine epsilon; ValueError where that is too much, see `check_condition`.
     """
-    scales = [order_scales(method, (w,), (f,)) for w, f in zip(width, factor, strict=True)]
+    check_fixed(method)
+    scales = order_powers(width, factor, METHODS[method].exponent)
     reaction = METHODS[method].reaction or reaction
     check_condition([torch.diag(s) for s in scales], factor, f"the map by {method}")  # a lower bound, found at once
     maps = [torch.eye(len(s)).to(s) if bool((s == 1).all()) else axis_map(len(s), s, reaction) for s in scales]

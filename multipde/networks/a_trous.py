@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from multipde.mesh.randomness import OwnRandomness
-from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import stored_stencils
 from multipde.networks.model_spec import Model, spec_of
 
 
@@ -56,7 +56,6 @@ def end_dilation(net: nn.Module, fraction: float, most: int) -> bool:
         return False
     net.multipde_spec = new
     for k, block in enumerate(net.blocks):  # pyright: ignore
-        for layer in stencil_layers(block).values():
-            if p := stencil_parametrization(layer):
-                p.stride = (2.0**k * new.block_dilation[k],) * spec.dim
+        for p in stored_stencils(block).values():
+            p.stride = (2.0**k * new.block_dilation[k],) * spec.dim
     return True

@@ -14,13 +14,13 @@ from multipde.networks.dynamics import check_dynamics, check_memory
 from multipde.networks.flops import pde_flops
 from multipde.networks.layers import ACTIVATIONS, NORMS
 from multipde.networks.limits import BLOCKS, CHANNELS, STEPS, TAPS
-from multipde.networks.model_spec import SpecBase, check_data_fields
+from multipde.networks.model_spec import ModelSpec, check_data_fields
 from multipde.networks.network import PDENet, check_size
-from multipde.networks.regularization import Box, Regularizer, RegularizerGradient
+from multipde.networks.regularization import Box, Regularizer
 
 
 @dataclass(frozen=True)
-class NetworkConfig(SpecBase):
+class NetworkConfig(ModelSpec):
     """Everything that determines a `PDENet` except its weights, as plain data; derived values are properties.
 
     Args:
@@ -217,9 +217,9 @@ class NetworkConfig(SpecBase):
     def fits(self, num_tensors: int) -> bool:
         return sum(self.block_controls) <= num_tensors
 
-    def penalty(self, net: Any, alpha1: float, alpha2: float) -> RegularizerGradient:
+    def penalty(self, net: Any, alpha1: float, alpha2: float) -> Regularizer:
         """The regulariser, eq. (13)."""
-        return RegularizerGradient(Regularizer(alpha1, alpha2), net)
+        return Regularizer(net, alpha1, alpha2)
 
     def box(self, net: Any, bound: float) -> Box:
         """The bound on the taps of the symmetric layers."""

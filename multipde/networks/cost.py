@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multipde.mesh.modes import eval_mode
 from multipde.mesh.randomness import OwnRandomness
+from multipde.networks.input_size import refused
 from multipde.networks.inputs import in_precision_of
 from multipde.networks.model_spec import ModelSpec
 
@@ -53,12 +54,8 @@ def count_flops(config: ModelSpec, training: bool = False) -> int:
             try:
                 return counted_flops(config, net, training, "cpu")
             except (RuntimeError, TypeError, AssertionError, IndexError) as error:
-                reason = " ".join(str(error).split())[:120] or type(error).__name__
-                size = config.sizes[0] if len(set(config.sizes)) == 1 else config.sizes
-                raise ValueError(
-                    f"size must be one that {config.label} can take with {config.in_channels} channels, got {size} "
-                    f"({reason})"
-                ) from None
+                what = f"{config.label} can take with {config.in_channels} channels"
+                raise ValueError(refused(what, config.sizes, error)) from None
 
 
 def counted_flops(config: ModelSpec, net: nn.Module, training: bool, device: str = "meta") -> int:

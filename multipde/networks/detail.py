@@ -12,8 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 from multipde.mesh.modes import copied, eval_mode, hooked, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization
-from multipde.mesh.reparametrize import bake, composed_layers, detail_of, stencil_layers, stencil_parametrization
-from multipde.networks.layers import CONV
+from multipde.mesh.reparametrize import (
+    bake,
+    composed_layers,
+    detail_of,
+    is_torchs_own,
+    stencil_layers,
+    stencil_parametrization,
+    stored_stencils,
+)
 from multipde.networks.model_spec import Model, ModelSpec, check_detail, find_spec
 
 
@@ -100,7 +107,7 @@ def opening_of(model: nn.Module, shape: Sequence[int]) -> _ConvNd:
     layer: _ConvNd = model.get_submodule(name)  # pyright: ignore[reportAssignmentType]
     shared = sum(p is layer.weight for m in model.modules() for p in m._parameters.values() if p is not None) > 1
     plain = isinstance(layer._parameters.get("weight"), nn.Parameter) or stencil_parametrization(layer)
-    if not _is_torchs_own(layer):
+    if not is_torchs_own(layer):  # padding and stencil cannot be composed with a mean
         raise ValueError(f"{rule} the opening has a forward of its own, got {type(layer).__name__} in {name!r}")
     if layer.padding_mode not in ("zeros", "circular"):
         raise ValueError(f"{rule} the padding of the opening is neither zeros nor circular, got {layer.padding_mode!r}")
@@ -111,14 +118,6 @@ def opening_of(model: nn.Module, shape: Sequence[int]) -> _ConvNd:
     if shared or not plain:
         raise ValueError(f"{rule} the stencils of the opening are shared or parametrised, got such ones in {name!r}")
     return layer
-
-
-def _is_torchs_own(layer: _ConvNd) -> bool:
-    """Whether a convolution computes as torch's does, so that padding and stencil can be composed with a mean."""
-    names = ("forward", "_conv_forward")
-    kinds = [kind for kind in CONV.values() if isinstance(layer, kind)]
-    is_inherited = kinds and all(getattr(type(layer), name) is getattr(kinds[0], name) for name in names)
-    return bool(is_inherited) and not any(name in vars(layer) for name in names)
 
 
 def _readers_of(model: nn.Module, example: Tensor) -> tuple[list[str], list[str]]:
@@ -165,8 +164,7 @@ def _average_back(model: nn.Module, layer: _ConvNd, factor: int) -> None:
     taps = averaged_taps(layer.weight, factor)
     _reshape(layer, taps, [s // factor for s in layer.stride], [p // factor for p in _paddings(layer)])
     layer.detail = detail_of(layer) // factor  # pyright: ignore[reportArgumentType]
-    others = (stencil_parametrization(other) for other in stencil_layers(model).values())
-    p = next((p for p in others if p is not None), None)
+    p = next(iter(stored_stencils(model).values()), None)
     if p is not None and layer in stencil_layers(model).values():
         own = StencilParametrization(
             layer.kernel_size, p.mesh_size, p.reference, (1.0,) * len(layer.stride), p.coordinates, p.reaction

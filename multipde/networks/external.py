@@ -9,12 +9,12 @@ from typing import Any, Self
 from torch import nn
 
 from multipde.mesh.modes import copied
-from multipde.mesh.reparametrize import detail_of, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import detail_of, stencil_layers, stored_stencils
 from multipde.networks import architectures
 from multipde.networks.cost import num_weights
 from multipde.networks.detail import set_detail
 from multipde.networks.input_size import set_input_size
-from multipde.networks.model_spec import Model, SpecBase, check_data_fields, find_spec, reparametrize_for
+from multipde.networks.model_spec import Model, ModelSpec, check_data_fields, find_spec, reparametrize_for
 from multipde.networks.regularization import WeightDecay
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -32,7 +32,7 @@ ARGUMENT_ERRORS = TypeError, ValueError, RuntimeError, AssertionError, ImportErr
 
 
 @dataclass(frozen=True)
-class ExternalModel(SpecBase):
+class ExternalModel(ModelSpec):
     """The description of any classifier as plain data, see `ModelSpec`; `external_model` and `describe` make it.
 
     Args:
@@ -106,9 +106,6 @@ class ExternalModel(SpecBase):
         if self.reference is not None:
             reparametrize_for(net, self, self.references)
 
-    def fits(self, num_tensors: int) -> bool:
-        return True
-
     def with_steps(self, steps: int | tuple[int, ...]) -> Self:
         """Raise ValueError for any number of steps, since the network has no time steps."""
         if steps == ():
@@ -118,9 +115,6 @@ class ExternalModel(SpecBase):
     def penalty(self, net: nn.Module, alpha1: float, alpha2: float) -> WeightDecay:
         """Weight decay; alpha1 has no effect, since there are no controls that vary in time."""
         return WeightDecay(alpha2, net)
-
-    def box(self, net: nn.Module, bound: float) -> None:
-        return None
 
     def parts(self, net: nn.Module) -> dict[str, nn.Module]:
         return dict(net.named_children())
@@ -230,7 +224,7 @@ class _Copies:
 def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -> ExternalModel:
     """The description of a module, of which `ExternalModel.build` returns copies, or of a function that makes one."""
     if isinstance(model, nn.Module):
-        found = [p for layer in stencil_layers(model).values() if (p := stencil_parametrization(layer))]
+        found = list(stored_stencils(model).values())
         own = {"detail": detail_of(model)} | ({"dim": len(found[0].width)} if found else {})
         described = own | described
         return ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=_Copies(model), **described)

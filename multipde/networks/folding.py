@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from multipde.mesh.modes import copied, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization
-from multipde.mesh.reparametrize import bake, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import bake, stored_stencils
 from multipde.networks.config import NetworkConfig
 from multipde.networks.network import PDENet
 from multipde.networks.plain import PlainNet
@@ -29,7 +29,7 @@ def folded(model: nn.Module) -> nn.Module:
     if is_as_made(model):
         return _plain(model)  # pyright: ignore[reportArgumentType]
     net = copied(model).eval()
-    return bake(net) if any(stencil_parametrization(layer) for layer in stencil_layers(net).values()) else net
+    return bake(net) if stored_stencils(net) else net
 
 
 def is_as_made(model: nn.Module) -> bool:

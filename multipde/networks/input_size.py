@@ -32,7 +32,7 @@ def set_input_size(model: nn.Module, sizes: Sequence[int], label: str) -> None:
                 warnings.simplefilter("ignore")  # about timm's own use of torch
                 model.set_input_size(img_size=tuple(sizes))  # pyright: ignore[reportCallIssue]
         except ERRORS as error:
-            raise ValueError(_refused(label, sizes, error)) from None
+            raise ValueError(refused(f"{label} can take", sizes, error)) from None
 
 
 def fit_input_size(model: nn.Module) -> None:
@@ -53,7 +53,7 @@ def check_input_size(model: nn.Module, spec: ModelSpec) -> None:
         try:
             _run(copied(model, hooks=False), spec, torch.device("cpu") if parameter is None else parameter.device)
         except ERRORS as error:
-            raise ValueError(_refused(spec.label, spec.image_sizes, error)) from None
+            raise ValueError(refused(f"{spec.label} can take", spec.image_sizes, error)) from None
 
 
 def _run(model: nn.Module, spec: ModelSpec, device: torch.device) -> None:
@@ -63,10 +63,8 @@ def _run(model: nn.Module, spec: ModelSpec, device: torch.device) -> None:
         model.eval()(torch.zeros(2, spec.in_channels, *spec.image_sizes, device=device, dtype=dtype))
 
 
-def _refused(label: str, sizes: Sequence[int], error: Exception) -> str:
-    """The line for a size that a network cannot take."""
+def refused(what: str, sizes: Sequence[int], error: Exception) -> str:
+    """The line for a size that is refused, with what a size must be one of, and the reason."""
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     size = sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
-    return (
-        reason if reason.startswith("size must") else f"size must be one that {label} can take, got {size} ({reason})"
-    )
+    return reason if reason.startswith("size must") else f"size must be one that {what}, got {size} ({reason})"

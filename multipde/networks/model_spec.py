@@ -1,47 +1,32 @@
 """What the library asks of any network: a description as plain data that answers a few questions."""
-# pyright: reportReturnType=false
-# (the methods of the protocol have a docstring and no body)
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields, replace
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from multipde.mesh.modes import check_unwrapped, copied
-from multipde.mesh.reparametrize import detail_of, reparametrize, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import detail_of, reparametrize, stencil_layers, stored_stencils
 from multipde.mesh.separable import per_axis
 from multipde.networks.limits import CHANNELS, CLASSES, SIDE
+
+if TYPE_CHECKING:
+    from multipde.networks.regularization import Box, Regularizer, WeightDecay
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Penalty(Protocol):
-    """A term of the loss whose gradient is known in closed form."""
+class ModelSpec(ABC):
+    """A base class, not built directly: the description of a network as a frozen dataclass of plain data.
 
-    def add(self) -> None:
-        """Add its gradient to the gradients of the parameters."""
-
-
-class Box(Protocol):
-    """A bound on stencils, restored after every optimizer step."""
-
-    bound: float
-    stencils: list[nn.Parameter]
-
-    def project(self) -> None:
-        """Project the stencils onto the bound, in place."""
-
-
-class ModelSpec(Protocol):
-    """A protocol, not built directly: the description of a network as a frozen dataclass of plain data.
-
-    Two classes implement it: `NetworkConfig` describes a `PDENet`, `ExternalModel` any other module. Training,
-    conversion, storage, evaluation and reports ask a network only through this protocol. A module carries its
-    description as ``model.multipde_spec``.
+    Two classes inherit from it: `NetworkConfig` describes a `PDENet`, `ExternalModel` any other module. Training,
+    conversion, storage, evaluation and reports ask a network only through its description, which a module carries as
+    ``model.multipde_spec``.
 
     Attributes:
         size: size of the mesh in pixels, one number or one per axis.
@@ -58,94 +43,21 @@ class ModelSpec(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    @property
-    def size(self) -> Any: ...
-    @property
-    def sizes(self) -> tuple[int, ...]: ...
-    @property
-    def detail(self) -> int: ...
-    @property
-    def image_sizes(self) -> tuple[int, ...]: ...
-    @property
-    def references(self) -> tuple[int, ...]: ...
-    @property
-    def size_multiple(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def in_channels(self) -> int: ...
-    @property
-    def classes(self) -> int: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def mean(self) -> tuple[float, ...]: ...
-    @property
-    def std(self) -> tuple[float, ...]: ...
-    @property
-    def standardize(self) -> bool: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def block_steps(self) -> tuple[int, ...]: ...
-    @property
-    def has_step_bounds(self) -> bool: ...
-    @property
-    def has_energy(self) -> bool: ...
-
-    def build(self) -> nn.Module:
-        """The network with random weights from torch's generator, carrying this description."""
-
-    def put_on_mesh(self, net: nn.Module) -> None:
-        """Give the plain stencils of a baked network their mesh sizes."""
-
-    def flops(self, training: bool) -> int | None:
-        """Floating point operations for one image, where a formula gives them; None where they must be counted."""
-
-    def fits(self, num_tensors: int) -> bool:
-        """Whether a file with this number of tensors can hold its weights; checked before an untrusted build."""
-
-    def on_mesh(self, size: int | tuple[int, ...], detail: int | None = None) -> Self:
-        """The description on another mesh, with its detail or another one; an explicit reference is scaled too."""
-
-    def for_images(self, size: int | tuple[int, ...]) -> Self:
-        """The description for images of another size, with the same detail."""
-
-    def a_trous(self) -> Self:
-        """The description on the mesh of its images, with all blocks dilated; ValueError for external networks."""
-
-    def plain(self, num: int) -> Self:
-        """The description in which so many blocks, from the finest on, are not dilated."""
-
-    def with_steps(self, steps: int | tuple[int, ...]) -> Self:
-        """The same network with other numbers of time steps over the same final times."""
-
-    def penalty(self, net: nn.Module, alpha1: float, alpha2: float) -> Penalty:
-        """The regulariser of the network."""
-
-    def box(self, net: nn.Module, bound: float) -> Box | None:
-        """The bound on its stencils; None for a network without one."""
-
-    def parts(self, net: nn.Module) -> Mapping[str, nn.Module]:
-        """Its parts by name, in the order of execution."""
-
-    def summary(self, net: nn.Module) -> str:
-        """A text of one line, or a table, that describes the network."""
-
-    def record(self) -> dict[str, Any]:
-        """Plain data from which the same description can be made again."""
-
-
-class SpecBase:
-    """The common part of both descriptions: sizes per axis, the change of the image size, the checks of the fields."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     size: int | tuple[int, ...]
+    reference: int | tuple[int, ...] | None
     dim: int
     detail: int
+    in_channels: int
+    classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    standardize: bool
     label: Any
-    reference: int | tuple[int, ...] | None
+    size_multiple: Any
+    block_steps: Any
+    has_step_bounds: Any
+    has_energy: Any
 
     def __post_init__(self):
         for entry in fields(self):  # JSON and users give lists
@@ -163,7 +75,24 @@ class SpecBase:
     def references(self) -> tuple[int, ...]:
         return self.sizes if self.reference is None else per_axis(self.reference, self.dim, "reference")
 
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network with random weights from torch's generator, carrying this description."""
+
+    @abstractmethod
+    def put_on_mesh(self, net: nn.Module) -> None:
+        """Give the plain stencils of a baked network their mesh sizes."""
+
+    def flops(self, training: bool) -> int | None:
+        """Floating point operations for one image, where a formula gives them; None where they must be counted."""
+        return None
+
+    def fits(self, num_tensors: int) -> bool:
+        """Whether a file with this number of tensors can hold its weights; checked before an untrusted build."""
+        return True
+
     def on_mesh(self, size: int | tuple[int, ...], detail: int | None = None) -> Self:
+        """The description on another mesh, with its detail or another one; an explicit reference is scaled too."""
         new, detail = per_axis(size, self.dim, "size"), self.detail if detail is None else detail
         if self.reference is None:
             return replace(self, size=size, detail=detail)
@@ -172,21 +101,45 @@ class SpecBase:
             raise ValueError(f"reference must stay a whole number of pixels, got {moved} at size {size}")
         return replace(self, size=size, detail=detail, reference=tuple(round(r) for r in moved))
 
-    def flops(self, training: bool) -> int | None:
-        return None
-
-    def a_trous(self) -> Self:
-        raise ValueError(f"a_trous must be left out for networks other than those of PDEs, got {self.label}")
-
-    def plain(self, num: int) -> Self:
-        return self
-
     def for_images(self, size: int | tuple[int, ...]) -> Self:
+        """The description for images of another size, with the same detail."""
         sides = per_axis(size, self.dim, "size")
         if any(s % self.detail for s in sides):
             raise ValueError(f"size of the images must be a multiple of the detail {self.detail}, got {size}")
         mesh = tuple(s // self.detail for s in sides)
         return self.on_mesh(mesh[0] if len(set(mesh)) == 1 else mesh)
+
+    def a_trous(self) -> Self:
+        """The description on the mesh of its images, with all blocks dilated; ValueError for external networks."""
+        raise ValueError(f"a_trous must be left out for networks other than those of PDEs, got {self.label}")
+
+    def plain(self, num: int) -> Self:
+        """The description in which so many blocks, from the finest on, are not dilated."""
+        return self
+
+    @abstractmethod
+    def with_steps(self, steps: int | tuple[int, ...]) -> Self:
+        """The same network with other numbers of time steps over the same final times."""
+
+    @abstractmethod
+    def penalty(self, net: nn.Module, alpha1: float, alpha2: float) -> "Regularizer | WeightDecay":
+        """The regulariser of the network, whose ``add`` adds its gradient to those of the parameters."""
+
+    def box(self, net: nn.Module, bound: float) -> "Box | None":
+        """The bound on its stencils, which is restored after every optimizer step; None for a network without one."""
+        return None
+
+    @abstractmethod
+    def parts(self, net: nn.Module) -> Mapping[str, nn.Module]:
+        """Its parts by name, in the order of execution."""
+
+    @abstractmethod
+    def summary(self, net: nn.Module) -> str:
+        """A text of one line, or a table, that describes the network."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """Plain data from which the same description can be made again."""
 
 
 def as_tuple(value: Any) -> Any:
@@ -225,8 +178,8 @@ def reparametrize_for(net: nn.Module, spec: ModelSpec, references: tuple[int, ..
 
 def with_meshes(model: Model) -> Model:
     """The model, or a copy of it in which plain stencils have the mesh sizes of its description."""
-    layers, spec = stencil_layers(model).values(), spec_of(model)
-    if not layers or any(stencil_parametrization(layer) for layer in layers):
+    spec = spec_of(model)
+    if not stencil_layers(model) or stored_stencils(model):
         return model
     model = copied(model)
     reparametrize_for(model, spec)
@@ -236,9 +189,8 @@ def with_meshes(model: Model) -> Model:
 def check_mesh(model: nn.Module) -> None:
     """Raise ValueError if `set_mesh_size` has put the stencils on another mesh than that of the description."""
     spec = spec_of(model)
-    for layer in stencil_layers(model).values():
-        p = stencil_parametrization(layer)
-        if p and any(abs(h * s - 1) > 1e-9 for h, s in zip(p.mesh_size, spec.sizes, strict=True)):
+    for p in stored_stencils(model).values():
+        if any(abs(h * s - 1) > 1e-9 for h, s in zip(p.mesh_size, spec.sizes, strict=True)):
             raise ValueError(
                 f"network must be on the mesh of its size {spec.sizes}, got mesh size {p.mesh_size}; "
                 "set_mesh_size moves it back, convert moves both"

@@ -39,7 +39,7 @@ class PDENet(nn.Module):
 
     def __init__(self, config: "NetworkConfig"):
         super().__init__()
-        self.config = config
+        self.multipde_spec = config
         opening = config.width, config.dim, config.detail, config.opening_width
         self.opening = Opening(config.in_channels, config.channels[0], *opening)
         self.blocks, self.connectors = nn.ModuleList(), nn.ModuleList()
@@ -54,13 +54,9 @@ class PDENet(nn.Module):
         self.put_on_mesh()
 
     @property
-    def multipde_spec(self) -> "NetworkConfig":
-        """The config, under the name of the attribute that every network has, see `ModelSpec`."""
-        return self.config
-
-    @multipde_spec.setter
-    def multipde_spec(self, config: "NetworkConfig") -> None:
-        self.config = config
+    def config(self) -> "NetworkConfig":
+        """The description of the network, which is ``multipde_spec``, as that of every network, see `ModelSpec`."""
+        return self.multipde_spec
 
     def put_on_mesh(self) -> None:
         """Give plain stencils the mesh sizes of the config; a composed opening and stencils of width one have none."""

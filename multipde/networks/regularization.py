@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import stencil_parametrization, stored_parameter
-from multipde.networks.dynamics import Block
 from multipde.networks.layers import SymmetricLayer
 from multipde.networks.network import PDENet
 
 
-@dataclass(frozen=True)
 class Regularizer:
     """R = α1 Σ_j dt Σ_i φ((θ_{j+1,i} - θ_{j,i})/dt) + α2/2 (Σ_j dt |θ_j|² + |W|² + |μ|²), eq. (13).
 
@@ -23,44 +21,7 @@ class Regularizer:
     quadratures, which approximate the same integrals on every time grid: linear refinement of the controls does not
     change the first, piecewise constant refinement not the second. Stencils are taken on the reference mesh.
 
-    Args:
-        alpha1: weight of the total variation in time.
-        alpha2: weight of the sum of squares.
-        tau: smoothing of the absolute value.
-
-    Reference: Ruthotto & Haber (2018), eq. (13).
-    """
-
-    alpha1: float = 2e-4
-    alpha2: float = 2e-4
-    tau: float = 1e-3
-
-    def __post_init__(self):
-        for name in ("alpha1", "alpha2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.tau > 0:
-            raise ValueError(f"tau must be positive, got {self.tau}")
-
-    def __call__(self, net: PDENet) -> Tensor:
-        blocks: list[Block] = list(net.blocks)  # pyright: ignore[reportAssignmentType]
-        result = sum(self.block(block) for block in blocks)
-        return result + self.alpha2 / 2 * _row(_outside_blocks(net)).square().sum()
-
-    def block(self, block: Block) -> Tensor:
-        """The part of the regulariser that belongs to one block."""
-        theta = torch.stack([_row(_stored(node)) for node in block.controls])
-        dt = block.dt * block.steps / len(theta)
-        squares = self.alpha2 / 2 * dt * theta.square().sum()
-        if len(theta) == 1 or not self.alpha1:
-            return squares
-        slopes = torch.diff(theta, dim=0) / dt
-        variation = (slopes.square() + self.tau).sqrt().sum() - slopes.numel() * math.sqrt(self.tau)
-        return self.alpha1 * dt * variation + squares
-
-
-class RegularizerGradient:
-    """The gradient of a regulariser in closed form, added to the gradients of a network's parameters.
+    Calling it gives the value, and `add` adds the gradient, which is known in closed form:
 
         ∂R/∂θ_j = α1 (ψ((θ_j - θ_{j-1})/dt) - ψ((θ_{j+1} - θ_j)/dt)) + α2 dt θ_j,    ψ(x) = x/sqrt(x² + τ)
 
@@ -68,29 +29,53 @@ class RegularizerGradient:
     tensors of a block are concatenated, which is faster than autograd, which takes them one by one.
 
     Args:
-        net: the network, whose parameters are collected once and read again whenever the gradient is added.
+        net: the network, whose parameters are collected once and read again whenever the regulariser is used.
+        alpha1: weight of the total variation in time.
+        alpha2: weight of the sum of squares.
+        tau: smoothing of the absolute value.
+
+    Reference: Ruthotto & Haber (2018), eq. (13).
     """
 
-    def __init__(self, regularizer: Regularizer, net: PDENet):
-        self.regularizer = regularizer
+    def __init__(self, net: PDENet, alpha1: float = 2e-4, alpha2: float = 2e-4, tau: float = 1e-3):
+        for name, alpha in (("alpha1", alpha1), ("alpha2", alpha2)):
+            if not alpha >= 0:
+                raise ValueError(f"{name} must not be negative, got {alpha}")
+        if not tau > 0:
+            raise ValueError(f"tau must be positive, got {tau}")
+        self.alpha1, self.alpha2, self.tau = alpha1, alpha2, tau
         self.blocks: list[tuple[float, list[list[_Stored]]]] = []
         for block in net.blocks:
             nodes = [_stored(node) for node in block.controls]  # pyright: ignore
             self.blocks.append((block.dt * block.steps / len(nodes), nodes))  # pyright: ignore
-        self.others = _outside_blocks(net)
+        self.others = [s for part in (net.opening, net.connectors, net.classifier) for s in _stored(part)]
+
+    def __call__(self) -> Tensor:
+        result = sum(self.block(k) for k in range(len(self.blocks)))
+        return result + self.alpha2 / 2 * _row(self.others).square().sum()
+
+    def block(self, k: int) -> Tensor:
+        """The part of the regulariser that belongs to block k."""
+        dt, nodes = self.blocks[k]
+        theta = torch.stack([_row(node) for node in nodes])
+        squares = self.alpha2 / 2 * dt * theta.square().sum()
+        if len(theta) == 1 or not self.alpha1:
+            return squares
+        slopes = torch.diff(theta, dim=0) / dt
+        variation = (slopes.square() + self.tau).sqrt().sum() - slopes.numel() * math.sqrt(self.tau)
+        return self.alpha1 * dt * variation + squares
 
     @torch.no_grad()
     def add(self) -> None:
         """Add the gradient; a missing gradient of a parameter counts as zero."""
-        r = self.regularizer
-        found = [(self.others, r.alpha2 * _row(self.others))]
+        found = [(self.others, self.alpha2 * _row(self.others))]
         for dt, nodes in self.blocks:
             stored = [s for node in nodes for s in node]
             theta = _row(stored).view(len(nodes), -1)
-            grad = r.alpha2 * dt * theta
-            if len(nodes) > 1 and r.alpha1:
+            grad = self.alpha2 * dt * theta
+            if len(nodes) > 1 and self.alpha1:
                 slopes = torch.diff(theta, dim=0) / dt
-                pull = r.alpha1 * slopes * (slopes.square() + r.tau).rsqrt_()
+                pull = self.alpha1 * slopes * (slopes.square() + self.tau).rsqrt_()
                 grad[1:] += pull
                 grad[:-1] -= pull
             found.append((stored, grad.flatten()))
@@ -202,7 +187,3 @@ def _stored(module: nn.Module) -> list[_Stored]:
             if p is not None:
                 result.append(_Stored(p, part[0] if own else None))  # pyright: ignore
     return result
-
-
-def _outside_blocks(net: PDENet) -> list[_Stored]:
-    return [s for part in (net.opening, net.connectors, net.classifier) for s in _stored(part)]

@@ -11,7 +11,8 @@ from multipde.conversions.recalibration import frozen_running_statistics
 from multipde.evaluation.metrics import Metrics
 from multipde.mesh.modes import hooked
 from multipde.networks.dynamics import Block
-from multipde.networks.model_spec import Box, spec_of
+from multipde.networks.model_spec import spec_of
+from multipde.networks.regularization import Box
 from multipde.stability.bounds import step_bound
 from multipde.stability.norms import operator_norm
 from multipde.storage.tensors import constants

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.randomness import OwnRandomness
-from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
+from multipde.mesh.reparametrize import stencil_parametrization, stored_parameter, stored_stencils
 from multipde.networks.all_sizes import NORMS
 from multipde.networks.model_spec import ModelSpec
 from multipde.training.muon import Muon
@@ -83,12 +82,8 @@ def make_optimizer(
     groups.append({"params": others, "rate_factor": factor, "weight_decay": 0.0})
     groups = _merged(groups if rates is None else split_groups(groups, rates), learning_rate)
     if is_muon:
-        layers = stencil_layers(module).values()
-        found: dict[Tensor, StencilParametrization] = {
-            stored_parameter(layer): g for layer in layers if (g := stencil_parametrization(layer))
-        }
-        nesterov = nesterov is not False
-        return Muon(groups, momentum=momentum, nesterov=nesterov, orthogonal=False, parametrizations=found)
+        own = {"nesterov": nesterov is not False, "orthogonal": False, "parametrizations": stored_stencils(module)}
+        return Muon(groups, momentum=momentum, **own)
     fused = next(module.parameters()).device.type in ("cpu", "cuda")
     if is_adam:
         return torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=fused)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from multipde.mesh.parametrization import StencilParametrization
-from multipde.mesh.reparametrize import stencil_layers, stencil_parametrization, stored_parameter
+from multipde.mesh.reparametrize import stored_stencils
 
 
 class Preconditioner:
@@ -28,10 +28,8 @@ class Preconditioner:
     @torch.no_grad()
     def __call__(self, module: nn.Module) -> None:
         """Multiply the gradients of all stencils whose mesh is not their reference mesh, in place."""
-        for layer in stencil_layers(module).values():
-            p = stencil_parametrization(layer)
-            grad = stored_parameter(layer).grad if p and not p.is_identity else None
-            if p is not None and grad is not None:
+        for stored, p in stored_stencils(module).items():
+            if (grad := stored.grad) is not None and not p.is_identity:
                 flat = grad.flatten(2) @ self.matrix(p).to(grad)
                 grad.copy_(flat.view(grad.shape))
 

@@ -13,7 +13,7 @@ from multipde.data.datasets import ImageData
 from multipde.data.images import stream_seed
 from multipde.evaluation.metrics import check_classes
 from multipde.mesh.randomness import OwnRandomness
-from multipde.mesh.reparametrize import set_reference, stencil_layers, stencil_parametrization
+from multipde.mesh.reparametrize import set_reference, stored_stencils
 from multipde.networks.detail import keeps_function
 from multipde.networks.external import IMAGENET, external_model, given_model
 from multipde.networks.model_spec import find_spec, spec_of
@@ -210,7 +210,7 @@ def _set_reference_size(net: nn.Module, size: int) -> None:
     """Make the mesh of a size the reference mesh of the stored stencils."""
     spec: Any = replace(spec_of(net), reference=size)
     net.multipde_spec = spec
-    if any(stencil_parametrization(layer) for layer in stencil_layers(net).values()):
+    if stored_stencils(net):
         set_reference(net, 1 / size)
     else:
         spec.put_on_mesh(net)

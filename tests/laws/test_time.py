@@ -7,7 +7,7 @@ import torch
 
 from multipde import Block, NetworkConfig, PDENet, convert
 from multipde.networks.controls import interpolation_matrix
-from multipde.networks.regularization import Box, Regularizer, RegularizerGradient
+from multipde.networks.regularization import Box, Regularizer
 
 
 def network(**options) -> PDENet:
@@ -17,7 +17,7 @@ def network(**options) -> PDENet:
 
 
 def block_term(net: PDENet, alpha1: float, alpha2: float) -> torch.Tensor:
-    return torch.stack([Regularizer(alpha1, alpha2).block(b) for b in net.blocks]).sum()  # pyright: ignore
+    return torch.stack([Regularizer(net, alpha1, alpha2).block(k) for k in range(len(net.blocks))]).sum()
 
 
 @pytest.mark.parametrize("factor", [2, 3])
@@ -49,7 +49,7 @@ def test_regulariser_is_the_formula():
     variation = 0.5 * (((second - first) / 0.5).square().add(tau).sqrt() - tau**0.5).sum()
     squares = 0.5 * (first.square().sum() + second.square().sum())
     rest = sum(p.square().sum() for part in (net.opening, net.connectors, net.classifier) for p in part.parameters())
-    torch.testing.assert_close(Regularizer(0.3, 0.7)(net), 0.3 * variation + 0.7 / 2 * (squares + rest))
+    torch.testing.assert_close(Regularizer(net, 0.3, 0.7)(), 0.3 * variation + 0.7 / 2 * (squares + rest))
 
 
 def test_regulariser_and_box_live_on_the_reference_mesh_in_both_coordinates():
@@ -81,10 +81,11 @@ def test_gradient_of_the_regulariser_is_that_of_its_formula(alphas, coordinates,
     net = network(steps=(3, 1), dt=0.4, coordinates=coordinates, reference=16).to(memory_format=layout)
     net.classifier.bias.requires_grad_(False)
     parameters = [p for p in net.parameters() if p.requires_grad]
-    expected = torch.autograd.grad(Regularizer(*alphas)(net), parameters)
+    regularizer = Regularizer(net, *alphas)
+    expected = torch.autograd.grad(regularizer(), parameters)
     for p in parameters[::2]:
         p.grad = torch.ones_like(p)
-    RegularizerGradient(Regularizer(*alphas), net).add()
+    regularizer.add()
     for k, (p, e) in enumerate(zip(parameters, expected, strict=True)):
         torch.testing.assert_close(p.grad, e + (k % 2 == 0))
         assert p.grad is not None
@@ -142,8 +143,8 @@ def test_refined_network_converges_to_one_function_of_time():
         (lambda: Block("parabolic", 4, 3, controls=4), "controls must be between 1 and steps = 3, got 4"),
         (lambda: Block("hamiltonian", 5), "channels must be positive and even for hamiltonian, got 5"),
         (lambda: Block("elliptic", 4), "dynamics must be one of parabolic, hamiltonian, second_order, resnet"),
-        (lambda: Regularizer(-1.0), "alpha1 must not be negative, got -1.0"),
-        (lambda: Regularizer(tau=0.0), "tau must be positive, got 0.0"),
+        (lambda: Regularizer(network(), -1.0), "alpha1 must not be negative, got -1.0"),
+        (lambda: Regularizer(network(), tau=0.0), "tau must be positive, got 0.0"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

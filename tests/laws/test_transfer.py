@@ -1,11 +1,14 @@
 """Laws of the maps between meshes."""
 
+from functools import reduce
+
 import pytest
 import torch
 from torch.nn.functional import conv1d, conv2d
 
 from multipde import StencilBasis, prolong_images, restrict_images, transfer_stencil
-from multipde.mesh.transfer import METHODS, order_scales
+from multipde.mesh.stencil import order_powers
+from multipde.mesh.transfer import METHODS
 
 G = torch.tensor([[1 / 2, 1 / 8, 0], [1 / 2, 3 / 4, 1 / 2], [0, 1 / 8, 1 / 2]], dtype=torch.float64)
 
@@ -113,9 +116,10 @@ def test_prolonging_a_random_stencil_multiplies_its_norm_as_findings_say():
 
 
 def test_scales_are_products_of_powers():
-    scales = order_scales("rediscretize", (3, 5), (2.0, 0.5))
+    scales = reduce(torch.outer, order_powers((3, 5), (2.0, 0.5), METHODS["rediscretize"].exponent))
     assert scales[2, 3].item() == 2.0**2 * 0.5**3
-    assert torch.equal(order_scales("copy", (3, 3), (2.0, 2.0)), torch.ones(3, 3, dtype=torch.float64))
+    scales = reduce(torch.outer, order_powers((3, 3), (2.0, 2.0), METHODS["copy"].exponent))
+    assert torch.equal(scales, torch.ones(3, 3, dtype=torch.float64))
 
 
 def test_integer_stencils_are_not_cut():
