@@ -67,21 +67,14 @@ class Convert(DataOptions):
     """Print the report as one line of JSON instead of tables; what is said meanwhile goes to standard error."""
 
     def run_command(self) -> None:
+        from multipde.reports.conversion_input import ConversionInput
         from multipde.reports.converted_network import convert_to_directory
         from multipde.runtime.console import Log
 
         data = (self.data, self.options()) if self.data else self.of(self.checkpoint) if self.checkpoint else None
-        if self.sizes:
-            self._convert_to_sizes(data)
-            return
-        stream = "stderr" if self.json else "stdout"
-        report = convert_to_directory(
+        given = ConversionInput(
             self.checkpoint,
             self.out,
-            size=self.size,
-            detail=self.detail,
-            method=self.method,
-            steps=self.steps,
             arch=self.arch,
             weights=self.weights,
             from_size=self.from_size,
@@ -91,34 +84,31 @@ class Convert(DataOptions):
             num_images=self.num_images,
             finish=self.finish,
             unlabelled=self.images,
-            rivals=self.rivals,
             compile=self.compile,
-            skip=self.skip,
             device=self.device,
             amp=self.amp,
-            log=Log(quiet=self.quiet, stream=stream),
+        )
+        if self.sizes:
+            self._convert_to_sizes(given)
+            return
+        report = convert_to_directory(
+            given,
+            size=self.size,
+            detail=self.detail,
+            method=self.method,
+            steps=self.steps,
+            rivals=self.rivals,
+            skip=self.skip,
+            log=Log(quiet=self.quiet, stream="stderr" if self.json else "stdout"),
         )
         if self.json:
             Log(needed=True).json({"out": str(self.out), "report": None if report is None else report.record()})
 
-    def _convert_to_sizes(self, data: Any) -> None:
+    def _convert_to_sizes(self, given: Any) -> None:
         from multipde.reports.converted_sizes import convert_to_sizes
         from multipde.runtime.console import Log
 
-        others = {"size": None, "detail": None, "method": "auto", "steps": None, "skip": (), "rivals": False} | {
-            "json": False
-        }
-        for name, default in others.items():
-            if (value := getattr(self, name)) != default:
+        for name in ("size", "detail", "method", "steps", "skip", "rivals", "json"):
+            if (value := getattr(self, name)) != getattr(Convert, name):
                 raise ValueError(f"{name} must be left out with --sizes, got {value}")
-        names = ("arch", "weights", "from_size", "normalize", "num_images", "finish", "compile", "device", "amp")
-        convert_to_sizes(
-            self.checkpoint,
-            self.out,
-            self.sizes,
-            data=data,
-            need_data=self.data is not None or self.root is not None,
-            unlabelled=self.images,
-            log=Log(quiet=self.quiet),
-            **{name: getattr(self, name) for name in names},
-        )
+        convert_to_sizes(given, self.sizes, log=Log(quiet=self.quiet))

@@ -101,9 +101,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        if name == "_MODULES":
-            value = _index()
-        elif name == "__all__":
+        if name == "__all__":
             value = sorted(_index())
         elif name in _index():
             value = getattr(import_module(_index()[name]), name)

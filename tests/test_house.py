@@ -99,7 +99,7 @@ def imports(tree: ast.AST) -> list[ast.ImportFrom]:
 
 def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
     """The modules that each module imports; a name taken from the index counts as its module."""
-    index, graph = multipde._MODULES, {}
+    index, graph = multipde._index(), {}
     for module, source in sources.items():
         targets = [(node.module or "", alias.name) for node in imports(ast.parse(source)) for alias in node.names]
         named = {index.get(name, "") if home == "multipde" else home for home, name in targets}
@@ -144,7 +144,7 @@ def test_the_index_lists_every_import_for_type_checkers():
         assert isinstance(node, ast.ImportFrom)
         for alias in node.names:
             assert alias.asname == alias.name  # or type checkers take it as private
-            assert multipde._MODULES[alias.name] == node.module
+            assert multipde._index()[alias.name] == node.module
     assert multipde.__all__ == sorted(alias.name for node in static.body for alias in node.names)
     assert (ROOT / "multipde" / "py.typed").exists()
 

@@ -172,7 +172,7 @@ class Evaluator:
         found = self.test(net, size, side)
         flops = model_flops(net, (1, len(self.data.mean), side, side))
         numbers = validation, found.accuracy, found.loss, flops, found.images_per_second
-        return Candidate(name, side, False, *numbers, metrics=found)
+        return Candidate(name, side, False, *numbers, found)
 
     def test(self, net: nn.Module, size: int, inside: int | None = None) -> Metrics:
         """Measure accuracy, loss and speed on the test images, after one batch that is not timed."""

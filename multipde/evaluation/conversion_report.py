@@ -1,10 +1,12 @@
 """The report of a conversion: plain data, rows for tables, a record for JSON."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from multipde.evaluation.metrics import Metrics
+from multipde.runtime.console import finite
 from multipde.runtime.table import Table, table_of
 from multipde.stability.bounds import StepStability
 
@@ -48,9 +50,9 @@ class Candidate:
         validation: accuracy on training images held back from the calibration, by which ``auto`` chooses.
         accuracy, loss: accuracy in [0, 1] and mean cross entropy on test images.
         flops: floating point operations of the forward pass for one image.
+        metrics: all that was measured on the test images; not part of a record.
         num_learned: number of training images that were used to make it from the old network, repetitions included.
         seconds: wall time of making it from the old network.
-        metrics: all that was measured on the test images; not part of a record.
     """
 
     name: str
@@ -61,9 +63,13 @@ class Candidate:
     loss: float
     flops: int
     images_per_second: float
+    metrics: Metrics = field(repr=False, compare=False)
     num_learned: int = 0
     seconds: float = 0.0
-    metrics: Metrics | None = field(default=None, repr=False, compare=False)
+
+    def record(self) -> dict[str, Any]:
+        """The measurements as plain data for JSON, with None in place of nan, and without the metrics."""
+        return finite({name: value for name, value in vars(self).items() if name != "metrics"})
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,13 @@ class ConversionReport:
 
     def record(self) -> dict[str, Any]:
         """The report as plain data for JSON, with None in place of nan."""
-        plain = replace(self, candidates=[replace(each, metrics=None) for each in self.candidates])
-        record = asdict(plain)
-        for each in record["candidates"]:
-            del each["metrics"]
-        return _plain(record)
+        rows = [each.record() for each in self.candidates]
+        return finite(asdict(replace(self, candidates=[])) | {"candidates": rows})
 
     def layer_rows(self) -> Table:
         """A row per layer."""
         rows = [vars(r) | {"error": _number(r.consistency), "power": _number(r.exponent)} for r in self.layers]
         return table_of(rows, LAYER_COLUMNS)
-
-    def candidate_rows(self) -> Table:
-        """A row per candidate and baseline."""
-        return table_of([vars(c) | {"mflops": c.flops / 1e6} for c in self.candidates], CANDIDATE_COLUMNS)
 
     def stability_rows(self) -> Table:
         """A row per time step of the converted network."""
@@ -109,13 +108,10 @@ class ConversionReport:
         return table_of(rows, STABILITY_COLUMNS)
 
 
+def candidate_rows(candidates: Sequence[Candidate]) -> Table:
+    """A row per candidate and baseline."""
+    return table_of([vars(c) | {"mflops": c.flops / 1e6} for c in candidates], CANDIDATE_COLUMNS)
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

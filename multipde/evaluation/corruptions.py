@@ -108,7 +108,7 @@ def corrupt(x: Tensor, name: str, strength: float, *, indices: Tensor | None = N
     return corruption.apply(x, strength, *drawn)
 
 
-def standard_normal(x: Tensor, indices: Tensor | None = None, seed: int = 0) -> Tensor:
+def standard_normal(x: Tensor, indices: Tensor | None, seed: int) -> Tensor:
     """Standard normal random numbers in the shape of x, which depend only on the seed and the index of each image."""
     numbers = range(len(x)) if indices is None else indices.tolist()
     drawn = [torch.randn(x.shape[1:], generator=stream(seed, "noise", i)) for i in numbers]

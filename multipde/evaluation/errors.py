@@ -1,7 +1,6 @@
 """The errors of a trained network on test images: its confusion matrix and its worst mistakes."""
 
 import io
-import time
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +10,13 @@ from multipde.data.batches import drawn_indices
 from multipde.data.datasets import ImageData
 from multipde.data.feed import Feed
 from multipde.data.images import ImageSet
-from multipde.evaluation.metrics import Metrics, check_classes, confusion_matrix, scored_batches
-from multipde.evaluation.reliability import NUM_BINS, reliability_bins, right_among
+from multipde.evaluation.metrics import Metrics, check_classes, evaluate_batches
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.device import Compute
 from multipde.stability.energy import StateEnergy, state_energies
 
-ENERGY_IMAGES = 64
+ENERGY_IMAGES, MISTAKES = 64, 24
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ class Examination:
     energies: list[StateEnergy]
 
 
-def examine(
-    net: nn.Module, images: ImageData, compute: Compute, *, num_images: int | None = None, num_mistakes: int = 24
-) -> Examination:
+def examine(net: nn.Module, images: ImageData, compute: Compute, *, num_images: int | None = None) -> Examination:
     """Measure the errors of a network on all test images of a data set, or on a fixed random subset of them."""
     spec = spec_of(net)
     check_classes(spec, images)
@@ -63,36 +59,24 @@ def examine(
     feed = Feed(test, Normalize.of(spec), compute)
     indices = drawn_indices(len(test), num_images, key).sort().values
     columns: list[Tensor] = []
-    reliability, top5, started = torch.zeros(NUM_BINS, 3, dtype=torch.float64), 0, time.perf_counter()
-    for scores, labels in scored_batches(compute.place(net), feed.evaluation(indices, size), compute):
+
+    def keep(scores: Tensor, labels: Tensor) -> None:
         probability, predicted = scores.softmax(1).max(1)
         loss = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
         columns.append(torch.stack([labels.double(), predicted.double(), probability.double(), loss.double()]).cpu())
-        reliability, top5 = (
-            reliability + reliability_bins(scores, labels).cpu(),
-            top5 + int(right_among(scores, labels, 5)),
-        )
+
+    batches = feed.evaluation(indices, size)
+    metrics = evaluate_batches(compute.place(net), batches, compute, classes=spec.classes, keep=keep)
     labels, predicted, probability, loss = torch.cat(columns, 1)
-    seconds = time.perf_counter() - started
     labels, predicted = labels.long(), predicted.long()
     wrong = (labels != predicted).nonzero()[:, 0]
-    worst = wrong[loss[wrong].argsort(descending=True)[:num_mistakes]]
+    worst = wrong[loss[wrong].argsort(descending=True)[:MISTAKES]]
     pictures = _pictures(test, indices[worst], size)
     mistakes = [
         Mistake(int(labels[i]), int(predicted[i]), float(probability[i]), picture)
         for i, picture in zip(worst, pictures, strict=True)
     ]
     some = torch.cat(list(feed.drawn(None, ENERGY_IMAGES, size, key)))
-    num, confusion = len(labels), confusion_matrix(labels, predicted, spec.classes)
-    metrics = Metrics(
-        int(confusion.trace()) / num,
-        loss.mean().item(),
-        num,
-        seconds,
-        confusion=confusion,
-        top5=top5 / num,
-        reliability=reliability,
-    )
     return Examination(metrics, mistakes, state_energies(net, some) if spec.has_energy else [])
 
 

@@ -11,6 +11,9 @@ from multipde.runtime.text import printable
 INK = "#787878"
 """A grey that can be read on white and on black."""
 
+LONGEST = 24
+"""Number of characters beyond which a name is shortened."""
+
 PAGE: Mapping[str, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "font.size": 11.5,
@@ -40,17 +43,19 @@ def figure_style(theme: Mapping[str, Any] | None = None) -> Iterator[None]:
         yield
 
 
-def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure that belongs to nobody else, and its axes; ``figsize`` and the options of ``Figure.subplots``."""
+def subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], layout: Any = None, **options: Any
+) -> tuple[Any, Any]:
+    """A figure that belongs to nobody else, and its axes; further options are those of ``Figure.subplots``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=options.pop("figsize"))
+    figure = Figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(rows, columns, **options)
 
 
-def plain(name: str, longest: int = 24) -> str:
+def plain(name: str) -> str:
     """A name from a file as matplotlib can show it: without characters of mathematical text, and shortened."""
-    short = printable(name if len(name) <= longest else name[: longest - 1] + "…")
+    short = printable(name if len(name) <= LONGEST else name[: LONGEST - 1] + "…")
     return short.replace("$", r"\$")
 
 

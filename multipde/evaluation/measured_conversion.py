@@ -1,6 +1,7 @@
 """Conversion with a report: the change of every layer, and the accuracy in comparison with simple baselines."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def convert_reported(
         chosen = "copy" if method == "auto" else method
         blocks = None if isinstance(steps, str) else steps
         new = conversion(model, factor=factor, method=chosen, steps=blocks, detail=detail)(model)
-        return new, ConversionReport(old_size, new_size, chosen, _layers(model, new), skipped_layers(model))
+        return new, ConversionReport(old_size, new_size, chosen, _layers(model, new, {}, {}), skipped_layers(model))
     model = evaluator.compute.place(model)
     methods = AUTO_METHODS if method == "auto" else tuple(dict.fromkeys(("copy", method)))
     candidates = [evaluator.candidate(f"original at {old_size}", model, old_size)]
@@ -88,8 +89,8 @@ def convert_reported(
 def _layers(
     old: nn.Module,
     new: nn.Module,
-    exponents: dict[str, float] | None = None,
-    consistency: dict[str, float] | None = None,
+    exponents: Mapping[str, float],
+    consistency: Mapping[str, float],
 ) -> list[LayerReport]:
     before, after = (composed_layers(model) | stencil_layers(model) for model in (old, new))
     return [
@@ -97,8 +98,8 @@ def _layers(
             name,
             layer.weight.detach().double().norm().item(),
             after[name].weight.detach().double().norm().item() if name in after else math.nan,
-            (consistency or {}).get(name),
-            (exponents or {}).get(name),
+            consistency.get(name),
+            exponents.get(name),
         )
         for name, layer in before.items()
     ]

@@ -1,6 +1,5 @@
 """Accuracy, loss and cost of a network on images of any size."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,11 +53,11 @@ class Metrics:
     loss: float
     num_images: int
     seconds: float
-    flops: int | None = None
-    confusion: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
-    metric: float | None = None
-    top5: float = math.nan
-    reliability: Tensor = field(default_factory=lambda: torch.zeros(NUM_BINS, 3), repr=False, compare=False)
+    flops: int | None
+    confusion: Tensor = field(repr=False, compare=False)
+    metric: float | None
+    top5: float
+    reliability: Tensor = field(repr=False, compare=False)
 
     @property
     def calibration_error(self) -> float:
@@ -175,6 +174,7 @@ def evaluate_batches(
     loss: Score | None = None,
     metric: Score | None = None,
     classes: int | None = None,
+    keep: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Metrics:
     """Measure accuracy and loss of a model over normalised batches; its training flags are restored afterwards.
 
@@ -184,6 +184,7 @@ def evaluate_batches(
         loss: function of (scores, labels) to the mean loss of a batch; cross entropy if left out.
         metric: function of (scores, labels) to the mean of a metric, which is measured besides the accuracy.
         classes: number of classes of the images, which the scores must have.
+        keep: function that is given the scores and the labels of every batch.
     """
     start, device, num = time.perf_counter(), compute.device, 0
     confusion: Tensor | int = 0
@@ -206,6 +207,8 @@ def evaluate_batches(
         top5 = top5.to(device) + right_among(scores, labels, 5)
         reliability = reliability.to(device) + reliability_bins(scores, labels)
         num += len(labels)
+        if keep is not None:
+            keep(scores, labels)
     if compute.num_processes > 1:
         (classes,) = largest(0 if isinstance(confusion, int) else len(confusion))
         confusion = sum_over_processes(confusion + torch.zeros(classes, classes, dtype=torch.int64, device=device))
@@ -215,16 +218,17 @@ def evaluate_batches(
         raise ValueError("batches must hold at least one image, got none")
     confusion = confusion.cpu()
     mean_loss, mean_metric = (sums / num).tolist()
-    found = Metrics(
+    return Metrics(
         int(confusion.trace()) / num,
         mean_loss,
         num,
         time.perf_counter() - start,
+        flops=None,
         confusion=confusion,
+        metric=None if metric is None else mean_metric,
         top5=int(top5) / num,
         reliability=reliability.cpu(),
     )
-    return found if metric is None else replace(found, metric=mean_metric)
 
 
 def called(name: str, function: Score, scores: Tensor, labels: Tensor) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.evaluation.figure_style import plain
+from multipde.evaluation.figure_style import plain, subplots
 
 BLUE = (0.0, 0.447, 0.698)
 COLUMNS = 16
@@ -33,14 +33,11 @@ def stencil_mosaic(stencils: Tensor) -> Tensor:
 
 def stencil_figure(stencils: Tensor) -> Any:
     """A matplotlib figure of stencils (out channels, in channels, w, w): black negative, grey zero, white positive."""
-    from matplotlib.figure import Figure
-
     num_out, num_in, height, width = stencils.shape
     mosaic, largest = stencil_mosaic(stencils), stencils.abs().max().item() or 1.0
     columns, tile = min(num_out, COLUMNS), num_in * (height + 1)
     bands = math.ceil(num_out / columns)
-    figure = Figure(figsize=(4.9, 0.55 + 3.9 * len(mosaic) / mosaic.shape[1]), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots(figsize=(4.9, 0.55 + 3.9 * len(mosaic) / mosaic.shape[1]), layout="constrained")
     style: dict[str, Any] = {"cmap": "gray", "vmin": -largest, "vmax": largest, "interpolation": "none"}
     image = axis.imshow(mosaic.numpy(), **style)
     axis.set_xticks([k * (width + 1) + (width - 1) / 2 for k in range(columns)], [str(k) for k in range(columns)])
@@ -62,13 +59,10 @@ def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Any:
 
     The grey value is the square root of the share.
     """
-    from matplotlib.figure import Figure
-
     num = len(confusion)
     share = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
     side = min(9.0, 1.6 + 0.36 * num)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots(figsize=(side, side), layout="constrained")
     picture = torch.cat([torch.tensor(BLUE).expand(num, num, 3), share.float().sqrt()[:, :, None]], 2)
     axis.imshow(picture.numpy(), interpolation="none")
     if num <= MANY_NUMBERS:

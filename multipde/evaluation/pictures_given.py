@@ -77,15 +77,12 @@ class Shapes:
         return notes
 
 
-def square_picture(
-    picture: Path | Tensor, spec: ModelSpec, fit: str, sides: Sequence[int] = (), shapes: Shapes | None = None
-) -> Tensor:
+def square_picture(picture: Path | Tensor, spec: ModelSpec, fit: str, sides: Sequence[int], shapes: Shapes) -> Tensor:
     """The picture as a square uint8 tensor: of the size of the network, or with "net" of one that it can have.
 
     The latter is one of the sides, which are in increasing order, if there are any. The picture is counted in shapes.
     """
-    add = Shapes().add if shapes is None else shapes.add
-    size = spec.image_sizes[0]
+    add, size = shapes.add, spec.image_sizes[0]
     if isinstance(picture, Path):
         if fit == "image":
             return decode_image(picture, size, add)

@@ -95,7 +95,7 @@ def evaluate_sizes(
             record |= {f"{kind}accuracy": both.accuracy, f"{kind}loss": both.loss}
             records.append(record | {"flops": both.flops, "images_per_second": both.images_per_second})
             last.append(both.metrics)
-        measured += [m.record(images.class_names) if m else {} for m in last]
+        measured += [m.record(images.class_names) for m in last]
     if log is not None and json:
         rows = [record | {"test": found} for record, found in zip(records, measured, strict=True)]
         log.json({"checkpoint": str(checkpoint), "data": images.name, "rows": rows})

@@ -76,7 +76,7 @@ class Examples:
         for x in feed.drawn(drawable, CALIBRATION_IMAGES, self.spec.image_sizes[0], (split[0], "calibrate"), batch=64):
             yield self._as_taken(x)
 
-    def accuracy(self, net: nn.Module, num_images: int | None = None) -> float:
+    def accuracy(self, net: nn.Module, num_images: int | None) -> float:
         """The accuracy of an exported network on the test images, or on a fixed random subset."""
         indices = None if num_images is None else drawn_indices(len(self.data.test), num_images, (0, "test"))
         batches: Iterator[Batch] = self._feed(self.data.test).evaluation(indices, self.spec.image_sizes[0])

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multipde.data.datasets import data_label
 from multipde.reports import run_figures as figures
+from multipde.reports.page_figures import Figure
 from multipde.reports.page_template import rendered
 from multipde.reports.plots import COLOURS, DASHES, MARKERS
-from multipde.reports.run_record import loss_name
+from multipde.reports.run_record import loss_name, reached, shown_value
 from multipde.runtime.console import Log
 from multipde.storage.files import check_own, write_file
 from multipde.storage.records import flat_record
-from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import METRICS, RECORD, RESULT, read_result, read_run_record
-from multipde.training.plan import recorded_plan
+from multipde.storage.run_directory import RECORD
 
 TEMPLATE = "comparison.html.jinja"
 MARK = b": multipde comparison</title>"
@@ -97,25 +95,15 @@ def differences(runs: Sequence[Compared]) -> dict[str, list[Any]]:
 def _read(place: Path, name: str) -> Compared:
     if not (place / RECORD).exists():
         raise ValueError(f"run must be a directory with a {RECORD}, got {place}")
-    record = read_run_record(place)
-    plan, _, _ = recorded_plan(record, place / RECORD)
-    rows = list(read_metrics(place / METRICS)) if (place / METRICS).exists() else []
-    last = rows[-1] if rows else {}
-    result = read_result(place) if (place / RESULT).exists() else {}
-    data = record.get("data")
-    own = {
-        "network": plan.configs()[0].label,
-        "data": data_label(data, record.get("data_options", {}).get("root")) if data else None,
-        "sizes": " ".join(level.label for level in plan.levels),
-        "state": "finished" if result else "not finished",
-        "test_accuracy": result.get("test_accuracy"),
-        "test_loss": result.get("test_loss"),
-        "best_validation_accuracy": max((row["validation_accuracy"] for row in rows), default=None),
-        "tflops": result.get("flops", last.get("total_flops", 0.0)) / 1e12,
-        "minutes": result.get("seconds", last.get("total_seconds", 0.0)) / 60,
-        "epochs": len(rows),
+    found = reached(place)
+    measured = {
+        "state": "finished" if found.result else "not finished",
+        "test_accuracy": found.result.get("test_accuracy"),
+        "test_loss": found.result.get("test_loss"),
+        "best_validation_accuracy": max((row["validation_accuracy"] for row in found.rows), default=None),
     }
-    return Compared(name, record, rows, own)
+    own = found.figures | measured | found.spent | {"epochs": len(found.rows)}
+    return Compared(name, found.record, found.rows, own)
 
 
 def _names(places: Sequence[Path]) -> list[str]:
@@ -151,22 +139,16 @@ def shown(own: dict[str, Any]) -> dict[str, str]:
 def _difference_rows(runs: Sequence[Compared], found: dict[str, list[Any]]) -> list[dict[str, str]]:
     names = [run.name for run in runs]
     return [
-        {"name": entry, **{name: _text(v) for name, v in zip(names, values, strict=True)}}
+        {"name": entry, **{name: shown_value(v) for name, v in zip(names, values, strict=True)}}
         for entry, values in found.items()
     ]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value)) or "-"
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _page(runs: Sequence[Compared], found: dict[str, list[Any]]) -> str:
     from markupsafe import Markup
 
     drawn = [
-        (
+        Figure(
             f"{label} against {against}",
             Markup(figures.svg(lambda k=key, a=against: _curves(runs, k, a), f"{key}-{against}", f"{label}, all runs")),
         )
@@ -178,7 +160,7 @@ def _page(runs: Sequence[Compared], found: dict[str, list[Any]]) -> str:
         title=" and ".join(run.name for run in runs),
         runs=[(run.name, shown(run.figures)) for run in runs],
         figures=drawn if any(run.rows for run in runs) else [],
-        differences=[(name, [_text(value) for value in values]) for name, values in found.items()],
+        differences=[(name, [shown_value(value) for value in values]) for name, values in found.items()],
     )
 
 

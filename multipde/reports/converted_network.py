@@ -1,7 +1,5 @@
 """``multipde convert``: converts a network from disk to another size, and writes it with its report."""
 
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,57 +8,35 @@ from typing import Any
 from torch import nn
 
 from multipde.conversions.left_alone import layers_to_leave, mark
-from multipde.conversions.state_dict import convert_state_dict, network_with_weights, read_state_dict
-from multipde.evaluation.candidates import Evaluator
-from multipde.evaluation.conversion_report import ConversionReport
+from multipde.conversions.state_dict import convert_state_dict, read_state_dict
+from multipde.evaluation.conversion_report import ConversionReport, candidate_rows
 from multipde.evaluation.measured_conversion import check_conversion_method, convert_reported
-from multipde.evaluation.metrics import check_classes
-from multipde.evaluation.sizes import DataSource
 from multipde.mesh.reparametrize import check_movable, composed_layers, stencil_layers
 from multipde.networks.cost import count_flops
-from multipde.networks.external import IMAGENET
 from multipde.networks.input_size import can_resize
-from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
-from multipde.reports.finished_conversion import ConversionFinish, checked_budget, images_for
+from multipde.reports.conversion_input import ConversionInput
+from multipde.reports.finished_conversion import ConversionFinish
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
 from multipde.storage.records import brief, json_bytes
-from multipde.storage.stored_network import load, network_files
+from multipde.storage.stored_network import network_files
 from multipde.storage.tensors import tensor_bytes
-from multipde.training.finish import FinishSettings
 from multipde.training.level import size_text
-from multipde.training.plan import recorded_split
-
-LONGEST = 120.0
-"""Seconds after which a finish that ends by itself is ended."""
 
 REPORT, FIGURE, WEIGHTS = "report.json", "report.svg", "model.safetensors"
 
 
 def convert_to_directory(
-    source: Path | None,
-    out: Path | None,
+    given: ConversionInput,
     *,
     size: int | None = None,
     detail: int | None = None,
     method: str = "auto",
     steps: int | str | None = None,
-    arch: str | None = None,
-    weights: Path | None = None,
-    from_size: int = 224,
-    normalize: str | None = None,
-    data: DataSource | None = None,
-    need_data: bool = True,
-    num_images: int = 2000,
-    finish: str = "none",
-    unlabelled: Path | None = None,
     rivals: bool = False,
-    compile: bool = False,
     skip: Sequence[str] = (),
-    device: str = "auto",
-    amp: str = "off",
     log: Log | None = None,
 ) -> ConversionReport | None:
     """Convert a checkpoint, a network by name or a state dict, and write it to a new directory with a report.
@@ -68,20 +44,8 @@ def convert_to_directory(
     The directory also contains the measurements, as report.json and report.svg.
 
     Args:
-        source: a checkpoint, or a state dict file; None for a network by name.
-        out: the new directory; None is refused.
         size, detail, method, steps: see `convert_reported`, but the size is that of the mesh; None keeps it.
-        arch: a network by name, see `external_model`; with a checkpoint of such a network, the same again.
-        weights: state dict file for ``arch``.
-        from_size: image side for which ``arch`` or the state dict was trained; a checkpoint has its own.
-        normalize: mean and std for ``arch``, those of ``"imagenet"`` or of the ``"data"``; of ImageNet if None.
-        data: source and options for `load_data`; None for a conversion without measurements.
-        need_data: whether data that cannot be read are an error; otherwise a line is printed and they are left out.
-        num_images: number of test images, and of images held back to choose the method.
-        finish: how long the old network teaches the converted one, see `finish_budget`; ``"none"`` for not at all.
-        unlabelled: folder of images, with or without classes, from which it learns; those of the data if left out.
         rivals: test also what else could be done with the same images in the same number of steps.
-        compile: use compiled kernels for the finish.
         skip: stencils that keep their numbers, see `convert`.
 
     Returns:
@@ -89,24 +53,25 @@ def convert_to_directory(
     """
     log = log or Log(quiet=True)
     check_conversion_method(method)
-    budget = checked_budget(source, out, weights, finish, unlabelled)
+    budget, source, arch = given.budget(), given.source, given.arch
+    out, data, unlabelled = given.out, given.data, given.unlabelled
     assert out is not None
-    if rivals and (finish == "none" or unlabelled is not None):
-        given = f"--images {unlabelled}" if unlabelled else "--finish none"
-        raise ValueError(f"rivals must come with a finish on labelled images, got {given}; type --data NAME")
+    if rivals and (given.finish == "none" or unlabelled is not None):
+        got = f"--images {unlabelled}" if unlabelled else "--finish none"
+        raise ValueError(f"rivals must come with a finish on labelled images, got {got}; type --data NAME")
     if source is None and arch is None:
         raise ValueError("checkpoint or --arch must be given, got neither; type multipde convert CHECKPOINT --size N")
-    if from_size < 1:
-        raise ValueError(f"from_size must be positive, got {from_size}")
+    if given.from_size < 1:
+        raise ValueError(f"from_size must be positive, got {given.from_size}")
     if source is not None and source.is_file():
-        given = {"steps": steps, "data": data, "arch": arch, "detail": detail, "images": unlabelled, "finish": budget}
-        if what := next((name for name, value in given.items() if value is not None), None):
+        others = {"steps": steps, "data": data, "arch": arch, "detail": detail, "images": unlabelled, "finish": budget}
+        if what := next((name for name, value in others.items() if value is not None), None):
             raise ValueError(f"{what} must be left out without a network, got it; type --arch NAME --weights FILE")
-        _convert_file(source, out, _needed(size), from_size, "copy" if method == "auto" else method, skip, log)
+        _convert_file(source, out, _needed(size), given.from_size, "copy" if method == "auto" else method, skip, log)
         return None
     if source is None or (steps is None and detail is None):
         _needed(size)
-    net = load(source, arch) if source is not None else external_network(arch or "", weights, from_size, normalize)
+    net = given.network()
     spec: Any = spec_of(net)
     if size is not None:
         _needed(size)
@@ -118,21 +83,19 @@ def convert_to_directory(
         raise ValueError(f"steps must be a number without images, and for {spec.label} if it has no bound, got auto")
     if isinstance(steps, int):
         spec.with_steps(steps)
-    compute = Compute.of(device, amp)
+    compute = Compute.of(given.device, given.amp)
     mark(net, layers_to_leave(net, skip, None))
     if is_moved and not can_resize(net):
         check_movable(net, {**composed_layers(net), **stencil_layers(net)})
-    images, other = images_for(net, source, data, unlabelled, max(old, new), need_data, compute, log)
-    if images is not None:
-        check_classes(spec, images)
-        if source is None and normalize == "data":
-            spec = net.multipde_spec = replace(spec, mean=images.mean, std=images.std)
+    images, other = given.images(net, max(old, new), compute, log)
+    if images is not None and source is None and given.normalize == "data":
+        spec = net.multipde_spec = replace(spec, mean=images.mean, std=images.std)
     name = str(source or arch)
     sizes = " -> ".join(size_text(each.sizes[0], each.image_sizes[0]) for each in (spec, wanted))
     log.say(f"{name}: size {sizes}" + ("" if images is None else f", on images of {images.name}"))
     if images is None:
         if budget is not None or rivals:
-            what = f"finish {finish}" if budget else "rivals"
+            what = f"finish {given.finish}" if budget else "rivals"
             raise ValueError(f"{what} must have images, got none; type --data NAME")
         log.say(
             "no data: nothing is measured or finished, BatchNorm keeps the statistics of the old size;"
@@ -141,15 +104,12 @@ def convert_to_directory(
         if is_moved and method in ("auto", "copy"):
             what = "the mesh and the time steps change" if steps else "the mesh changes"
             log.say(f"the stencils are copied, so that only {what}; type --data NAME for a calibrated conversion")
-    evaluator = None
-    if images is not None:
-        split = recorded_split(source)
-        evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
+    evaluator = None if images is None else given.evaluator(spec, images, compute)
     how = {"old_size": old, "new_size": new, "method": method, "steps": steps, "detail": detail}
     converted, report = convert_reported(net, evaluator, **how)
-    if evaluator is not None and finish != "none":
-        settings = FinishSettings(budget, longest=math.inf if budget else LONGEST, seed=split[0], compile=compile)
-        converted, report = ConversionFinish(evaluator, settings, other, rivals)(net, converted, report, log)
+    if evaluator is not None and given.finish != "none":
+        finish = ConversionFinish(evaluator, given.settings(budget), other, rivals)
+        converted, report = finish(net, converted, report, log)
     _write(converted.cpu(), report, out, log)
     _tell(report, converted, log)
     log.say(f"written to {out}")
@@ -170,10 +130,9 @@ def _write(net: nn.Module, report: ConversionReport, out: Path, log: Log) -> Non
     """Write the network with its report, and with the figure, unless drawing fails."""
     from multipde.reports.plots import conversion_figure
 
-    files, figure = network_files(net) | {REPORT: json_bytes(report.record())}, io.BytesIO()
+    files = network_files(net) | {REPORT: json_bytes(report.record())}
     try:
-        conversion_figure(report, figure)
-        files[FIGURE] = figure.getvalue()
+        files[FIGURE] = conversion_figure(report)
     except Exception as error:  # the network is what was wanted, and matplotlib can fail in any way
         log.say(f"note: {FIGURE} is not written: {brief(error)}")
     write_directory(out.resolve(), files)
@@ -189,16 +148,10 @@ def _tell(report: ConversionReport, converted: nn.Module, log: Log) -> None:
     if report.stability_after:
         log.table(report.stability_rows(), "Step bounds of the converted network, without norms and measured on images")
     if report.candidates:
-        log.table(report.candidate_rows(), f"Accuracy and cost on {report.num_images:,} test images")
+        log.table(candidate_rows(report.candidates), f"Accuracy and cost on {report.num_images:,} test images")
     blocks = spec_of(converted).block_steps
     steps = f", steps {blocks[0] if len(set(blocks)) == 1 else blocks}" if blocks else ""
     log.say(f"method {report.method}{steps}, {report.num_recalibrated} BatchNorm layers recalibrated")
-
-
-def external_network(arch: str, weights: Path | None, size: int, normalize: str | None) -> nn.Module:
-    """A network by name, with the normalisation of ImageNet unless that of the data is wanted."""
-    mean, std = ((), ()) if normalize == "data" else IMAGENET
-    return network_with_weights(arch, weights, size=size, mean=mean, std=std)
 
 
 def _needed(size: int | None) -> int:

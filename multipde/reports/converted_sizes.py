@@ -1,54 +1,30 @@
 """``multipde convert --sizes`` and ``train --all-sizes``: one checkpoint for several image sizes, with its report."""
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from multipde.conversions.shared_stencils import share_stencils
 from multipde.evaluation.candidates import Evaluator
-from multipde.evaluation.conversion_report import CANDIDATE_COLUMNS, Candidate
-from multipde.evaluation.metrics import check_classes
-from multipde.evaluation.sizes import DataSource
+from multipde.evaluation.conversion_report import Candidate, candidate_rows
 from multipde.networks.all_sizes import AllSizes, num_norms
-from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
-from multipde.reports.converted_network import LONGEST, REPORT, external_network
-from multipde.reports.finished_conversion import ConversionFinish, checked_budget, images_for
+from multipde.reports.conversion_input import ConversionInput
+from multipde.reports.converted_network import REPORT
+from multipde.reports.finished_conversion import ConversionFinish
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.runtime.table import table_of
 from multipde.storage.files import write_directory
 from multipde.storage.records import json_bytes
 from multipde.storage.schema import FORMAT
-from multipde.storage.stored_network import load, network_files
+from multipde.storage.stored_network import network_files
 from multipde.training.finish import finest_side
-from multipde.training.finish_settings import SEVERAL_RATE, FinishSettings
-from multipde.training.plan import recorded_split
+from multipde.training.finish_settings import SEVERAL_RATE
 
 
-def convert_to_sizes(
-    source: Path | None,
-    out: Path | None,
-    sizes: Sequence[int],
-    *,
-    arch: str | None = None,
-    weights: Path | None = None,
-    from_size: int = 224,
-    normalize: str | None = None,
-    data: DataSource | None = None,
-    need_data: bool = True,
-    num_images: int = 2000,
-    finish: str = "auto",
-    unlabelled: Path | None = None,
-    compile: bool = False,
-    device: str = "auto",
-    amp: str = "off",
-    log: Log | None = None,
-) -> list[Candidate]:
+def convert_to_sizes(given: ConversionInput, sizes: Sequence[int], *, log: Log | None = None) -> list[Candidate]:
     """Make one checkpoint for several sizes from a trained network, and write it to a new directory with a report.
 
     The old network teaches it at all sizes together, see `finish`; where the images have labels, these and the mean
@@ -56,23 +32,19 @@ def convert_to_sizes(
 
     Args:
         sizes: sides of the images in pixels.
-        source, out, arch, weights, from_size, normalize, data, need_data, unlabelled, compile: as in
-            `convert_to_directory`.
-        num_images: number of test images, and of held-back images.
-        finish: how long the old network teaches, see `finish_budget`; ``"none"`` for not at all.
 
     Returns:
         The measurements on test images: at every size before the finish and after it; none without images.
     """
     log = log or Log(quiet=True)
-    budget = checked_budget(source, out, weights, finish, unlabelled)
+    budget, source, arch, out = given.budget(), given.source, given.arch, given.out
     assert out is not None
     if (source is None and arch is None) or (source is not None and source.is_file()):
         raise ValueError(f"sizes must come with a checkpoint or --arch, got {source or 'neither'}")
-    old = load(source, arch) if source is not None else external_network(arch or "", weights, from_size, normalize)
+    old = given.network()
     new = share_stencils(old, sizes)
-    compute, side = Compute.of(device, amp), finest_side(old, new)
-    images, other = images_for(old, source, data, unlabelled, side, need_data, compute, log)
+    compute = Compute.of(given.device, given.amp)
+    images, other = given.images(old, finest_side(old, new), compute, log)
     own = spec_of(old).image_sizes[0]
     log.say(f"{source or arch}: size {own} -> one checkpoint for {', '.join(map(str, new.sizes))}")
     if not num_norms(old):
@@ -80,29 +52,19 @@ def convert_to_sizes(
     rows: list[Candidate] = []
     if images is None:
         if budget is not None:
-            raise ValueError(f"finish {finish} must have images, got none; type --data NAME or --images DIR")
+            raise ValueError(f"finish {given.finish} must have images, got none; type --data NAME or --images DIR")
         log.say("no data: nothing is measured or finished, and BatchNorm keeps the statistics of the old size")
     else:
-        check_classes(spec_of(old), images)
-        if source is None and normalize == "data":
+        if source is None and given.normalize == "data":
             _normalize_by(images, old, new)
-        split = recorded_split(source)
-        evaluator = Evaluator.of(images, compute, Normalize.of(spec_of(old)), split=split, num_images=num_images)
-        settings = FinishSettings(
-            budget,
-            longest=math.inf if budget else LONGEST,
-            label_share=0.0 if unlabelled else 1.0,
-            learning_rate=SEVERAL_RATE,
-            seed=split[0],
-            compile=compile,
-        )
-        wanted = None if finish == "none" else ConversionFinish(evaluator, settings, other)
+        evaluator = given.evaluator(spec_of(old), images, compute)
+        settings = given.settings(budget, label_share=0.0 if given.unlabelled else 1.0, learning_rate=SEVERAL_RATE)
+        wanted = None if given.finish == "none" else ConversionFinish(evaluator, settings, other)
         new, rows = _finished(evaluator, wanted, old, new, log)
-    record = {"format": FORMAT, "size": own, "sizes": list(new.sizes), "candidates": [_plain(row) for row in rows]}
+    record = {"format": FORMAT, "size": own, "sizes": list(new.sizes), "candidates": [row.record() for row in rows]}
     write_directory(out.resolve(), network_files(new.cpu()) | {REPORT: json_bytes(record)})
     if rows:
-        rows_text = table_of([vars(c) | {"mflops": c.flops / 1e6} for c in rows], CANDIDATE_COLUMNS)
-        log.table(rows_text, f"Accuracy and cost on {len(evaluator.tested):,} test images")
+        log.table(candidate_rows(rows), f"Accuracy and cost on {len(evaluator.tested):,} test images")
     log.say(f"written to {out}")
     return rows
 
@@ -143,9 +105,3 @@ def _normalize_by(images: Any, old: Any, new: AllSizes) -> None:
     each: Any
     for each in (old, *new.networks):
         each.multipde_spec = replace(spec_of(each), mean=images.mean, std=images.std)  # pyright: ignore
-
-
-def _plain(row: Candidate) -> dict[str, Any]:
-    """A row for JSON, with None in place of nan."""
-    values = {key: value for key, value in vars(row).items() if key != "metrics"}
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}

@@ -2,26 +2,19 @@
 
 import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import nn
 
 from multipde.data.datasets import split_indices
-from multipde.data.image_data import ImageData, channel_statistics
 from multipde.data.images import ImageSet
-from multipde.data.unlabelled import load_unlabelled
 from multipde.evaluation.candidates import Evaluator
 from multipde.evaluation.conversion_report import Candidate, ConversionReport
-from multipde.evaluation.sizes import DataSource
 from multipde.mesh.randomness import OwnRandomness
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.console import Log
-from multipde.runtime.device import Compute
 from multipde.runtime.signals import STOP, pending_signals
-from multipde.storage.provenance import tested_images
-from multipde.storage.run_directory import check_new
 from multipde.training.budget import Budget
-from multipde.training.finish import FIRST_ROUND, Finish, Finished, FinishSettings, answers, finish_budget
+from multipde.training.finish import FIRST_ROUND, Finish, Finished, FinishSettings
 from multipde.training.level import Level
 from multipde.training.monitor import DivergenceError
 
@@ -106,65 +99,3 @@ def _shares(found: Finished) -> str:
     if found.labelled:
         return f"{found.after:.1%} {of} are right, {before}, and {found.old:.1%} of the old network"
     return f"the networks agree on {found.after:.1%} {of}, and on {before}"
-
-
-def taught_data(old: nn.Module, images: ImageSet, name: str, compute: Compute) -> ImageData:
-    """Images with the answers of a network in place of labels; a fifth of them are test images.
-
-    Accuracy on these data is agreement with the network.
-    """
-    spec = spec_of(old)
-    images.labels = answers(compute.place(old), images, None, compute).cpu()
-    names = spec.class_names or tuple(f"class {k}" for k in range(spec.classes))
-    train, test = (images.take(part) for part in split_indices(len(images), 0))
-    side = spec.image_sizes[0]
-    return ImageData(f"{name}, unlabelled", train, test, names, side, *channel_statistics(train, side))
-
-
-def checked_budget(
-    source: Path | None, out: Path | None, weights: Path | None, finish: str, unlabelled: Path | None
-) -> Budget | None:
-    """The budget of the finish, None without one; ValueError where the words of a conversion contradict each other."""
-    if out is None:
-        raise ValueError("out must be given; type --out DIR")
-    check_new(out)
-    budget = None if finish in ("auto", "none") else finish_budget(finish)
-    if unlabelled is not None and finish == "none":
-        raise ValueError(f"images must come with a finish, got {unlabelled}; type --finish auto")
-    if weights is not None and source is not None:
-        raise ValueError(f"weights must come with --arch alone, got {weights}; type --arch resnet18, or DIR")
-    return budget
-
-
-def images_for(
-    old: nn.Module,
-    source: Path | None,
-    data: DataSource | None,
-    unlabelled: Path | None,
-    side: int,
-    need_data: bool,
-    compute: Compute,
-    log: Log,
-) -> tuple[ImageData | None, ImageSet | None]:
-    """The images on which a conversion is measured, and others from which it learns; None where there are none.
-
-    Where only unlabelled images are given, the answers of the old network are their labels. Where data cannot be read
-    and need not be, a line says so.
-    """
-    images = other = None
-    if data is not None:
-        try:
-            images = tested_images(data, side, source)
-        except ValueError as error:
-            if need_data:
-                raise
-            log.say(f"the data of the run cannot be read ({error})")
-        else:
-            for note in images.skipped.notes(len(images.train) + len(images.test)):
-                log.say(f"note: {note}")
-    if unlabelled is not None:
-        other = load_unlabelled(unlabelled, side)
-        if images is None:
-            images, other = taught_data(old, other, unlabelled.name, compute), None
-            log.say("the images have no labels: accuracy is the agreement with the old network")
-    return images, other

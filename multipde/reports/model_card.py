@@ -1,6 +1,5 @@
 """The model card of a network for the Hugging Face Hub: README.md, written from the run."""
 
-import io
 import json
 import os
 import shlex
@@ -10,20 +9,20 @@ from typing import Any
 from torch import nn
 
 from multipde import __version__
-from multipde.data.datasets import data_label
 from multipde.evaluation.figure_style import figure_style
 from multipde.mesh.reparametrize import stencil_layers
 from multipde.networks.model_spec import spec_of
 from multipde.reports import run_figures as figures
 from multipde.reports.page_text import page_text
-from multipde.reports.run_record import RunRecord, loss_name
+from multipde.reports.plots import figure_bytes
+from multipde.reports.run_record import RunRecord, data_of, loss_name
 
 FIGURES = {"accuracy": "accuracy.png", "loss": "loss.png"}
 PUBLIC = ("cifar10", "cifar100", "stl10")
 """Data sets that a card names as those of the Hub; other data may be anybody's."""
 
 
-def model_card(net: nn.Module, run: RunRecord | None = None, repo_id: str | None = None) -> str:
+def model_card(net: nn.Module, run: RunRecord | None, repo_id: str | None) -> str:
     """The text of README.md: description, accuracy on every level, command, settings and how the network is used.
 
     Args:
@@ -46,22 +45,21 @@ def model_card(net: nn.Module, run: RunRecord | None = None, repo_id: str | None
 
 def card_figures(run: RunRecord | None) -> dict[str, bytes]:
     """The figures of a card as PNG files by name: accuracy and loss over the epochs of all levels."""
-    found = {}
+    if run is None:
+        return {}
+    levels, loss = run.levels, loss_name(run.record)
     with figure_style():
-        for quantity, name in FIGURES.items() if run else ():
-            stream = io.BytesIO()
-            figures.curve(run.levels, quantity, "epochs", loss_name(run.record)).savefig(  # pyright: ignore
-                stream, format="png", bbox_inches="tight", dpi=120, metadata={"Software": "multipde"}
-            )
-            found[name] = stream.getvalue()
-    return found
+        return {
+            name: figure_bytes(figures.curve(levels, quantity, "epochs", loss), "png", dpi=120)
+            for quantity, name in FIGURES.items()
+        }
 
 
 def _front_matter(run: RunRecord | None, title: str) -> str:
     """The YAML that the Hub reads; JSON strings are YAML, so that no name can break it."""
     lines = ["library_name: multipde", "pipeline_tag: image-classification", "tags:", "- multipde", "- pytorch"]
     if run is not None and (name := run.record.get("data")):
-        shown = json.dumps(_data_name(run))
+        shown = json.dumps(data_of(run.record))
         if name in PUBLIC:
             lines += ["datasets:", f"- {json.dumps(name)}"]
         accuracy = float(run.result["test_accuracy"])
@@ -80,12 +78,6 @@ def _front_matter(run: RunRecord | None, title: str) -> str:
             f"      value: {accuracy:.6f}",
         ]
     return "\n".join(["---", *lines, "---", ""])
-
-
-def _data_name(run: RunRecord) -> str:
-    """The name of the data; of a folder only its last part, since a card is public."""
-    options = run.record.get("data_options") or {}
-    return data_label(str(run.record["data"]), options.get("root"))
 
 
 def _accuracy(text: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from multipde.evaluation.errors import Examination, examine
+from multipde.evaluation.sizes import images_for
 from multipde.networks.model_spec import spec_of
 from multipde.reports.page_figures import page_figures
 from multipde.reports.page_template import rendered
@@ -18,7 +19,6 @@ from multipde.runtime.launch import is_rank_zero_launched
 from multipde.runtime.text import shell_line
 from multipde.storage.files import check_own, write_file
 from multipde.storage.opening import clear_stale
-from multipde.storage.provenance import tested_images
 from multipde.storage.records import brief
 from multipde.storage.run_directory import PAGE, PAGE_MARK, recorded_data
 from multipde.storage.stored_network import Given
@@ -90,8 +90,8 @@ def _examined(
     if source is None:
         return None, "the run was trained on data without a name; multipde.report(run, data=...) takes them"
     try:
-        size = spec_of(run.net).image_sizes[0]
-        images = tested_images(source, size, run.directory)
+        spec = spec_of(run.net)
+        images = images_for(spec, run.directory, source, spec.image_sizes[0])
         return examine(run.net, images, Compute.of(device, run.settings.amp), num_images=num_images), ""
     except (ValueError, OSError) as error:
         if data is not None:

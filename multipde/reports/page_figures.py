@@ -10,7 +10,6 @@ from multipde.mesh.reparametrize import stencil_layers
 from multipde.networks.detail import with_detail
 from multipde.networks.model_spec import spec_of, with_meshes
 from multipde.reports import run_figures as figures
-from multipde.reports.reliability_figure import reliability_figure
 from multipde.reports.run_record import RunRecord, loss_name
 from multipde.training.snapshot import opening_stencils
 
@@ -26,15 +25,19 @@ class Figure:
 
 def page_figures(run: RunRecord, seen: Examination | None, names: Sequence[str]) -> dict[str, list[Figure]]:
     """The figures of every section by its name; ``seen`` holds the errors on test images, ``names`` the classes."""
-    return {
-        "curves": _curves(run),
-        "switches": _switches(run),
-        "confusion": [] if seen is None else [_confusion(seen, names)],
-        "reliability": [] if seen is None else [_reliability(seen)],
-        "stencils": _stencils(run),
-        "derivatives": _derivatives(run),
-        "energy": [_energy(seen)] if seen is not None and seen.energies else [],
-    }
+    found = {"curves": _curves(run), "stencils": _stencils(run), "derivatives": _derivatives(run), "energy": []}
+    if moves := run.result["moves"]:
+        found["switches"] = [_drawn(lambda: figures.switches(moves), "Validation accuracy at each switch", "switches")]
+    if seen is not None:
+        confusion, reliability = seen.metrics.confusion, seen.metrics.reliability
+        title, is_wide = "Per cent of the images of each true class", len(confusion) > MANY_NUMBERS
+        found["confusion"] = [_drawn(lambda: confusion_figure(confusion, names), title, "confusion", is_wide)]
+        title = "Accuracy by the confidence of the answer"
+        found["reliability"] = [_drawn(lambda: figures.reliability_figure(reliability), title, "reliability")]
+        if seen.energies:
+            title = "Features and energy along the time steps"
+            found["energy"] = [_drawn(lambda: figures.energy_along(seen.energies), title, "energy")]
+    return found
 
 
 def _curves(run: RunRecord) -> list[Figure]:
@@ -47,22 +50,6 @@ def _curves(run: RunRecord) -> list[Figure]:
         for quantity in ("accuracy", "loss")
         for against in ("epochs", "work")
     ]
-
-
-def _switches(run: RunRecord) -> list[Figure]:
-    moves = run.result["moves"]
-    return [_drawn(lambda: figures.switches(moves), "Validation accuracy at each switch", "switches")] if moves else []
-
-
-def _confusion(seen: Examination, names: Sequence[str]) -> Figure:
-    title = "Per cent of the images of each true class"
-    confusion = seen.metrics.confusion
-    return _drawn(lambda: confusion_figure(confusion, names), title, "confusion", len(confusion) > MANY_NUMBERS)
-
-
-def _reliability(seen: Examination) -> Figure:
-    title = "Accuracy by the confidence of the answer"
-    return _drawn(lambda: reliability_figure(seen.metrics.reliability), title, "reliability")
 
 
 def _stencils(run: RunRecord) -> list[Figure]:
@@ -84,10 +71,6 @@ def _derivatives(run: RunRecord) -> list[Figure]:
     if spec_of(net).block_steps:
         found.append(_drawn(lambda: figures.controls_in_time(net), "The controls θ along time", "controls"))
     return found
-
-
-def _energy(seen: Examination) -> Figure:
-    return _drawn(lambda: figures.energy_along(seen.energies), "Features and energy along the time steps", "energy")
 
 
 def _drawn(make: Callable[[], Any], title: str, name: str, is_wide: bool = False) -> Figure:

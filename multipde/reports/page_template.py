@@ -1,6 +1,6 @@
 """The templates of pages, which are files beside this one."""
 
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 
@@ -9,14 +9,10 @@ def rendered(template: str, **values: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_text),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
-
-
-def _text(name: str) -> str:
-    return resources.files("multipde.reports").joinpath(name).read_text(encoding="utf-8")

@@ -5,12 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multipde.data.datasets import data_label
 from multipde.evaluation.errors import Examination, Mistake
 from multipde.evaluation.pictures import MANY_NAMES
 from multipde.networks.cost import num_weights
 from multipde.networks.model_spec import spec_of
-from multipde.reports.run_record import RunRecord, loss_name, move_sizes
+from multipde.reports.run_record import RunRecord, data_of, loss_name, move_sizes, shown_value
 from multipde.training.level import steps_text
 
 MOST = 12
@@ -56,9 +55,7 @@ def _seen(run: RunRecord, seen: Examination, names: Sequence[str]) -> dict[str, 
 
 
 def _summary(run: RunRecord) -> str:
-    options = run.record.get("data_options") or {}
-    name, sizes = run.record.get("data"), [level.label for level in run.plan.levels]
-    data = "data without a name" if name is None else data_label(str(name), options.get("root"))
+    data, sizes = data_of(run.record) or "data without a name", [level.label for level in run.plan.levels]
     way = f"coarse to fine at {', '.join(sizes[:-1])} and {sizes[-1]} pixels" if sizes[1:] else f"at {sizes[0]} pixels"
     return f"A {spec_of(run.net).label} network trained on {data}, {way}."
 
@@ -146,13 +143,7 @@ def _settings(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     }
     shown = {title: part for title, part in parts.items() if isinstance(part, dict)}
     return [
-        (title, [(str(k), _value(v)) for k, v in part.items() if v not in (None, [])])
+        (title, [(str(k), shown_value(v)) for k, v in part.items() if v not in (None, [])])
         for title, part in shown.items()
         if any(v is not None for v in part.values())
     ]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_value(v) for v in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

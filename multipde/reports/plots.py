@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from multipde.data.decode import decode_image
 from multipde.evaluation.conversion_report import ConversionReport
@@ -16,6 +16,8 @@ from multipde.storage.opening import make_directory
 COLOURS = (INK, "#2F86C6", "#D9691E", "#159A72", "#C4679E", "#AE8300", "#3F96C8", "#8C6FC4", "#7F8A1E")
 MARKERS = "osD^v<>PX"
 DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (1, 1)), "-", "--")
+BARS = 5
+"""Number of classes of which a prediction is drawn."""
 
 
 def style(i: int, **other: Any) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def probability_bars(
 
 
 @figure_style(PAGE)
-def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: int = 5) -> None:
+def prediction_figure(predictions: Sequence[Prediction], file: Path) -> None:
     """Draw at most 24 images with bars for their most probable classes; the true class, if known, is hatched."""
     shown = predictions[:24]
     columns = min(4, len(shown))
@@ -129,7 +131,7 @@ def prediction_figure(predictions: Sequence[Prediction], file: Path, num_bars: i
         pixels: Any = decode_image(p.file) if p.file is not None else p.pixels
         picture.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest", cmap="gray")
         picture.set_title(plain((p.file.name if p.file else p.name)[-24:]), fontsize=7)
-        ranking = p.ranking[:num_bars]
+        ranking = p.ranking[:BARS]
         if p.true is not None and p.true not in dict(ranking):
             ranking[-1] = (p.true, p.probabilities[p.true])
         names = [name for name, _ in ranking]
@@ -160,19 +162,23 @@ def check_figure_file(file: Path) -> str:
     return kind
 
 
-def save(figure: Any, file: Path | BinaryIO) -> None:
-    """Write a figure to a file, or as SVG to a stream; equal figures give equal bytes."""
-    kind = check_figure_file(file) if isinstance(file, Path) else "svg"
+def figure_bytes(figure: Any, kind: str, dpi: int = 150) -> bytes:
+    """The contents of the file of a figure, of a kind in `MARKS`; equal figures give equal bytes."""
     metadata = {MARKS[kind][0]: "multipde"} | ({"Date": None} if kind == "svg" else {})
-    stream = io.BytesIO() if isinstance(file, Path) else file
-    figure.savefig(stream, format=kind, bbox_inches="tight", metadata=metadata, dpi=150)
-    if isinstance(file, Path):
-        make_directory(file.parent)
-        write_file(file, stream.getvalue())  # pyright: ignore[reportAttributeAccessIssue]
+    stream = io.BytesIO()
+    figure.savefig(stream, format=kind, bbox_inches="tight", metadata=metadata, dpi=dpi)
+    return stream.getvalue()
+
+
+def save(figure: Any, file: Path) -> None:
+    """Write a figure to a file, of the kind that its ending names."""
+    data = figure_bytes(figure, check_figure_file(file))
+    make_directory(file.parent)
+    write_file(file, data)
 
 
 @figure_style(PAGE)
-def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
+def conversion_figure(report: ConversionReport, kind: str = "svg") -> bytes:
     """Draw the accuracy of candidates, and change of the norm, consistency error and exponent of every layer.
 
     Without images the figure shows only the change of the norm.
@@ -206,7 +212,7 @@ def conversion_figure(report: ConversionReport, file: Path | BinaryIO) -> None:
         _candidates_panel(figure.add_subplot(grid[0, :]), report, names)
     figure.suptitle(f"size {report.old_size} to {report.new_size}, method {report.method}", fontsize=11.5)
     figure.tight_layout()
-    save(figure, file)
+    return figure_bytes(figure, kind)
 
 
 def _candidates_panel(axis: Any, report: ConversionReport, names: Sequence[str]) -> None:

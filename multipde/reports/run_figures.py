@@ -1,18 +1,17 @@
 """The figures of a report as SVG, for a page with light and dark colours, from plain data."""
 
-import io
 import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from multipde.evaluation.figure_style import figure_style
+from multipde.evaluation.figure_style import figure_style, subplots
 from multipde.mesh.spectrum import order_rms
 from multipde.networks.dynamics import Block
-from multipde.reports.plots import COLOURS, DASHES, MARKERS, save
+from multipde.reports.plots import COLOURS, DASHES, MARKERS, figure_bytes
 from multipde.reports.run_record import move_sizes
 from multipde.stability.energy import StateEnergy
 from multipde.training.level import size_text
@@ -49,11 +48,10 @@ def svg(make: Callable[[], Any], name: str, alt: str) -> str:
         name: identifier on the page, of letters and digits.
         alt: text for screen readers.
     """
-    file = io.BytesIO()
     with figure_style(THEME), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the page has other fonts
-        save(make(), file)
-    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", file.getvalue().decode(), flags=re.DOTALL)
+        drawn = figure_bytes(make(), "svg").decode()
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", drawn, flags=re.DOTALL)
     text = text[text.index("<svg") :]
     text = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', f"{name}-", text)
     for colour, variable in VARIABLES.items():
@@ -86,21 +84,13 @@ def curve(levels: Sequence[Sequence[Mapping[str, Any]]], quantity: str, against:
             style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i - 1], "ms": 4}
             axis.plot(place, values, label=name if k == 0 else None, linewidth=1.5, **style)
     marks = [place[-1] + (0.5 if against == "epochs" else 0) for place in places[:-1]]
-    for mark in marks:
-        axis.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
     if against == "epochs":
         axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("work (TFLOPs, forwards and backwards)" if against == "work" else "epochs, all levels")
     axis.set_ylabel(label)
     left, right = axis.get_xlim()
-    edges = [left, *marks, right]
-    for k, level in enumerate(levels):
-        if edges[k + 1] - edges[k] > 0.07 * (right - left):
-            middle = (edges[k] + edges[k + 1]) / 2
-            where = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-            axis.text(
-                middle, 1.01, f"{size_text(level[0]['size'], level[0].get('image_size'))} px", fontsize=8.5, **where
-            )
+    names = [f"{size_text(level[0]['size'], level[0].get('image_size'))} px" for level in levels]
+    _name_spans(axis, names, [left, *marks, right], least=0.07)
     axis.set_xlim(left, right)
     legend(figure)
     return figure
@@ -188,12 +178,38 @@ def energy_along(points: Sequence[StateEnergy]) -> Any:
     return figure
 
 
+def reliability_figure(bins: Tensor) -> Any:
+    """Draw the accuracy of the images by the confidence of their answer, beside the share of the images.
+
+    A bar stands at the mean confidence of its images; a well calibrated network has all of them on the diagonal.
+
+    Args:
+        bins: sums by confidence, see `multipde.evaluation.reliability.reliability_bins`.
+
+    Reference: Guo et al. (2017), On calibration of modern neural networks, figure 1.
+    """
+    figure, (axis, low) = subplots(2, figsize=PANEL, layout="constrained", sharex=True, height_ratios=(3, 1))
+    found = [(p / n, right / n, n) for n, p, right in bins.tolist() if n]
+    total, width = sum(n for _, _, n in found), 100 / len(bins)
+    for k, (confidence, accuracy, num) in enumerate(found):
+        own: dict[str, Any] = {"facecolor": "none", "edgecolor": COLOURS[1]}
+        axis.bar(100 * confidence, 100 * accuracy, 0.8 * width, label=None if k else "accuracy", **own)
+        low.bar(100 * confidence, 100 * num / total, 0.8 * width, **own | {"hatch": "////"})
+    axis.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=":", label="accuracy = confidence")
+    axis.set_ylim(0, 102)
+    axis.set_ylabel("accuracy (%)")
+    low.set_xlim(0, 102)
+    low.set_ylabel("images (%)")
+    low.set_xlabel("confidence: probability of the answer (%)")
+    for each in (axis, low):
+        each.grid(axis="y")
+    axis.legend(loc="upper left")
+    return figure
+
+
 def panel() -> tuple[Any, Any]:
     """A new figure of one panel, and its axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=PANEL, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots(figsize=PANEL, layout="constrained")
     axis.grid(axis="y")
     return figure, axis
 
@@ -204,27 +220,26 @@ def legend(figure: Any) -> None:
 
 
 def _mark_times(axis: Any, edges: Sequence[float]) -> None:
-    """Write the names of the blocks below the axis, and mark the end of each by a line."""
-    for edge in edges[1:-1]:
-        axis.axvline(edge, color=INK, linewidth=0.8, linestyle=":")
-    _name_blocks(axis, [f"block {k}" for k in range(len(edges) - 1)], edges)
+    """Write the names of the blocks above the axes, and mark the end of each by a line."""
+    _name_spans(axis, [f"block {k}" for k in range(len(edges) - 1)], edges)
     axis.set_xlabel("time t, block after block")
 
 
 def _mark_blocks(axis: Any, blocks: Sequence[str]) -> None:
     starts = [i for i, name in enumerate(blocks) if i == 0 or blocks[i - 1] != name]
     edges = [s - 0.5 for s in starts] + [len(blocks) - 0.5]
-    for edge in edges[1:-1]:
-        axis.axvline(edge, color=INK, linewidth=0.8, linestyle=":")
-    _name_blocks(axis, [blocks[s] for s in starts], edges)
+    _name_spans(axis, [blocks[s] for s in starts], edges)
     axis.set_xticks([])
     axis.set_xlabel("layers in the order of execution, the opening first")
 
 
-def _name_blocks(axis: Any, names: Sequence[str], edges: Sequence[float]) -> None:
+def _name_spans(axis: Any, names: Sequence[str], edges: Sequence[float], least: float = 0.12) -> None:
+    """Draw a line at every inner edge, and write its name above each span of more than this share of the width."""
+    for edge in edges[1:-1]:
+        axis.axvline(edge, color=INK, linewidth=0.8, linestyle=":")
     width = edges[-1] - edges[0]
     for name, left, right in zip(names, edges[:-1], edges[1:], strict=True):
-        if right - left > 0.12 * width:
+        if right - left > least * width:
             where = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
             axis.text((left + right) / 2, 1.01, name, fontsize=8.5, **where)
 

@@ -9,14 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from multipde.data.datasets import data_label
+from multipde.reports.run_record import reached
 from multipde.runtime.console import Log
 from multipde.runtime.table import table_of
 from multipde.runtime.text import printable
 from multipde.storage.lock import seems_locked
-from multipde.storage.rows import read_metrics
-from multipde.storage.run_directory import METRICS, RECORD, RESULT, read_result, read_run_record
-from multipde.training.plan import recorded_plan
+from multipde.storage.run_directory import RECORD
 
 COLUMNS = """name: {name} | network: {network} | data: {data} | sizes: {sizes} | state: {state} | accuracy: {shown}
     | TFLOPs: {work:.3g} | minutes: {minutes:.1f}"""
@@ -82,22 +80,14 @@ def _record(run: Path, place: Path) -> dict[str, Any]:
     name = str(run.relative_to(place)) if run != place else run.resolve().name
     row: dict[str, Any] = dict.fromkeys(KEYS) | {"name": name}
     try:
-        record = read_run_record(run)
-        plan, _, _ = recorded_plan(record, run / RECORD)
-        row["network"], row["sizes"] = plan.configs()[0].label, " ".join(level.label for level in plan.levels)
-        root = record.get("data_options", {}).get("root")
-        row["data"] = data_label(record["data"], root) if record["data"] else None
+        found = reached(run)
+        row |= found.figures | found.spent
         row["began"] = datetime.fromtimestamp(os.stat(run / RECORD).st_mtime, UTC).isoformat(timespec="seconds")
-        metrics = read_metrics(run / METRICS) if (run / METRICS).exists() else []
-        last: Mapping[str, Any] = metrics[-1] if metrics else {}
-        if (run / RESULT).exists():
-            result = read_result(run)
-            row |= {"state": "finished", "accuracy": result["test_accuracy"]}
-            work, seconds = result["flops"], result["seconds"]
+        if found.result:
+            row |= {"state": "finished", "accuracy": found.result["test_accuracy"]}
         else:
-            row |= {"state": "running" if seems_locked(run) else "stopped", "accuracy": last.get("validation_accuracy")}
-            work, seconds = last.get("total_flops", 0.0), last.get("total_seconds", 0.0)
-        row |= {"tflops": work / 1e12, "minutes": seconds / 60}
+            row["state"] = "running" if seems_locked(run) else "stopped"
+            row["accuracy"] = found.rows[-1]["validation_accuracy"] if found.rows else None
     except (ValueError, OSError) as error:
         row["state"] = " ".join(str(error).split())[:200]
     return row

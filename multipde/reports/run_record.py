@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from multipde.data.datasets import data_label
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.text import shell_line
 from multipde.storage.rows import read_metrics
@@ -22,12 +23,62 @@ from multipde.training.snapshot import Snapshot, read_snapshots
 Row = Mapping[str, Any]
 
 LOSSES = ("train_loss", "validation_loss")
-ACCURACIES = ("train_accuracy", "validation_accuracy")
 
 
 def loss_name(record: Mapping[str, Any]) -> str:
     """What the losses of a run are called: the loss may be the user's own."""
     return "loss" if record.get("objective", {}).get("loss") else "cross entropy"
+
+
+def shown_value(value: Any) -> str:
+    """A value of a record as text; a dash for none."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown_value, value)) or "-"
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def data_of(record: Mapping[str, Any]) -> str | None:
+    """The name of the data of a run, of a folder only its last part; None for data without a name."""
+    name = record.get("data")
+    return data_label(name, record.get("data_options", {}).get("root")) if name else None
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a run, finished or not, has reached.
+
+    Args:
+        record: contents of run.json.
+        rows: rows of metrics.jsonl.
+        result: contents of result.json; empty where the run is not finished.
+        figures: its network, data and sizes by name.
+        spent: its work in TFLOPs and its time in minutes by name.
+    """
+
+    record: dict[str, Any]
+    rows: list[dict[str, Any]]
+    result: dict[str, Any]
+    figures: dict[str, Any]
+    spent: dict[str, float]
+
+
+def reached(run: Path) -> Reached:
+    """What the run in a directory has reached; ValueError if it is damaged."""
+    record = read_run_record(run)
+    plan, _, _ = recorded_plan(record, run / RECORD)
+    rows = read_metrics(run / METRICS)
+    result = read_result(run) if (run / RESULT).exists() else {}
+    last = rows[-1] if rows else {}
+    figures = {
+        "network": plan.configs()[0].label,
+        "data": data_of(record),
+        "sizes": " ".join(level.label for level in plan.levels),
+    }
+    spent = {
+        "tflops": result.get("flops", last.get("total_flops", 0.0)) / 1e12,
+        "minutes": result.get("seconds", last.get("total_seconds", 0.0)) / 60,
+    }
+    return Reached(record, rows, result, figures, spent)
 
 
 @dataclass(frozen=True)
@@ -50,11 +101,6 @@ class RunRecord:
     levels: tuple[tuple[Row, ...], ...]
     snapshots: Mapping[int, Snapshot]
     net: nn.Module
-
-    @property
-    def rows(self) -> list[Row]:
-        """The rows of all levels."""
-        return [row for level in self.levels for row in level]
 
 
 def read_run(directory: str | Path, model: Given = None) -> RunRecord:

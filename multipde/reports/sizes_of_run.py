@@ -6,6 +6,7 @@ from pathlib import Path
 from multipde.evaluation.conversion_report import Candidate
 from multipde.networks.cost import count_flops
 from multipde.networks.model_spec import ModelSpec, spec_of
+from multipde.reports.conversion_input import ConversionInput
 from multipde.reports.converted_sizes import convert_to_sizes
 from multipde.runtime.console import Log
 from multipde.storage.network_record import Given
@@ -42,18 +43,17 @@ def sizes_of_run(
     num = max(FinishSettings.batch, round(share * read_result(run)["flops"] / image_flops(spec, sizes)))
     text = f"{num:,} images, each at {len(sizes)} sizes, for {100 * share:g} % of the work of the training"
     log.say(f"finish at the sizes {', '.join(map(str, sizes))}: {text}")
-    return convert_to_sizes(
+    given = ConversionInput(
         run,
         out,
-        sizes,
         arch=model if isinstance(model, str) else None,
         data=recorded_data(run),
         finish=f"{num}images",
         compile=settings.compile,
         device=settings.device if device is None else device,
         amp=settings.amp,
-        log=log,
     )
+    return convert_to_sizes(given, sizes, log=log)
 
 
 def image_flops(spec: ModelSpec, sizes: Sequence[int]) -> float:

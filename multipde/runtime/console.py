@@ -99,7 +99,7 @@ class Log:
 
     def json(self, record: Mapping[str, Any]) -> None:
         """Print a record as a line of JSON, which has no NaN and no infinity: they become null."""
-        self._show([json.dumps(_finite(record), allow_nan=False)])
+        self._show([json.dumps(finite(record), allow_nan=False)])
 
     def _show(self, lines: Sequence[str]) -> None:
         text = "\n".join(lines)
@@ -134,10 +134,10 @@ class Log:
                 self._bar = None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for every float that is not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,7 @@ def place(trained, narrow_presets):
 @pytest.fixture
 def without_figure(monkeypatch):
     """A conversion draws no figure beside its report."""
-    monkeypatch.setattr("multipde.reports.plots.conversion_figure", lambda report, file: None)
+    monkeypatch.setattr("multipde.reports.plots.conversion_figure", lambda report: b"")
 
 
 @pytest.fixture(scope="session")

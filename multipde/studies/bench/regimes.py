@@ -14,6 +14,7 @@ from torch import Tensor
 from multipde.data.datasets import ImageData, data_label, load_data
 from multipde.data.images import TensorImages
 from multipde.evaluation.candidates import Evaluator
+from multipde.evaluation.corruptions import blur
 from multipde.evaluation.measured_conversion import AUTO_METHODS, convert_reported
 from multipde.evaluation.sizes import DataSource
 from multipde.networks.presets import preset
@@ -66,12 +67,12 @@ def regimes_study(
         waves.add(*task, **consistency(*task))
     for task in left:
         assert images is not None
-        _, blur, net, _ = task
-        found = _measure(NETS[net], blurred(images, blur), size, epochs, num_images, device, amp)
+        _, width, net, _ = task
+        found = _measure(NETS[net], blurred(images, width), size, epochs, num_images, device, amp)
         study.add(*task, **found)
         exponents = f"exponent {found['exponent']:.2f} (opening {found['opening']:.2f})"
         best = max(AUTO_METHODS, key=found["accuracy"].__getitem__)
-        study.log.say(f"{label}, blur {blur:g}, {net}: {exponents}, best {best}")
+        study.log.say(f"{label}, blur {width:g}, {net}: {exponents}, best {best}")
     rows = waves.rows + study.rows
     columns = "name: {frequency} waves, {depth} layers | exponent: {exponent:.2f}"
     errors = table_of(waves.rows, columns + "".join(f" | {m}: {{error[{m}]:.3f}}" for m in AUTO_METHODS))
@@ -90,15 +91,11 @@ def blurred(data: ImageData, sigma: float) -> ImageData:
         return data
     if not isinstance(data.train, TensorImages) or not isinstance(data.test, TensorImages):
         raise ValueError("data must be kept in memory to be blurred, got streamed files; type --no-stream")
-    from torchvision.transforms.v2.functional import gaussian_blur
 
-    width = 2 * math.ceil(3 * sigma) + 1
+    def soft(images: Tensor) -> Tensor:
+        return torch.cat([255 * blur(x.float() / 255, sigma) for x in images.split(2048)])
 
-    def blur(images: Tensor) -> Tensor:
-        room = min(width // 2, images.shape[-1] - 1)  # the reflected border must fit into the image
-        return torch.cat([gaussian_blur(x.float(), [2 * room + 1] * 2, [sigma] * 2) for x in images.split(2048)])
-
-    parts = [TensorImages(blur(part.images), part.labels) for part in (data.train, data.test)]
+    parts = [TensorImages(soft(part.images), part.labels) for part in (data.train, data.test)]
     return replace(data, train=parts[0], test=parts[1])
 
 
