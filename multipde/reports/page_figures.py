@@ -25,7 +25,8 @@ class Figure:
 
 def page_figures(run: RunRecord, seen: Examination | None, names: Sequence[str]) -> dict[str, list[Figure]]:
     """The figures of every section by its name; ``seen`` holds the errors on test images, ``names`` the classes."""
-    found = {"curves": _curves(run), "stencils": _stencils(run), "derivatives": _derivatives(run), "energy": []}
+    found: dict[str, list[Figure]] = {"curves": _curves(run), "stencils": _stencils(run), "energy": []}
+    found["derivatives"] = _derivatives(run)
     if moves := run.result["moves"]:
         found["switches"] = [_drawn(lambda: figures.switches(moves), "Validation accuracy at each switch", "switches")]
     if seen is not None:
