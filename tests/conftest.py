@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import json
 import multiprocessing
 import os
@@ -16,12 +17,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from multipde import load
 from multipde.conversions import stable_conversion
 from multipde.data import shapes
 from multipde.evaluation import candidates, corruptions, robustness
+from multipde.exports import measured
 from multipde.networks import presets
 from multipde.networks.compilation import check_compiler
 from multipde.networks.kernels import dispatch, native
@@ -128,7 +131,9 @@ def _workers_share_one_import():
 
 @pytest.fixture(autouse=True, scope="session")
 def _trainings_are_short():
-    """No file waits for the disk, and bounds at a switch and growth beside attacks are measured by two iterations."""
+    """No file waits for the disk, bounds at a switch and growth beside attacks are measured by two iterations, and an
+    exported network is timed by one call.
+    """
 
     def roughly(measure):
         def call(*args, **options):
@@ -145,6 +150,41 @@ def _trainings_are_short():
         patch.setattr(candidates, "stability_report", roughly(candidates.stability_report))
         patch.setattr(candidates, "stabilized", roughly(candidates.stabilized))
         patch.setattr(robustness, "growth_report", functools.partial(robustness.growth_report, num_iterations=2))
+        patch.setattr(measured, "CALLS", 1)
+        patch.setattr(measured, "SECONDS", 0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _figures_are_drawn_once():
+    """Figures are written without the layout that draws them a first time; `laid_out` has it."""
+    original = Figure.savefig
+
+    @functools.wraps(original)
+    def savefig(self, *args, bbox_inches=None, **options):
+        self._layout_engine = None
+        return original(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
+
+
+@pytest.fixture(scope="module")
+def laid_out():
+    """Figures as users have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", inspect.unwrap(Figure.savefig))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _seeds_are_for_devices_that_are_there():
+    """A seed is not kept, with a trace of the stack, for a device that may come later."""
+    with pytest.MonkeyPatch.context() as patch:
+        for backend in (torch.cuda, torch.xpu, torch.mtia):
+            if not backend.is_available():
+                patch.setattr(backend, "manual_seed_all", lambda seed: None)
         yield
 
 
@@ -283,8 +323,6 @@ def compiler():
 @pytest.fixture
 def figures(monkeypatch):
     """Figures as they were when they were saved, to ask for what is drawn in them."""
-    from matplotlib.figure import Figure
-
     saved, original = [], Figure.savefig
 
     def savefig(self, *args, **options):
@@ -298,8 +336,6 @@ def figures(monkeypatch):
 @pytest.fixture
 def unwritten_figures(monkeypatch):
     """Figures that were to be saved, where what is drawn is asked for and the file is not."""
-    from matplotlib.figure import Figure
-
     saved = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: saved.append(self))
     return saved

@@ -34,22 +34,26 @@ def test_what_the_docstring_promises_is_printed(name, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "num", "tolerance"),
+    ("name", "arguments", "num"),
     [
-        ("02_coarse_to_fine.py", {"num_train": 250}, 2, 0.02),
-        ("05_grow_at_the_front.py", {"num_train": 1000, "size": 8, "budget": 2}, 3, 0.04),  # few batches, whole ones
+        ("02_coarse_to_fine.py", {"num_train": 63}, 2),
+        ("05_grow_at_the_front.py", {"num_train": 500, "size": 8, "budget": 2}, 3),
     ],
 )
-def test_all_plans_have_the_same_work(name, arguments, num, tolerance, capsys):
+def test_all_plans_have_the_same_work(name, arguments, num, capsys, monkeypatch):
+    train, runs = multipde.train, []
+    monkeypatch.setattr(multipde, "train", lambda *args, **options: runs.append(train(*args, **options)) or runs[-1])
     run(name, **arguments)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    work = [float(row[-2]) for row in rows]
-    assert len(rows) == num
-    assert work == [pytest.approx(work[0], rel=tolerance)] * num
+    work = [each.result["flops"] for each in runs]
+    if len(runs) > num:  # the first of these plans are two trainings
+        work = [sum(work[: len(work) - num + 1]), *work[len(work) - num + 1 :]]
+    assert [float(row[-2]) for row in rows] == [round(flops / 1e9) for flops in work]
+    assert work == [pytest.approx(work[0], rel=0.04)] * num  # few batches, whole ones
 
 
 def test_convert_tries_every_method(capsys):
-    run("03_convert.py", num_train=250)
+    run("03_convert.py", num_train=63)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-3:]] == ["copy", "rediscretize", "galerkin"]
 
@@ -66,7 +70,7 @@ def test_a_learned_operator_keeps_its_equation_on_a_finer_mesh(capsys):
 
 
 def test_a_plain_loop_grows(capsys):
-    run("06_your_own_loop.py", num_train=300, num_test=50)
+    run("06_your_own_loop.py", num_train=100, num_test=50)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[-3] for row in rows[1:]] == ["8", "4"]
 

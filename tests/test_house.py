@@ -64,6 +64,10 @@ def test_only_the_command_line_imports_tyro_and_only_the_log_prints(room):
         assert "print(" not in text.replace("`print(", "").replace(">>> print(", "").replace(".print(", ""), path
 
 
+def _of_one_file(call: ast.Call) -> bool:
+    return ast.unparse(call.func) in ("open", "os.fdopen") and len(call.args) == 1
+
+
 @pytest.mark.parametrize("room", ORDER)
 def test_text_is_utf_8_whatever_the_locale_is_and_only_the_log_uses_rich(room):
     sources = {path: path.read_text() for path in files(room)}
@@ -71,10 +75,10 @@ def test_text_is_utf_8_whatever_the_locale_is_and_only_the_log_uses_rich(room):
     nodes = [(path, node) for path, source in sources.items() for node in ast.walk(ast.parse(source))]
     for path, call in [(path, node) for path, node in nodes if isinstance(node, ast.Call)]:
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-        options = {option.arg: ast.unparse(option.value) for option in call.keywords}
-        mode = [ast.unparse(a) for a in call.args if ast.unparse(a).strip("'") in ("r", "w", "a", "r+", "w+", "a+")]
-        opens = ast.unparse(call.func) in ("open", "os.fdopen") and len(call.args) == 1
-        if name in ("read_text", "write_text") or opens or (mode and name in ("open", "fdopen")) or "text" in options:
+        options = {option.arg for option in call.keywords}
+        mode = [a for a in call.args if getattr(a, "value", None) in ("r", "w", "a", "r+", "w+", "a+")]
+        opens = name in ("open", "fdopen") and (mode or _of_one_file(call))
+        if name in ("read_text", "write_text") or opens or "text" in options:
             assert "encoding" in options or name == "Text", (path, ast.unparse(call))
 
 

@@ -109,8 +109,8 @@ class StencilParametrization(nn.Module):
         return [a * s for a, s in zip(self.unit_basis.axis_matrices, scales, strict=True)]
 
     def _compute_matrix(self) -> None:
-        is_unused = self.is_identity and max(self.width) > NARROW  # and takes long for wide stencils
-        matrix = torch.eye(math.prod(self.width), dtype=torch.float64) if is_unused else self.tap_matrix()
+        identity = torch.eye(math.prod(self.width), dtype=torch.float64)  # which `forward` does not multiply by
+        matrix = identity if self.is_identity else self.tap_matrix()
         is_wide = max(self.width) > NARROW and self.matrix.device.type != "mps"  # computed in float64 throughout
         own = torch.promote_types(self.matrix.dtype, torch.float32)  # also where parameters have lower precision
         self.matrix = matrix.to(self.matrix.device, torch.float64 if is_wide else own)

@@ -32,11 +32,13 @@ def refused(capsys, place):
         ["--device", "cpu", "--quiet"],
     ],
 )
+@pytest.mark.usefixtures("without_report")
 def test_options_that_agree_with_the_record_pass(options, place, capsys):
     main(["train", "--run", str(place / "run"), "--resume", *options])
     assert "is finished; nothing to do" in capsys.readouterr().out or "--quiet" in options
 
 
+@pytest.mark.usefixtures("without_report")
 def test_the_command_by_which_a_run_began_may_be_typed_again(place, tmp_path, capsys):
     record = json.loads((as_format_1(shutil.copytree(place / "run", tmp_path / "run")) / "run.json").read_text())
     record["provenance"]["command"] = "multipde train --batch auto --work 10 30 --preset my-own"

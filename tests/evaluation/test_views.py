@@ -48,6 +48,7 @@ def test_evaluate_with_two_views_costs_twice_and_does_not_touch_the_plain_figure
     assert both.loss == pytest.approx(nn.functional.cross_entropy(TwoViews(net)(x), labels).item(), rel=1e-5)
 
 
+@pytest.mark.usefixtures("few_shapes")
 def test_the_command_prints_a_row_for_each(net, tmp_path, capsys):
     save(net, tmp_path / "net")
     plain = evaluate_sizes(tmp_path / "net", ("shapes", OPTIONS), sizes=(8, 4), device="cpu")

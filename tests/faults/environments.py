@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "../trained", "--sizes", "8", "16", "--device", "cpu"),
     "report": ("report", "../trained"),
     "list": ("list",),
+    "completion": ("completion", "bash"),
 }
 WRITES = {"train": "run", "convert": "converted"}
 """The directory that a command writes."""

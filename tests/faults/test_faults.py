@@ -60,6 +60,22 @@ def test_a_killed_training_loses_nothing(tmp_path):
     assert (counts["lost"], counts["different"], counts["failed"]) == (0, 0, 0)
 
 
+def test_an_operation_that_fails_loses_nothing(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=fail_operations, args=(tmp_path,))
+    process.start()
+    process.join(200)
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert counts["operations"] > 100
+    assert (counts["unclean"], counts["lost"], counts["different"]) == (0, 0, 0)
+
+
+def fail_operations(place: Path) -> None:
+    from tests.faults.operations import campaign
+
+    torch.set_num_threads(1)
+    (place / "counts.json").write_text(json.dumps(campaign(place, every=1000, seed=173)))
+
+
 def test_a_training_stopped_anywhere_is_the_undisturbed_one(tmp_path):
     counts = exact.campaign(tmp_path, ("copy",), every=5)
     assert counts["tried"] == 3  # in the first step, in the last one of the first level, and in the very last
@@ -153,32 +169,34 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path, monkeypatch):
     assert counts["open_files_late"] <= counts["open_files_early"]
 
 
-@pytest.fixture(scope="module")
-def streamed(tmp_path_factory, spawned):
-    """Twelve images of one grey each, and a deadly one, decoded by two workers."""
-    place = tmp_path_factory.mktemp("streamed")
-    paths = [place / (f"{i}.png" if i < 12 else "deadly.png") for i in range(13)]
+@pytest.fixture
+def grey_files(tmp_path):
+    """Twelve images of one grey each, and a deadly one."""
+    paths = [tmp_path / (f"{i}.png" if i < 12 else "deadly.png") for i in range(13)]
     for i, path in enumerate(paths):
         Image.new("RGB", (4, 4), (20 * i, 0, 0)).save(path)
-    images = StreamedImages(paths, torch.arange(13))
-    images.paths = DeadlyPaths(images.paths)
-    yield images
-    images.close()
+    return paths
 
 
-def test_an_abandoned_pass_does_not_disturb_the_next(streamed):
+def test_an_abandoned_pass_does_not_disturb_the_next(grey_files):
+    streamed = StreamedImages(grey_files, torch.arange(13))
     parts = [(4, torch.arange(k, k + 3)) for k in range(0, 12, 3)]
     next(iter(streamed.batches(parts, torch.device("cpu"))))
     passes = [list(streamed.batches(parts, torch.device("cpu"))) for _ in range(2)]
     for found in passes:
         assert torch.cat([labels for _, labels in found]).tolist() == list(range(12))
         assert torch.cat([x[:, 0, 0, 0] for x, _ in found]).tolist() == [20.0 * i for i in range(12)]
+    streamed.close()
 
 
-def test_a_file_that_takes_its_worker_down_is_named(streamed):
+@pytest.mark.usefixtures("spawned")
+def test_a_file_that_takes_its_worker_down_is_named(grey_files):
+    streamed = StreamedImages(grey_files, torch.arange(13), num_workers=1)
+    streamed.paths = DeadlyPaths(streamed.paths)
     message = r"^image must not crash the process that decodes it, got /\S*/deadly.png$"
     with pytest.raises(ValueError, match=message):
         list(streamed.batches([(4, torch.arange(9, 12)), (4, torch.arange(11, 13))], torch.device("cpu")))
+    streamed.close()
 
 
 def test_every_wrong_value_in_a_record_is_refused_or_read(tmp_path):
@@ -205,22 +223,6 @@ def test_the_law_of_power_loss_needs_every_sync(tmp_path, monkeypatch):
     assert any("checkpoint-0001/trainer.json" in tree for tree in left)
 
 
-def test_an_operation_that_fails_loses_nothing(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=fail_operations, args=(tmp_path,))
-    process.start()
-    process.join(200)
-    counts = json.loads((tmp_path / "counts.json").read_text())
-    assert counts["operations"] > 100
-    assert (counts["unclean"], counts["lost"], counts["different"]) == (0, 0, 0)
-
-
-def fail_operations(place: Path) -> None:
-    from tests.faults.operations import campaign
-
-    torch.set_num_threads(1)
-    (place / "counts.json").write_text(json.dumps(campaign(place, every=1000, seed=173)))
-
-
 def test_commands_work_or_refuse_in_hostile_surroundings(tmp_path):
-    counts = environments.campaign(1, 0, tmp_path, commands=("list",))
+    counts = environments.campaign(1, 0, tmp_path, commands=("completion",))
     assert counts.get("as always", 0) + counts.get("refused", 0) == counts["num"] == 1, counts

@@ -26,7 +26,7 @@ INK = (
 
 
 @pytest.fixture(scope="module")
-def page_file(tmp_path_factory):
+def page_file(tmp_path_factory, laid_out):
     run = tmp_path_factory.mktemp("page") / "run"
     data = render_shapes(300, 16, 0), render_shapes(200, 16, 1)
     config = NetworkConfig("hamiltonian", (20, 6), 8, steps=2, size=16)

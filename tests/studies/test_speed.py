@@ -91,6 +91,13 @@ def test_the_floor_is_every_convolution_once(dynamics):
     assert flops_of(call) / 2 == pytest.approx(count_flops(config, training=True) - classifier, rel=0.02)
 
 
+@pytest.fixture
+def short_turns(monkeypatch, narrow_presets):
+    """Networks with few channels are timed by one call a turn."""
+    monkeypatch.setattr(step_speed, "TURN_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("short_turns")
 def test_steps_with_as_many_pixels_at_every_size(monkeypatch):
     monkeypatch.setattr(step_speed, "BATCH", 2)
     rows = step_study(dynamics=("hamiltonian",), sizes=(4, 8), batch="auto", repeats=1, device="cpu")
@@ -140,6 +147,7 @@ def test_more_processes_than_gpus_are_refused_before_anything_is_started(monkeyp
         scaling.scaling_study(None, processes=(1, 4))
 
 
+@pytest.mark.usefixtures("short_turns")
 def test_a_step_is_measured_beside_its_floor(tmp_path):
     rows = step_study(
         tmp_path / "r.jsonl", dynamics=("hamiltonian",), sizes=(4,), batch=4, optimizer="muon", repeats=1, device="cpu",

@@ -9,7 +9,7 @@ import torch
 from multipde.networks.kernels.native import build
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
-from multipde.studies.bench import vectors
+from multipde.studies.bench import step_speed, vectors
 from multipde.studies.bench.step_speed import step_study
 from multipde.studies.bench.timing import flops_of, matrix_product
 
@@ -23,8 +23,21 @@ def failing(**options):
     raise ValueError(f"batch must be positive, got {options['batch']}")
 
 
+def quick(**options):
+    """The study of a step, each of which is taken once, for a process of its own."""
+    step_speed.TURN_SECONDS = 0.0
+    return step_study(**options)
+
+
 @needs_avx2
-def test_the_step_is_measured_with_the_vectors_that_it_is_held_to(tmp_path):
+def test_the_step_is_measured_with_the_vectors_that_it_is_held_to(tmp_path, monkeypatch):
+    def held_to(vectors, study, options, log):
+        assert study == "multipde.studies.bench.step_speed:step_study"
+        return vectors_held_to(vectors, f"{Path(__file__).stem}:quick", options, log)
+
+    vectors_held_to = vectors.held_to
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(step_speed, "held_to", held_to)
     (row,) = step_study(tmp_path / "rows.jsonl", **SMALL, vectors="avx2")
     assert row["vectors"] == "AVX2"
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == [row]
@@ -32,9 +45,13 @@ def test_the_step_is_measured_with_the_vectors_that_it_is_held_to(tmp_path):
     assert not vectors.are_held("avx2")
 
 
-@needs_avx2
 def test_an_error_comes_back_as_one_line(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    def run(command, env):  # in this process
+        vectors._measure(json.loads(command[-2]), Path(command[-1]))
+        return vectors.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr(vectors.subprocess, "run", run)
     with pytest.raises(ValueError, match="^batch must be positive, got 0$"):
         vectors.held_to("avx2", f"{Path(__file__).stem}:failing", {"out": None, "batch": 0}, Log(quiet=True))
 
