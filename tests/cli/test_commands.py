@@ -61,6 +61,7 @@ def call(capsys, *arguments: str) -> str:
 
 def test_train_shows_its_plan_progress_and_result(capsys, tmp_path, monkeypatch, narrow_presets):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("multipde.reports.run_figures.svg", lambda make, name, alt: "")  # no figure is asked for
     write_folder(tmp_path / "data")
     arguments = "--data folder --root data --sizes 8 16 --epochs 1 1 --batch 30 --steps 2 3 --preset shapes-parabolic"
     out = call(capsys, "train", *arguments.split())

@@ -23,15 +23,23 @@ LOSS += "        return torch.nn.functional.multi_margin_loss(scores, labels, ma
 LOSS += "def pairs(scores, labels):\n    return scores\n"
 
 
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A folder of images, and weights of 1,000 classes; no test changes them."""
+    place = tmp_path_factory.mktemp("given")
+    write_folder(place / "data", num_train=20, num_test=5)
+    torch.manual_seed(0)
+    torch.save(models.squeezenet1_1().state_dict(), place / "w.pt")
+    return place
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(given, tmp_path, monkeypatch):
     """A working directory with a folder of images, weights of 1,000 classes, and losses."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("multipde.reports.page.report_at_end", lambda *args: None)
-    write_folder(tmp_path / "data", num_train=20, num_test=5)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        torch.save(models.squeezenet1_1().state_dict(), tmp_path / "w.pt")
+    for name in ("data", "w.pt"):
+        (tmp_path / name).symlink_to(given / name)
     (tmp_path / "own_losses.py").write_text(f"import torch\n{LOSS}{NET}")
     return tmp_path
 

@@ -20,7 +20,7 @@ CLASSES = ("disc", "ring", "square")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("data") / "mine", num_train=60, num_test=24)
+    return write_folder(tmp_path_factory.mktemp("data") / "mine", num_train=20, num_test=8)
 
 
 def pixels(images):

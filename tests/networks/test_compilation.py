@@ -43,28 +43,29 @@ def counter(monkeypatch, kernels_by_torch, nothing_compiled):
     return counter
 
 
-PER_LEVEL = 2 * 2 + 3 * 4
-"""Of two blocks: the TV norm there and back; of opening and connectors two kernels there and two back."""
+def kernels_of(blocks: int) -> int:
+    """Of every block the TV norm there and back; of opening and connectors two kernels there and two back."""
+    return 2 * blocks + 4 * (blocks + 1)
 
 
-@pytest.mark.parametrize(("dynamics", "mixed"), [("hamiltonian", False), ("parabolic", True)])
-def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, mixed, counter, tmp_path):
-    config = NetworkConfig(dynamics, (4, 6), 8, steps=2, size=16)
+@pytest.mark.parametrize(("dynamics", "channels", "mixed"), [("hamiltonian", (4, 6), False), ("parabolic", (4,), True)])
+def test_a_level_compiles_once_for_every_shape_and_not_again(dynamics, channels, mixed, counter, tmp_path):
+    config = NetworkConfig(dynamics, channels, 8, steps=2, size=16)
     levels = levels_from_lists((8, 16), (2, 2), batch=(50,), mixed=mixed)
     settings, few = TrainSettings(compile=True, calibration_images=64), {"num_train": 150, "num_test": 20}
     run = tmp_path / "run"
     train(config, Schedule(levels, config), "shapes", run, settings=settings, data_options=few, quiet=True)
-    assert counter.frame_count == 2 * PER_LEVEL
+    assert counter.frame_count == 2 * kernels_of(len(channels))
 
 
 @pytest.mark.parametrize(("memory", "amp"), [("reversible", "bf16"), ("checkpoint", "off")])
 def test_no_step_after_the_first_compiles(memory, amp, counter):
-    net = Compute(CPU).place(PDENet(NetworkConfig("hamiltonian", (4, 6), 8, steps=3, size=8, memory=memory)).train())
+    net = Compute(CPU).place(PDENet(NetworkConfig("hamiltonian", (4,), 8, steps=3, size=8, memory=memory)).train())
     step = TrainStep(net, TrainSettings(compile=True), Compute(CPU, amp))
     x, labels = torch.randn(5, 3, 8, 8), torch.arange(5)
     step(x, labels, 0.1)
     after_one = counter.frame_count
-    assert after_one == PER_LEVEL
+    assert after_one == kernels_of(1)
     for _ in range(3):
         step(x, labels, 0.1)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from multipde import NetworkConfig, PDENet, bake, with_detail
 from multipde.networks.a_trous import a_trous
 
-SMALL = {"channels": (2, 4), "out_channels": 4, "steps": 1, "size": 4}
+SMALL = {"channels": (2,), "out_channels": 4, "steps": 1, "size": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_networks_with_a_detail_are_exported_for_any_batch(detail):
 
 
 def test_the_image_size_of_a_network_with_weights_between_its_nodes_in_time_may_be_free():
-    net = PDENet(NetworkConfig("parabolic", **SMALL | {"steps": (3, 1), "controls": (2, 1)})).eval()
+    net = PDENet(NetworkConfig("parabolic", **SMALL | {"channels": (2, 4), "steps": (3, 1), "controls": (2, 1)})).eval()
     images = torch.randn(2, 3, 4, 4)
     free = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     program, larger = torch.export.export(net, (images,), dynamic_shapes=(free,)).module(), torch.randn(3, 3, 8, 8)
@@ -71,5 +71,5 @@ def test_the_image_size_of_a_network_with_weights_between_its_nodes_in_time_may_
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's own access, which it hides elsewhere
 @pytest.mark.parametrize(("memory", "fullgraph"), [("checkpoint", True), ("reversible", False)])
 def test_recomputed_states_have_the_same_gradients_where_the_step_is_compiled(memory, fullgraph):
-    net = PDENet(NetworkConfig("second_order", **SMALL | {"channels": (2,)}, memory=memory))
+    net = PDENet(NetworkConfig("second_order", **SMALL, memory=memory))
     compiled_as(net, torch.randn(3, 3, 4, 4), fullgraph)

@@ -51,9 +51,8 @@ def luminance(colour):
     return float(linear @ torch.tensor([0.2126, 0.7152, 0.0722]))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_shows_all_figures_and_asks_for_nothing(browser, page_file, scheme, width):
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_the_page_shows_all_figures_and_asks_for_nothing(browser, page_file, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     page, heard, asked = context.new_page(), [], []
     page.on("console", lambda message: heard.append(message.text))

@@ -8,7 +8,7 @@ import torch
 from multipde import NetworkConfig, PDENet, load_data, save
 from multipde.studies.bench.finetune import finetune_study
 
-OPTIONS = {"num_train": 300, "num_test": 60}
+OPTIONS = {"num_train": 150, "num_test": 60}
 
 
 def test_rows_for_recalibration_fine_tuning_and_the_rival(tmp_path, figures):
@@ -24,11 +24,11 @@ def test_rows_for_recalibration_fine_tuning_and_the_rival(tmp_path, figures):
     assert [(r["name"], r["method"], r["images"]) for r in rows] == [
         ("recalibrated", "copy", 32),
         ("recalibrated", "calibrated", 32),
-        ("fine-tuned", "copy", 240),
-        ("fine-tuned", "calibrated", 240),
-        ("from scratch", "-", 240),
-        ("recalibrated", "copy", 240),
-        ("recalibrated", "calibrated", 240),
+        ("fine-tuned", "copy", 120),
+        ("fine-tuned", "calibrated", 120),
+        ("from scratch", "-", 120),
+        ("recalibrated", "copy", 120),
+        ("recalibrated", "calibrated", 120),
     ]
     assert rows == [json.loads(line) for line in out.read_text().splitlines()]
     assert all(60 * r["accuracy"] == pytest.approx(round(60 * r["accuracy"])) for r in rows)  # of 60 images

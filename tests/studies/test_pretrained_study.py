@@ -42,7 +42,7 @@ def test_all_arms_do_the_same_work_and_a_row_is_not_measured_again(tmp_path, mon
         study, "half_resnet18_model", lambda size, n: ExternalModel("python:x", classes=n, size=size, factory=narrow)
     )
     how = {"pretrain": OPTIONS, "size": 16, "pretrain_size": 8, "pretrain_budget": "0.02GFLOPs", "device": "cpu"}
-    how |= {"budgets": ("0.5GFLOPs",), "seeds": (0,), "batch": 30, "test_images": 25, "run_dir": tmp_path / "runs"}
+    how |= {"budgets": ("0.15GFLOPs",), "seeds": (0,), "batch": 30, "test_images": 25, "run_dir": tmp_path / "runs"}
     arms = ("full size", "coarse to fine, from scratch")
     study.pretrained_study(OPTIONS, tmp_path / "rows.jsonl", arms=arms, **how)
     pretrained = tmp_path / "runs/shapes-8-0.02GFLOPs"
@@ -59,7 +59,7 @@ def test_all_arms_do_the_same_work_and_a_row_is_not_measured_again(tmp_path, mon
     assert all(25 * row["test_accuracy"] == pytest.approx(round(25 * row["test_accuracy"])) for row in rows)
     assert len({row["pretrained_accuracy"] for row in rows}) == 1
     (axis,) = figures[-1].axes
-    assert axis.get_title() == "shapes, 16 pixels, 0.5GFLOPs"
+    assert axis.get_title() == "shapes, 16 pixels, 0.15GFLOPs"
     table = study._tables(rows)["shapes to shapes at 16 pixels"]
     assert [line["arm"] for line in table] == ["full size", "coarse to fine", "coarse to fine, from scratch"]
     gain = 100 * (rows[2]["test_accuracy"] - rows[0]["test_accuracy"])

@@ -40,7 +40,7 @@ def go(net, optimizer, growing, parts):
         optimizer.step()
 
 
-STOPS = [(stop, pde, kind, "galerkin") for stop in (2, 4) for kind in ("sgd", "muon", "adamw")]
+STOPS = [*((2, pde, kind, "galerkin") for kind in ("sgd", "muon", "adamw")), (4, pde, "muon", "galerkin")]
 STOPS += [(2, pde, "adamw", "copy"), (2, pde, "adamw", "calibrated"), (4, plain, "sgd", "copy")]
 
 

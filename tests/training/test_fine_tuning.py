@@ -84,16 +84,18 @@ def test_frozen_stencils_move_with_the_mesh_and_frozen_batchnorm_keeps_its_stati
     assert all(p.requires_grad for p in done.model.parameters())
 
 
-@pytest.mark.parametrize(("optimizer", "step"), [("muon", 2), ("adamw", 5)])
-def test_a_run_that_thaws_is_resumed_bit_for_bit(optimizer, step, given, tmp_path, signal_at_step):
+def test_a_run_that_thaws_is_resumed_bit_for_bit(given, tmp_path, signal_at_step):
     settings = {
-        "optimizer": optimizer, "freeze": ("body",), "thaw": 2, "rate": {"scores": 0.05, "body": 0.02},
+        "optimizer": "adamw", "freeze": ("body",), "thaw": 2, "rate": {"scores": 0.05, "body": 0.02},
         "accumulate": 3, "clip_norm": 0.5, "class_weights": WEIGHTS, "balance": True,
     }  # fmt: skip
     whole = run(tmp_path / "a", given, **settings).directory
-    signal_at_step(step, signal.SIGTERM)  # in the first level, or after the first step of the second
+    signal_at_step(2, signal.SIGTERM)  # in the first level
     with pytest.raises(Interrupted):
         run(tmp_path / "b", given, **settings)
+    signal_at_step(3, signal.SIGTERM)  # after the first step of the second
+    with pytest.raises(Interrupted):
+        resume(tmp_path / "b", model=given, quiet=True)
     signal_at_step(None)
     resume(tmp_path / "b", model=given, quiet=True)
     assert weights(tmp_path / "b") == weights(whole)

@@ -146,7 +146,7 @@ def folder(tmp_path, data, num: int = 60, side: int = 8):
 def test_a_folder_without_labels_is_enough(tmp_path, data, old, capsys):
     save(old, tmp_path / "net")
     arguments = ["convert", str(tmp_path / "net"), "--size", "4", "--images", str(folder(tmp_path, data, 150))]
-    main([*arguments, "--finish", "3000images", "--method", "copy", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    main([*arguments, "--finish", "1000images", "--method", "copy", "--out", str(tmp_path / "out"), "--device", "cpu"])
     text = capsys.readouterr().out
     assert "the images have no labels: accuracy is the agreement with the old network" in text
     assert re.search(r"original at 8 +8 +100.0%", text)
@@ -157,7 +157,7 @@ def test_a_folder_without_labels_is_enough(tmp_path, data, old, capsys):
 def test_where_there_are_labels_the_command_names_the_accuracy_of_both(tmp_path, old, capsys, few_shapes):
     save(old, tmp_path / "net")
     arguments = ["convert", str(tmp_path / "net"), "--size", "4", "--data", "shapes", "--method", "copy"]
-    main([*arguments, "--finish", "3000images", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    main([*arguments, "--finish", "200images", "--out", str(tmp_path / "out"), "--device", "cpu"])
     said = r"finish: (nothing gained, )?[.0-9]+% of \d+ held-back images are right, [.0-9]+% before it, and [.0-9]+% of"
     assert re.search(said, capsys.readouterr().out)
 

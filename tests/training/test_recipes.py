@@ -31,7 +31,7 @@ from tests.faults.kill import same_run
 
 OWN_STATE = ("calibrated_full", "dual", "mixed finest", "part", "auto steps", "auto epochs", "bf16")
 """Recipes of which each keeps something between steps that no other does; ``tests/faults`` goes through all. Muon is
-interrupted in the tests of fine-tuning."""
+interrupted in the tests of runs, and AdamW in those of fine-tuning."""
 
 
 @pytest.fixture(scope="module", params=OWN_STATE)
