@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torchvision
 
 import multipde
 from multipde.cli.bench import STUDIES
 from multipde.cli.commands import COMMANDS
 from multipde.cli.main import main
+from tests.conftest import narrow
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = re.compile(r"<!-- not run: .{10,} -->")
 OF_OTHERS = {"--num", "--seed"}
 """Options of `python -m tests.faults`."""
+NARROW = ("docs/start.md", "docs/how-to/all-sizes.md", "docs/how-to/smaller-size.md")
+"""Pages that print no number that depends on the channels of the presets."""
 DATED = re.compile(r"20\d\d-\d\d-\d\d|not run here: .{10,}")
 
 
@@ -50,6 +54,11 @@ def runs(code: Code) -> bool:
     return code.language == "console" and not DATED.search(code.title)
 
 
+def resnet10(weights=None, **options):
+    """A ResNet with one block of each width, in place of the two of ResNet-18."""
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], **options)
+
+
 def told(expected: str, got: str) -> list[str]:
     """The lines of a console that it did not print, but for numbers."""
     wanted, found = [
@@ -62,6 +71,9 @@ def told(expected: str, got: str) -> list[str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(runs, blocks(page)))], ids=name)
 def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.models, "resnet18", resnet10)
+    if name(page) in NARROW:
+        narrow(monkeypatch)
     names: dict = {"__name__": "__page__"}
     printed = None
     for code in blocks(page):
