@@ -35,12 +35,6 @@ SMALL = {"channels": (2, 4), "out_channels": 4, "steps": 2, "dt": 0.3, "size": 8
 GREY = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
 
 
-@pytest.fixture(autouse=True)
-def _short_timing(monkeypatch):
-    monkeypatch.setattr(measured, "CALLS", 1)
-    monkeypatch.setattr(measured, "SECONDS", 0)
-
-
 def trained(net):
     """With running statistics, scales and biases as a training leaves them."""
     generator = torch.Generator().manual_seed(3)

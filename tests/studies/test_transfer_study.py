@@ -2,11 +2,14 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 
 from multipde import Schedule, preset
 from multipde.networks.dynamics import DYNAMICS
+from multipde.networks.external import ExternalModel
+from multipde.studies.bench import transfer_arms
 from multipde.studies.bench.airbench import PUBLISHED
 from multipde.studies.bench.equal_work import checked_budget
 from multipde.studies.bench.transfer_arms import ALL, ARMS, IDEAS, RIVALS
@@ -19,6 +22,7 @@ from multipde.training.monitor import DivergenceError
 from multipde.training.optimizers import make_optimizer, optimizer_flops
 from multipde.training.step import TrainStep
 from tests.conftest import as_format_1
+from tests.studies.test_pretrained_study import narrow
 
 OPTIONS = {"num_train": 200, "num_test": 20}
 
@@ -47,7 +51,8 @@ def test_every_arm_and_rival_has_the_work_of_a_budget_in_flops(arm, recipe):
     plan = Schedule(task.levels(network, 40_000), task.network(network))
     extra = 0.0
     if task.settings.get("optimizer") == "muon":
-        extra = sum(optimizer_flops(make_optimizer(plan.network.build())) / v.batch * v.epochs for v in plan.levels)
+        flops = optimizer_flops(make_optimizer(plan.network.build()))
+        extra = sum(flops / v.batch * v.epochs for v in plan.levels)
     assert 40_000 * (sum(plan.work()) + extra) == pytest.approx(60e12, rel=0.02)
 
 
@@ -142,16 +147,21 @@ def test_rows_are_appended_once_and_a_cut_off_study_goes_on(tmp_path, monkeypatc
 
 
 def test_rivals_are_trained_by_the_same_scheduler_and_a_row_names_the_recipe(tmp_path, monkeypatch):
+    def narrow_model(size, classes, images=None):
+        return ExternalModel("python:x", classes=classes, size=size, factory=narrow)
+
     arms, small = ("airbench, batch 256", "resnet18 coarse to fine"), {"num_train": 60, "num_test": 20}
-    rows = run(tmp_path, arms, small, budget="0.005TFLOPs")
+    for arm in arms:
+        monkeypatch.setitem(transfer_arms.ALL, arm, replace(transfer_arms.ALL[arm], network=narrow_model))
+    rows = run(tmp_path, arms, small, budget="0.1GFLOPs")
     assert [(r["arm"], r["recipe"], r["settings"]["optimizer"]) for r in rows] == [
         (arms[0], "own", "sgd"),
         (arms[1], "sgd", "sgd"),
     ]
-    assert [r["levels"] for r in rows] == [[[16, 1]], [[4, 1], [8, 1], [16, 1]]]
+    assert [r["levels"] for r in rows] == [[[16, 9]], [[4, 18], [8, 14], [16, 5]]]
     (tmp_path / "rows.jsonl").unlink()  # a network that was given in Python is given again
     monkeypatch.setattr("multipde.studies.trained.train", None)
-    again = run(tmp_path, arms, small, budget="0.005TFLOPs")
+    again = run(tmp_path, arms, small, budget="0.1GFLOPs")
     assert [r["test_accuracy"] for r in again] == [r["test_accuracy"] for r in rows]
 
 
