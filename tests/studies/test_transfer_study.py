@@ -153,15 +153,15 @@ def test_rivals_are_trained_by_the_same_scheduler_and_a_row_names_the_recipe(tmp
     arms, small = ("airbench, batch 256", "resnet18 coarse to fine"), {"num_train": 60, "num_test": 20}
     for arm in arms:
         monkeypatch.setitem(transfer_arms.ALL, arm, replace(transfer_arms.ALL[arm], network=narrow_model))
-    rows = run(tmp_path, arms, small, budget="0.1GFLOPs")
+    rows = run(tmp_path, arms, small, budget="0.000001TFLOPs")
     assert [(r["arm"], r["recipe"], r["settings"]["optimizer"]) for r in rows] == [
         (arms[0], "own", "sgd"),
         (arms[1], "sgd", "sgd"),
     ]
-    assert [r["levels"] for r in rows] == [[[16, 9]], [[4, 18], [8, 14], [16, 5]]]
+    assert [r["levels"] for r in rows] == [[[16, 1]], [[4, 1], [8, 1], [16, 1]]]
     (tmp_path / "rows.jsonl").unlink()  # a network that was given in Python is given again
     monkeypatch.setattr("multipde.studies.trained.train", None)
-    again = run(tmp_path, arms, small, budget="0.1GFLOPs")
+    again = run(tmp_path, arms, small, budget="0.000001TFLOPs")
     assert [r["test_accuracy"] for r in again] == [r["test_accuracy"] for r in rows]
 
 
