@@ -71,6 +71,7 @@ class StencilParametrization(nn.Module):
         super().__init__()
         if coordinates not in COORDINATES:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}")
+        check_mesh_size(mesh_size)
         check_mesh_size(reference, "reference")
         self.width, self.stride = tuple(width), tuple(stride)
         self.reference = tuple(float(h) for h in reference)

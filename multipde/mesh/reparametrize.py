@@ -3,7 +3,6 @@
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -273,30 +272,7 @@ def _reason_to_skip(layer: _ConvNd, dim: int) -> str:
         return "parametrised otherwise"
     if len(layer.kernel_size) != dim:
         return f"{len(layer.kernel_size)}-D in a {dim}-D network"
-    return "" if _uses_own_weight(layer) else REWRITTEN
-
-
-COMPUTING = ("forward", "_conv_forward")
-_ANSWERS: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
-
-
-def _uses_own_weight(layer: _ConvNd) -> bool:
-    """Whether a layer convolves with its weight as it is; a subclass of torch's is tried once."""
-    if is_torchs_own(layer):
-        return True
-    cls = type(layer)
-    if any(name in vars(layer) for name in COMPUTING):  # the next layer of this class may have other methods
-        return uses_own_weight(layer)
-    if cls not in _ANSWERS:
-        _ANSWERS[cls] = uses_own_weight(layer)
-    return _ANSWERS[cls]
-
-
-def is_torchs_own(layer: _ConvNd) -> bool:
-    """Whether a convolution computes as torch's does: neither its class nor the layer has other methods for that."""
-    torchs = next(base for base in type(layer).__mro__ if base.__module__ == "torch.nn.modules.conv")
-    inherited = all(getattr(type(layer), name) is getattr(torchs, name) for name in COMPUTING)
-    return inherited and not any(name in vars(layer) for name in COMPUTING)
+    return "" if uses_own_weight(layer) else REWRITTEN
 
 
 def _warn_of_pixels(mesh_size: float | Sequence[float]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,11 @@ from multipde.mesh.modes import copied, hooked
 from multipde.mesh.operations import LOST, RULE_OF, Factor, Known, axes_of, broadcast, label, single
 
 REWRITTEN = "weight rewritten at use"
+COMPUTING = ("forward", "_conv_forward")
+"""The methods by which a convolution computes."""
+
+_ANSWERS: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+"""What `uses_own_weight` has found out about classes of layers."""
 
 
 def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, ...] | str]:
@@ -31,7 +37,26 @@ def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, .
 
 
 def uses_own_weight(layer: _ConvNd) -> bool:
-    """Whether a layer convolves with its own weight as it is, found by running a copy on the meta device."""
+    """Whether a layer convolves with its weight as it is; a subclass of torch's is tried once."""
+    if is_torchs_own(layer):
+        return True
+    cls = type(layer)
+    if any(name in vars(layer) for name in COMPUTING):  # the next layer of this class may have other methods
+        return _is_seen_to_use(layer)
+    if cls not in _ANSWERS:
+        _ANSWERS[cls] = _is_seen_to_use(layer)
+    return _ANSWERS[cls]
+
+
+def is_torchs_own(layer: _ConvNd) -> bool:
+    """Whether a convolution computes as torch's does: neither its class nor the layer has other methods for that."""
+    torchs = next(base for base in type(layer).__mro__ if base.__module__ == "torch.nn.modules.conv")
+    inherited = all(getattr(type(layer), name) is getattr(torchs, name) for name in COMPUTING)
+    return inherited and not any(name in vars(layer) for name in COMPUTING)
+
+
+def _is_seen_to_use(layer: _ConvNd) -> bool:
+    """Whether a copy of a layer, run on the meta device, convolves with its own weight as it is."""
     model = copied(layer, hooks=False, shapes_only=True)
     sizes = [2 * w * d + 8 for w, d in zip(layer.kernel_size, layer.dilation, strict=True)]
     trace = _Trace(model, torch.zeros(2, layer.in_channels, *sizes, device="meta", dtype=layer.weight.dtype))

@@ -16,11 +16,11 @@ from multipde.mesh.reparametrize import (
     bake,
     composed_layers,
     detail_of,
-    is_torchs_own,
     stencil_layers,
     stencil_parametrization,
     stored_stencils,
 )
+from multipde.mesh.tracing import is_torchs_own
 from multipde.networks.model_spec import Model, ModelSpec, check_detail, find_spec
 
 

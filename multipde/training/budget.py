@@ -34,7 +34,7 @@ def parse_budget(
     >>> parse_budget("40TFLOPs")
     Budget(amount=40000000000000.0, unit='flops')
     """
-    found = re.fullmatch(r"\s*((?:[0-9]*\.)?[0-9]+(?:e[0-9]+)?)\s*([a-z]+)\s*", text.lower())
+    found = re.fullmatch(r"\s*((?:[0-9]*\.)?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]+)\s*", text.lower())
     if not found or found[2] not in units:
         raise ValueError(f"budget must be a number with {example}, got {text!r}")
     unit, factor = units[found[2]]

@@ -43,4 +43,5 @@ def imported_loss(path: str) -> ImportedLoss:
             raise ValueError(f"loss must have arguments that it accepts, got {path} ({reason})") from None
         if not callable(loss):
             raise ValueError(f"loss must be a function of scores and labels, got {path}")
-    return ImportedLoss(path.strip(), loss)
+    function: Any = loss
+    return ImportedLoss(path.strip(), function)
