@@ -204,7 +204,7 @@ class Train(FineTuningOptions, DataOptions):
         from multipde.storage.free_directory import free_directory
         from multipde.storage.run_directory import is_unfinished
         from multipde.training.imported_loss import imported_loss
-        from multipde.training.job import goes_on
+        from multipde.training.job import goes_on, levels_to_add
         from multipde.training.recipe import level_values
         from multipde.training.run import resume, train
         from multipde.training.schedule import Schedule, levels_from_lists
@@ -213,11 +213,12 @@ class Train(FineTuningOptions, DataOptions):
         check_sizes_option(self)
         loss, is_restarted = None if self.loss is None else imported_loss(self.loss), goes_on(self.run)
         if is_restarted or self.resume or self.extend:
-            is_extended = is_restarted and is_unfinished(self.run or Path())
-            levels = [] if is_extended else [_extension(text) for text in self.extend]
+            levels = levels_to_add(self.run or Path(), [_extension(text) for text in self.extend], is_restarted)
             run, device = self._run_to_resume(words), self.device if "device" in typed_options(words) else None
             given = {"model": self.arch, "root": self.root, "device": device, "loss": loss}
             with naming_sizes(self):
+                if levels and is_restarted and is_unfinished(run):  # its result was removed, and no level was added
+                    resume(run, quiet=self.quiet or self.json, **given)
                 return resume(run, extend=levels, quiet=self.quiet or self.json, **given)
         is_auto, epochs = self.epochs == "auto", None if isinstance(self.epochs, str) else self.epochs
         if self.work is not None:

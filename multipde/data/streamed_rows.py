@@ -1,15 +1,11 @@
 """Streamed data sets of Hugging Face, whose rows come one after the other: copied shard by shard to a local store."""
 
-import atexit
 import hashlib
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +19,13 @@ from multipde.data.image_data import ImageData, channel_statistics, range_notes
 from multipde.data.labels import class_names, image_and_label, plain_label, same_names, whole_labels
 from multipde.data.pixels import batch_pixels
 from multipde.data.shards import SEEN, SHUFFLE_BUFFER, ShardImages
+from multipde.data.store_places import new_place
 from multipde.data.tar_members import Member, TarMembers
 from multipde.networks.inputs import IMAGE_KEYS
-from multipde.networks.user_cache import cache_directory, replaced
-from multipde.runtime.launch import num_launched
+from multipde.networks.user_cache import replaced
 
 STORE_BYTES = 64 * 2**30
 """Bytes of images that a store keeps; what was copied first is removed first, and copied again when it is needed."""
-_NUMBERS = count()
 
 
 def is_row_stream(part: Any) -> bool:
@@ -172,7 +167,7 @@ def load_streams(
 
 def _read(stream: Any, which: str, limit: int) -> tuple[Rows, list[int | str]]:
     """The images of a stream and their labels."""
-    store = RowStore(stream, _new_place(), limit)
+    store = RowStore(stream, new_place(), limit)
     indices = [store.index(k) for k in range(store.num)]
     labels = [label for index in indices for label in index["labels"]]
     if not labels:
@@ -211,34 +206,6 @@ def _encoded(image: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-def _new_place() -> Path:
-    """A directory for a store, which the processes that torchrun has started here share; those of others that have
-    ended are removed."""
-    owner, above = os.getppid() if num_launched() > 1 else os.getpid(), cache_directory() / "streams"
-    try:
-        above.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for old in above.iterdir():
-            if (pid := old.name.partition("-")[0]).isdigit() and not _runs(int(pid)):
-                shutil.rmtree(old, ignore_errors=True)
-        place = above / f"{owner}-{next(_NUMBERS)}"
-        place.mkdir(mode=0o700, exist_ok=num_launched() > 1)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"a directory for the stream must be writable, got {error}; set MULTIPDE_CACHE") from None
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-    return place
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 @contextmanager

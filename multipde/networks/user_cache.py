@@ -5,9 +5,13 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+LEFT = 3600.0
+"""Seconds after which a file that has not been written further is one that was left."""
 
 
 def cache_directory() -> Path:
@@ -59,6 +63,7 @@ def _full(file: Path, name: str) -> str:
 def replaced(file: Path) -> Iterator[Path]:
     """The place for a new file of the cache, of mode 0600, which takes the file's name when the context ends well."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _clear_left(file.parent)
     handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem.partition('-')[0]}-", suffix=".partial")
     os.close(handle)
     try:
@@ -69,3 +74,11 @@ def replaced(file: Path) -> Iterator[Path]:
         with suppress(OSError):
             os.unlink(partial)
         raise
+
+
+def _clear_left(directory: Path) -> None:
+    """Remove what processes that were killed have left of files that they were writing."""
+    for path in directory.glob(".*.partial"):
+        with suppress(OSError):
+            if is_own(path) and time.time() - path.stat().st_mtime > LEFT:
+                path.unlink()

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from multipde.runtime.launch import num_launched, num_restarts
 
 if TYPE_CHECKING or dist.is_available():
-    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+    from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 PATIENCE = timedelta(minutes=5)
 """Time within which all processes must have started."""
@@ -27,30 +27,40 @@ _PRESENT: "list[TCPStore]" = []
 """The store of this attempt, if there is one."""
 
 
-def fresh_store() -> "TCPStore | None":
-    """A store that rank zero serves for as long as it lives; None where torchrun cannot start the processes again.
+def job_store() -> "TCPStore | None":
+    """The store that torchrun serves for all attempts of a job; None where it serves none."""
+    if num_launched() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return connected(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
 
-    torchrun keeps one store for all attempts of a job, so that the addresses of processes that have ended are still in
-    it, and it counts the restarts of every node by itself, so that no prefix of the keys would be common to all nodes.
-    Hence rank zero serves a new store, and names its port and a random word in torchrun's; the others connect to it and
-    compare the word, until they find the store of a rank zero that is alive.
+
+def fresh_store(number: int = 0) -> "Store | None":
+    """A store without the keys of others for the group of this number; None for the one that torch makes itself.
+
+    torchrun keeps one store for all groups of a script and for all attempts of a job, so that the addresses of
+    processes that have left are still in it. Where it cannot start the processes again, a prefix keeps groups apart.
+    Else it counts the restarts of every node by itself, so that no prefix would be common to all nodes. Hence rank zero
+    serves a new store for as long as it lives, and names its port and a random word in torchrun's; the others connect
+    to it and compare the word, until they find the store of a rank zero that is alive.
 
     Raises:
         RuntimeError: not all processes have started within a few minutes.
     """
-    if num_restarts()[1] == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if (common := job_store()) is None:
         return None
-    host, common = os.environ["MASTER_ADDR"], connected(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if num_restarts()[1] == 0:
+        return PrefixStore(f"multipde/{number}", common)
+    host, address = os.environ["MASTER_ADDR"], f"{ADDRESS}/{number}"
     if os.environ["RANK"] == "0":
         word = secrets.token_hex(8)
         store = TCPStore(host, 0, num_launched(), is_master=True, wait_for_workers=False, timeout=PATIENCE)
         store.set("word", word)
-        common.set(ADDRESS, f"{store.port} {word}")
+        common.set(address, f"{store.port} {word}")
         _PRESENT[:] = [store]
         return store
     until = time.monotonic() + PATIENCE.total_seconds()
     while time.monotonic() < until:
-        port, word = common.get(ADDRESS).decode().split()
+        port, word = common.get(address).decode().split()
         try:
             store = connected(host, int(port), timedelta(seconds=2))
             if store.get("word").decode() == word:

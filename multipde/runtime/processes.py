@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from multipde.runtime.fresh_store import connected, fresh_store
 from multipde.runtime.launch import num_launched
 
 T = TypeVar("T")
+_GROUPS = count()
 
 PATIENCE = timedelta(days=1)
 """Time that processes wait for one that works alone, such as rank zero while it copies a stream or sums up files."""
@@ -38,7 +40,7 @@ def process_group() -> Iterator[None]:
     has_gpus = torch.cuda.is_available()
     if has_gpus and _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
-    store = fresh_store()
+    store = fresh_store(next(_GROUPS))
     where = {} if store is None else {"store": store, "rank": int(os.environ["RANK"]), "world_size": num_launched()}
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=PATIENCE, **where)
     yield

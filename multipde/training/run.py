@@ -37,12 +37,11 @@ from multipde.storage.run_directory import (
     read_run_record,
     recorded_data,
     resolved,
-    write_extended,
 )
 from multipde.storage.schema import FORMAT, RUN
 from multipde.storage.stored_network import Given, load
 from multipde.training.finished_run import Run, finish_run
-from multipde.training.job import take_shared
+from multipde.training.job import extend_record, take_shared
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
@@ -249,7 +248,7 @@ def resume(
         if extend:
             origin = record.get("provenance", {}) | ({"data": data_record(images)} if is_larger else {})
             more = {"levels": [asdict(level) for level in plan.levels], "provenance": origin}
-            on_rank_zero(lambda: write_extended(run_dir, {**record, **more}))
+            extend_record(run_dir, {**record, **more}, len(began.levels))
         was = record["settings"].get("device")
         if device not in (None, was):
             log.say(f"note: the device is {device}, and was {was} when the run began: the last bits may differ")

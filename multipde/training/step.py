@@ -72,6 +72,7 @@ class TrainStep:
         self.average = Average(net, settings.average) if settings.average else None
         self._may_be_unmet = compute.device.type == "cpu" and compute.amp != "off"
         self._all_met: set[tuple[torch.Size, ...]] = set()
+        self._all_used = self.model is net  # one process needs no gradient of parameters that the loss does not use
 
     def __call__(self, x: Any, labels: Tensor, rate: float, own_statistics: bool = True) -> tuple[Tensor, Tensor]:
         """Update the weights; return the loss of the batch and the scores of this process's slice.
@@ -87,6 +88,8 @@ class TrainStep:
             group["lr"] = rate * group.get("rate_factor", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         whole, scores = self._gradients(x, labels, own_statistics)
+        if not self._all_used:
+            self._check_all_used()
         try:
             self.monitor.look(whole)
         except DivergenceError as error:
@@ -108,6 +111,14 @@ class TrainStep:
         if self.average is not None:
             self.average.update(len(labels) * num_processes())
         return whole, scores
+
+    def _check_all_used(self) -> None:
+        """Raise ValueError for a parameter without a gradient, for which processes that share a step would wait."""
+        for name, p in self.net.named_parameters():
+            if p.requires_grad and p.grad is None:
+                got = f"got none for {name}; type --freeze {name}"
+                raise ValueError(f"parameters must have gradients where several processes train, {got}")
+        self._all_used = True
 
     def _gradients(self, x: Tensor, labels: Tensor, own_statistics: bool) -> tuple[Tensor, Tensor]:
         """Add the gradient of the loss of a batch, part by part; return the loss and the scores."""

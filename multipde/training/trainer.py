@@ -20,9 +20,10 @@ from multipde.runtime.device import Compute
 from multipde.runtime.processes import broadcast_weights, check_batch, largest, num_processes, on_rank_zero
 from multipde.runtime.signals import Interrupted, PendingSignals
 from multipde.storage.run_directory import checkpoints_of, last_number, resume_command
-from multipde.training.checkpoint import read_newest, write_checkpoint
+from multipde.training.checkpoint import write_checkpoint
 from multipde.training.divergence import rollback_record
 from multipde.training.fine_tuning import FineTuning
+from multipde.training.job import read_agreed
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
 from multipde.training.monitor import DivergedError, DivergenceError, check_finite, checked
@@ -87,7 +88,7 @@ class Trainer:
 
     def restore(self, checkpoints: Sequence[Path]) -> None:
         """Continue from the first checkpoint that is whole; ValueError if there is none for this schedule."""
-        net, self.best, self.state, optimizer_state, note = read_newest(checkpoints, self.schedule)
+        net, self.best, self.state, optimizer_state, note = read_agreed(checkpoints, self.schedule)
         self.begin(net)  # synchronises the processes: all have read the checkpoint before rank zero writes the next one
         self.step.set_state(optimizer_state)
         if note:

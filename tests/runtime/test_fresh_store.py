@@ -9,6 +9,7 @@ import time
 import torch.distributed as dist
 
 from multipde.runtime.fresh_store import ADDRESS, end_together, fresh_store
+from multipde.runtime.processes import from_rank_zero, process_group
 
 
 def process(rank: int, port: int, is_killed: bool, found) -> None:
@@ -46,14 +47,38 @@ def test_an_attempt_meets_its_own_rank_zero_and_its_processes_end_together():
         for each in ranks:
             each.join(60)
         assert [each.exitcode for each in ranks] == [0, int(is_killed)]
-        addresses.append(torchrun.get(ADDRESS))
+        addresses.append(torchrun.get(f"{ADDRESS}/0"))
     assert addresses[0] != addresses[1]
     assert found.get(timeout=5) == ("processes must all run until the end, got one that has ended", 1)
     assert found.get(timeout=5) == ("report written", 0)
     assert sorted(found.get(timeout=5) for _ in range(2)) == [("what is done at the exit", k) for k in (0, 1)]
 
 
-def test_there_is_no_store_where_nothing_can_start_again(monkeypatch):
+def groups(rank: int, port: int, restarts: int, found) -> None:
+    """Two trainings in one script."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ["TORCHELASTIC_MAX_RESTARTS"] = str(restarts)
+    for _ in range(2):
+        with process_group():
+            found.put(from_rank_zero(rank))
+
+
+def test_processes_meet_again_in_the_same_script():
+    context = multiprocessing.get_context("spawn")
+    for restarts in (0, 3):
+        torchrun = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore
+        found = context.Queue()
+        ranks = [context.Process(target=groups, args=(k, torchrun.port, restarts, found)) for k in (0, 1)]
+        for each in ranks:
+            each.start()
+        assert [found.get(timeout=60) for _ in range(4)] == [0] * 4
+        for each in ranks:
+            each.join(60)
+        assert [each.exitcode for each in ranks] == [0, 0]
+
+
+def test_there_is_no_store_for_one_process(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     assert fresh_store() is None
     end_together()

@@ -95,6 +95,10 @@ def test_processes_agree(both):
     assert (first["writer"], first["taken"]) == ({"rank": 0}, 0)
     assert first["epochs"] >= 2
     assert first["best"] == 0.5  # of the metrics 0 and 1
+    number, note, refused = first["agreed"]
+    assert number == max(int(path.name[-4:]) for path in (both[3] / "a").glob("checkpoint-*"))
+    assert note == ""
+    assert re.match("ValueError: checkpoint must be readable in all processes, got .*, which is not in some", refused)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +117,10 @@ def test_processes_agree(both):
         (
             "nan",
             "DivergedError: loss must stay finite, got nan in opening .* at size 4, epoch 1, step 3; type a smaller",
+        ),
+        (
+            "unused",
+            "ValueError: parameters must have gradients where .*, got none for other.weight; type --freeze other",
         ),
         ("disk", "OSError: run directory must stay where it is while it is trained, got none at"),
     ],

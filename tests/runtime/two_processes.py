@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from multipde import CoarseToFine, Level, NetworkConfig, PDENet, Schedule, TrainSettings, recalibrate, resume, train
+from multipde import (
+    CoarseToFine,
+    Level,
+    NetworkConfig,
+    PDENet,
+    Schedule,
+    TrainSettings,
+    describe,
+    recalibrate,
+    resume,
+    train,
+)
 from multipde.cli.main import main as command
 from multipde.runtime.device import Compute
 from multipde.runtime.processes import (
@@ -33,6 +44,8 @@ from multipde.runtime.processes import (
 from multipde.runtime.signals import Interrupted
 from multipde.runtime.sync_batchnorm import synchronized
 from multipde.storage.lock import LOCK
+from multipde.storage.run_directory import checkpoints_of
+from multipde.training import job
 from multipde.training.fine_tuning import FineTuning
 from multipde.training.objective import Objective
 from multipde.training.step import TrainStep
@@ -193,6 +206,45 @@ def best_of_both() -> float | None:
     return growing.best
 
 
+def agreed(directory: Path) -> list:
+    """The checkpoint that both read, though one of them sees the newest a little later, or sees none."""
+    plan = Schedule([Level(4, 2, batch=20), Level(8, 1.5, batch=20)], NETWORK)
+    original, calls = job.read_newest, []
+
+    def late(checkpoints, schedule):
+        calls.append(1)
+        if rank() == 1 and len(calls) < 3:
+            raise ValueError("not there yet")
+        return original(checkpoints, schedule)
+
+    def never(checkpoints, schedule):
+        return late([] if rank() == 1 else checkpoints, schedule)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "read_newest", late)
+        *_, state, _, note = job.read_agreed(checkpoints_of(directory), plan)
+        patch.setattr(job, "PATIENCE", 0.1)
+        patch.setattr(job, "read_newest", never)
+        return [state.checkpoints, note, error_of(lambda: job.read_agreed(checkpoints_of(directory), plan))]
+
+
+def unused() -> None:
+    """A step of a network with a parameter that the loss does not depend on."""
+    net = describe(Unused(), size=4, classes=3)
+    TrainStep(net, TrainSettings(), Compute(CPU))(torch.randn(4, 3, 4, 4), torch.zeros(4, dtype=torch.long), 0.1)
+
+
+class Unused(torch.nn.Module):
+    """A network with a layer that it does not use."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
 def more_than_devices(device: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -232,6 +284,8 @@ def main(out: Path) -> None:
         found["nan"] = error_of(lambda: poisoned(out / "d"))
         found["rolled back"] = error_of(lambda: poisoned(out / "r", on_divergence="rollback"))
         found["epochs"] = by_the_clock(out / "t")
+        found["agreed"] = agreed(out / "a")
+        found["unused"] = error_of(unused)
         found["disk"] = error_of(lambda: without_saving(out / "e"))
         (out / f"{rank()}.json").write_text(json.dumps(found))
 

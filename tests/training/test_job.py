@@ -3,9 +3,10 @@
 import json
 import re
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
+from torch.distributed import HashStore
 
 from multipde.cli.main import main
 from multipde.runtime.signals import Interrupted
@@ -69,6 +70,58 @@ def test_a_run_that_had_not_begun_starts_and_one_of_another_job_is_not_taken(tmp
     assert not job.goes_on(tmp_path)  # "directory must be new or empty; type --resume"
     monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
     assert not job.goes_on(None)
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """A store that all attempts of a job have in common."""
+    store = HashStore()
+    monkeypatch.setattr(job, "job_store", lambda: store)
+
+
+@pytest.mark.usefixtures("noted")
+def test_a_run_of_somebody_else_is_refused_by_every_attempt(tmp_path, restarted):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/run.json").write_text("{}")
+    restarted(0)
+    with pytest.raises(FileExistsError, match="directory must be new or empty"), ExitStack() as held:
+        job.take_shared(tmp_path / "old", held, {"format": 3})
+    restarted(1)
+    assert not job.goes_on(tmp_path / "old")
+    restarted(0)
+    with ExitStack() as held:
+        job.take_shared(tmp_path / "new", held, {"format": 3})
+    restarted(1)
+    assert job.goes_on(tmp_path / "new")
+
+
+@pytest.mark.usefixtures("noted", "narrow_presets", "without_report")
+def test_a_job_extends_its_run_once_wherever_it_is_killed(tmp_path, restarted, monkeypatch):
+    write_folder(tmp_path / "data")
+    words = ["train", "--data", "folder", "--root", str(tmp_path / "data"), "--run", str(tmp_path / "run")]
+    restarted(0)
+    main([*words, "--sizes", "8", "--epochs", "1", "--batch", "30", "--steps", "1"])
+    original = job.write_extended
+    extend, sizes = ["train", "--run", str(tmp_path / "run"), "--extend", "8:1"], []
+
+    def killed_before(*args):
+        raise Interrupted("killed", 9)
+
+    def killed_within(run, record):
+        before = (run / "run.json").read_bytes()
+        original(run, record)
+        (run / "run.json").write_bytes(before)  # it was not yet written
+        killed_before()
+
+    for attempt, write in enumerate((killed_before, killed_within, original, original)):
+        restarted(attempt)
+        with monkeypatch.context() as patch:
+            patch.setattr(job, "write_extended", write)
+            with suppress(SystemExit):
+                main(extend)
+        sizes.append(len(json.loads((tmp_path / "run/run.json").read_text())["levels"]))
+    assert sizes == [1, 1, 2, 2]
+    assert len(rows_without_times(tmp_path / "run")) == 2
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
