@@ -6,7 +6,7 @@ import sys
 from contextlib import ExitStack, suppress
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from multipde.cli.main import main
 from multipde.runtime.signals import Interrupted
