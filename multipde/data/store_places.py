@@ -10,7 +10,6 @@ import time
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
 
 from multipde.networks.user_cache import cache_directory
 from multipde.runtime.launch import num_launched
@@ -21,7 +20,7 @@ NEW = 60.0
 """Seconds after which a directory without a lock is taken for one that was left: its processes need time to lock it."""
 
 _NUMBERS = count()
-_LOCKS: list[BinaryIO] = []
+_LOCKS: list[int] = []
 
 
 def new_place() -> Path:
@@ -61,9 +60,9 @@ def _hold(place: Path) -> None:
     with suppress(ImportError, OSError):  # without locks
         import fcntl
 
-        file = open(place / HELD, "ab")  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_SH)
-        _LOCKS.append(file)
+        handle = os.open(place / HELD, os.O_RDWR | os.O_CREAT, 0o600)
+        _LOCKS.append(handle)
+        fcntl.flock(handle, fcntl.LOCK_SH)
 
 
 def _is_held(place: Path) -> bool:

@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 def release():
     while store_places._LOCKS:
-        store_places._LOCKS.pop().close()
+        os.close(store_places._LOCKS.pop())
 
 
 def grow_old(path):
