@@ -10,7 +10,7 @@ from multipde.networks.kernels import tiny_mesh
 from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
 from multipde.networks.kernels.dispatch import with_layout_of
 from multipde.networks.kernels.tv_norm import tv_norm
-from multipde.networks.plain import ACTIVATIONS, CONV, POOL, shifts
+from multipde.networks.plain import ACTIVATIONS, CONV, POOL
 
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -237,4 +237,9 @@ def split_shifts(y: Tensor, dilation: int) -> Tensor:
         - y: (N, C, *size)
         - result: (N · dilation^dim, C, *(size / dilation)), the shifts of an image one after the other
     """
-    return with_layout_of(shifts(y, dilation), y)
+    dim, cells = y.dim() - 2, y.movedim(1, -1)
+    for axis in range(dim, 0, -1):
+        cells = cells.unflatten(axis, (-1, dilation))
+    pixels, shifts = range(1, 2 * dim, 2), range(2, 2 * dim + 1, 2)
+    parts = cells.permute(0, *shifts, *pixels, 2 * dim + 1).flatten(0, dim)
+    return with_layout_of(parts.movedim(-1, 1), y)
