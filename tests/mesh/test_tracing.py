@@ -216,3 +216,17 @@ def test_no_hook_stays_where_registering_another_one_fails():
     net(torch.zeros(1, 3, 8, 8))
     assert seen == [*net]
     assert not any(m._forward_pre_hooks for m in net)
+
+
+def test_methods_of_one_layer_say_nothing_about_its_class():
+    torch.manual_seed(0)
+    layers = [Watched(3, 4, 3) for _ in range(2)]
+    layers[0]._conv_forward = lambda x, weight, bias: functional.conv2d(x, weight.square(), bias)
+    plain = nn.Conv2d(3, 4, 3)
+    plain._conv_forward = layers[0]._conv_forward
+    assert skipped_layers(nn.Sequential(*layers, plain)) == dict.fromkeys(("0", "2"), "weight rewritten at use")
+
+
+class Watched(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, self.bias)
