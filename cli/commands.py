@@ -87,7 +87,8 @@ def _parsed(arguments: Sequence[str]) -> Any:
     if kind is Bench and others and not others[0].startswith("-"):
         _check_name("study", others[0], STUDIES, prog)
         kind, prog = STUDIES[others[0]], f"{prog} {others[0]}"
-    own = [name for f in fields(kind) for name in (f.name, f"no_{f.name}")[: 1 + isinstance(f.default, bool)]]
+    own = [entry.name for entry in fields(kind)]
+    own += [f"no_{entry.name}" for entry in fields(kind) if isinstance(entry.default, bool)]
     known = ["--help", *(f"--{option.replace('_', '-')}" for option in own)]
     for typed in [word.partition("=")[0] for word in others if word.startswith("--")]:
         _check_name("option", typed, known, prog, f"those of {prog}")

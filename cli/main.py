@@ -83,7 +83,9 @@ def _lost_text(error: str) -> str:
     if num_launched() == 1 or not any(text in error for text in ("gloo", "NCCL", "Connection closed")):
         return ""
     if any(text in error for text in ("Connection closed", "reset by peer", "Broken pipe")):
-        return "processes must all run until the end, got one that has ended"
+        from multipde.runtime.fresh_store import LOST
+
+        return LOST
     return f"processes must reach each other, got: {' '.join(error.split())[:300]}"
 
 

@@ -114,9 +114,8 @@ def _usage(net: nn.Module, repo_id: str | None) -> str:
 
 
 def _training(run: RunRecord, text: dict[str, Any]) -> str:
-    command = (run.record.get("provenance") or {}).get("command")
-    words = command if isinstance(command, list) else shlex.split(str(command or ""))
-    line = shlex.join(_without_place(word) for word in words)
+    command = run.record.get("provenance", {}).get("command", "")
+    line = shlex.join(_without_place(word) for word in shlex.split(command))
     found = ["## Training\n"] + ([f"```bash\n{line}\n```\n"] if line else [])
     for title, pairs in text["settings"]:
         if title in ("Network", "Training", "Versions", "Machine"):

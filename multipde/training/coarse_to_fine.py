@@ -135,7 +135,8 @@ class CoarseToFine:
         Several processes must all tell theirs, and the mean counts, so that all of them grow at the same time.
         """
         if self.unit == "reports":
-            metric = sum(told := over_processes(float(metric))) / len(told)
+            told = over_processes(float(metric))
+            metric = sum(told) / len(told)
             is_better = self.best is None or metric > self.best
             self.best, self.spent = (metric, 0.0) if is_better else (self.best, self.spent + 1)
 
