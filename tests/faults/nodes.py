@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +14,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+import torch
+from torch.distributed import run as torchrun
+from torch.distributed.launcher.api import elastic_launch
+
+from multipde.cli.main import main
 from multipde.runtime.spawning import SAFE_PATH
 from tests.conftest import rows_without_times, write_folder
 
@@ -21,58 +28,84 @@ ATTEMPT = 120.0
 """Seconds within which the workers must be there and begin to train."""
 
 
+class Command:
+    """An agent and its workers as commands, in a session of their own."""
+
+    def __init__(self, options: list[str], train: list[str], said: Path):
+        command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "--", "multipde", *train]
+        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        environment |= SAFE_PATH | {"OMP_NUM_THREADS": "1"}
+        with said.open("w") as file:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True
+            )
+        self.pid, self.poll = self.process.pid, self.process.poll
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Forked:
+    """The same, forked from the server that the tests share."""
+
+    def __init__(self, options: list[str], train: list[str], said: Path):
+        arguments = ([*options, "--start-method", "fork", "multipde"], train, said)
+        self.process = multiprocessing.get_context("spawn").Process(target=_run_agent, args=arguments)
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _run_agent(options: list[str], train: list[str], said: Path) -> None:
+    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    config, *_ = torchrun.config_from_args(torchrun.parse_args(options))
+    elastic_launch(config, _run_worker)(train)
+
+
+def _run_worker(train: list[str]) -> None:
+    sys.argv = ["multipde", *train]  # as the record has it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "_exit", lambda status: None)  # the agent waits for what a function returns
+        main(train)
+
+
 class Nodes:
     """Two torchrun agents on this machine that meet by the c10d rendezvous, with one worker each.
 
     Args:
         root: folder of images, as `write_folder` makes it.
-        run: the run directory.
+        run: the run directory; what both nodes say is written beside it.
         words: further options of ``multipde train``.
         restarts: how often torchrun may start the workers again.
-        directories: working directories of the two nodes.
+        forked: agents and workers are forked from a process that has imported everything, which a test has the time
+            for; else they are commands, as users type them.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        run: Path,
-        words: tuple[str, ...] = (),
-        restarts: int = 3,
-        directories: tuple[Path, ...] | None = None,
-    ):
+    def __init__(self, root: Path, run: Path, words: tuple[str, ...] = (), restarts: int = 3, forked: bool = False):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-        command += ["--max-restarts", str(restarts), "--rdzv-backend", "c10d", "--rdzv-id", "job"]
-        command += ["--rdzv-endpoint", endpoint, "--monitor-interval", "0.1", "--local-addr", "127.0.0.1", "-m", "--"]
-        command += ["multipde", "train", *OPTIONS, "--root", str(root), "--run", str(run), *words]
-        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment |= SAFE_PATH | {"OMP_NUM_THREADS": "1"}
-        self.run, self.agents = run, []
-        for k in (0, 1):
-            where = (directories or (Path.cwd(), Path.cwd()))[k]
-            self.agents.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    cwd=where,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    encoding="utf-8",
-                    errors="replace",
-                    start_new_session=True,
-                )
-            )
+        options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(restarts), "--rdzv-backend", "c10d"]
+        options += ["--rdzv-id", "job", "--rdzv-endpoint", endpoint, "--monitor-interval", "0.1"]
+        options += ["--local-addr", "127.0.0.1"]
+        train = ["train", *OPTIONS, "--root", str(root), "--run", str(run), *words]
+        self.said = [run.parent / f"{run.name}-node-{k}.txt" for k in (0, 1)]
+        self.agents = [(Forked if forked else Command)(options, train, file) for file in self.said]
 
     def worker(self, node: int) -> int | None:
         """Process number of the worker of a node; None while there is none."""
         pid = self.agents[node].pid
         with contextlib.suppress(OSError, ValueError):
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            for child in map(int, children):
-                if b"multipde" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return child
+            return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
         return None
 
     def kill(self, node: int) -> bool:
@@ -90,22 +123,20 @@ class Nodes:
     def is_running(self) -> bool:
         return all(agent.poll() is None for agent in self.agents)
 
-    def end(self, timeout: float = 300) -> tuple[list[int], str]:
-        """Wait for both agents: their exit statuses, and what they and their workers said on standard error."""
-        try:
-            said = "".join(agent.communicate(timeout=timeout)[1] for agent in self.agents)
-        finally:
-            self.close()
-        return [agent.returncode for agent in self.agents], said
+    def end(self, timeout: float = 300) -> tuple[list[int | None], str]:
+        """Wait for both agents: their exit statuses, None for one that did not end, and what they and their workers said on standard error."""
+        until = time.monotonic() + timeout
+        while None in (statuses := [agent.poll() for agent in self.agents]) and time.monotonic() < until:
+            time.sleep(0.02)
+        self.close()
+        return statuses, "".join(file.read_text(errors="replace") for file in self.said)
 
     def close(self) -> None:
         """End everything that is left of the job."""
         for node, agent in enumerate(self.agents):
             if agent.poll() is None:
                 self.kill(node)  # a worker has a session of its own
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(agent.pid, signal.SIGKILL)
-                agent.wait()
+                agent.kill()
 
 
 def num_checkpoints(run: Path) -> int:

@@ -157,7 +157,7 @@ def test_a_job_on_two_nodes_survives_that_a_worker_is_killed(tmp_path):
     write_folder(tmp_path / "data")
     run = tmp_path / "run"
     words = ("--sizes", "4", "--epochs", "2", "--checkpoint-every", "0.0001", "--steps", "1", "--no-whiten")
-    nodes = Nodes(tmp_path / "data", run, words)
+    nodes = Nodes(tmp_path / "data", run, words, forked=True)
     try:
         assert wait_for(lambda: num_checkpoints(run) >= 3, nodes)
         assert nodes.kill(1)
