@@ -23,10 +23,7 @@ def inputs(dim=2, dtype=torch.float64, layout=torch.contiguous_format, channels=
 
 SHAPES = [(2, LAYOUTS[0]), (2, LAYOUTS[1]), (1, LAYOUTS[0]), (3, LAYOUTS[0])]
 PLAIN = [(dim, layout, relu, False) for dim, layout in SHAPES for relu in (False, True)]
-COMPILED = [
-    (2, LAYOUTS[0], False, True),
-    (2, LAYOUTS[1], True, True),
-]  # of one dimension and three as of (N, C, pixels)
+COMPILED = [(2, LAYOUTS[1], True, True)]  # of one dimension and three as of (N, C, pixels)
 
 
 @pytest.mark.parametrize(("dim", "layout", "relu", "compiled"), [*PLAIN, *COMPILED])
@@ -65,7 +62,7 @@ def test_what_needs_no_gradient_gets_none():
     [
         *(("plain", layout, channels) for layout in LAYOUTS for channels in (1, 4, 16, 40)),
         *(("native", LAYOUTS[1], channels) for channels in (1, 4, 16, 40)),  # it has no kernels for the other layout
-        *(("torch", LAYOUTS[0], 4), ("torch", LAYOUTS[1], 40)),
+        ("torch", LAYOUTS[0], 40),
     ],
 )
 def test_sums_are_kept_in_float32_where_features_are_in_less(by, layout, channels, compiler, request):
