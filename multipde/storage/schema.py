@@ -169,9 +169,17 @@ STATE = entries(
 CHECKPOINT = entries({**FORMATS, "state": STATE})
 """trainer.json"""
 
+
+def level_plan(value: Any, name: str) -> None:
+    """The record of a planned level, of which the size and the detail are also read as they stand."""
+    plain(value, name)
+    whole(1)(value.get("size"), f"{name}.size")
+    whole(1)(value.get("detail", 1), f"{name}.detail")
+
+
 PROVENANCE = entries({}, {"command": text, "versions": texts, "machine": texts, "data": texts})
 RUN = entries(
-    {**FORMATS, "network": plain, "levels": items(plain, LEVELS, 1), "settings": plain, "num_train": whole(1)},
+    {**FORMATS, "network": plain, "levels": items(level_plan, LEVELS, 1), "settings": plain, "num_train": whole(1)},
     {"data": optional(text), "data_options": plain, "init": optional(text), "objective": texts}
     | {"weights": optional(entries({"file": text, "digest": text}, {"from_size": optional(side)}))}
     | {"provenance": PROVENANCE},

@@ -9,7 +9,7 @@ from torch import nn
 
 from multipde.mesh.modes import ordinary_tensors, unwrapped
 from multipde.mesh.reparametrize import bake
-from multipde.networks.all_sizes import AllSizes
+from multipde.networks.all_sizes import AllSizes, networks_of
 from multipde.networks.model_spec import check_mesh, spec_of
 from multipde.storage.files import CONFIG, check_network_sums, write_directory
 from multipde.storage.hub_download import local_directory
@@ -43,7 +43,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     """
     model, directory = unwrapped(model), Path(directory).resolve()
     check_new(directory)
-    for net in model.networks if isinstance(model, AllSizes) else (model,):
+    for net in networks_of(model):
         check_mesh(net)
     write_directory(directory, network_files(model))
     return directory

@@ -56,6 +56,7 @@ def edited(file, change):
         ("run.json", lambda r: r.update(format=3), "must have format 2 or older, got 3; update multipde"),
         ("run.json", lambda r: r.update(levels=[]), "levels must be a list of 1 to 100 values"),
         ("run.json", lambda r: r["levels"][0].update(size=2**31), "size must be at most 32,768, got 2147483648"),
+        ("run.json", lambda r: r["levels"][0].pop("size"), "levels[0].size must be a whole number from 1"),
         ("run.json", lambda r: r["levels"][0].update(epochs=1e-9), "epochs must lie between 1e-06 and 1e"),
         ("run.json", lambda r: r["levels"][1].update(steps=10**7), "steps must be at most 2,000 in all blocks"),
         ("run.json", lambda r: r["network"].update(steps=10**7), "steps must be at most 2,000 in all blocks"),
