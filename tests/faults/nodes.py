@@ -124,7 +124,12 @@ class Nodes:
         return all(agent.poll() is None for agent in self.agents)
 
     def end(self, timeout: float = 300) -> tuple[list[int | None], str]:
-        """Wait for both agents: their exit statuses, None for one that did not end, and what they and their workers said on standard error."""
+        """Wait for both agents.
+
+        Returns:
+            Their exit statuses, None for one that did not end in time, and what they and their workers said on standard
+            error.
+        """
         until = time.monotonic() + timeout
         while None in (statuses := [agent.poll() for agent in self.agents]) and time.monotonic() < until:
             time.sleep(0.02)
