@@ -104,8 +104,9 @@ class Nodes:
     def worker(self, node: int) -> int | None:
         """Process number of the worker of a node; None while there is none."""
         pid = self.agents[node].pid
-        with contextlib.suppress(OSError, ValueError):
-            return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            return int(children[0]) if children else None
         return None
 
     def kill(self, node: int) -> bool:
