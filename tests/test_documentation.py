@@ -18,7 +18,7 @@ import multipde
 from multipde.cli.bench import STUDIES
 from multipde.cli.commands import COMMANDS
 from multipde.cli.main import main
-from tests.conftest import narrow
+from tests.fixtures import narrow
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

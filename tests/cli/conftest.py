@@ -6,7 +6,7 @@ import pytest
 
 from multipde import NetworkConfig, PDENet, save
 from multipde.cli.main import main
-from tests.conftest import narrow, write_folder
+from tests.fixtures import narrow, write_folder
 
 
 @pytest.fixture(scope="module")

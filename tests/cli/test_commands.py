@@ -48,7 +48,7 @@ from multipde.training.recipe import RECIPES
 from multipde.training.schedule import levels_from_lists
 from multipde.training.settings import TRACKERS
 from multipde.training.start import starting_network
-from tests.conftest import as_format_1, load_unfinished, write_folder
+from tests.fixtures import as_format_1, load_unfinished, write_folder
 
 RAW = ("--finish", "none")
 """A conversion without a training after it."""

@@ -8,7 +8,7 @@ from PIL import Image
 from multipde import load, render_shapes, with_detail
 from multipde.cli.main import main
 from multipde.networks.model_spec import spec_of
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 
 def call(capsys, *arguments):

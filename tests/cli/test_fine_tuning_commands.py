@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torchvision import models
 
 from multipde.cli.main import main
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 SMALL = "own_losses:small"
 OPTIONS = "--sizes 32 --epochs 1 --batch 30 --device cpu"

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from multipde.cli.main import main
-from tests.conftest import as_format_1
+from tests.fixtures import as_format_1
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
 from multipde.networks.inputs import Normalize
 from multipde.runtime.device import Compute
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 CPU = torch.device("cpu")
 

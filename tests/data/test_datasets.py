@@ -13,7 +13,7 @@ from multipde.data.decode import decode_image
 from multipde.data.decoded_cache import DecodedCache
 from multipde.data.images import TensorImages
 from multipde.data.streamed import StreamedImages
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 
 def all_images(images, size):

@@ -16,7 +16,7 @@ from multipde import load_data
 from multipde.data import decode, decoded_cache
 from multipde.data.decoded_cache import DecodedCache, cache_directory
 from multipde.data.folder import ENDINGS
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 
 def small(root, value=50):

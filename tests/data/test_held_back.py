@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from multipde import load_data
 from multipde.cli.main import main
 from multipde.data.held_back import split_by_class
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 CLASSES = ("disc", "ring", "square")
 

@@ -12,7 +12,7 @@ from multipde.cli.main import main
 from multipde.data.decode import decode_image
 from multipde.reports.plots import check_figure_file, prediction_figure
 from multipde.runtime.console import Log
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 CLASSES = ("disc", "ring", "square")
 

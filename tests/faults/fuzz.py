@@ -24,7 +24,7 @@ from multipde.storage.run_directory import newest_checkpoint, read_run_record, r
 from multipde.training.checkpoint import read_checkpoint
 from multipde.training.plan import recorded_plan, recorded_split
 from multipde.training.state import state_from_record
-from tests.conftest import as_format_1
+from tests.fixtures import as_format_1
 
 NETWORK = NetworkConfig("hamiltonian", (4,), 4, steps=2, size=8)
 NASTY = [

@@ -15,8 +15,8 @@ import torch._dynamo
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load, resume, train
 from multipde.storage.run_directory import newest_checkpoint
-from tests.conftest import rows_without_times
 from tests.faults.operations import hook_operation
+from tests.fixtures import rows_without_times
 
 NETWORK = NetworkConfig("hamiltonian", (4,), 6, steps=1, size=16)
 OPTIONS = {"num_train": 150, "num_test": 40}

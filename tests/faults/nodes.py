@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import elastic_launch
 
 from multipde.cli.main import main
 from multipde.runtime.spawning import SAFE_PATH
-from tests.conftest import rows_without_times, write_folder
+from tests.fixtures import rows_without_times, write_folder
 
 OPTIONS = ("--data", "folder", "--sizes", "4", "8", "--batch", "12", "--preset", "shapes-parabolic", "--quiet")
 ATTEMPT = 120.0

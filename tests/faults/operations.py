@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, resume, train
-from tests.conftest import rows_without_times
+from tests.fixtures import rows_without_times
 
 OPERATIONS = ("open", "write", "fsync", "replace", "mkdir", "unlink", "rmdir", "ftruncate")
 FAULTS = ("before", "within", "after", "EIO", "ENOSPC")

@@ -18,7 +18,7 @@ from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import checkpoints_of, read_result, read_run_record, recorded_data
 from multipde.training.checkpoint import read_newest
 from multipde.training.plan import recorded_plan, recorded_split
-from tests.conftest import as_format_1
+from tests.fixtures import as_format_1
 
 WRONG = [
     *(None, True, False, -1, 0, 1, 2, 0.5, -0.0, 1e-9, 10**7, 10**9, 2**31, 2**53, 2**63, 2**64, -(2**31), 10**30),

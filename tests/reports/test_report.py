@@ -23,7 +23,7 @@ from multipde.reports.run_figures import svg
 from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.rows import read_metrics
-from tests.conftest import as_format_1, write_folder
+from tests.fixtures import as_format_1, write_folder
 
 CLASSES = ("disc", '<i>&"ring', "$square$")
 SCHEDULE = Schedule([Level(8, 2), Level(16, 1, steps=3)])

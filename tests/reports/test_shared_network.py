@@ -13,7 +13,7 @@ from torch import nn
 
 from multipde import NetworkConfig, PDENet, convert, describe, from_pretrained, load, push_to_hub, save, save_pretrained
 from multipde.cli.main import main
-from tests.conftest import as_format_1
+from tests.fixtures import as_format_1
 from tests.storage.test_links import run as trained
 
 

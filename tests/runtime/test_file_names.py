@@ -10,7 +10,7 @@ from multipde import NetworkConfig, PDENet, load, load_data, save
 from multipde.networks.external import ExternalModel
 from multipde.runtime.file_names import in_order, shown_name
 from multipde.storage.run_directory import resume_command
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 
 def test_a_network_is_saved_and_loaded_under_any_name(tmp_path):

@@ -26,7 +26,7 @@ from multipde.training.checkpoint import read_checkpoint, write_checkpoint
 from multipde.training.level import Level
 from multipde.training.schedule import Schedule
 from multipde.training.state import TrainState, state_from_record
-from tests.conftest import as_format_1
+from tests.fixtures import as_format_1
 
 NETWORK = NetworkConfig("parabolic", (4,), 4, steps=2, size=8)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from multipde import evaluate, load, load_data, report, resume
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import recorded_data
-from tests.conftest import load_unfinished
+from tests.fixtures import load_unfinished
 
 WRITTEN = Path(__file__).parent / "format1"
 FINISHED, INTERRUPTED = WRITTEN / "finished", WRITTEN / "interrupted"

@@ -19,7 +19,7 @@ from multipde.storage.records import parsed, read_record
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import checkpoints_of
 from multipde.training.checkpoint import read_checkpoint
-from tests.conftest import as_format_1
+from tests.fixtures import as_format_1
 
 NETWORK = NetworkConfig("parabolic", (2,), 2, steps=1, size=8)
 with warnings.catch_warnings(action="ignore"):  # torch tells that such tensors are old

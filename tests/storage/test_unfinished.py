@@ -8,7 +8,7 @@ import torch
 from multipde import Level, Schedule, load, resume
 from multipde.storage.run_directory import checkpoints_of
 from multipde.training.checkpoint import read_newest
-from tests.conftest import load_unfinished
+from tests.fixtures import load_unfinished
 from tests.storage.test_links import run, stopped  # noqa: F401
 
 

@@ -11,7 +11,7 @@ from multipde.studies.bench.finetune import finetune_study
 from multipde.studies.bench.finishing import finish_study
 from multipde.studies.robustness_study import compare_robustness
 from multipde.studies.study import Study
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 OPTIONS = {"num_train": 120, "num_test": 20}
 pytestmark = pytest.mark.usefixtures("one_strength")

@@ -30,7 +30,7 @@ from multipde.studies.paper.recipes import (
     work_within,
 )
 from multipde.training.schedule import level_flops
-from tests.conftest import narrow, write_folder
+from tests.fixtures import narrow, write_folder
 
 WEIGHTS = {
     ("stl10", "parabolic"): 618_554,

@@ -21,7 +21,7 @@ from multipde.studies.study import mean_and_spread
 from multipde.training.monitor import DivergenceError
 from multipde.training.optimizers import make_optimizer, optimizer_flops
 from multipde.training.step import TrainStep
-from tests.conftest import as_format_1
+from tests.fixtures import as_format_1
 from tests.studies.test_pretrained_study import narrow
 
 OPTIONS = {"num_train": 200, "num_test": 20}

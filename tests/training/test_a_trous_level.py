@@ -23,7 +23,7 @@ from multipde.networks.external import external_model
 from multipde.networks.model_spec import spec_of
 from multipde.runtime.signals import Interrupted
 from multipde.training.schedule import level_flops, levels_from_lists
-from tests.conftest import load_unfinished
+from tests.fixtures import load_unfinished
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
 PLAN = Schedule([Level(8, 1, batch=30, detail=2), Level(16, 2, batch=30, a_trous=2)])

@@ -39,7 +39,7 @@ from multipde.training.level import parsed_size, size_text
 from multipde.training.plan import extended
 from multipde.training.schedule import level_flops, levels_from_lists
 from multipde.training.switch import check_moves
-from tests.conftest import load_unfinished
+from tests.fixtures import load_unfinished
 
 NETWORK = NetworkConfig("hamiltonian", (4,), 6, steps=1, size=8)
 PLAN = Schedule([Level(8, 1, batch=30), Level(8, 2, batch=30, detail=2), Level(16, 1, batch=30)])

@@ -18,7 +18,7 @@ from multipde.runtime.device import Compute
 from multipde.runtime.signals import Interrupted
 from multipde.storage.run_directory import newest_checkpoint
 from multipde.training.checkpoint import read_checkpoint
-from tests.conftest import rows_without_times, weights, write_folder
+from tests.fixtures import rows_without_times, weights, write_folder
 
 OPTIONS = {"num_train": 150, "num_test": 40}
 PLAN = Schedule([Level(8, 2, batch=30), Level(16, 1, batch=30)])

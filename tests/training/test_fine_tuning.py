@@ -34,7 +34,7 @@ from multipde.training.optimizers import make_optimizer
 from multipde.training.parameter_groups import head_name, names_in
 from multipde.training.run import WeightsFile
 from multipde.training.trainer import Trainer
-from tests.conftest import rows_without_times, weights
+from tests.fixtures import rows_without_times, weights
 
 OPTIONS = {"num_train": 150, "num_test": 40}
 PLAN = Schedule([Level(8, 1, batch=30), Level(16, 1, batch=30)])

@@ -12,8 +12,8 @@ from multipde.cli.main import main
 from multipde.runtime.signals import Interrupted
 from multipde.training import job
 from multipde.training.step import TrainStep
-from tests.conftest import rows_without_times, write_folder
 from tests.faults.nodes import Nodes, num_checkpoints, wait_for
+from tests.fixtures import rows_without_times, write_folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from multipde.runtime.device import Compute
 from multipde.training.monitor import DivergenceError, Monitor, check_finite, locate_nonfinite
 from multipde.training.step import TrainStep
 from multipde.training.trainer import Trainer
-from tests.conftest import load_unfinished
+from tests.fixtures import load_unfinished
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=8)
 OPTIONS = {"num_train": 150, "num_test": 40}

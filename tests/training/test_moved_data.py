@@ -10,7 +10,7 @@ from PIL import Image
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, resume, train
 from multipde.cli.main import main
 from multipde.data.streamed import StreamedImages
-from tests.conftest import write_folder
+from tests.fixtures import write_folder
 
 NETWORK = NetworkConfig("parabolic", (4,), 4, steps=1, size=8, classes=3)
 

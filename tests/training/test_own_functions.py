@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from multipde import Level, NetworkConfig, Schedule, TrainSettings, load_data, resume, train
 from multipde.runtime.signals import Interrupted
-from tests.conftest import weights
+from tests.fixtures import weights
 
 NETWORK = NetworkConfig("parabolic", (4, 6), 6, steps=1, classes=3)
 

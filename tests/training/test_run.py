@@ -35,7 +35,7 @@ from multipde.training.listeners import Listeners
 from multipde.training.optimizers import planned_flops
 from multipde.training.start import initial_network, network_for, new_trainer, read_start
 from multipde.training.trainer import Trainer
-from tests.conftest import as_format_1, load_unfinished
+from tests.fixtures import as_format_1, load_unfinished
 
 NETWORK = NetworkConfig("hamiltonian", (4, 6), 8, steps=2, size=16)
 SCHEDULE = Schedule([Level(8, 2, steps=2, batch=50), Level(16, 2, steps=4, batch=50)])
