@@ -32,10 +32,6 @@ from multipde.training.step import TrainStep
 
 torch.set_num_threads(1)  # two test processes on two cores
 
-os.environ.setdefault(
-    "TORCHINDUCTOR_VEC_ISA_OK", "1"
-)  # else torch compiles ten programs to see what the compiler knows
-
 
 def pytest_collection_finish():
     """What is imported stays: the garbage collector need not look through it again, which took a tenth of the time."""
