@@ -9,6 +9,7 @@ import inspect
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 from dataclasses import replace
 from multiprocessing import context, forkserver
@@ -19,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+import multipde
 from multipde import load
 from multipde.conversions import stable_conversion
 from multipde.data import shapes
@@ -204,6 +206,22 @@ def write_folder(root, num_train=40, num_test=20, size=16, suffix=".png", classe
             for i, image in enumerate(chosen):
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / f"{i:03d}{suffix}")
     return root
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def small_examples(monkeypatch):
+    """Few channels and test images, for examples of which only the work and the lines are looked at."""
+    monkeypatch.setitem(presets._DATA["shapes"], "channels", (4, 8, 16))
+    draw = multipde.load_data
+    monkeypatch.setattr(multipde, "load_data", lambda *args, **options: draw(*args, **options | {"num_test": 60}))
+
+
+def run_example(name: str, **arguments) -> None:
+    """Run an example with other arguments than its own."""
+    runpy.run_path(str(EXAMPLES / name), run_name="example")["main"](**arguments)
 
 
 @pytest.fixture

@@ -1,31 +1,19 @@
-"""Every example runs, and prints what its docstring says where that does not depend on the machine."""
+"""Every example runs, and prints what its docstring says where that does not depend on the machine.
 
-import runpy
-from pathlib import Path
+That for Lightning is in `tests/integrations/test_lightning.py`, where Lightning is imported.
+"""
 
 import pytest
 
 import multipde
-from multipde.networks import presets
+from tests.fixtures import EXAMPLES, run_example
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    """Few channels and test images, for examples of which only the work and the lines are looked at."""
-    monkeypatch.setitem(presets._DATA["shapes"], "channels", (4, 8, 16))
-    load_data = multipde.load_data
-    monkeypatch.setattr(multipde, "load_data", lambda *args, **options: load_data(*args, **options | {"num_test": 60}))
-
-
-def run(name: str, **arguments) -> None:
-    runpy.run_path(str(EXAMPLES / name), run_name="example")["main"](**arguments)
+pytestmark = pytest.mark.usefixtures("small_examples")
 
 
 @pytest.mark.parametrize("name", ["01_stencil.py", "04_your_own_model.py"])
 def test_what_the_docstring_promises_is_printed(name, capsys):
-    run(name)
+    run_example(name)
     printed = capsys.readouterr().out
     promised = [line.strip() for line in (EXAMPLES / name).read_text().split('"""')[1].splitlines()]
     table = [line for line in promised[promised.index("") :] if line][1 if name.startswith("01") else 0 :]
@@ -43,7 +31,7 @@ def test_what_the_docstring_promises_is_printed(name, capsys):
 def test_all_plans_have_the_same_work(name, arguments, num, capsys, monkeypatch):
     train, runs = multipde.train, []
     monkeypatch.setattr(multipde, "train", lambda *args, **options: runs.append(train(*args, **options)) or runs[-1])
-    run(name, **arguments)
+    run_example(name, **arguments)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     work = [each.result["flops"] for each in runs]
     if len(runs) > num:  # the first of these plans are two trainings
@@ -53,13 +41,13 @@ def test_all_plans_have_the_same_work(name, arguments, num, capsys, monkeypatch)
 
 
 def test_convert_tries_every_method(capsys):
-    run("03_convert.py", num_train=63)
+    run_example("03_convert.py", num_train=63)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-3:]] == ["copy", "rediscretize", "galerkin"]
 
 
 def test_a_learned_operator_keeps_its_equation_on_a_finer_mesh(capsys):
-    run("07_operator.py", meshes=(32, 64), smoothness=(4,))
+    run_example("07_operator.py", meshes=(32, 64), smoothness=(4,))
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     (given, learned, _, _), (finer, kept, copied, interpolated) = [[float(v) for v in row[1:]] for row in table[1:3]]
     assert given / finer == pytest.approx(4, rel=0.1)  # the order of the discretisation
@@ -70,13 +58,13 @@ def test_a_learned_operator_keeps_its_equation_on_a_finer_mesh(capsys):
 
 
 def test_a_plain_loop_grows(capsys):
-    run("06_your_own_loop.py", num_train=100, num_test=50)
+    run_example("06_your_own_loop.py", num_train=100, num_test=50)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[-3] for row in rows[1:]] == ["8", "4"]
 
 
 def test_fine_tuning_is_compared_for_the_same_work(capsys):
-    run("08_fine_tune.py", data="shapes", root=None, epochs=0.1, budgets=(0.3,), widths=(4, 8), num_train=700)
+    run_example("08_fine_tune.py", data="shapes", root=None, epochs=0.1, budgets=(0.3,), widths=(4, 8), num_train=700)
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("random", "fine-tuned"))]
     assert [row[0] for row in rows] == ["random", "random", "fine-tuned", "fine-tuned"]
     work = [float(row[-3]) for row in rows]
@@ -85,14 +73,6 @@ def test_fine_tuning_is_compared_for_the_same_work(capsys):
 
 def test_a_loop_of_timm_grows(capsys):
     pytest.importorskip("timm")
-    run("09_timm.py", num_train=100, num_test=30, passes=1)
+    run_example("09_timm.py", num_train=100, num_test=30, passes=1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[-3] for row in rows[1:]] == ["2", "1"]
-
-
-@pytest.mark.filterwarnings("ignore")  # Lightning warns of few workers and of much else
-def test_a_network_grows_within_lightning(capsys):
-    pytest.importorskip("lightning")
-    run("10_lightning.py", num_train=100, num_test=10)
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[-2] for row in rows[1:]] == ["2.5", "1"]

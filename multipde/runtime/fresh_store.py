@@ -3,6 +3,7 @@
 import atexit
 import os
 import secrets
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -62,12 +63,13 @@ def fresh_store(number: int = 0) -> "Store | None":
     while time.monotonic() < until:
         port, word = common.get(address).decode().split()
         try:
-            store = connected(host, int(port), timedelta(seconds=2))
+            with socket.create_connection((host, int(port)), 2):  # torch would try for seconds what is refused at once
+                store = connected(host, int(port), timedelta(seconds=2))
             if store.get("word").decode() == word:
                 store.set_timeout(PATIENCE)
                 _PRESENT[:] = [store]
                 return store
-        except RuntimeError:  # of an earlier attempt, whose rank zero has ended
+        except (RuntimeError, OSError):  # of an earlier attempt, whose rank zero has ended
             time.sleep(0.2)
     raise RuntimeError(f"processes must all start within {PATIENCE}; gloo has met none of rank 0")
 

@@ -1,10 +1,14 @@
 """A network grows in the middle of ``fit`` and goes on from Lightning's own checkpoint."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 from multipde import CoarseToFine
+from tests.fixtures import run_example
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of few workers and of much else
 
@@ -120,3 +124,12 @@ def test_wrong_names_are_told_in_one_line(options, line, tmp_path):
         options = options | {"validation": loader()}
     with pytest.raises(ValueError, match=line):
         fit(tmp_path, 1, **options)
+
+
+@pytest.mark.usefixtures("small_examples")
+def test_the_example_grows(capsys, monkeypatch):
+    half = functools.partial(models.ResNet, models.resnet.BasicBlock, [1, 1, 1, 1])  # a ResNet-18 has twice the layers
+    monkeypatch.setattr(models, "resnet18", half)
+    run_example("10_lightning.py", num_train=100, num_test=10)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-2] for row in rows[1:]] == ["2.5", "1"]
