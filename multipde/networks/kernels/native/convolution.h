@@ -72,6 +72,29 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sums[p][v] = load<LANES>(to.adds ? place(p, v) : to.bias + v * LANES);
     }
+    if (V == 1 && side == 3) {  // then values are loaded more often than taps: each serves its three neighbours
+        for (int down = 0; down < 3; down++) {
+            const float* at = from + down * row_length;
+            for (int64_t c = 0; c < num; c++, taps += LANES) {
+                Floats<LANES> w[3];
+                for (int right = 0; right < 3; right++) {
+                    w[right] = load<LANES>(taps + right * num * LANES);
+                    keep(w[right]);
+                }
+#pragma GCC unroll 2
+                for (int row = 0; row < ROWS; row++) {
+#pragma GCC unroll 18
+                    for (int q = 0; q < N + 2; q++) {
+                        auto value = spread(at[row * row_length + q * channels + c]);
+#pragma GCC unroll 3
+                        for (int right = 0; right < 3; right++)
+                            if (q >= right && q - right < N) sums[row * N + q - right][0] += w[right] * value;
+                    }
+                }
+            }
+            taps += 2 * num * LANES;
+        }
+    } else
     for (int down = 0; down < side; down++) {
         const float* at = from + down * row_length;
         for (int right = 0; right < side; right++, at += channels) {
@@ -108,14 +131,19 @@ Tile tile_of(int64_t pixels) {
     else return pixels == N ? tile<V, ROWS, N> : tile_of<V, ROWS, N - 1>(pixels);
 }
 
-// Calls at(row, column, rows, n, sums) for all tiles of V vectors of output channels, where sums(to) computes those of the
-// tile. Tiles have two rows where fewer of them cover the image.
+// Rows of an image, from the first to one before the end.
+struct Rows {
+    int64_t first, end;
+};
+
+// Calls at(row, column, rows, n, sums) for tiles of V vectors of output channels that cover some rows, where sums(to) computes
+// those of the tile. Tiles have two rows where fewer of them are needed.
 template <int V, class At>
-void tiles(Padded& x, int64_t num, int side, const float* taps, At at) {
+void tiles(Padded& x, Rows some, int64_t num, int side, const float* taps, At at) {
     constexpr int most = LARGEST[V];
     const int64_t single = (x.width + most - 1) / most, pair = (x.width + most / 2 - 1) / (most / 2);
-    for (int64_t row = 0, rows; row < x.height; row += rows) {
-        rows = pair < 2 * single && row + 1 < x.height ? 2 : 1;
+    for (int64_t row = some.first, rows; row < some.end; row += rows) {
+        rows = pair < 2 * single && row + 1 < some.end ? 2 : 1;
         const int64_t count = rows == 2 ? pair : single, length = (x.width + count - 1) / count;
         for (int64_t column = 0; column < x.width; column += length) {
             const int64_t n = std::min(length, x.width - column);
@@ -128,39 +156,40 @@ void tiles(Padded& x, int64_t num, int side, const float* taps, At at) {
 
 // `tiles` for a number of vectors that is known when it runs, from 1 to V.
 template <int V, class At>
-void tiles_of(int64_t vectors, Padded& x, int64_t num, int side, const float* taps, At at) {
+void tiles_of(int64_t vectors, Padded& x, Rows some, int64_t num, int side, const float* taps, At at) {
     if constexpr (V > 1)
-        if (vectors < V) return tiles_of<V - 1>(vectors, x, num, side, taps, at);
-    tiles<V>(x, num, side, taps, at);
+        if (vectors < V) return tiles_of<V - 1>(vectors, x, some, num, side, taps, at);
+    tiles<V>(x, some, num, side, taps, at);
 }
 
-// Calls at(channel, n, row, column, rows, columns, sums) for tiles that cover all pixels and channels: n channels from
+// Calls at(channel, n, row, column, rows, columns, sums) for tiles that cover some rows and all channels: n channels from
 // `channel` on, in whole vectors.
 template <class At>
-void by_tiles(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, At at) {
+void by_tiles(Padded& x, Rows some, int64_t num, int64_t num_out, int side, const float* taps, At at) {
     const int64_t panel = side * side * num * LANES, all = (num_out + LANES - 1) / LANES;
     for (int64_t k = 0, n, left = (all + MOST - 1) / MOST; k < all; k += n, left--) {
         n = (all - k + left - 1) / left;
-        tiles_of<MOST>(n, x, num, side, taps + k * panel,
+        tiles_of<MOST>(n, x, some, num, side, taps + k * panel,
                        [&](auto... tile) { at(k * LANES, n * LANES, tile...); });
     }
 }
 
 // z = K x, for whole vectors of channels of z.
 inline void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, Padded& z) {
-    by_tiles(x, num, num_out, side, taps,
+    by_tiles(x, {0, x.height}, num, num_out, side, taps,
              [&](int64_t channel, int64_t, int64_t row, int64_t column, int64_t, int64_t, auto sums) {
                  sums(To{z.at(row, column) + channel, z.row_length, z.channels});
              });
 }
 
-// out = K x + out, or with a bias max(0, K x + bias), for the first num_out of the `distance` channels of an image.
-inline void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, float* out, int64_t distance,
-                     const float* bias) {
-    by_tiles(x, num, num_out, side, taps,
+// out = K x + out, or with a bias max(0, K x + bias), for some rows of x and the first num_out of the `distance` channels of
+// an image of these rows.
+inline void convolve(Padded& x, Rows some, int64_t num, int64_t num_out, int side, const float* taps, float* out,
+                     int64_t distance, const float* bias) {
+    by_tiles(x, some, num, num_out, side, taps,
              [&](int64_t channel, int64_t n, int64_t row, int64_t column, int64_t rows, int64_t columns, auto sums) {
                  const int64_t present = std::min(n, num_out - channel), next_row = x.width * distance;
-                 float* first = out + (row * x.width + column) * distance + channel;
+                 float* first = out + ((row - some.first) * x.width + column) * distance + channel;
                  const float* added = bias ? bias + channel : nullptr;
                  if (present == n) return sums(To{first, next_row, distance, !bias, added});
                  float found[LARGEST[1] * MOST * LANES];  // the last vector has numbers of the next pixel

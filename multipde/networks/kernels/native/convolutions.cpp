@@ -27,16 +27,14 @@ void normalise(Padded& z, const float* scale, const float* bias, float eps, bool
     }
 }
 
-// The means over cells of cell x cell pixels.
-void means(const float* from, float* to, int64_t cell, int64_t height, int64_t width, int64_t channels) {
+// The means over cells of cell x cell pixels, of as many rows.
+void means(const float* from, float* to, int64_t cell, int64_t width, int64_t channels) {
     const float share = 1.0f / (cell * cell);
-    for (int64_t row = 0; row < height / cell; row++) {
-        for (int64_t column = 0; column < width / cell; column++, to += channels) {
-            std::fill(to, to + channels, 0.0f);
-            for (int64_t p = 0; p < cell * cell; p++) {
-                const float* pixel = from + ((cell * row + p / cell) * width + cell * column + p % cell) * channels;
-                for (int64_t c = 0; c < channels; c++) to[c] += share * pixel[c];
-            }
+    for (int64_t column = 0; column < width / cell; column++, to += channels) {
+        std::fill(to, to + channels, 0.0f);
+        for (int64_t p = 0; p < cell * cell; p++) {
+            const float* pixel = from + (p / cell * width + cell * column + p % cell) * channels;
+            for (int64_t c = 0; c < channels; c++) to[c] += share * pixel[c];
         }
     }
 }
@@ -65,7 +63,7 @@ extern "C" void layer(const float* x, const float* a, float alpha, const float* 
                 for (int64_t at = i * size; at < (i + 1) * size; at += distance)
                     for (int64_t c = 0; c < channels; c++) out[at + c] = alpha * a[at + c] + beta * b[at + c];
             }
-            convolve(z, channels, channels, side, second, out + i * size, distance, nullptr);
+            convolve(z, {0, height}, channels, channels, side, second, out + i * size, distance, nullptr);
         }
     }
 }
@@ -78,13 +76,16 @@ extern "C" void convolution_relu(const float* x, float* out, const float* taps, 
 #pragma omp parallel num_threads(threads)
     {
         Padded y(height, width, channels, side);
-        std::vector<float> whole(cell > 1 ? height * width * out_channels : 0);
+        std::vector<float> rows(cell > 1 ? cell * width * out_channels : 0);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < images; i++) {
             y.fill(x + i * size, channels);
             float* to = out + i * out_size;
-            convolve(y, channels, out_channels, side, taps, cell > 1 ? whole.data() : to, out_channels, bias);
-            if (cell > 1) means(whole.data(), to, cell, height, width, out_channels);
+            if (cell == 1) convolve(y, {0, height}, channels, out_channels, side, taps, to, out_channels, bias);
+            for (int64_t row = 0; cell > 1 && row + cell <= height; row += cell, to += width / cell * out_channels) {
+                convolve(y, {row, row + cell}, channels, out_channels, side, taps, rows.data(), out_channels, bias);
+                means(rows.data(), to, cell, width, out_channels);
+            }
         }
     }
 }

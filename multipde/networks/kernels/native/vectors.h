@@ -86,6 +86,13 @@ void keep(V& v) {
 #endif
 }
 
+// A vector of one number, in a register, so that it is read once for several products.
+inline Floats<LANES> spread(float value) {
+    auto v = value - Floats<LANES>{};
+    keep(v);
+    return v;
+}
+
 template <int L>
 float sum(Floats<L> v) {
     if constexpr (L == 1) {
