@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multipde.networks.controls import combine, interpolation_matrix
 from multipde.networks.kernels.dispatch import with_layout_of
+from multipde.networks.kernels.fused_layer import Terms
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
 from multipde.networks.reversible import (
     Reverse,
@@ -50,20 +51,15 @@ class Dynamics:
     reverse: Reverse | None = None
 
 
+def _added(f: Force, y: Tensor, factor: float, terms: Terms) -> tuple[Tensor, Tensor]:
+    """α a + β y + factor · F(y), and y, which is to be used from there on."""
+    return f.added(y, factor, terms) if isinstance(f, StepForce) else (terms.added_to(f(y, factor), y), y)
+
+
 def _euler_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Forward Euler: y' = y + dt F(y)."""
     (y,), (f,) = state, forces
-    return (_plus(f(y, dt), y),)
-
-
-def _plus(change: Tensor, y: Tensor, factor: float = 1.0) -> Tensor:
-    """change + factor · y, in the memory of the change, which is needed no more: one of four passes over memory less.
-
-    A change in lower precision than y gets new memory.
-    """
-    if change.dtype != y.dtype:
-        return torch.add(change, y, alpha=factor)
-    return change.add_(y, alpha=factor)
+    return _added(f, y, dt, Terms(beta=1))[:1]
 
 
 def _halves(y: Tensor) -> State:
@@ -74,8 +70,9 @@ def _halves(y: Tensor) -> State:
 def _verlet_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Symplectic Verlet, eq. (10): y' = y + dt F1(z), z' = z - dt F2(y')."""
     (y, z), (f1, f2) = state, forces
-    y = _plus(f1(z, dt), y)
-    return y, _plus(f2(y, -dt), z)
+    y, z = _added(f1, z, dt, Terms(y))
+    z, y = _added(f2, y, -dt, Terms(z))
+    return y, z
 
 
 def _verlet_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
@@ -88,7 +85,7 @@ def _verlet_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State
 def _leapfrog_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """Leapfrog for eq. (11), state (y, y_prev): y_next = 2y - y_prev + dt² F(y)."""
     (y, y_prev), (f,) = state, forces
-    return _plus(_plus(f(y, dt**2), y_prev, -1), y, 2), y
+    return _added(f, y, dt**2, Terms(y_prev, -1, 2))
 
 
 def _leapfrog_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:

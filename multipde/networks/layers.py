@@ -9,6 +9,7 @@ from torch.nn import functional
 from multipde.networks.kernels import tiny_mesh
 from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
 from multipde.networks.kernels.dispatch import with_layout_of
+from multipde.networks.kernels.fused_layer import Norm, Terms, fused_layer, is_worthwhile, transposed
 from multipde.networks.kernels.tv_norm import tv_norm
 from multipde.networks.plain import ACTIVATIONS, CONV, POOL
 
@@ -99,6 +100,24 @@ class ControlledLayer(nn.Module):
         """factor · F(θ, y) for given controls; the factor multiplies the stencils, not the larger features."""
         raise NotImplementedError
 
+    def second(self, controls: tuple[Tensor, ...], factor: float) -> Tensor:
+        """The stencils of K₂ in F(y) = K₂ σ(N(K₁ y)), times a factor."""
+        raise NotImplementedError
+
+    def added(self, y: Tensor, controls: tuple[Tensor, ...], factor: float, terms: Terms) -> tuple[Tensor, Tensor]:
+        """α a + β y + factor · F(θ, y), and y, which is to be used from there on."""
+        if self._is_fused(y, controls[0]):
+            norm = Norm(controls[1], controls[2], self.eps, self.activation == "relu")
+            return fused_layer(y, controls[0], norm, self.second(controls, factor), terms)
+        return terms.added_to(self.force(y, controls, factor), y), y
+
+    def _is_fused(self, y: Tensor, stencil: Tensor) -> bool:
+        """Whether the layer is one pass over the images with what it is added to."""
+        if not (self.compiled and self.training) or self.watch is not None or self.norm is None or self.dim != 2:
+            return False
+        known = self.activation in ("relu", "identity") and not tiny_mesh.is_worthwhile(y, stencil)
+        return known and is_worthwhile(y, stencil)
+
     def forward(self, y: Tensor) -> Tensor:
         return self.force(y, self.controls())
 
@@ -131,6 +150,9 @@ class SymmetricLayer(ControlledLayer):
             return tiny_mesh.product(z, matrix.t()) * -factor
         return CONVOLVE_TRANSPOSED[self.dim](z, -factor * controls[0], padding=self.padding)
 
+    def second(self, controls: tuple[Tensor, ...], factor: float) -> Tensor:
+        return -factor * transposed(controls[0])
+
 
 class ResidualLayer(ControlledLayer):
     """The layer of a plain ResNet, eq. (1), with two independent convolutions: F(y) = K₂ σ(N(K₁ y)).
@@ -153,8 +175,11 @@ class ResidualLayer(ControlledLayer):
         z = self.hidden(y, controls, self.matrix_of(controls[0], y))
         if self.watch is not None:
             self.watch(self.conv2, z)
-        second = factor * controls[-1]
+        second = self.second(controls, factor)
         return self.convolved(z, second, self.matrix_of(second, z))
+
+    def second(self, controls: tuple[Tensor, ...], factor: float) -> Tensor:
+        return factor * controls[-1]
 
 
 class Opening(nn.Sequential):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipde.networks.kernels.fused_layer import Terms
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
 
 State = tuple[Tensor, ...]
@@ -24,6 +25,10 @@ class StepForce:
 
     def __call__(self, y: Tensor, factor: float = 1.0) -> Tensor:
         return self.layer.force(y, self.controls, factor)
+
+    def added(self, y: Tensor, factor: float, terms: Terms) -> tuple[Tensor, Tensor]:
+        """α a + β y + factor · F(y), and y, which is to be used from there on."""
+        return self.layer.added(y, self.controls, factor, terms)
 
 
 @dataclass

@@ -1,0 +1,151 @@
+"""A layer in one pass over the images computes what its parts compute, with fewer roundings; so do its gradients."""
+
+import copy
+
+import pytest
+import torch
+
+from multipde.networks.compilation import compile_layers
+from multipde.networks.dynamics import DYNAMICS, Block
+from multipde.networks.kernels import fused_layer
+from multipde.networks.kernels.native import layers_bf16
+
+needs_tiles = pytest.mark.skipif(not layers_bf16.is_available(), reason="needs a processor with AMX and a C++ compiler")
+SHAPES = [(16, 8, 8), (24, 6, 6), (12, 1, 1), (40, 3, 5), (64, 5, 9), (112, 4, 4), (6, 2, 37)]
+
+
+def block_and_images(dynamics, channels, *size, **changed):
+    """A block whose stencils are numbers in bfloat16, and features."""
+    torch.manual_seed(0)
+    block = Block(dynamics, channels, steps=3, dt=0.7, **changed).to(memory_format=torch.channels_last).train()
+    with torch.no_grad():
+        for p in block.parameters():
+            p.copy_(torch.randn(p.shape) if p.dim() == 1 else p.bfloat16())
+    x = torch.randn(5, channels, *size).bfloat16().to(memory_format=torch.channels_last)
+    return block, x
+
+
+def outputs(block, x, reduced=True):
+    """The result of a block and the gradients of a function of it, of its argument and its parameters."""
+    x = x.detach().clone().requires_grad_()
+    block.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+        y = block(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype)
+    (y * weights + y.square()).sum().backward()
+    return [y.detach(), x.grad, *(p.grad for p in block.parameters())]
+
+
+def errors(found, exact):
+    return [((a.double() - b).norm() / b.norm().clamp_min(1e-9)).item() for a, b in zip(found, exact, strict=True)]
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """A list of the shapes of the features for which layers were fused."""
+    shapes, own = [], layers_bf16.layer
+    monkeypatch.setattr(layers_bf16, "layer", lambda x, *rest: shapes.append(tuple(x.shape)) or own(x, *rest))
+    return shapes
+
+
+@needs_tiles
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+def test_results_and_gradients_are_as_precise_as_those_of_the_parts(dynamics, shape, used, monkeypatch):
+    """For nearly all tensors; rounding may put single features on the other side of the ReLU, so there for most."""
+    for activation, share in (("identity", 0.9), ("relu", 0.6)):
+        block, x = block_and_images(dynamics, *shape, activation=activation)
+        exact = outputs(copy.deepcopy(block).double(), x.double(), reduced=False)
+        compile_layers(block)
+        with monkeypatch.context() as without:
+            fused, num = errors(outputs(block, x), exact), len(used)
+            without.setattr("multipde.networks.layers.is_worthwhile", lambda *_: False)
+            parts = errors(outputs(block, x), exact)
+        assert num == len(used) > 0
+        precise = [own < 1.4 * other + 0.002 for own, other in zip(fused, parts, strict=True)]
+        assert sum(precise) >= share * len(precise)
+        assert precise[0]
+        assert fused[0] < 0.01
+
+
+@needs_tiles
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+@pytest.mark.parametrize("memory", ["store", "checkpoint"])
+def test_other_settings_are_fused_too(activation, memory, used):
+    block, x = block_and_images("hamiltonian", 32, 6, 6, activation=activation, memory=memory, controls=2)
+    exact = outputs(copy.deepcopy(block).double(), x.double(), reduced=False)
+    compile_layers(block)
+    assert max(errors(outputs(block, x), exact)) < 0.05
+    assert used
+
+
+@needs_tiles
+def test_results_repeat_bit_for_bit_and_do_not_depend_on_the_threads_beyond_rounding():
+    block, x = block_and_images("parabolic", 32, 7, 7)
+    compile_layers(block)
+    own, before = outputs(block, x), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        several = outputs(block, x)
+        again = outputs(block, x)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(several, again, strict=True))
+    assert torch.equal(own[0], several[0])
+    torch.testing.assert_close(own[2:], several[2:], rtol=1e-4, atol=1e-4)
+
+
+@needs_tiles
+def test_frozen_stencils_and_second_derivatives(monkeypatch):
+    block, x = block_and_images("second_order", 16, 4, 4)
+    compile_layers(block)
+    block.controls[1][0].requires_grad_(False)
+    assert [g is None for g in outputs(block, x)[2:]] == [False] * 3 + [True] * 3 + [False] * 3
+
+    def second(y):
+        y = y.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            (g,) = torch.autograd.grad(block(y).float().square().sum(), y, create_graph=True)
+        return torch.autograd.grad(g.float().square().sum(), y)[0]
+
+    found = second(x)
+    monkeypatch.setattr("multipde.networks.layers.is_worthwhile", lambda *_: False)
+    assert errors([found], [second(x).double()])[0] < 0.05
+
+
+@needs_tiles
+def test_a_network_in_bfloat16_is_fused_without_autocast(used):
+    block, x = block_and_images("parabolic", 16, 5, 5)
+    compile_layers(block.bfloat16())
+    found = outputs(block, x, reduced=False)
+    assert used
+    assert {g.dtype for g in found} == {torch.bfloat16}
+
+
+@needs_tiles
+@pytest.mark.parametrize(
+    "changed", [{"width": 5}, {"activation": "tanh"}, {"norm": "none"}, {"memory": "reversible"}], ids=str
+)
+def test_layers_that_the_kernels_do_not_know_keep_their_parts(changed, used):
+    block, x = block_and_images("second_order", 16, 5, 5, **changed)
+    compile_layers(block)
+    outputs(block, x)
+    assert not used
+
+
+def test_layers_in_single_precision_out_of_training_or_without_compilation_keep_their_parts(used):
+    block, x = block_and_images("parabolic", 16, 5, 5)
+    outputs(block, x)
+    compile_layers(block)
+    outputs(block, x.float(), reduced=False)
+    with torch.autocast("cpu", torch.float16):
+        block(x)
+    block.eval()
+    outputs(block, x)
+    assert not used
+
+
+def test_sums_without_kernels():
+    change, a, x = (torch.full((2,), v) for v in (1.0, 10.0, 100.0))
+    assert fused_layer.Terms(a, -1, 2).added_to(change.clone(), x).tolist() == [191, 191]
+    assert fused_layer.Terms(beta=1).added_to(change, x).tolist() == [101, 101]
