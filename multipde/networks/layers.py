@@ -9,7 +9,8 @@ from torch.nn import functional
 from multipde.networks.kernels import tiny_mesh
 from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
 from multipde.networks.kernels.dispatch import with_layout_of
-from multipde.networks.kernels.fused_layer import Norm, Terms, fused_layer, is_worthwhile, transposed
+from multipde.networks.kernels.fused_layer import Norm, Terms, fused_layer, is_worthwhile
+from multipde.networks.kernels.native.layers_bf16 import transposed_stencil
 from multipde.networks.kernels.tv_norm import tv_norm
 from multipde.networks.plain import ACTIVATIONS, CONV, POOL
 
@@ -151,7 +152,7 @@ class SymmetricLayer(ControlledLayer):
         return CONVOLVE_TRANSPOSED[self.dim](z, -factor * controls[0], padding=self.padding)
 
     def second(self, controls: tuple[Tensor, ...], factor: float) -> Tensor:
-        return -factor * transposed(controls[0])
+        return -factor * transposed_stencil(controls[0])
 
 
 class ResidualLayer(ControlledLayer):

@@ -69,11 +69,6 @@ def fused_layer(x: Tensor, first: Tensor, norm: Norm, second: Tensor, terms: Ter
     return _FusedLayer.apply(x, first, norm.scale, norm.bias, second, terms.a, norm, terms)  # pyright: ignore
 
 
-def transposed(stencil: Tensor) -> Tensor:
-    """The stencil of Kᵀ as one of a plain convolution, for odd widths."""
-    return stencil.transpose(0, 1).flip(*range(2, stencil.dim()))
-
-
 class _FusedLayer(torch.autograd.Function):
     """With g the gradient at the result, h that at x as it is needed later, and dz = N'ᵀ σ' K2ᵀ g:
 
@@ -109,14 +104,14 @@ class _FusedLayer(torch.autograd.Function):
             return *_by_autograd(ctx, g, later), da, None, None
         g = with_layout_of(g, x)
         given = (g, 0.0) if later is None else (with_layout_of(later, x), 1.0)
-        controls = _packed(transposed(first), Norm(scale, bias, ctx.eps, ctx.relu), transposed(second))
+        controls = _packed(first, Norm(scale, bias, ctx.eps, ctx.relu), second, transposed=True)
         dx, *grads = layers_bf16.layer_backward(x, g, kept, *given, ctx.beta, controls)
         return dx, *(d.to(t) for d, t in zip(grads, (first, scale, bias, second), strict=True)), da, None, None
 
 
-def _packed(first: Tensor, norm: Norm, second: Tensor) -> layers_bf16.Controls:
-    scale, bias = layers_bf16.filled(norm.scale), layers_bf16.filled(norm.bias)
-    return layers_bf16.Controls(layers_bf16.packed(first), scale, bias, layers_bf16.packed(second), norm.eps, norm.relu)
+def _packed(first: Tensor, norm: Norm, second: Tensor, transposed: bool = False) -> layers_bf16.Controls:
+    taps = (layers_bf16.packed(stencils, transposed) for stencils in (first, second))
+    return layers_bf16.Controls(*taps, *map(layers_bf16.filled, (norm.scale, norm.bias)), norm.eps, norm.relu)
 
 
 def _by_autograd(ctx: Any, g: Tensor, later: Tensor | None) -> tuple[Tensor | None, ...]:

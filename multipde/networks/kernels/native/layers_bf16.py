@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from multipde.mesh.modes import ordinary_tensors
 from multipde.networks.kernels.native.build import NoCompilerError, library
 
 SIDE = 3
@@ -33,14 +34,14 @@ class Controls(NamedTuple):
     """The controls of K2 σ(N(K1 x)) in the order of the kernels: both stencils `packed`, scale and bias `filled`."""
 
     first: Tensor
+    second: Tensor
     scale: Tensor
     bias: Tensor
-    second: Tensor
     eps: float
     relu: bool
 
     def arguments(self) -> tuple[int | float, ...]:
-        first, scale, bias, second = (t.data_ptr() for t in self[:4])
+        first, second, scale, bias = (t.data_ptr() for t in self[:4])
         return first, scale, bias, self.eps, self.relu, second
 
 
@@ -49,14 +50,29 @@ def filled(values: Tensor) -> Tensor:
     return functional.pad(values.float(), (0, -len(values) % 16))
 
 
-def packed(stencils: Tensor) -> Tensor:
-    """Stencils (C, C, 3, 3) in bfloat16 in the order of ``matrix_tiles.h``, channels up to a multiple of 16."""
-    more = -len(stencils) % 16
-    wide = len(stencils) + more
-    rows = functional.pad(stencils.permute(2, 3, 1, 0), (0, more, 0, more)).flatten(1, 2)
-    rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % 32))
-    chunks = rows.view(SIDE, -1, 16, 2, wide // 16, 16)
-    return chunks.permute(4, 0, 1, 2, 5, 3).to(torch.bfloat16, memory_format=torch.contiguous_format).contiguous()
+def packed(stencils: Tensor, transposed: bool = False) -> Tensor:
+    """Stencils (C, C, 3, 3), or those of the transposed convolution, in bfloat16 in the order of ``matrix_tiles.h``."""
+    with_zero = functional.pad(stencils.detach().to(torch.bfloat16).flatten(), (0, 1))
+    return with_zero.index_select(0, _order(len(stencils), transposed))
+
+
+@cache
+def _order(channels: int, transposed: bool) -> Tensor:
+    """Where the numbers of `packed` stencils stand among the stencils; those that do not exist, for channels up to a
+    multiple of 16, after the last."""
+    with ordinary_tensors():
+        last, more = SIDE**2 * channels**2, -channels % 16
+        places = torch.arange(last).view(channels, channels, SIDE, SIDE)
+        places = transposed_stencil(places) if transposed else places
+        rows = functional.pad(places.permute(2, 3, 1, 0), (0, more, 0, more), value=last).flatten(1, 2)
+        rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % 32), value=last)
+        chunks = rows.view(SIDE, -1, 16, 2, (channels + more) // 16, 16)
+        return chunks.permute(4, 0, 1, 2, 5, 3).flatten()
+
+
+def transposed_stencil(stencil: Tensor) -> Tensor:
+    """The stencil of Kᵀ as one of a plain convolution, for odd widths."""
+    return stencil.transpose(0, 1).flip(*range(2, stencil.dim()))
 
 
 def layer(x: Tensor, a: Tensor, alpha: float, beta: float, controls: Controls) -> tuple[Tensor, Tensor]:
