@@ -19,7 +19,7 @@ from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
 from multipde.networks.model_spec import find_spec
 
 SHARED_SWEEPS = 8
-"""Number of fixed-point iterations for networks whose steps share controls."""
+"""Number of fixed-point iterations for networks that use a layer more than once."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def calibrate(
     ``rediscretize``; on features with the same statistics on both meshes all s_k are equal, which is ``copy`` up to a
     constant. A term that vanishes, or does not fit into the features, gets s_k = 1.
 
-    A block with fewer controls than steps uses one stencil in several steps. The measurement then averages over these
-    steps. As the input of a later step depends on the converted stencil itself, the scales are found by a fixed-point
+    A layer that is used more than once, as in a block with fewer controls than steps, is measured at its first use, and
+    then as the average over all uses. As the input of a later step depends on the converted stencil itself, the scales are found by a fixed-point
     iteration, which is accurate to a few per cent.
 
     ``calibrated_full`` preserves the covariance C of all terms, not only its diagonal: with C = L Lᵀ (Cholesky, terms
@@ -87,21 +87,22 @@ def calibrate(
         basis = StencilBasis(layer.kernel_size, len(layer.kernel_size))
         check_condition(basis.axis_matrices, factors, f"the basis of the {method} map")
     old_size, new_size = _sizes(model, factors, images)
-    covariances = _covariances(WatchedCopy(model), resize_images(images, old_size))
+    uses = _covariances(WatchedCopy(model), resize_images(images, old_size))
+    covariances = _means(uses)
     new, x = WatchedCopy(model), resize_images(images, new_size)
 
-    def adapt(name: str, covariance: Tensor) -> None:
+    def adapt(name: str, old: Tensor, covariance: Tensor) -> None:
         for member in new.groups[name]:
             layer = new.layers[member]
-            matrix, _ = _match(covariances[name], covariance, layer, new.reactions[member], method)
+            matrix, _ = _match(old, covariance, layer, new.reactions[member], method)
             layer.weight.copy_(map_stencil(matrix, new.weights[member]))
 
-    measured = _covariances(new, x, adapt)
-    if any(len(group) > 1 for group in new.groups.values()):  # shared controls need iteration
+    measured = _means(_covariances(new, x, lambda name, covariance: adapt(name, uses[name][0], covariance)))
+    if any(len(found) > 1 for found in uses.values()):  # later uses need iteration
         for _ in range(SHARED_SWEEPS):
             for name, covariance in measured.items():
-                adapt(name, covariance)
-            measured = _covariances(new, x)
+                adapt(name, covariances[name], covariance)
+            measured = _means(_covariances(new, x))
     scales, matrices = {}, {}
     for name, group in new.groups.items():
         for member in group:
@@ -137,19 +138,23 @@ def tap_covariance(x: Tensor, width: Sequence[int], dilation: Sequence[int]) -> 
 
 def _covariances(
     copy_: WatchedCopy, images: Tensor, seen: Callable[[str, Tensor], None] | None = None
-) -> dict[str, Tensor]:
-    """The covariance of the taps of every group of layers, averaged over its uses; ``seen`` is called at the first."""
-    sums: dict[str, list[Tensor]] = {}
+) -> dict[str, list[Tensor]]:
+    """The covariances of the taps of every group of layers, one for each use; ``seen`` is called at the first."""
+    uses: dict[str, list[Tensor]] = {}
 
     def watch(name: str, layer: _ConvNd, x: Tensor) -> None:
         covariance = tap_covariance(x, layer.kernel_size, layer.dilation)
-        if name not in sums and seen is not None:
+        if name not in uses and seen is not None:
             seen(name, covariance)
-        sums.setdefault(name, []).append(covariance)
+        uses.setdefault(name, []).append(covariance)
 
     with one_batch("calibration"):
         copy_.run(images, watch, batch_statistics=True)
-    return {name: torch.stack(uses).mean(0) for name, uses in sums.items()}
+    return uses
+
+
+def _means(uses: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack(covariances).mean(0) for name, covariances in uses.items()}
 
 
 def _match(old: Tensor, new: Tensor, layer: _ConvNd, reaction: str, method: str) -> tuple[Tensor, Tensor]:

@@ -224,7 +224,35 @@ def test_bad_calibrations_are_named(arguments, message):
         calibrate(network(), 0.5, torch.zeros(2, 2, 32, 32), "copy")
 
 
-@pytest.mark.parametrize(("controls", "distance"), [(1, 0.25), (2, 1e-3)])
+class Recurrent(nn.Module):
+    """A network that uses two layers six times."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.opening, self.a, self.b = (nn.Conv2d(n, 4, 3, padding=1) for n in (2, 4, 4))
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.opening(x).relu()
+        for _ in range(6):
+            x = x + self.b(self.a(x).relu())
+        return self.classifier(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", CALIBRATED)
+@pytest.mark.parametrize("net", [network(steps=4, controls=1), network(steps=4, controls=3), Recurrent().double()])
+def test_a_conversion_to_the_same_mesh_changes_nothing_where_layers_are_used_more_than_once(net, method):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2)  # later uses of a layer have larger inputs
+    images = smooth_images(12, size=32, frequencies=6)
+    found = calibrate(net, 1.0, images, method)
+    for matrix in found.matrices.values():
+        torch.testing.assert_close(matrix, torch.eye(9, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("controls", "distance"), [(1, 2e-3), (2, 1e-3)])
 def test_shared_controls_are_nearly_a_fixed_point(controls, distance):
     """One map for several steps cannot suit each of them exactly, but suits them better than copying does."""
     net, images = network(steps=4, controls=controls), smooth_images(12, size=32, frequencies=6)
