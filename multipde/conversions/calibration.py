@@ -62,9 +62,9 @@ def calibrate(
     ``rediscretize``; on features with the same statistics on both meshes all s_k are equal, which is ``copy`` up to a
     constant. A term that vanishes, or does not fit into the features, gets s_k = 1.
 
-    A layer that is used more than once, as in a block with fewer controls than steps, is measured at its first use, and
-    then as the average over all uses. As the input of a later step depends on the converted stencil itself, the scales are found by a fixed-point
-    iteration, which is accurate to a few per cent.
+    A layer that is used more than once, as in a block with fewer controls than steps, is measured at its first use,
+    then as the average over all uses. As the input of a later use depends on the converted stencil itself, the scales
+    are found by a fixed-point iteration, which is accurate to a few per cent.
 
     ``calibrated_full`` preserves the covariance C of all terms, not only its diagonal: with C = L Lᵀ (Cholesky, terms
     sorted by total order) M = A L_new⁻ᵀ L_oldᵀ A⁻¹, so that the response to every combination of terms keeps its size.

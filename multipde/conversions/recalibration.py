@@ -44,12 +44,17 @@ class _Pooled:
     """
 
     def __init__(self) -> None:
-        self.num, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+        self.num, self.calls, self.mean, self.squares = 0, 0, torch.zeros(()), torch.zeros(())
 
     def add(self, m: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        """A forward hook of a layer in training mode with momentum 1: its running statistics are those of this call."""
+        """A forward hook of a layer in training mode with momentum 1: its running statistics are those of this call.
+
+        A layer that does not update them in its forward, as one that is frozen by a class of its own, is not measured.
+        """
         assert m.running_mean is not None
         assert m.running_var is not None
+        if m.num_batches_tracked == self.calls and not m.running_mean.any() and (m.running_var == 1).all():
+            return
         is_shared = "forward" in vars(m) or isinstance(m, nn.SyncBatchNorm)  # each process has a slice of the batch
         num = inputs[0].numel() // inputs[0].shape[1] * (num_processes() if is_shared else 1)
         dtype = torch.float32 if m.running_mean.device.type == "mps" else torch.float64
@@ -57,6 +62,9 @@ class _Pooled:
         total, shift = self.num + num, mean - self.mean.to(mean)
         self.squares = self.squares.to(mean) + variance * (num - 1) + shift.square() * (self.num * num / total)
         self.mean, self.num = mean - shift * (self.num / total), total
+        m.running_mean.zero_()
+        m.running_var.fill_(1)
+        self.calls += 1
 
     def store(self, m: _BatchNorm) -> None:
         """Make them the running statistics of the layer; the variance is unbiased, as that of torch is."""
@@ -110,7 +118,7 @@ def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
             if found.num:
                 found.store(m)
             else:
-                m.load_state_dict(state)  # the layer is not used for these images
+                m.load_state_dict(state)  # the layer is not used for these images, or keeps its statistics
         if norms and not num_batches:
             raise ValueError("batches must hold at least one batch of images, got none")
     except BaseException:
@@ -121,7 +129,7 @@ def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
         for m, value, hook in zip(norms, momentum, hooks, strict=True):
             m.momentum = value
             hook.remove()
-    return len(norms)
+    return sum(found.num > 0 for found in pooled)
 
 
 @contextmanager

@@ -20,6 +20,10 @@ NARROW = 7
 """Stencils of more taps per axis are computed in float64, whatever the type of their weights."""
 
 
+KEPT_TO = 1e-2, 1e-3
+"""By how much a stencil may change in relative terms when it is stored on another mesh, in 16 bits and in more."""
+
+
 @torch.no_grad()
 def register(layer: nn.Module, parametrization: nn.Module) -> None:
     """Give the weight of a layer a parametrization; the parameter object stays, and the gradient hooks of DDP on it."""
@@ -117,6 +121,8 @@ class StencilParametrization(nn.Module):
         self.matrix = matrix.to(self.matrix.device, torch.float64 if is_wide else own)
 
     def _apply(self, fn, recurse=True):
+        if self.matrix.is_meta and torch.get_default_device().type != "meta":  # it cannot be moved to another device
+            self.matrix = torch.empty(0, dtype=self.matrix.dtype, device="cpu")
         super()._apply(fn, recurse)
         self._compute_matrix()  # rounded from float64 in the new precision
         return self
@@ -129,6 +135,9 @@ class StencilParametrization(nn.Module):
     def forward(self, p: Tensor) -> Tensor:
         if self.is_identity:
             return p
+        if self.matrix.device != p.device:  # p was put in the place of another one, as by load_state_dict(assign=True)
+            self.matrix = self.matrix.new_empty(0, device=p.device)
+            self._compute_matrix()
         device = p.device.type
         is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         # differences of coefficients cancel in lower precision
@@ -137,11 +146,28 @@ class StencilParametrization(nn.Module):
 
     def right_inverse(self, stencil: Tensor) -> Tensor:
         """The parameter that gives this stencil on the present mesh, computed in float64."""
-        if self.is_identity:
+        if self.is_identity or stencil.is_meta:
             return stencil
         ratio = [h / ref for h, ref in zip(self.mesh_size, self.reference, strict=True)]
         moved = apply_along_axes(self._maps(ratio, -1), precise(stencil))
         return (moved if self.coordinates == "stencil" else self.unit_basis.to_beta(moved)).to(stencil)
+
+    @torch.no_grad()
+    def parameter_of(self, stencil: Tensor, name: str) -> Tensor:
+        """`right_inverse` of the stencil of a layer; ValueError unless it gives that stencil in its own precision."""
+        p = self.right_inverse(stencil)
+        if stencil.is_meta or torch.get_default_device().type == "meta" or not bool(stencil.isfinite().all()):
+            return p
+        change = float(
+            (precise(self(p)) - precise(stencil)).abs().max() / precise(stencil).abs().max().clamp_min(1e-300)
+        )
+        if not change <= KEPT_TO[stencil.dtype.to_real().itemsize >= 4]:
+            kind = str(stencil.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"reference must be nearer to the mesh size for {name!r} with {self.width} taps in {kind}, "
+                f"got {self.reference} for {self.mesh_size}, which changes its stencils by {change:.1%}"
+            )
+        return p
 
     def reference_stencil(self, p: Tensor) -> Tensor:
         """The stencil on the reference mesh, on which the regulariser and the box are defined."""

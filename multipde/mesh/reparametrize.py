@@ -1,8 +1,10 @@
 """Reparametrisation of any module, so that its convolutions know their mesh size, and the way back."""
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +98,7 @@ def reparametrize(
 
     Raises:
         ValueError: the module has no stencil, is reparametrised already or wrapped, or a mesh size is not positive; two
-            layers share a weight.
+            layers share a weight; the parameters of the reference do not give the stencils in their precision.
 
     Reference: Ruthotto & Haber (2018), section 2.2.
     """
@@ -120,11 +122,13 @@ def reparametrize(
         ref = h if reference is None else [float(v) for v in per_axis(reference, dim, "reference")]
         spacing = [stride * float(s) * d for s, d in zip(strides, layer.dilation, strict=True)]
         made[name] = StencilParametrization(layer.kernel_size, h, ref, spacing, coordinates, reaction)
+        made[name].to(layer.weight.device, layer.weight.dtype.to_real())
+        made[name].parameter_of(layer.weight.detach(), name)  # all errors before any change
     _warn_of_pixels(mesh_size)
     for name, reason in reasons.items():
         module.get_submodule(name).left_alone = reason  # pyright: ignore[reportArgumentType]
     for name, layer in layers.items():
-        register(layer, made[name].to(layer.weight.device, layer.weight.dtype.to_real()))
+        register(layer, made[name])
     return module
 
 
@@ -157,13 +161,23 @@ def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None
         reference: mesh size of the module's input to which the parameters belong from now on.
 
     Raises:
-        ValueError: the module is not reparametrised, or a mesh size is not positive.
+        ValueError: the module is not reparametrised, a mesh size is not positive, or the parameters of such a mesh do
+            not give the stencils in the precision of the weights.
     """
-    for name, p in _parametrizations(module).items():
-        layer = module.get_submodule(name)
-        stencil = layer.weight.detach().clone()  # pyright: ignore
-        p.move(p.mesh_size, [float(h) for h in per_axis(reference, len(p.width), "reference")])
-        stored_parameter(layer).copy_(p.right_inverse(stencil))
+    found = _parametrizations(module)
+    targets = [[float(h) for h in per_axis(reference, len(p.width), "reference")] for p in found.values()]
+    spec: Any = getattr(module, "multipde_spec", None)
+    described = spec and spec.with_reference(targets[0])  # all errors before any change
+    moved = {}
+    for (name, p), target in zip(found.items(), targets, strict=True):
+        new, stencil = copy.copy(p), module.get_submodule(name).weight.detach()
+        new.move(p.mesh_size, target)
+        moved[name] = new.parameter_of(stencil, name)
+    for (name, p), target in zip(found.items(), targets, strict=True):
+        p.move(p.mesh_size, target)
+        stored_parameter(module.get_submodule(name)).copy_(moved[name])
+    if described:
+        module.multipde_spec = described
 
 
 def mesh_size(module: nn.Module) -> float | tuple[float, ...]:

@@ -102,8 +102,12 @@ class ExternalModel(ModelSpec):
         return net
 
     def put_on_mesh(self, net: nn.Module) -> None:
-        """Give the stencils their mesh sizes; without a reference the convolutions stay plain."""
-        if self.reference is not None:
+        """Give the stencils their mesh sizes; without a reference the convolutions stay as they are."""
+        if self.reference is None:
+            return
+        for p in stored_stencils(net).values():  # of a module that was given in Python
+            p.move([1 / s for s in self.sizes], [1 / r for r in self.references])
+        if not stored_stencils(net):
             reparametrize_for(net, self, self.references)
 
     def with_steps(self, steps: int | tuple[int, ...]) -> Self:
@@ -226,6 +230,7 @@ def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -
     if isinstance(model, nn.Module):
         found = list(stored_stencils(model).values())
         own = {"detail": detail_of(model)} | ({"dim": len(found[0].width)} if found else {})
-        described = own | described
-        return ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=_Copies(model), **described)
+        spec = ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=_Copies(model), **own | described)
+        is_own = all(p.reference == p.mesh_size for p in found)
+        return spec if is_own or spec.reference is not None else spec.with_reference(found[0].reference)
     return ExternalModel(f"{PYTHON}:{getattr(model, '__name__', type(model).__name__)}", factory=model, **described)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -101,6 +101,13 @@ class ModelSpec(ABC):
             raise ValueError(f"reference must stay a whole number of pixels, got {moved} at size {size}")
         return replace(self, size=size, detail=detail, reference=tuple(round(r) for r in moved))
 
+    def with_reference(self, reference: Sequence[float]) -> Self:
+        """The description with another reference mesh, given by its mesh sizes per axis."""
+        sides = [1 / h for h in reference]
+        if any(abs(s - round(s)) > 1e-6 * s for s in sides):
+            raise ValueError(f"reference must be 1 / a whole number of pixels for a described network, got {reference}")
+        return replace(self, reference=tuple(round(s) for s in sides))
+
     def for_images(self, size: int | tuple[int, ...]) -> Self:
         """The description for images of another size, with the same detail."""
         sides = per_axis(size, self.dim, "size")
@@ -187,13 +194,18 @@ def with_meshes(model: Model) -> Model:
 
 
 def check_mesh(model: nn.Module) -> None:
-    """Raise ValueError if `set_mesh_size` has put the stencils on another mesh than that of the description."""
+    """Raise ValueError if the stencils are on another mesh, or have another reference, than the description says."""
     spec = spec_of(model)
     for p in stored_stencils(model).values():
         if any(abs(h * s - 1) > 1e-9 for h, s in zip(p.mesh_size, spec.sizes, strict=True)):
             raise ValueError(
                 f"network must be on the mesh of its size {spec.sizes}, got mesh size {p.mesh_size}; "
                 "set_mesh_size moves it back, convert moves both"
+            )
+        if any(abs(h * s - 1) > 1e-9 for h, s in zip(p.reference, spec.references, strict=True)):
+            raise ValueError(
+                f"network must have the reference of its description {spec.references}, got mesh size {p.reference}; "
+                "use set_reference on the whole network"
             )
 
 

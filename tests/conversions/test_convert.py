@@ -19,12 +19,16 @@ from multipde import (
     carry_optimizer_state,
     conversion,
     convert,
+    describe,
+    load,
     mesh_size,
     recalibrate,
     reparametrize,
+    save,
     transfer_stencil,
 )
-from multipde.mesh.reparametrize import stencil_layers, stored_parameter
+from multipde.mesh.reparametrize import set_reference, stencil_layers, stored_parameter
+from multipde.networks.cost import count_flops
 
 METHODS = ("copy", "rediscretize", "galerkin")
 
@@ -341,3 +345,47 @@ def test_carried_momentum_has_the_layout_of_its_parameter(steps):
     carry_optimizer_state(move, net, old, moved, new)
     for p in moved.parameters():
         assert new.state[p]["momentum_buffer"].stride() == p.stride()
+
+
+def made_with_reference(kind: str) -> nn.Module:
+    """A described network on a mesh of 32 pixels whose parameters belong to one of 64."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    if kind == "before":
+        return describe(reparametrize(plain, 1 / 32, reference=1 / 64), size=32, classes=5)
+    if kind == "given":
+        return describe(reparametrize(plain, 1 / 32, reference=1 / 64), size=32, classes=5, reference=64)
+    net = PDENet(NetworkConfig("parabolic", (4,), 4, size=32)) if kind == "pde" else None
+    net = net or describe(reparametrize(plain, 1 / 32), size=32, classes=5)
+    set_reference(net, 1 / 64)
+    return net
+
+
+@pytest.mark.parametrize("kind", ["before", "given", "after", "pde"])
+def test_the_reference_of_the_parameters_is_kept(kind, tmp_path):
+    net, x = made_with_reference(kind).eval(), torch.randn(2, 3, 32, 32)
+    assert net.multipde_spec.references == (64, 64)
+    for size in (32, 16):
+        converted = convert(net, size=size, method="copy")
+        assert converted.multipde_spec.references == (2 * size, 2 * size)
+        torch.testing.assert_close(converted(x), net(x), rtol=1e-4, atol=1e-5)
+    same = net.multipde_spec.build()
+    assert same.state_dict().keys() == net.state_dict().keys()
+    assert count_flops(net.multipde_spec) > 0
+    save(net, tmp_path / "net")
+    torch.testing.assert_close(load(tmp_path / "net", model=None if kind == "pde" else plain_twin())(x), net(x))
+
+
+def plain_twin() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+
+
+def test_a_reference_that_is_no_mesh_of_pixels_is_refused_for_a_described_network():
+    net = made_with_reference("pde")
+    with pytest.raises(ValueError, match="reference must be 1 / a whole number of pixels"):
+        set_reference(net, 0.013)
+    assert net.multipde_spec.references == (64, 64)

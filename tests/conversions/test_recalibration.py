@@ -59,7 +59,24 @@ def test_a_layer_that_is_not_called_keeps_its_statistics_and_no_hook_stays():
     net.add_module("unused", nn.BatchNorm2d(4))
     net.unused.running_mean.fill_(7.0)
     net.forward = lambda x: net[1](net[0](x))
-    assert recalibrate(net, [images(2)]) == 2
+    assert recalibrate(net, [images(2)]) == 1
     assert net.unused.running_mean.tolist() == [7.0] * 4
     assert not any(m._forward_hooks for m in net.modules())
     assert net[1].momentum == 0.1
+
+
+class FrozenNorm(nn.BatchNorm2d):
+    """A layer that is never in training mode, the usual way of freezing one."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_a_layer_that_freezes_itself_keeps_its_statistics():
+    net = network(2)
+    net.add_module("frozen", FrozenNorm(4).double())
+    net.frozen.running_mean.fill_(3.0)
+    net.frozen.running_var.fill_(5.0)
+    assert recalibrate(net, images(2).split(13)) == 1
+    assert net.frozen.running_mean.tolist() == [3.0] * 4
+    assert net.frozen.running_var.tolist() == [5.0] * 4

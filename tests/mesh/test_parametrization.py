@@ -18,7 +18,7 @@ from multipde import (
     stencil_layers,
     transfer_stencil,
 )
-from multipde.mesh.reparametrize import stencil_parametrization
+from multipde.mesh.reparametrize import set_reference, stencil_parametrization
 
 COORDINATES = ("stencil", "beta")
 
@@ -213,3 +213,35 @@ def test_autocast_and_lower_precision_do_not_round_the_map_of_stencils(width, co
     p = low.parametrizations.weight.original.float()  # pyright: ignore
     torch.testing.assert_close(again(p), exact(p))
     assert low.weight.dtype == of
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "size"), [(7, torch.float32, 224), (3, torch.bfloat16, 224), (5, torch.float16, 224)]
+)
+def test_a_reference_that_the_precision_of_the_weights_cannot_bear_is_refused(width, dtype, size):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, width, padding=width // 2)).to(dtype)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(
+        ValueError, match=f"reference must be nearer to the mesh size for '[01]' .* in {str(dtype)[6:]}"
+    ):
+        reparametrize(net, 1 / 32, reference=1 / size)
+    assert net.state_dict().keys() == before.keys()
+    reparametrize(net, 1 / 32)
+    with pytest.raises(ValueError, match="reference must be nearer"):
+        set_reference(net, 1 / size)
+    assert all(torch.equal(layer.weight, before[f"{k}.weight"]) for k, layer in enumerate(net))
+    set_reference(net, 1 / 48 if dtype is torch.float32 else 1 / 33)
+
+
+def test_parameters_that_are_put_in_the_place_of_others_bring_their_device():
+    net = reparametrize(mixed_model(), 1 / 32, reference=1 / 48, coordinates="beta")
+    with torch.device("meta"):
+        outline = reparametrize(mixed_model(), 1 / 32, reference=1 / 48, coordinates="beta")
+    moved = copy.deepcopy(outline).to_empty(device="cpu")
+    moved.load_state_dict(net.state_dict())
+    outline.load_state_dict(net.state_dict(), assign=True)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(outline(x), net(x))
+    assert torch.equal(moved(x), net(x))
+    assert torch.equal(outline.to("cpu")(x), net(x))
