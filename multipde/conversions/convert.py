@@ -100,6 +100,8 @@ class Conversion:
 
     def _move_all(self, model: nn.Module, kind: str) -> None:
         check_unshared(model, map(stored_parameter, stencil_layers(model).values()))
+        if self.keep_reference and self.skip:
+            raise ValueError(f"skip must be left out where the stored parameters stay, got {self.skip[0][0]}")
         detail = detail_of(model) if self.detail is None else self.detail
         set_detail(model, self.common_detail(model))
         layers = stencil_layers(model)

@@ -114,14 +114,21 @@ def _check_forward(module: nn.Module, name: str) -> None:
 
 
 def check_unshared(module: nn.Module, weights: Iterable[nn.Parameter]) -> None:
-    """Raise ValueError if one of these weights, which are to change, stands in several places of a module."""
+    """Raise ValueError if one of these weights, which are to change, stands in several places of a module, as the same
+    parameter or as others in the same memory."""
+
+    def place_of(p: Tensor) -> int:
+        has_memory = type(p) in (Tensor, nn.Parameter) and not p.is_meta and p.numel() > 0
+        return p.data_ptr() if has_memory else id(p)
+
     places: dict[int, list[str]] = {}
     for name, m in module.named_modules():
         for leaf, p in m._parameters.items():
             place = f"{name}.{leaf}".replace("parametrizations.weight.original", "weight").removeprefix(".")
-            places.setdefault(id(p), []).append(place.removesuffix(".weight"))
+            if p is not None:
+                places.setdefault(place_of(p), []).append(place.removesuffix(".weight"))
     for weight in weights:
-        if len(found := places.get(id(weight), [])) > 1:
+        if len(found := places.get(place_of(weight), [])) > 1:
             raise ValueError(f"layers must not share a weight, got {found[0]!r} and {found[1]!r} with the same one")
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-NO_MESH, LOST = -1, -2
+NO_MESH, LOST, FREQUENCIES = -1, -2, -10
 
 
 @dataclass(frozen=True)
 class Factor:
     """A factor of an axis of a tensor: ``size`` indices along an axis of the input, ``stride`` of its pixels apart.
 
-    ``axis`` is NO_MESH for batch and channels, and LOST where an operation has mixed positions. A flattened axis has
-    several factors, of which the last varies fastest.
+    ``axis`` is NO_MESH for batch and channels, LOST where an operation has mixed positions, and FREQUENCIES - k for the
+    frequencies along axis k of the input. A flattened axis has several factors, of which the last varies fastest.
     """
 
     size: int
@@ -237,6 +237,24 @@ def _query(known: Known, out: Tensor, args: Any, kwargs: Any) -> list[Axis]:
     return [*axes_of(args[0])[:-1], (Factor(out.shape[-1]),)]
 
 
+def _fourier(known: Known, out: Tensor, args: Any, kwargs: Any) -> list[Axis]:
+    """The axes of a Fourier transform become frequencies; those of an inverse one are pixels again."""
+    dims, axes = _dims(args[0], args[1]), list(axes_of(args[0]))
+    for d in dims:
+        f = single(axes[d])
+        if f is not None and (f.axis >= 0 or f.axis <= FREQUENCIES):
+            axes[d] = (replace(f, size=out.shape[d], axis=FREQUENCIES - f.axis),)
+        else:
+            axes[d] = (Factor(out.shape[d], NO_MESH if f is not None and f.axis == NO_MESH else LOST),)
+    return axes
+
+
+def _ordered(known: Known, out: Tensor, args: Any, kwargs: Any) -> list[Axis]:
+    """Values that are sorted along an axis stand at no place of the mesh any more."""
+    dims = _dims(args[0], kwargs.get("dim", args[1] if len(args) > 1 and isinstance(args[1], int) else -1))
+    return [(Factor(out.shape[d], LOST),) if d in dims else axis for d, axis in enumerate(axes_of(args[0]))]
+
+
 Rule = Callable[[Known, Tensor, Any, Any], list[Axis]]
 RULES: dict[Rule, str] = {
     _convolution: "convolution",
@@ -257,6 +275,8 @@ RULES: dict[Rule, str] = {
     _squeeze: "squeeze",
     _select: "select unbind",
     _reduce: "mean sum amax amin max min var std var_mean logsumexp argmax",
+    _fourier: "_fft_c2c _fft_r2c _fft_c2r",
+    _ordered: "sort",
     _stack: "stack",
     _cat: "cat",
     _product: "mm bmm addmm baddbmm",

@@ -141,13 +141,15 @@ def set_mesh_size(module: nn.Module, mesh_size: float | Sequence[float]) -> None
             axis; the mesh sizes of deeper layers change by the same factor.
 
     Raises:
-        ValueError: the module is not reparametrised, or a mesh size is not positive.
+        ValueError: the module is not reparametrised or has a detail, or a mesh size is not positive.
     """
     found = _parametrizations(module)
     targets = [tuple(float(h) for h in per_axis(mesh_size, len(p.width), "mesh_size")) for p in found.values()]
     _warn_of_pixels(mesh_size)
     for p, target in zip(found.values(), targets, strict=True):
         p.check_move(target, p.reference)
+        if target != p.mesh_size and composed_layers(module):
+            raise ValueError(f"module must have detail 1, got {detail_of(module)}; convert moves it with its opening")
     for p, target in zip(found.values(), targets, strict=True):
         p.move(target, p.reference)
 
@@ -166,6 +168,7 @@ def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None
     """
     found = _parametrizations(module)
     targets = [[float(h) for h in per_axis(reference, len(p.width), "reference")] for p in found.values()]
+    check_unshared(module, stored_stencils(module))
     spec: Any = getattr(module, "multipde_spec", None)
     described = spec and spec.with_reference(targets[0])  # all errors before any change
     moved = {}
@@ -211,8 +214,9 @@ def bake(module: nn.Module) -> nn.Module:
     """Turn reparametrised layers into plain convolutions with the stencils of the present mesh; return the same module.
 
     Raises:
-        ValueError: the module is not reparametrised.
+        ValueError: the module is not reparametrised, or two layers share a parameter.
     """
+    check_unshared(module, stored_stencils(module))
     for name in _parametrizations(module):
         layer = module.get_submodule(name)
         cls = type(layer)  # deep copies share it, and torch deletes its property `weight`

@@ -18,8 +18,9 @@ REWRITTEN = "weight rewritten at use"
 COMPUTING = ("forward", "_conv_forward")
 """The methods by which a convolution computes."""
 
-_ANSWERS: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
-"""What `uses_own_weight` has found out about classes of layers."""
+_OF_TORCH = frozenset(vars(nn.Conv2d(1, 1, 1)))
+_ANSWERS: WeakKeyDictionary[type, dict[tuple[tuple[str, Any], ...], bool]] = WeakKeyDictionary()
+"""What `uses_own_weight` has found out about layers of a class with the same settings of their own."""
 
 
 def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, ...] | str]:
@@ -40,12 +41,13 @@ def uses_own_weight(layer: _ConvNd) -> bool:
     """Whether a layer convolves with its weight as it is; a subclass of torch's is tried once."""
     if is_torchs_own(layer):
         return True
-    cls = type(layer)
-    if any(name in vars(layer) for name in COMPUTING):  # the next layer of this class may have other methods
-        return _is_seen_to_use(layer)
-    if cls not in _ANSWERS:
-        _ANSWERS[cls] = _is_seen_to_use(layer)
-    return _ANSWERS[cls]
+    own = {name: value for name, value in vars(layer).items() if name not in _OF_TORCH}
+    if not all(isinstance(value, (bool, int, float, str, type(None))) for value in own.values()):
+        return _is_seen_to_use(layer)  # the next layer of this class may have other methods, or parts
+    answers, settings = _ANSWERS.setdefault(type(layer), {}), tuple(sorted(own.items()))
+    if settings not in answers:
+        answers[settings] = _is_seen_to_use(layer)
+    return answers[settings]
 
 
 def is_torchs_own(layer: _ConvNd) -> bool:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from multipde import (
+    NetworkConfig,
+    PDENet,
     StencilBasis,
     bake,
     coefficients,
@@ -17,6 +19,7 @@ from multipde import (
     skipped_layers,
     stencil_layers,
     transfer_stencil,
+    with_detail,
 )
 from multipde.mesh.reparametrize import set_reference, stencil_parametrization
 
@@ -245,3 +248,24 @@ def test_parameters_that_are_put_in_the_place_of_others_bring_their_device():
     assert torch.equal(outline(x), net(x))
     assert torch.equal(moved(x), net(x))
     assert torch.equal(outline.to("cpu")(x), net(x))
+
+
+def test_parameters_in_the_same_memory_are_refused_wherever_they_would_change_twice():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    net[1].weight = nn.Parameter(net[0].weight.data)
+    with pytest.raises(ValueError, match="must not share a weight, got '0' and '1'"):
+        reparametrize(net, 1 / 32, reference=1 / 64)
+    net[1].weight = nn.Parameter(net[0].weight.data.clone())
+    reparametrize(net, 1 / 32)
+    net[1].parametrizations.weight.original = net[0].parametrizations.weight.original
+    set_mesh_size(net, 1 / 64)
+    for change in (bake, lambda tied: set_reference(tied, 1 / 48)):
+        with pytest.raises(ValueError, match="must not share a weight, got '0' and '1'"):
+            change(net)
+
+
+def test_the_mesh_of_a_network_with_a_detail_is_moved_by_convert():
+    net = with_detail(PDENet(NetworkConfig("parabolic", (4,), 4, size=8, coordinates="beta")), 2)
+    set_mesh_size(net, 1 / 8)
+    with pytest.raises(ValueError, match="module must have detail 1, got 2; convert moves it with its opening"):
+        set_mesh_size(net, 1 / 16)

@@ -230,3 +230,48 @@ def test_methods_of_one_layer_say_nothing_about_its_class():
 class Watched(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight, self.bias)
+
+
+class Spectral(nn.Module):
+    """A convolution of frequencies between two of pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.inside, self.after = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+    def forward(self, x):
+        frequencies = torch.fft.rfft2(self.before(x))
+        changed = torch.complex(self.inside(frequencies.real), frequencies.imag)
+        return self.after(torch.fft.irfft2(changed, s=x.shape[-2:]))
+
+
+def test_frequencies_are_no_pixels_until_they_are_transformed_back():
+    found = trace_meshes(Spectral(), torch.zeros(1, 3, 16, 12))
+    assert found == {"before": (1, 1), "inside": "not along the axes of the images", "after": (1, 1)}
+
+
+def test_sorted_values_stand_nowhere():
+    class Sorted(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.sort(2).values)
+
+    found = trace_meshes(Sorted(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, (1, 3))), torch.zeros(1, 3, 16, 12))
+    assert found == {"0": "its mesh cannot be traced", "1": (1, 1)}
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that divides its weight by its norm, or does not."""
+
+    def __init__(self, *args, standardise, **settings):
+        super().__init__(*args, **settings)
+        self.standardise = standardise
+
+    def forward(self, x):
+        weight = self.weight / self.weight.norm() if self.standardise else self.weight
+        return self._conv_forward(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_every_layer_of_a_class_answers_for_itself(order):
+    net = nn.Sequential(*(Standardised(3, 3, 3, standardise=flag) for flag in order))
+    assert list(stencil_layers(net)) == [str(k) for k, flag in enumerate(order) if not flag]
