@@ -54,21 +54,23 @@ class TensorImages:
 
     images: Tensor
     labels: Tensor
-    _levels: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _levels: dict[tuple[int, torch.device, int], Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def at_size(self, size: int, device: torch.device) -> Tensor:
         """All images as cell averages on the mesh of that size; uint8 at their own size, float32 at any other."""
-        if (size, device) not in self._levels:
+        version = 0 if self.images.is_inference() else self.images._version  # it counts changes in place
+        key = size, device, version
+        if key not in self._levels:
             images = self.images.to(device)
             if size != images.shape[-1]:
                 images = torch.cat([resize_images(part.float(), size) for part in images.split(2048)])
             if len(self._levels) == NUM_LEVELS:
                 self._levels.pop(next(iter(self._levels)))
-            self._levels[size, device] = images
-        return self._levels[size, device]
+            self._levels[key] = images
+        return self._levels[key]
 
     def take(self, indices: Tensor) -> "TensorImages":
         return TensorImages(self.images[indices], self.labels[indices])

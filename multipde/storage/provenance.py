@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
@@ -20,12 +21,16 @@ from multipde.storage.records import json_bytes, read_record
 from multipde.storage.run_directory import RECORD, read_run_record, resolved
 from multipde.storage.schema import RUN
 
+COMMAND = 10_000
+"""Characters of a command that are recorded."""
 PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
 
 
 def provenance(images: ImageData) -> dict[str, Any]:
     """Command, versions, machine and data of a new run. No program is called, since the folder may be untrusted."""
-    return {"command": shlex.join(sys.argv), "versions": versions(), "machine": machine(), "data": data_record(images)}
+    command = shlex.join(sys.argv)
+    command = command if len(command) <= COMMAND else f"{command[:COMMAND]} ..."
+    return {"command": command, "versions": versions(), "machine": machine(), "data": data_record(images)}
 
 
 def data_record(images: ImageData) -> dict[str, Any]:
@@ -142,15 +147,20 @@ def _check_split(record: Mapping[str, Any], data: tuple[Any, Mapping[str, Any]],
     options = record.get("data_options", {})
     if "test_share" not in options or data[0] != record.get("data"):
         return
-    if "root" not in data[1] or resolved(data[1]["root"]) != options.get("root"):
-        return
     share, found = options["test_share"], data[1].get("test_share")
+    has_moved = "root" not in data[1] or resolved(data[1]["root"]) != options.get("root")
+    if has_moved and found is None:
+        return
     sides = [level["size"] * level.get("detail", 1) for level in record["levels"]]
     try:
         if share != found:
             raise ValueError(f"data must be divided as those of the run, by test_share {share}, got {found}")
         check_data(record, images, count_only=size != max(sides))
     except ValueError as error:
+        if has_moved:  # they may be others, or some of those of the run among others
+            text = "the test images are drawn at random from other images than those of the run"
+            warnings.warn(f"{text}; where these hold some of them, the network was trained on a part", stacklevel=3)
+            return
         why = "the network was trained on some of these test images, which the run held back at random"
         raise ValueError(f"{error}; {why}") from None
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import typeguard
 
 from multipde.networks.limits import RECORD_BYTES
@@ -49,7 +50,12 @@ def read_record(file: Path, schema: Schema) -> dict[str, Any]:
 
     Bounds on its length, depth, texts and numbers are checked for the whole record before anything is made of it.
     """
-    record = parsed(read_file(file), file)
+    return record_of(read_file(file), file, schema)
+
+
+def record_of(data: bytes, file: Path, schema: Schema) -> dict[str, Any]:
+    """The record in the contents of a file, as `read_record` returns it."""
+    record = parsed(data, file)
     if not isinstance(record, dict) or type(record.get("format")) is not int:
         raise ValueError(f"{file} must be a record of multipde, got no format number")
     if record["format"] > FORMAT:
@@ -119,5 +125,13 @@ def brief(error: BaseException) -> str:
 
 
 def json_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as JSON, which represents all numbers exactly."""
-    return (json.dumps(record, indent=1) + "\n").encode()
+    """A record as JSON, which represents all numbers exactly; numbers of NumPy and torch as plain ones."""
+    return (json.dumps(record, indent=1, default=_plain) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item") and not getattr(value, "ndim", 0):
+        return value.item()
+    if isinstance(value, (Path, torch.device)):
+        return str(value)
+    raise ValueError(f"settings must be numbers, texts and lists of them, got {type(value).__name__}")

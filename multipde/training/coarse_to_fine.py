@@ -1,6 +1,7 @@
 """Coarse to fine in a training loop of one's own: images are resized, and the network grows in place."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -137,7 +138,7 @@ class CoarseToFine:
         if self.unit == "reports":
             told = over_processes(float(metric))
             metric = sum(told) / len(told)
-            is_better = self.best is None or metric > self.best
+            is_better = math.isfinite(metric) and (self.best is None or metric > self.best)
             self.best, self.spent = (metric, 0.0) if is_better else (self.best, self.spent + 1)
 
     def state_dict(self) -> dict[str, Any]:

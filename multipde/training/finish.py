@@ -169,6 +169,7 @@ class Finish:
             if budget is not None or found < previous + LEAST_GAIN:
                 break
         self.new.load_state_dict(weights)
+        self.new.eval()
         shares, seconds = (before, best, self.share_of_old), time.perf_counter() - started
         return Finished(self.new, done, seconds, *shares, rounds, self.signals.stop, len(self.held_back), self.labelled)
 

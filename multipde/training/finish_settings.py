@@ -51,6 +51,10 @@ class FinishSettings:
     def __post_init__(self):
         if self.budget is not None and self.budget.unit not in ("seconds", "images"):
             raise ValueError(f"finish must be a time or a number of images, got {self.budget.unit}; type --finish 2min")
+        if self.batch < 1:
+            raise ValueError(f"batch must be positive, got {self.batch}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if not 0 <= self.label_share <= 1:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,13 @@ def checked(metrics: Metrics, part: str, error: type[Exception] = DivergenceErro
     for name, value in (("loss", metrics.loss), ("score", metrics.score)):
         if not math.isfinite(value):
             raise error(f"{part} {name} must be finite, got {value}{advice}")
+    return metrics
+
+
+def check_metric(metrics: Metrics, metric: Any) -> Metrics:
+    """The metrics with a score of the user's; ValueError where it is not finite and the loss is."""
+    if metric is not None and math.isfinite(metrics.loss) and not math.isfinite(metrics.score):
+        raise ValueError(f"metric must give a finite number, got {metrics.score} where the loss is {metrics.loss:.3g}")
     return metrics
 
 

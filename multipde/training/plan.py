@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from multipde.data.batches import images_per_epoch
-from multipde.storage.records import brief, from_record
+from multipde.storage.records import brief, from_record, json_bytes, record_of
 from multipde.storage.run_directory import RECORD, read_run_record
+from multipde.storage.schema import RUN
 from multipde.storage.stored_network import Given, spec_from_record
 from multipde.training.budget import parse_budget
 from multipde.training.level import Level
@@ -31,6 +32,14 @@ def recorded_plan(
         return Schedule(stages, network), settings, record.get("init")
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ValueError(f"{brief(error)} in {file}") from None
+
+
+def check_record(record: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError for the record of a new run that could not be read again."""
+    found = record_of(json_bytes(record), file, RUN)
+    from_record(TrainSettings, found["settings"], file, "the settings of a run")
+    for level in found["levels"]:
+        from_record(Level, level, file, "a level")
 
 
 def recorded_split(directory: Path | None) -> tuple[int, float]:

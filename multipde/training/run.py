@@ -45,7 +45,7 @@ from multipde.training.job import extend_record, take_shared
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
 from multipde.training.objective import Objective
-from multipde.training.plan import extended, flops_to_share, recorded_plan, shared_budget
+from multipde.training.plan import check_record, extended, flops_to_share, recorded_plan, shared_budget
 from multipde.training.recipe import recipe_text
 from multipde.training.schedule import Schedule
 from multipde.training.settings import TrainSettings
@@ -128,6 +128,9 @@ def train(
     given: Any = model if isinstance(model, str) or callable(model) else None
     (spec, start), side = network_for(model, schedule, read_start(init, given)), schedule.image_size
     images = rank_zero_first(lambda: load_data(data, size=side, **options))
+    if len(images.class_names) < 2:
+        got = f"one, {images.class_names[0]!r}; folders of classes may lie one level deeper"
+        raise ValueError(f"data must have at least two classes, got {got}")
     spec = fit_to_data(spec, images, start is not None)
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)
     num = len(split_indices(len(images.train), settings.seed, settings.validation)[0])
@@ -161,6 +164,7 @@ def train(
             "objective": objective.record(),
             "provenance": provenance(images),
         }
+        check_record(record, run_dir / RECORD)
         with ExitStack() as held:
             if note := take_shared(run_dir, held, record):
                 log.say(note)

@@ -26,7 +26,7 @@ from multipde.training.fine_tuning import FineTuning
 from multipde.training.job import read_agreed
 from multipde.training.level import Level
 from multipde.training.listeners import Listeners
-from multipde.training.monitor import DivergedError, DivergenceError, check_finite, checked
+from multipde.training.monitor import DivergedError, DivergenceError, check_finite, check_metric, checked
 from multipde.training.objective import Objective
 from multipde.training.optimizers import optimizer_flops
 from multipde.training.precise import num_precise, precise_statistics
@@ -116,7 +116,7 @@ class Trainer:
                 except DivergenceError as error:
                     self._recover(error)
         self.net.load_state_dict(self.best)
-        return self.step.frozen.release()
+        return self.step.frozen.release().eval()
 
     @property
     def level(self) -> Level:
@@ -169,8 +169,8 @@ class Trainer:
         return checked(self._evaluate(self._check_signals(batches, is_saved=True)), "test", DivergedError)
 
     def _evaluate(self, batches: Iterator[Batch], net: nn.Module | None = None) -> Metrics:
-        known = self.objective
-        return evaluate_batches(net or self.net, batches, self.compute, loss=known.loss, metric=known.metric)
+        loss, metric = self.objective.loss, self.objective.metric
+        return check_metric(evaluate_batches(net or self.net, batches, self.compute, loss=loss, metric=metric), metric)
 
     def _check_signals(self, batches: Iterable[Batch], is_saved: bool) -> Iterator[Batch]:
         """The batches, with pending signals obeyed before each; see `_obey_signals`."""
@@ -219,6 +219,8 @@ class Trainer:
             self._set_image_size(x.shape[-1])
             loss, scores = self.step(x, labels, rate, x.shape[-1] == (level.crop or level.image_size))
             p.count(loss, scores, labels)
+            if p.epoch == 0 and p.batch == 1:
+                self.step.state()  # raises for what no checkpoint can hold
             p.epoch_seconds = time.perf_counter() - started
             text = f"size {level.label}, epoch {p.epoch + 1} of {level.num_epochs or 'auto'}"
             advance(flops * len(labels) * num_processes(), text)

@@ -267,3 +267,38 @@ def test_unknown_parts_of_a_csv_file_are_named(place):
     file.write_text(file.read_text().replace(",test\n", ",evaluation\n"))
     with pytest.raises(ValueError, match="must have train and test in its column of parts, got evaluation, train"):
         load_data("csv", root=file)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('train/circle/0000.png,"circle,train', "must be a readable CSV file, got unexpected end of data"),
+        ('train/circle/0000.png,"cir\ncle",train', "must have entries of one line, got .* a quote may be missing"),
+        ("{first},{other},train", "must list every image once, got .* with the labels"),
+        ("{first},{own},test", "must list every image once, got .* twice"),
+    ],
+)
+def test_rows_that_are_no_list_of_images_are_refused(place, line, message):
+    file = write_csv(place, place / "odd.csv", "file,label,split", True)
+    first, own = file.read_text().splitlines()[1].split(",")[:2]
+    other = "square" if own != "square" else "circle"
+    file.write_text(file.read_text() + line.format(first=first, own=own, other=other) + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_data("csv", root=file)
+
+
+def test_measured_numbers_are_no_classes(place):
+    file = write_csv(place, place / "numbers.csv", "file,label", False)
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header, *(f"{row.split(',')[0]},{k / 7:.3f}" for k, row in enumerate(rows))]))
+    with pytest.raises(ValueError, match="must have labels that name classes, got 0.143"):
+        load_data("csv", root=file, test_share=0.2)
+
+
+def test_a_share_divides_the_training_rows_only(place):
+    file = write_csv(place, place / "ignored.csv", "file,label,split", True)
+    file.write_text(file.read_text().replace(",test\n", ",ignore\n"))
+    num = file.read_text().count(",train\n")
+    data = load_data("csv", root=file, test_share=0.2)
+    assert len(data.train) + len(data.test) == num
+    assert any("rows of other parts" in note for note in data.notes)
