@@ -239,8 +239,14 @@ def test_a_run_whose_images_have_changed_is_not_tested_on_those_it_was_trained_o
         main(["evaluate", str(run), "--test-share", "0.5"])
     said = capsys.readouterr().err
     assert "data must be divided as those of the run, by test_share 0.25, got 0.5; " + why in said
-    for folder in [each for each in root.iterdir() if each.is_dir()]:
+    shutil.copytree(root, tmp_path / "same")
+    shutil.copytree(root, tmp_path / "more")
+    main(["evaluate", str(run), "--root", str(tmp_path / "same")])
+    for folder in [each for place in (root, tmp_path / "more") for each in place.iterdir() if each.is_dir()]:
         shutil.copy(next(folder.glob("*.png")), folder / "zzz.png")
+    with pytest.warns(UserWarning, match="drawn at random from other images than those of the run"):
+        main(["evaluate", str(run), "--root", str(tmp_path / "more")])
+    capsys.readouterr()
     named = ["--data", "folder", "--root", str(root)]
     for words in (["evaluate", str(run)], ["evaluate", str(run), *named], ["evaluate", str(run), "--robustness"]):
         with pytest.raises(SystemExit, match="2"):
