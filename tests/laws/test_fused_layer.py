@@ -40,6 +40,17 @@ def errors(found, exact):
     return [((a.double() - b).norm() / b.norm().clamp_min(1e-9)).item() for a, b in zip(found, exact, strict=True)]
 
 
+@pytest.fixture(autouse=True)
+def _any_channels(request, monkeypatch):
+    if "own_share" not in request.fixturenames:
+        monkeypatch.setattr(fused_layer, "SHARE_OF_TILES", 0.0)
+
+
+@pytest.fixture
+def own_share():
+    """Leaves the share of a tile from which on it is used as it is."""
+
+
 @pytest.fixture
 def used(monkeypatch):
     """A list of the shapes of the features for which layers were fused."""
@@ -111,6 +122,17 @@ def test_frozen_stencils_and_second_derivatives(monkeypatch):
     found = second(x)
     monkeypatch.setattr("multipde.networks.layers.is_worthwhile", lambda *_: False)
     assert errors([found], [second(x).double()])[0] < 0.05
+
+
+@needs_tiles
+@pytest.mark.usefixtures("own_share")
+def test_layers_that_would_fill_little_of_a_tile_keep_their_parts(used):
+    for channels, is_fused in ((8, False), (12, True), (16, True), (20, False), (24, True)):
+        block, x = block_and_images("parabolic", channels, 5, 5)
+        compile_layers(block)
+        used.clear()
+        outputs(block, x)
+        assert bool(used) == is_fused
 
 
 @needs_tiles

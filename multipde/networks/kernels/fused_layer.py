@@ -16,6 +16,10 @@ from multipde.networks.kernels.native import layers_bf16
 from multipde.networks.kernels.tv_norm import tv_norm
 
 
+SHARE_OF_TILES = 0.75
+"""The kernels compute whole tiles of 16 channels; where fewer of them are used, the parts of a layer are faster."""
+
+
 class Terms(NamedTuple):
     """α a + β x, to which a layer F(x) is added; without a only β x."""
 
@@ -53,7 +57,9 @@ def is_worthwhile(x: Tensor, stencil: Tensor) -> bool:
     is_reduced = stencil.dtype == torch.bfloat16 or (
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
-    return is_reduced and native.handles(x, 1) and layers_bf16.is_available()
+    num = x.shape[1]
+    is_full = num >= SHARE_OF_TILES * (num + -num % 16)
+    return is_reduced and is_full and native.handles(x, 1) and layers_bf16.is_available()
 
 
 def fused_layer(x: Tensor, first: Tensor, norm: Norm, second: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
