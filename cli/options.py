@@ -56,5 +56,6 @@ class DataOptions:
         from multipde.storage.run_directory import recorded_data
 
         recorded = recorded_data(checkpoint)
-        given = {name: value for name, value in self.options().items() if value}
+        given = {name: value for name, value in self.options().items() if value is not None}
+        given = given if self.download else {name: value for name, value in given.items() if name != "download"}
         return None if recorded is None else (recorded[0], recorded[1] | given)

@@ -75,7 +75,8 @@ def _recorded(record: Mapping[str, Any], file: Path, given: Any) -> dict[str, An
     values |= {"data": record.get("data"), "stream": options.get("stream_files"), "init": init}
     weights = record.get("weights") or {}
     values |= {"weights": weights.get("file"), "from_size": weights.get("from_size")}
-    values |= {"shuffle_buffer": options.get("shuffle_buffer"), "skip_bad": options.get("skip_bad", False)}
+    values |= {"shuffle_buffer": options.get("shuffle_buffer"), "test_share": options.get("test_share")}
+    values |= {"skip_bad": options.get("skip_bad", False)}
     return values | ({"steps": "auto"} if settings.auto_steps else {})
 
 

@@ -34,7 +34,7 @@ def given_pictures(images: Any, log: Log) -> list[Path | Tensor]:
     Raises:
         ValueError: there is none, or one is no image.
     """
-    if isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4:
+    if isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4 and len(images):
         return list(batch_pixels(images, "images"))
     one_by_one = isinstance(images, Sequence) and not isinstance(images, (str, os.PathLike))
     found: list[Path | Tensor] = []

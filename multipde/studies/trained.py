@@ -40,16 +40,15 @@ def trained(
     given: Any = network
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)  # as `train` records it
     try:
-        if not directory.exists():
+        if not (directory / RECORD).exists():  # a directory may be left from a start that failed
             plan = Schedule(levels)
             return train(network, plan, data, directory, settings=settings, data_options=options, quiet=quiet, **start)
-        if (file := directory / RECORD).exists():
-            record = read_run_record(directory)
-            plan, recorded, _ = recorded_plan(record, file, given)
-            is_same = (plan.levels, recorded) == (tuple(levels), settings)
-            if not is_same or num_train not in (None, record.get("num_train")):
-                found = f"got another training in {directory}"
-                raise ValueError(f"run_dir must hold this study, {found}; type --run-dir DIR")
+        record = read_run_record(directory)
+        plan, recorded, _ = recorded_plan(record, directory / RECORD, given)
+        is_same = (plan.levels, recorded) == (tuple(levels), settings)
+        if not is_same or num_train not in (None, record.get("num_train")):
+            found = f"got another training in {directory}"
+            raise ValueError(f"run_dir must hold this study, {found}; type --run-dir DIR")
         return resume(directory, None if isinstance(data, str) else data, model=given, quiet=quiet)
     except Interrupted as error:
         where = str(error).partition(";")[0]

@@ -15,7 +15,6 @@ from multipde.networks.kernels.dispatch import with_layout_of
 from multipde.networks.kernels.native import layers_bf16
 from multipde.networks.kernels.tv_norm import tv_norm
 
-
 SHARE_OF_TILES = 0.75
 """The kernels compute whole tiles of 16 channels; where fewer of them are used, the parts of a layer are faster."""
 
