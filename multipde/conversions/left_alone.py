@@ -17,7 +17,7 @@ from multipde.mesh.reparametrize import (
     stencil_layers,
     stencil_parametrization,
 )
-from multipde.mesh.tracing import trace_meshes
+from multipde.mesh.tracing import tell_unmoved, trace_meshes
 from multipde.networks.input_size import can_resize, check_input_size
 from multipde.networks.model_spec import find_spec
 
@@ -43,6 +43,7 @@ def layers_to_leave(model: nn.Module, skip: str | Sequence[str], example: Tensor
     is_known = all(stencil_parametrization(layer) or "left_alone" in vars(layer) for layer in layers.values())
     if layers and example is not None and not is_known:
         reasons = {n: found for n, found in trace_meshes(model, example).items() if isinstance(found, str)}
+        tell_unmoved(reasons)
     reasons = {name: reason for name, reason in reasons.items() if name in layers}
     reasons |= dict.fromkeys(matching(skip, {**composed_layers(model), **layers}), ASKED)
     return tuple(reasons.items())

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from multipde.mesh.modes import check_unshared, check_unwrapped, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization, register
 from multipde.mesh.separable import per_axis, precise
-from multipde.mesh.tracing import REWRITTEN, trace_meshes, uses_own_weight
+from multipde.mesh.tracing import REWRITTEN, tell_unmoved, trace_meshes, uses_own_weight
 
 
 def stencil_layers(module: nn.Module) -> dict[str, _ConvNd]:
@@ -112,6 +112,7 @@ def reparametrize(
         raise ValueError(f"module must be plain, got {done[0]!r} reparametrised already; use set_mesh_size or bake")
     check_unshared(module, map(stored_parameter, layers.values()))
     traced = trace_meshes(module, example) if example is not None else {}
+    tell_unmoved(traced)
     reasons = {name: found for name, found in traced.items() if isinstance(found, str) and name in layers}
     layers = {name: layer for name, layer in layers.items() if name not in reasons}
     check_movable(module, layers, reasons)

@@ -1,6 +1,7 @@
 """The meshes of the convolutions of any module: along which axes of the input they run, and how far it is coarsened."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from multipde.mesh.modes import copied, hooked
 from multipde.mesh.operations import LOST, RULE_OF, Factor, Known, axes_of, broadcast, label, single
 
 REWRITTEN = "weight rewritten at use"
+NO_LAYER = "weight of no convolution of torch.nn"
 COMPUTING = ("forward", "_conv_forward")
 """The methods by which a convolution computes."""
 
@@ -27,6 +29,8 @@ def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, .
     """For every convolution by name the distance of its pixels along each axis in pixels of the example, or a reason.
 
     The reason says why the convolution is no stencil on the mesh of the example, such as "not reached by the example".
+    Weights that are convolved with and belong to no such layer are among the names, with the reason NO_LAYER.
+
     A copy of the module is run on the meta device, which computes only shapes, or where it is if that fails: in
     evaluation mode, and once more in training mode if that leaves layers out, such as auxiliary classifiers. Strides of
     convolutions, pools and slices multiply; views and permutations are followed index by index. Hooks are not called.
@@ -35,6 +39,13 @@ def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, .
         return _traced(copied(module, hooks=False, shapes_only=True), example.to("meta"))
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError):
         return _traced(copied(module, hooks=False), example)
+
+
+def tell_unmoved(reasons: Mapping[str, object]) -> None:
+    """Warn of weights that are convolved with and that no conversion can move, see `trace_meshes`."""
+    if names := [name for name, reason in reasons.items() if reason == NO_LAYER]:
+        shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        warnings.warn(f"stencils that belong to no convolution of torch.nn stay as they are: {shown}", stacklevel=5)
 
 
 def uses_own_weight(layer: _ConvNd) -> bool:
@@ -78,7 +89,8 @@ def _traced(model: nn.Module, example: Tensor) -> dict[str, tuple[float, ...] | 
             later.run()
         found, called = later.found | found, later.called | called
     why = {name: REWRITTEN if name in called else "not reached by the example" for name in names}
-    return {name: found.get(name, why[name]) for name in names}
+    unnamed = {name: reason for name, reason in found.items() if reason == NO_LAYER}
+    return {name: found.get(name, why[name]) for name in names} | unnamed
 
 
 class _Trace(TorchDispatchMode):
@@ -89,6 +101,7 @@ class _Trace(TorchDispatchMode):
         self.model, self.example = model, example.clone()
         convs = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
         self.names = {m.weight.untyped_storage()._cdata: (name, m.weight.shape) for name, m in reversed(convs)}
+        self.others = {p.untyped_storage()._cdata: name for name, p in model.named_parameters()}
         self.modules: dict[nn.Module, str] = {m: name for name, m in convs}
         self.found: dict[str, tuple[float, ...] | str] = {}
         self.called: set[str] = set()
@@ -116,7 +129,10 @@ class _Trace(TorchDispatchMode):
 
     def _find(self, args: Sequence[Any]) -> None:
         x, weight, transposed = args[0], args[1], args[6]
-        name, shape = self.names.get(weight.untyped_storage()._cdata, ("", None))
+        place = weight.untyped_storage()._cdata
+        name, shape = self.names.get(place, ("", None))
+        if not name and place in self.others and max(weight.shape[2:]) > 1 and not transposed:
+            self.found[self.others[place]] = NO_LAYER
         if name in self.found or shape != weight.shape or transposed:
             return
         axes, dim = [single(axis) for axis in axes_of(x)[2:]], self.example.dim() - 2

@@ -275,3 +275,27 @@ class Standardised(nn.Conv2d):
 def test_every_layer_of_a_class_answers_for_itself(order):
     net = nn.Sequential(*(Standardised(3, 3, 3, standardise=flag) for flag in order))
     assert list(stencil_layers(net)) == [str(k) for k, flag in enumerate(order) if not flag]
+
+
+class Functional(nn.Module):
+    """A convolution of torch.nn, and one whose weight is a parameter of the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.kernel = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.randn(4, 4, 3, 3))
+        self.register_buffer("blur", torch.ones(4, 1, 3, 3))
+
+    def forward(self, x):
+        y = functional.conv2d(self.conv(x), self.blur, padding=1, groups=4)
+        return functional.conv2d(y, self.kernel, padding=1)
+
+
+def test_a_weight_of_no_layer_is_told():
+    line = "stencils that belong to no convolution of torch.nn stay as they are: kernel"
+    with pytest.warns(UserWarning, match=line):
+        reparametrize(Functional(), 1 / 32, example=torch.zeros(1, 3, 32, 32))
+    net = Functional()
+    with pytest.warns(UserWarning, match=line):
+        moved = convert(net, factor=2, method="rediscretize", example=torch.zeros(1, 3, 32, 32))
+    assert torch.equal(moved.kernel, net.kernel)
+    assert not torch.equal(moved.conv.weight, net.conv.weight)
