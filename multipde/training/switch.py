@@ -95,11 +95,6 @@ def move_record(
     } | values
 
 
-def moved_score(move: Mapping[str, Any]) -> float:
-    """The number by which networks are compared, after a move: the user's metric if there is one, else the accuracy."""
-    return move.get("metric_recalibrated", move["accuracy_recalibrated"])
-
-
 def move_line(old: Level, level: Level, move: Mapping[str, Any]) -> str:
     """The record of a move as a line on the screen; of one that changes no answer, only the accuracy before it."""
     if move["method"] == COMPOSING:

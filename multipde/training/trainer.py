@@ -37,7 +37,7 @@ from multipde.training.snapshot import Snapshot, opening_stencils
 from multipde.training.state import TrainState
 from multipde.training.step import TrainStep
 from multipde.training.stopping import stopping_rule
-from multipde.training.switch import check_moves, move_line, move_record, moved_score, plan_move
+from multipde.training.switch import check_moves, move_line, move_record, plan_move
 
 MOVE_IMAGES = 2000
 """Number of validation images on which the accuracy before and after a move between levels is measured."""
@@ -149,7 +149,7 @@ class Trainer:
         p = self.state
         if self.stopping is not None:
             is_last = p.index + 1 == len(self.schedule.levels)
-            started = moved_score(p.moves[-1]) if p.index else self.validate(MOVE_IMAGES).score
+            started = p.moves[-1]["accuracy_recalibrated"] if p.index else self.validate(MOVE_IMAGES).accuracy
             p.pace = self.stopping.begin(p.pace, p.flops, p.seconds, self._epoch_flops(p.index), started, is_last)
 
     def validate(self, num: int | None = None, interruptible: bool = False, net: nn.Module | None = None) -> Metrics:
@@ -192,7 +192,7 @@ class Trainer:
         row |= p.end_epoch(flops, replace(validation, seconds=validation.seconds + measured), num_measured)
         if level.epochs is None and self.stopping is not None:
             follows = self._epoch_flops(p.index + 1)
-            p.pace = self.stopping.after_epoch(p.pace, p.epoch, p.flops, p.seconds, validation.score, follows)
+            p.pace = self.stopping.after_epoch(p.pace, p.epoch, p.flops, p.seconds, validation.accuracy, follows)
         if p.is_best(validation):
             self.best = {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
         self.log.row(row, level.num_epochs)

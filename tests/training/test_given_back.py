@@ -120,3 +120,17 @@ def test_images_that_are_changed_in_place_are_seen(data):
     before = evaluate(net, found, size=4).loss
     found.test.images[:] = 255 - found.test.images
     assert evaluate(net, found, size=4).loss != before
+
+
+@pytest.mark.parametrize("factor", [1.0, 100.0, -1.0])
+def test_a_level_ends_by_its_accuracy_whatever_the_metric_of_the_user(factor, data, tmp_path):
+    """Metrics of other units and signs choose other weights, and leave the length of the levels as it is."""
+    settings = TrainSettings(precise_images=0, validation=0.25, budget="0.0003TFLOPs", max_epochs=4)
+    plan = Schedule([Level(size, epochs=None, batch=10, policy="warm_up") for size in (4, 8)])
+
+    def metric(scores, labels):
+        return factor * (scores.argmax(1) == labels).double().mean()
+
+    own = train(NETWORK, plan, data, tmp_path / "own", settings=settings, metric=metric, quiet=True)
+    plain = train(NETWORK, plan, data, tmp_path / "plain", settings=settings, quiet=True)
+    assert len(own.metrics) == len(plain.metrics) > 1
