@@ -113,7 +113,7 @@ def _check_forward(module: nn.Module, name: str) -> None:
         )
 
 
-def check_unshared(module: nn.Module, weights: Iterable[nn.Parameter]) -> None:
+def check_unshared(module: nn.Module, weights: Iterable[Tensor]) -> None:
     """Raise ValueError if one of these weights, which are to change, stands in several places of a module, as the same
     parameter or as others in the same memory."""
 

@@ -229,7 +229,7 @@ def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -
     """The description of a module, of which `ExternalModel.build` returns copies, or of a function that makes one."""
     if isinstance(model, nn.Module):
         found = list(stored_stencils(model).values())
-        own = {"detail": detail_of(model)} | ({"dim": len(found[0].width)} if found else {})
+        own: dict[str, Any] = {"detail": detail_of(model)} | ({"dim": len(found[0].width)} if found else {})
         spec = ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=_Copies(model), **own | described)
         is_own = all(p.reference == p.mesh_size for p in found)
         return spec if is_own or spec.reference is not None else spec.with_reference(found[0].reference)

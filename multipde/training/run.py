@@ -129,7 +129,7 @@ def train(
     (spec, start), side = network_for(model, schedule, read_start(init, given)), schedule.image_size
     images = rank_zero_first(lambda: load_data(data, size=side, **options))
     if len(images.class_names) < 2:
-        got = f"one, {images.class_names[0]!r}; folders of classes may lie one level deeper"
+        got = f"one, {', '.join(images.class_names)!r}; folders of classes may lie one level deeper"
         raise ValueError(f"data must have at least two classes, got {got}")
     spec = fit_to_data(spec, images, start is not None)
     settings = replace(settings, amp=Compute.of(settings.device, settings.amp).amp)

@@ -115,8 +115,9 @@ class _FusedLayer(torch.autograd.Function):
 
 
 def _packed(first: Tensor, norm: Norm, second: Tensor, transposed: bool = False) -> layers_bf16.Controls:
-    taps = (layers_bf16.packed(stencils, transposed) for stencils in (first, second))
-    return layers_bf16.Controls(*taps, *map(layers_bf16.filled, (norm.scale, norm.bias)), norm.eps, norm.relu)
+    first, second = (layers_bf16.packed(stencils, transposed) for stencils in (first, second))
+    scale, bias = map(layers_bf16.filled, (norm.scale, norm.bias))
+    return layers_bf16.Controls(first, second, scale, bias, norm.eps, norm.relu)
 
 
 def _by_autograd(ctx: Any, g: Tensor, later: Tensor | None) -> tuple[Tensor | None, ...]:
