@@ -174,7 +174,7 @@ def set_reference(module: nn.Module, reference: float | Sequence[float]) -> None
     described = spec and spec.with_reference(targets[0])  # all errors before any change
     moved = {}
     for (name, p), target in zip(found.items(), targets, strict=True):
-        new, stencil = copy.copy(p), module.get_submodule(name).weight.detach()  # pyright: ignore
+        new, stencil = copy.deepcopy(p), module.get_submodule(name).weight.detach()  # pyright: ignore
         new.move(p.mesh_size, target)
         moved[name] = new.parameter_of(stencil, name)
     for (name, p), target in zip(found.items(), targets, strict=True):

@@ -235,6 +235,10 @@ def test_a_reference_that_the_precision_of_the_weights_cannot_bear_is_refused(wi
         set_reference(net, 1 / size)
     assert all(torch.equal(layer.weight, before[f"{k}.weight"]) for k, layer in enumerate(net))
     set_reference(net, 1 / 48 if dtype is torch.float32 else 1 / 33)
+    moved = [layer.weight.detach().clone() for layer in net]
+    with pytest.raises(ValueError, match="reference must be nearer"):
+        set_reference(net, 1 / size)
+    assert all(torch.equal(layer.weight, stencils) for layer, stencils in zip(net, moved, strict=True))
 
 
 def test_parameters_that_are_put_in_the_place_of_others_bring_their_device():
