@@ -83,7 +83,7 @@ def _rows(file: Path) -> tuple[list[tuple[str, str, str]], bool]:
     for number, row in enumerate(rows, start=2):
         if not (row[0] and row[1]):
             raise ValueError(f"{file} must name a file and a label in every row, got row {number} without one")
-        if not all(entry.isprintable() for entry in row):
+        if any(letter < " " for entry in row for letter in entry):
             got = f"{' '.join(row)[:80]!r} in row {number}; a quote may be missing"
             raise ValueError(f"{file} must have entries of one line, got {got}")
     return rows, columns["split"] is not None  # pyright: ignore[reportReturnType]

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from multipde.storage.run_directory import RECORD, read_run_record, resolved
 from multipde.storage.schema import RUN
 
 COMMAND = 10_000
-"""Characters of a command that are recorded."""
+"""Characters of a command that are recorded, at most, in whole words."""
 PACKAGES = ("multipde", "torch", "torchvision", "kornia", "numpy")
 
 
 def provenance(images: ImageData) -> dict[str, Any]:
     """Command, versions, machine and data of a new run. No program is called, since the folder may be untrusted."""
-    command = shlex.join(sys.argv)
-    command = command if len(command) <= COMMAND else f"{command[:COMMAND]} ..."
+    lengths = accumulate(len(word) + 1 for word in sys.argv)
+    words = [word for word, length in zip(sys.argv, lengths, strict=True) if length <= COMMAND]
+    command = shlex.join(words) + " ..." * (len(words) < len(sys.argv))
     return {"command": command, "versions": versions(), "machine": machine(), "data": data_record(images)}
 
 

@@ -310,3 +310,12 @@ def test_a_share_divides_the_training_rows_only(place):
     data = load_data("csv", root=file, test_share=0.2)
     assert len(data.train) + len(data.test) == num
     assert any("rows of other parts" in note for note in data.notes)
+
+
+def test_names_with_narrow_spaces_are_read(place):
+    """As macOS writes them into the names of screenshots."""
+    file = write_csv(place, place / "narrow.csv", "file,label", False)
+    path = file.read_text().splitlines()[1].split(",")[0]
+    shutil.copy(place / path, place / "at 9.41\u202fPM\u00a0(2).png")
+    file.write_text(file.read_text() + "at 9.41\u202fPM\u00a0(2).png,circle\n", encoding="utf-8")
+    assert len(load_data("csv", root=file, test_share=0.2).train) > 0
