@@ -18,7 +18,7 @@ import torch
 from multipde.networks import user_cache
 
 SOURCES = Path(__file__).parent
-"""Directory of the sources; ``norms.cpp`` and ``convolutions.cpp`` are a library each."""
+"""Directory of the sources; each file ``.cpp`` is a library."""
 
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp", "-shared", "-fPIC")
