@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 
 from multipde.conversions.new_size import size_after
@@ -19,7 +18,7 @@ from multipde.mesh.reparametrize import (
 )
 from multipde.mesh.tracing import tell_unmoved, trace_meshes
 from multipde.networks.input_size import can_resize, check_input_size
-from multipde.networks.model_spec import find_spec
+from multipde.networks.model_spec import example_images, find_spec
 
 ASKED = "left out by skip"
 
@@ -38,8 +37,7 @@ def layers_to_leave(model: nn.Module, skip: str | Sequence[str], example: Tensor
     """
     layers, spec, reasons = stencil_layers(model), find_spec(model), {}
     if example is None and spec is not None and not spec.block_steps:  # PDE networks have nothing but stencils
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        example = torch.zeros(2, spec.in_channels, *spec.image_sizes, device="meta", dtype=dtype)
+        example = example_images(model, spec.in_channels, spec.image_sizes)
     is_known = all(stencil_parametrization(layer) or "left_alone" in vars(layer) for layer in layers.values())
     if layers and example is not None and not is_known:
         reasons = {n: found for n, found in trace_meshes(model, example).items() if isinstance(found, str)}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from multipde.mesh.modes import copied
-from multipde.networks.model_spec import ModelSpec, find_spec
+from multipde.networks.model_spec import ModelSpec, example_images, find_spec
 
 ERRORS = RuntimeError, TypeError, ValueError, AssertionError, IndexError, ArithmeticError
 """What networks raise for images of a size that they cannot take."""
@@ -58,9 +58,8 @@ def check_input_size(model: nn.Module, spec: ModelSpec) -> None:
 
 def _run(model: nn.Module, spec: ModelSpec, device: torch.device) -> None:
     set_input_size(model, spec.image_sizes, spec.label)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     with torch.no_grad():
-        model.eval()(torch.zeros(2, spec.in_channels, *spec.image_sizes, device=device, dtype=dtype))
+        model.eval()(example_images(model, spec.in_channels, spec.image_sizes, device))
 
 
 def refused(what: str, sizes: Sequence[int], error: Exception) -> str:

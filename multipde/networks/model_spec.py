@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multipde.mesh.modes import check_unwrapped, copied
 from multipde.mesh.reparametrize import detail_of, reparametrize, stencil_layers, stored_stencils
@@ -178,9 +178,17 @@ def reparametrize_for(net: nn.Module, spec: ModelSpec, references: tuple[int, ..
     An example image is sent through the network to find out how far its strides have coarsened the mesh at each layer.
     """
     detail, device = detail_of(net), next(net.parameters()).device
-    example = torch.zeros(2, spec.in_channels, *(detail * s for s in spec.sizes), device=device)
+    example = example_images(net, spec.in_channels, [detail * s for s in spec.sizes], device)
     h, reference = [1 / s for s in spec.sizes], references and [1 / r for r in references]
     reparametrize(net, h, reference=reference, stride=1 / detail, example=example)
+
+
+def example_images(
+    net: nn.Module, in_channels: int, sizes: Sequence[int], device: torch.device | str = "meta"
+) -> Tensor:
+    """Two images of zeros in the precision of a network's weights, to trace it with."""
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point() or p.is_complex()), None)
+    return torch.zeros(2, in_channels, *sizes, device=device, dtype=dtype)
 
 
 def with_meshes(model: Model) -> Model:

@@ -27,8 +27,9 @@ from multipde import (
     save,
     transfer_stencil,
 )
-from multipde.mesh.reparametrize import set_reference, stencil_layers, stored_parameter
+from multipde.mesh.reparametrize import set_reference, stencil_layers, stored_parameter, stored_stencils
 from multipde.networks.cost import count_flops
+from multipde.networks.model_spec import with_meshes
 
 METHODS = ("copy", "rediscretize", "galerkin")
 
@@ -389,3 +390,14 @@ def test_a_reference_that_is_no_mesh_of_pixels_is_refused_for_a_described_networ
     with pytest.raises(ValueError, match="reference must be 1 / a whole number of pixels"):
         set_reference(net, 0.013)
     assert net.multipde_spec.references == (64, 64)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64], ids=str)
+def test_described_networks_of_other_precisions_are_traced_in_theirs(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)).to(dtype)
+    described = describe(net, size=32, classes=5)
+    moved = convert(described, size=16, method="rediscretize")
+    assert not torch.equal(moved[0].weight, net[0].weight)
+    assert [p.stride for p in stored_stencils(with_meshes(described)).values()] == [(1, 1), (1, 1)]
