@@ -12,11 +12,10 @@ using Vector = Floats<LANES>;
 struct Memory {
     const int64_t wide;
     Image x, g, n, dz;
-    Buffer<float> sums, stencils;
+    Buffer<float> sums;
 
     Memory(int64_t height, int64_t width, int64_t channels)
-        : wide(up_to(16, channels)), x(height, width, wide), g(x), n(x), dz(x), sums(AT_ONCE * wide),
-          stencils(18 * wide * wide) {}
+        : wide(up_to(16, channels)), x(height, width, wide), g(x), n(x), dz(x), sums(AT_ONCE * wide) {}
 };
 
 // The channels from c on of a pixel with `channels` of them, as a whole vector, whatever is in the channels that do not exist.
@@ -181,6 +180,7 @@ extern "C" void layer_backward(const bfloat16* x, const bfloat16* g, const bfloa
         Memory m(height, width, channels);
         StencilGradient gradient(m.x);
         Sums<LANES, 0> own(wide);
+        Buffer<float> own_stencils(2 * taps);
         const Tiles tiles;
         const int64_t me = omp_get_thread_num();
 #pragma omp for schedule(static)
@@ -190,14 +190,14 @@ extern "C" void layer_backward(const bfloat16* x, const bfloat16* g, const bfloa
             own.move_to(&sums[me * 2 * wide]);
             gradient.take_features(m.n);
             gradient.take_gradient(m.g);
-            gradient.add_to(m.stencils.data() + taps);
+            gradient.add_to(own_stencils.data() + taps);
             m.x.fill(x + i * size, channels);
             gradient.take_features(m.x);
             gradient.take_gradient(m.dz);
-            gradient.add_to(m.stencils.data());
+            gradient.add_to(own_stencils.data());
             add(m, m.dz, first, alpha, a + i * size, beta, g + i * size, dx + i * size, channels);
         }
-        stencils[me] = std::move(m.stencils);
+        stencils[me] = std::move(own_stencils);
     }
     std::fill(totals, totals + 2 * (wide + taps), 0.0f);
     for (int64_t t = 0; t < threads; t++) {

@@ -55,11 +55,11 @@ class Image {
     Buffer<bfloat16> memory;
 
   public:
-    const int64_t height, width, channels, line, positions;
+    const int64_t height, width, channels, line;
 
     Image(int64_t height, int64_t width, int64_t channels)
         : memory(((height + 2) * (width + 2) + AT_ONCE + 3) * channels), height(height), width(width), channels(channels),
-          line(width + 2), positions(up_to(AT_ONCE, height * line)) {}
+          line(width + 2) {}
 
     // From -line - 1, the first of the margin.
     bfloat16* at(int64_t position) { return memory.data() + (position + line + 1) * channels; }
