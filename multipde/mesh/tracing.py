@@ -17,6 +17,9 @@ from multipde.mesh.operations import LOST, RULE_OF, Factor, Known, axes_of, broa
 
 REWRITTEN = "weight rewritten at use"
 NO_LAYER = "weight of no convolution of torch.nn"
+FIXED = "its mesh does not follow the size of the images"
+Meshes = dict[str, tuple[float, ...] | str]
+"""The distances of the pixels by names of convolutions, or the reason why there are none."""
 COMPUTING = ("forward", "_conv_forward")
 """The methods by which a convolution computes."""
 
@@ -25,7 +28,7 @@ _ANSWERS: WeakKeyDictionary[type, dict[tuple[tuple[str, Any], ...], bool]] = Wea
 """What `uses_own_weight` has found out about layers of a class with the same settings of their own."""
 
 
-def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, ...] | str]:
+def trace_meshes(module: nn.Module, example: Tensor) -> Meshes:
     """For every convolution by name the distance of its pixels along each axis in pixels of the example, or a reason.
 
     The reason says why the convolution is no stencil on the mesh of the example, such as "not reached by the example".
@@ -34,6 +37,8 @@ def trace_meshes(module: nn.Module, example: Tensor) -> dict[str, tuple[float, .
     A copy of the module is run on the meta device, which computes only shapes, or where it is if that fails: in
     evaluation mode, and once more in training mode if that leaves layers out, such as auxiliary classifiers. Strides of
     convolutions, pools and slices multiply; views and permutations are followed index by index. Hooks are not called.
+    It is run with an image of twice the size too: a convolution on maps of a fixed size, as behind
+    ``Upsample(size=14)``, has the same mesh size for all images, and the reason FIXED.
     """
     try:
         return _traced(copied(module, hooks=False, shapes_only=True), example.to("meta"))
@@ -78,11 +83,11 @@ def _is_seen_to_use(layer: _ConvNd) -> bool:
     return bool(trace.found)
 
 
-def _traced(model: nn.Module, example: Tensor) -> dict[str, tuple[float, ...] | str]:
+def _traced(model: nn.Module, example: Tensor) -> Meshes:
     names = [name for name, layer in model.named_modules() if isinstance(layer, _ConvNd)]
     trace = _Trace(model.eval(), example)
     trace.run()
-    found, called = trace.found, trace.called
+    found, called = _following(model, example, trace.found), trace.called
     if not set(names) <= set(found) | called:
         later = _Trace(model.train(), example.expand(max(2, len(example)), *example.shape[1:]))
         with suppress(Exception):  # what happens in training is not needed
@@ -91,6 +96,23 @@ def _traced(model: nn.Module, example: Tensor) -> dict[str, tuple[float, ...] | 
     why = {name: REWRITTEN if name in called else "not reached by the example" for name in names}
     unnamed = {name: reason for name, reason in found.items() if reason == NO_LAYER}
     return {name: found.get(name, why[name]) for name in names} | unnamed
+
+
+def _following(model: nn.Module, example: Tensor, found: Meshes) -> Meshes:
+    """The meshes that were found, with a reason for those that stay as they are where the images are twice as large."""
+    doubled = _Trace(model, example.repeat(1, 1, *[2] * (example.dim() - 2)))
+    with suppress(Exception):  # networks for images of one size alone
+        doubled.run()
+    fixed = []
+    for name, mesh in found.items():
+        other = doubled.found.get(name, FIXED)
+        if isinstance(mesh, str) or isinstance(other, str):
+            continue
+        width = doubled.modules[name].kernel_size
+        ratios = [a / b for a, b, w in zip(mesh, other, width, strict=True) if w > 1]
+        if not all(2**-0.5 < ratio < 2**0.5 for ratio in ratios):  # sizes that are rounded make far less of it
+            fixed.append(name)
+    return found | dict.fromkeys(fixed, FIXED)
 
 
 class _Trace(TorchDispatchMode):
@@ -102,15 +124,17 @@ class _Trace(TorchDispatchMode):
         convs = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
         self.names = {m.weight.untyped_storage()._cdata: (name, m.weight.shape) for name, m in reversed(convs)}
         self.others = {p.untyped_storage()._cdata: name for name, p in model.named_parameters()}
-        self.modules: dict[nn.Module, str] = {m: name for name, m in convs}
-        self.found: dict[str, tuple[float, ...] | str] = {}
+        self.modules: dict[str, _ConvNd] = dict(convs)
+        self.found: Meshes = {}
         self.called: set[str] = set()
         self.known: Known = {}
 
     def run(self) -> None:
         own = [Factor(s, axis) for axis, s in enumerate(self.example.shape[2:])]
         label(self.example, [(Factor(s),) for s in self.example.shape[:2]] + [(f,) for f in own])
-        handles = (m.register_forward_pre_hook(lambda m, _: self.called.add(self.modules[m])) for m in self.modules)
+        self.known.update({(f.axis, f.size): 1.0 for f in own})
+        names = {m: name for name, m in self.modules.items()}
+        handles = (m.register_forward_pre_hook(lambda m, _: self.called.add(names[m])) for m in names)
         with hooked(handles), torch.no_grad(), self:
             self.model(self.example)
 

@@ -299,3 +299,36 @@ def test_a_weight_of_no_layer_is_told():
         moved = convert(net, factor=2, method="rediscretize", example=torch.zeros(1, 3, 32, 32))
     assert torch.equal(moved.kernel, net.kernel)
     assert not torch.equal(moved.conv.weight, net.conv.weight)
+
+
+class ToOneSize(nn.Sequential):
+    """Upsampling to the size of the images, which is another one for other images."""
+
+    def forward(self, x):
+        small, large = self
+        return large(functional.interpolate(small(x), size=x.shape[2:], mode="bilinear"))
+
+
+@pytest.mark.parametrize(
+    "fixed", [nn.Upsample(size=14), nn.Upsample(size=(14, 14), mode="bilinear"), nn.AdaptiveAvgPool2d(8)]
+)
+def test_maps_of_a_fixed_size_have_the_same_mesh_for_all_images(fixed):
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), fixed, nn.Conv2d(3, 3, 3, padding=1))
+    assert strides(net, 3, 16, 16) == {"0": (1, 1), "2": "its mesh does not follow the size of the images"}
+    with pytest.warns(UserWarning, match=r"1 convolutions move, 1 stay as they are: 2 \(its mesh does not follow"):
+        moved = convert(net, factor=2, method="rediscretize", example=torch.zeros(1, 3, 16, 16))
+    assert torch.equal(moved[2].weight, net[2].weight)
+    assert not torch.equal(moved[0].weight, net[0].weight)
+    reparametrize(net, 1 / 16, example=torch.zeros(1, 3, 16, 16))
+    assert list(stencil_layers(net)) == ["0"]
+
+
+def test_maps_of_the_size_of_the_images_follow_it():
+    found = strides(ToOneSize(nn.Conv2d(3, 3, 3, stride=3), nn.Conv2d(3, 3, 3)), 3, 16, 16)
+    assert found == {"0": (1, 1), "1": (1, 1)}
+
+
+def test_only_the_axis_whose_size_is_fixed_counts():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d((None, 4)), nn.Conv2d(3, 3, (3, 1)), nn.Conv2d(3, 3, 3))
+    found = strides(net, 3, 16, 16)
+    assert found == {"1": (1, 4), "2": "its mesh does not follow the size of the images"}
