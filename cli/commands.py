@@ -3,9 +3,11 @@
 import contextlib
 import difflib
 import io
+import os
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -94,7 +96,22 @@ def _parsed(arguments: Sequence[str]) -> Any:
         _check_name("option", typed, known, prog, f"those of {prog}")
     command = tyro.cli(COMMANDS[name], prog=f"multipde {name}", args=others)
     _check_lists(command.study if isinstance(command, Bench) else command, others)
-    return command
+    return _with_home(command)
+
+
+def _with_home(options: Any) -> Any:
+    """The options with ``~`` expanded in all paths, which a shell does not do in ``--run=~/runs/1``."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, Path):
+            return Path(os.path.expanduser(value))
+        if isinstance(value, tuple):
+            return tuple(map(expanded, value))
+        return _with_home(value) if is_dataclass(value) else value
+
+    found = {entry.name: getattr(options, entry.name) for entry in fields(options) if entry.init}
+    changed = {name: new for name, value in found.items() if (new := expanded(value)) != value}
+    return replace(options, **changed) if changed else options
 
 
 def _check_lists(options: Any, words: Sequence[str]) -> None:

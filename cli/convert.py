@@ -84,6 +84,7 @@ class Convert(DataOptions):
             num_images=self.num_images,
             finish=self.finish,
             unlabelled=self.images,
+            skip_bad=self.skip_bad,
             compile=self.compile,
             device=self.device,
             amp=self.amp,

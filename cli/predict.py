@@ -26,6 +26,8 @@ class Predict:
     """File for a figure of the images with bars for the probabilities, .png, .svg or .pdf."""
     views: Literal[1, 2] = 1
     """2: use the mean of the scores of every image and of its mirror image."""
+    skip_bad: bool = False
+    """Leave out files that cannot be decoded; they are counted, and the first is named."""
     json: bool = False
     """Print a line of JSON per image instead of a table."""
     device: str = "auto"
@@ -42,6 +44,7 @@ class Predict:
             check_figure_file(self.plot)
         log, notes = Log(needed=True), Log(stream="stderr")
         how = {"fit": self.fit, "device": self.device, "amp": self.amp, "views": self.views, "log": notes}
+        how |= {"skip_bad": self.skip_bad}
         found = predict(self.checkpoint, self.images, model=self.arch, **how)
         tell_predictions(found, log, as_json=self.json)
         if self.plot is not None:

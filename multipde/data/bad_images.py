@@ -5,14 +5,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from multipde.data.decode import DECODING, decode_image
+from multipde.data.decode import DECODING, UNREADABLE, decode_image
 from multipde.data.tar_members import Member, TarMembers
 from multipde.networks.user_cache import cache_directory, is_own, replaced
 
@@ -49,6 +49,17 @@ class Skipped:
         return bool(self.shards or self.images)
 
 
+@contextmanager
+def offering_to_skip() -> Iterator[None]:
+    """Within the context the error for an image that cannot be decoded says what to type to go on without it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(UNREADABLE):
+            raise ValueError(f"{error}; type --skip-bad to go on without such images") from None
+        raise
+
+
 def sound_images(files: Sequence[Path] | TarMembers, skipped: Skipped) -> Tensor:
     """The indices of the images that can be decoded; a line for each of the others is added to ``skipped``.
 
@@ -69,6 +80,15 @@ def sound_images(files: Sequence[Path] | TarMembers, skipped: Skipped) -> Tensor
     sound = torch.ones(len(files), dtype=torch.bool)
     sound[torch.tensor(list(found), dtype=torch.int64)] = False
     return sound.nonzero().flatten()
+
+
+def sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The files that can be decoded, and what the user is told of the others; none of none."""
+    if not paths:
+        return [], []
+    skipped = Skipped()
+    sound = [paths[k] for k in sound_images(paths, skipped).tolist()]
+    return sound, skipped.notes(len(sound))
 
 
 def _bad(files: Sequence[Path] | TarMembers) -> Iterator[tuple[int, str]]:

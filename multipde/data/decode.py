@@ -27,6 +27,7 @@ FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")
 """The formats that are tried, whatever the ending of a file; some other decoders of PIL start programs."""
 SCALES = (8, 4, 2)
 """A JPEG can be decoded at its size divided by one of these."""
+UNREADABLE = "image must be readable"
 DECODING = 3
 """Version of the decoding: a change of the code that changes pixels must raise it, so that old caches are ignored."""
 
@@ -123,7 +124,7 @@ def _opened(path: Path | Member) -> "Iterator[Image.Image]":
                 raise ValueError(f"more than {PIXELS:,} pixels ({file.width} x {file.height})")
             yield file
     except Exception as error:
-        raise ValueError(f"image must be readable, got {path}: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"{UNREADABLE}, got {path}: {' '.join(str(error).split())[:200]}") from None
 
 
 def decode_images(paths: Sequence[Path], size: int) -> Tensor:

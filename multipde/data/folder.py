@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from multipde.data.bad_images import Skipped, sound_images
+from multipde.data.bad_images import Skipped, offering_to_skip, sound_images
 from multipde.data.decode import decode_images, image_sizes
 from multipde.data.decoded_cache import DecodedCache
 from multipde.data.held_back import TEST_PARTS, needs_share, share_note, split_by_class
@@ -111,7 +111,8 @@ def load_files(
     cache = None if stream_files else DecodedCache(paths, size)
     images, notes = (cache and cache.read()) or (None, [])
     if images is None:
-        counts, num_several = image_sizes(paths)
+        with offering_to_skip():
+            counts, num_several = image_sizes(paths)
         side, notes = common_side(counts, size)
         if num_several:
             notes.append(f"{num_several:,} files hold several frames: the first is taken")
@@ -119,7 +120,8 @@ def load_files(
         if cache is None or (stream_files is None and num_bytes > MEMORY_BYTES):
             listed.append(f"{len(paths):,} images streamed from their files ({num_bytes / 2**30:.2f} GiB decoded)")
         else:
-            images = decode_images(paths, side)
+            with offering_to_skip():
+                images = decode_images(paths, side)
             if reason := cache.write(images, notes):
                 listed.append(f"the decoded images are not kept for the next start: {reason}")
     if images is None:

@@ -1,5 +1,6 @@
 """A data set for training and evaluation: its images, its classes and its statistics."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -54,6 +55,11 @@ class ImageData:
             more = f" and {len(missing) - 3:,} others" if len(missing) > 3 else ""
             note = f"no training image has the class {', '.join(missing[:3])}{more}"
             self.notes = (*self.notes, *([note] if note not in self.notes else []))
+
+    def enlarged(self, sides: Iterable[int]) -> list[str]:
+        """A note where networks see the images larger than they are kept, at the largest of these sides."""
+        largest = max(sides)
+        return [f"images of {self.size} pixels are enlarged to {largest}"] if largest > self.size else []
 
     @property
     def dim(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from multipde.data.bad_images import offering_to_skip, sound_files
 from multipde.data.decode import decode_images, image_sizes
 from multipde.data.folder import image_files, left_out_text
 from multipde.data.image_data import MEMORY_BYTES, ImageData
@@ -17,7 +18,7 @@ LEAST_IMAGES = 50
 """The smallest number of images of which some can be held back and the others say something about all."""
 
 
-def load_unlabelled(source: Any, size: int) -> ImageSet:
+def load_unlabelled(source: Any, size: int, skip_bad: bool = False) -> ImageSet:
     """Images without labels, with all labels zero.
 
     Args:
@@ -25,6 +26,7 @@ def load_unlabelled(source: Any, size: int) -> ImageSet:
             squares of side ``size``; a warning says what is left out. Or images (N, C, *size) as a tensor or array,
             uint8 or on [0, 1]. Or an `ImageData`, of which the training images are taken, with their labels.
         size: the smallest side that is needed.
+        skip_bad: leave out images of a folder that cannot be decoded; a warning counts them.
 
     Raises:
         ValueError: there is no such folder, there are too few images, one of them is broken, or some are smaller than
@@ -43,11 +45,16 @@ def load_unlabelled(source: Any, size: int) -> ImageSet:
     paths, left_out = image_files(root)
     if left_out:
         warnings.warn(left_out_text(root, left_out), stacklevel=3)
+    if skip_bad:
+        paths, notes = sound_files(paths)
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
     labels = torch.zeros(len(paths), dtype=torch.long)
-    smallest = min(map(min, image_sizes(paths)[0])) if paths else 0
-    streamed = _large_enough(StreamedImages(paths, labels), smallest, size)
-    is_large = 3 * size**2 * len(paths) > MEMORY_BYTES
-    return streamed if is_large else TensorImages(decode_images(paths, size), labels)
+    with offering_to_skip():
+        smallest = min(map(min, image_sizes(paths)[0])) if paths else 0
+        streamed = _large_enough(StreamedImages(paths, labels), smallest, size)
+        is_large = 3 * size**2 * len(paths) > MEMORY_BYTES
+        return streamed if is_large else TensorImages(decode_images(paths, size), labels)
 
 
 def _large_enough(images: ImageSet, smallest: int, size: int) -> ImageSet:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multipde.data.bad_images import offering_to_skip, sound_files
 from multipde.data.decode import decode_image
 from multipde.data.folder import image_files, left_out_text
 from multipde.data.pixels import batch_pixels, image_pixels
@@ -24,12 +25,13 @@ Picture = Union[str, Path, Tensor, np.ndarray, "Image.Image"]
 """A file, a folder, or an image in memory in uint8 or floats on [0, 1]: a tensor (C, H, W), an array (H, W[, C])."""
 
 
-def given_pictures(images: Any, log: Log) -> list[Path | Tensor]:
+def given_pictures(images: Any, log: Log, skip_bad: bool = False) -> list[Path | Tensor]:
     """The files, and the uint8 pixels (C, H, W) of images in memory, in their order.
 
     Args:
         images: one image, a batch (N, C, H, W) as a tensor or (N, H, W[, C]) as an array, or a sequence of images.
         log: is told which files of a folder are left out.
+        skip_bad: leave out files that cannot be decoded, too.
 
     Raises:
         ValueError: there is none, or one is no image.
@@ -46,6 +48,12 @@ def given_pictures(images: Any, log: Log) -> list[Path | Tensor]:
             if pixels.dim() != 3:
                 raise ValueError(f"image {number} must be (C, H, W), got shape {tuple(pixels.shape)}")
             found.append(pixels)
+    if skip_bad:
+        sound, notes = sound_files([each for each in found if isinstance(each, Path)])
+        left = set(sound)
+        found = [each for each in found if not isinstance(each, Path) or each in left]
+        for note in notes:
+            log.say(f"note: {note}")
     if not found:
         raise ValueError("images must name at least one file or folder, or hold one image, got none")
     return found
@@ -84,9 +92,10 @@ def square_picture(picture: Path | Tensor, spec: ModelSpec, fit: str, sides: Seq
     """
     add, size = shapes.add, spec.image_sizes[0]
     if isinstance(picture, Path):
+        with offering_to_skip():
+            image = decode_image(picture, size if fit == "image" else None, add)
         if fit == "image":
-            return decode_image(picture, size, add)
-        image = decode_image(picture, None, add)
+            return image
     else:
         add(tuple(picture.shape[1:]))
         image = picture.expand(3, -1, -1) if len(picture) == 1 and spec.in_channels == 3 else picture

@@ -72,6 +72,7 @@ def predict(
     device: str = "auto",
     amp: str = "off",
     views: int = 1,
+    skip_bad: bool = False,
     log: Log | None = None,
 ) -> list[Prediction]:
     """Classify images with a trained network.
@@ -88,10 +89,11 @@ def predict(
             checkpoint for several sizes ``"image"`` takes the largest size, and ``"net"`` the largest one within the
             image. In all cases images that are not square are resized to squares.
         device, amp, views: device, precision and views of every image, as in `evaluate`.
-        log: is told which files of a folder are left out, and of pictures that are squeezed or have several frames.
+        skip_bad: leave out files that cannot be decoded. Each file is then decoded twice.
+        log: is told which files are left out, and of pictures that are squeezed or have several frames.
 
     Returns:
-        One `Prediction` per image, in their order.
+        One `Prediction` per image that is not left out, in their order.
 
     Raises:
         ValueError: there is no image, an image cannot be read or has other channels than the network, fit is unknown,
@@ -103,7 +105,7 @@ def predict(
         raise ValueError("model must be left out where the network itself is given, got both")
     loaded = unwrapped(checkpoint) if isinstance(checkpoint, nn.Module) else load(checkpoint, model)
     log = log or Log(quiet=True)
-    compute, files, shapes = Compute.of(device, amp), given_pictures(images, log), Shapes()
+    compute, files, shapes = Compute.of(device, amp), given_pictures(images, log, skip_bad), Shapes()
     trained = networks_of(loaded)
     net, spec = trained[-1], spec_of(trained[-1])
     if spec.dim != 2 or (spec.in_channels != 3 and any(isinstance(each, Path) for each in files)):

@@ -70,7 +70,8 @@ def evaluate_sizes(
     for size in chosen:
         count_flops(spec.for_images(size))  # raises for a size that the network cannot have, before images are read
     images = images_for(spec, checkpoint, data, max(*chosen, own))
-    for note in () if log is None else images.skipped.notes(len(images.train) + len(images.test)):
+    notes = images.skipped.notes(len(images.train) + len(images.test)) + images.enlarged(chosen)
+    for note in () if log is None else notes:
         Log(stream="stderr").say(f"note: {note}")
     evaluator = Evaluator.of(images, compute, Normalize.of(spec), split=split, num_images=num_images)
     evaluator = replace(evaluator, held_back=evaluator.held_back[:0])

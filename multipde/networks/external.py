@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from multipde.mesh.modes import copied
+from multipde.mesh.modes import copied, unwrapped
 from multipde.mesh.reparametrize import detail_of, stencil_layers, stored_stencils
 from multipde.networks import architectures
 from multipde.networks.cost import num_weights
@@ -206,7 +206,7 @@ def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **descr
         classes: number of classes.
         described: other fields of `ExternalModel`: in_channels, class_names, mean, std, ...
     """
-    net = copied(model)
+    net = copied(unwrapped(model))
     if find_spec(net) is None:
         net.multipde_spec = given_model(net, size=size, classes=classes, **described)  # pyright: ignore
     return net
@@ -228,6 +228,7 @@ class _Copies:
 def given_model(model: nn.Module | Callable[..., nn.Module], **described: Any) -> ExternalModel:
     """The description of a module, of which `ExternalModel.build` returns copies, or of a function that makes one."""
     if isinstance(model, nn.Module):
+        model = unwrapped(model)
         found = list(stored_stencils(model).values())
         own: dict[str, Any] = {"detail": detail_of(model)} | ({"dim": len(found[0].width)} if found else {})
         spec = ExternalModel(f"{PYTHON}:{type(model).__name__}", factory=_Copies(model), **own | described)

@@ -47,6 +47,7 @@ class ConversionInput:
         num_images: number of test images, and of images held back to choose the method.
         finish: how long the old network teaches the converted one, see `finish_budget`; ``"none"`` for not at all.
         unlabelled: folder of images, with or without classes, from which it learns; those of the data if left out.
+        skip_bad: leave out those of them that cannot be decoded.
         compile: use compiled kernels for the finish.
         device, amp: device and precision, as in `evaluate`.
     """
@@ -62,6 +63,7 @@ class ConversionInput:
     num_images: int = 2000
     finish: str = "auto"
     unlabelled: Path | None = None
+    skip_bad: bool = False
     compile: bool = False
     device: str = "auto"
     amp: str = "off"
@@ -101,10 +103,10 @@ class ConversionInput:
                 log.say(f"the data of the run cannot be read ({error})")
             else:
                 check_classes(spec_of(old), images)
-                for note in images.skipped.notes(len(images.train) + len(images.test)):
+                for note in images.skipped.notes(len(images.train) + len(images.test)) + images.enlarged([side]):
                     log.say(f"note: {note}")
         if self.unlabelled is not None:
-            other = load_unlabelled(self.unlabelled, side)
+            other = load_unlabelled(self.unlabelled, side, self.skip_bad)
             if images is None:
                 images, other = taught_data(old, other, self.unlabelled.name, compute), None
                 log.say("the images have no labels: accuracy is the agreement with the old network")

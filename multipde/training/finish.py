@@ -19,7 +19,7 @@ from multipde.data.image_data import ImageData
 from multipde.data.images import ImageSet, Key
 from multipde.data.unlabelled import load_unlabelled
 from multipde.evaluation.metrics import fastest, scored_batches
-from multipde.mesh.modes import eval_mode
+from multipde.mesh.modes import eval_mode, ordinary_tensors
 from multipde.networks.all_sizes import AllSizes, networks_of
 from multipde.networks.inputs import Normalize
 from multipde.networks.model_spec import spec_of
@@ -42,6 +42,8 @@ TOLERANCE = 0.01
 """With a share of right images that is less than this below that of the old network, nothing is left to learn."""
 
 
+@ordinary_tensors()
+@torch.enable_grad()
 def finish(
     new: nn.Module,
     old: nn.Module,

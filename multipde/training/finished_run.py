@@ -40,7 +40,8 @@ def finish_run(trainer: Trainer, images: ImageData) -> Run:
     log, run_dir = trainer.log, trainer.run_dir
     sizes = [level.size for level in trainer.schedule.levels]
     falling = [f"sizes go from large to small, {' '.join(map(str, sizes))}; coarse to fine is the other way round"]
-    for note in (*images.notes, *falling * (sizes != sorted(sizes))):
+    enlarged = images.enlarged(level.image_size for level in trainer.schedule.levels)
+    for note in (*images.notes, *enlarged, *falling * (sizes != sorted(sizes))):
         log.say(f"note: {note}")
     log.log.table(trainer.schedule.rows(), f"{images.name}, {spec_of(trainer.net).label}")
     with closing(ChecksumWriter(images, run_dir / RECORD)) as checksum:

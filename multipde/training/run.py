@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from multipde.data.augmentation import ImageFunction
@@ -56,6 +57,7 @@ from multipde.training.weights_file import WeightsFile, weights_given
 
 @process_group()
 @ordinary_tensors()
+@torch.enable_grad()
 def train(
     model: Any,
     schedule: Schedule | Sequence[Level],
@@ -173,6 +175,7 @@ def train(
 
 @process_group()
 @ordinary_tensors()
+@torch.enable_grad()
 def resume(
     run_dir: str | Path,
     data: Any = None,

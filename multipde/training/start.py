@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from multipde.conversions.convert import conversion
@@ -12,6 +13,7 @@ from multipde.conversions.recalibration import keep_statistics
 from multipde.data.datasets import ImageData
 from multipde.data.images import stream_seed
 from multipde.evaluation.metrics import check_classes
+from multipde.mesh.modes import unwrapped
 from multipde.mesh.randomness import OwnRandomness
 from multipde.mesh.reparametrize import set_reference, stored_stencils
 from multipde.networks.detail import keeps_function
@@ -90,6 +92,9 @@ def network_for(model: Any, schedule: Schedule, start: Start | None) -> tuple[An
     The model is one that `train` accepts. ValueError if there is no network, or the checkpoint is of another one.
     """
     first = schedule.levels[0]
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("model must be given before it is scripted or traced, got a ScriptModule")
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     if isinstance(model, str):
         model = external_model(model, size=first.size)
     elif isinstance(model, nn.Module) and find_spec(model) is not None:

@@ -80,3 +80,12 @@ def test_the_parser_ends_well_without_standard_output(words, status, monkeypatch
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == status
+
+
+def test_the_home_directory_is_meant_by_a_tilde_that_no_shell_has_expanded(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    main(["convert", str(place / "net"), "--size", "8", "--out=~/new", "--device", "cpu"])
+    main(["inspect", "~/new"])
+    assert "~" not in "".join(capsys.readouterr())
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]

@@ -1,6 +1,7 @@
 """Predictions of image files: the network's own scores, at its size or at the image's."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -205,3 +206,25 @@ def test_the_folder_in_which_a_link_lies_names_the_class(place, tmp_path):
     (tmp_path / names[1] / "link.png").symlink_to(first)
     (found,) = predict(place / "net", tmp_path, device="cpu")
     assert found.true == names[1]
+
+
+def test_files_that_cannot_be_read_are_left_out_on_demand(place, tmp_path, capsys):
+    shutil.copytree(place / "data/test/ring", tmp_path / "ring")
+    (tmp_path / "ring/bad.png").write_text("no image")
+    whole = sorted((place / "data/test/ring").iterdir())
+    words = ["predict", str(place / "net"), str(tmp_path / "ring"), str(place / "wide.png"), "--json"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "ring/bad.png: cannot identify" in (error := capsys.readouterr().err)
+    assert error.strip().endswith("; type --skip-bad to go on without such images")
+    main([*words, "--skip-bad"])
+    shown = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in shown.out.splitlines()] == [
+        *(str(tmp_path / "ring" / file.name) for file in whole),
+        str(place / "wide.png"),
+    ]
+    assert shown.err.startswith(f"note: skipped as bad: 1 image, {len(whole) + 1} images are left; the first: image ")
+    pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    assert len(predict(place / "net", [pixels, tmp_path / "ring/000.png", whole[1]], skip_bad=True)) == 3
+    with pytest.raises(ValueError, match="images must be readable, got none that is: image must be readable, got"):
+        predict(place / "net", tmp_path / "ring/bad.png", skip_bad=True)

@@ -293,3 +293,34 @@ def test_an_import_path_from_the_working_directory_by_the_command_line(tmp_path,
         assert "network must be given again, got a record of one that was made by mynet:small; type --arch" in line
         main([*command, "--arch", "mynet:small"])
         assert capsys.readouterr().out
+
+
+def test_of_a_compiled_module_the_network_inside_is_trained(tmp_path):
+    torch.manual_seed(0)
+    net = Small()
+    first, second = run(net, tmp_path / "a"), run(torch.compile(net), tmp_path / "b")
+    assert weights(first.directory) == weights(second.directory)
+    assert load(tmp_path / "b", torch.compile(net)).multipde_spec.arch == "python:Small"
+    assert resume(tmp_path / "b", model=torch.compile(net), quiet=True).result == second.result
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_module_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="model must be given before it is scripted or traced, got a ScriptModule"):
+        run(torch.jit.trace(Small(), torch.zeros(1, 3, 8, 8)), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_switched_off_around_a_training(mode, tmp_path):
+    with mode():
+        found = run(Small, tmp_path / "a", Schedule([Level(8, 1, batch=30)]))
+        more = resume(tmp_path / "a", extend=[(16, 1)], model=Small, quiet=True)
+    assert more.metrics[: len(found.metrics)] == found.metrics
+
+
+def test_images_that_are_enlarged_are_told(tmp_path, capsys):
+    data = load_data("shapes", size=8, **OPTIONS)
+    settings = TrainSettings(device="cpu", calibration_images=60)
+    train(Small, [Level(8, 1, batch=30), Level(12, 1, batch=30)], data, tmp_path / "a", settings=settings)
+    assert "note: images of 8 pixels are enlarged to 12" in capsys.readouterr().out

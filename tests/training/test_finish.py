@@ -185,3 +185,26 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path, data):
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="images must be at least 50, got 0"):
         load_unlabelled(tmp_path, 8)
+
+
+@pytest.mark.filterwarnings("default:skipped as bad")
+def test_images_of_a_folder_that_cannot_be_read_are_left_out_on_demand(tmp_path, data, old, capsys):
+    root = folder(tmp_path, data)
+    (root / "bad.png").write_text("no image")
+    save(old, tmp_path / "net")
+    words = f"convert {tmp_path}/net --size 4 --images {root} --finish 20images --out {tmp_path}/out --device cpu"
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert "bad.png: cannot identify" in (error := capsys.readouterr().err)
+    assert "type --skip-bad" in error
+    main([*words.split(), "--skip-bad"])
+    assert "note: skipped as bad: 1 image, 60 images are left" in capsys.readouterr().err
+    assert (tmp_path / "out/report.json").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_learns_where_gradients_are_switched_off_around_it(mode, data, old):
+    settings = {"budget": "200images", "batch": 20, "device": "cpu"}
+    with mode():
+        found = multipde.finish(convert(old, size=4), old, data, **settings)
+    assert found.after == multipde.finish(convert(old, size=4), old, data, **settings).after
