@@ -1,13 +1,14 @@
 """The inputs of the stencil layers of a network, wherever the layers are applied."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from multipde.mesh.modes import copied, hooked
+from multipde.mesh.modes import copied, first_input, hooked
 from multipde.mesh.reparametrize import bake, stencil_layers, stencil_parametrization
 from multipde.networks.dynamics import Block
 from multipde.networks.layers import ControlledLayer
@@ -48,6 +49,9 @@ class WatchedCopy:
             if id(layer) in names:
                 watch(names[id(layer)], layer, x)  # pyright: ignore[reportArgumentType]
 
+        def see(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            tell(layer, first_input(inputs, named))
+
         controlled = [m for m in self.model.modules() if isinstance(m, ControlledLayer)]
         inner = {id(conv) for m in controlled for conv in m.children()}
         others = [m for m in self.model.modules() if id(m) in names and id(m) not in inner]
@@ -58,7 +62,7 @@ class WatchedCopy:
         try:
             for module in controlled:
                 module.watch = tell
-            with hooked(m.register_forward_pre_hook(lambda m, inputs: tell(m, inputs[0])) for m in others):
+            with hooked(m.register_forward_pre_hook(see, with_kwargs=True) for m in others):
                 return self.model(images)
         finally:
             for module in controlled:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from multipde.conversions.convert import Conversion
 from multipde.mesh.modes import copied
@@ -73,8 +74,8 @@ def moved_states(
     has_squares = bool(keys & set(SQUARES))
     kinds = {key: "square" if key in SQUARES else "map" if key in WEIGHTS else "dual" if has_squares else rule
              for key in keys if key in (*SQUARES, *WEIGHTS, *MEANS)}  # fmt: skip
-    several = {k for s in states.values() for k, v in s.items() if isinstance(v, Tensor) and v.numel() > 1}
-    unknown = sorted((keys | several) - set(kinds))  # such as a moment by rows and columns
+    several = {k for s in states.values() for k, v in s.items() if any(_is_wide(leaf) for leaf in tree_leaves(v))}
+    unknown = sorted((keys | several) - set(kinds))  # such as a moment by rows and columns, or a list of gradients
     moved = {key: _moved(conversion, old_model, states, key, kind) for key, kind in kinds.items()}
     return _joined(old_model, new_model, states, moved, unknown, type(optimizer).__name__)
 
@@ -138,6 +139,10 @@ def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def _is_like(value: Any, shape: torch.Size) -> bool:
     """Whether an entry of the state is a tensor with a number per weight; of a single weight it may be a counter."""
     return isinstance(value, Tensor) and value.shape == shape and value.dim() > 0
+
+
+def _is_wide(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 1
 
 
 def check_rule(rule: str, name: str = "rule") -> None:

@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multipde.mesh.modes import eval_mode, ordinary_tensors
+from multipde.mesh.modes import eval_mode, first_input, ordinary_tensors
 from multipde.networks.inputs import ImageBatch, network_inputs, one_batch
 from multipde.runtime.processes import num_processes
 
@@ -46,7 +47,7 @@ class _Pooled:
     def __init__(self) -> None:
         self.num, self.calls, self.mean, self.squares = 0, 0, torch.zeros(()), torch.zeros(())
 
-    def add(self, m: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+    def add(self, m: _BatchNorm, inputs: tuple[Any, ...], named: dict[str, Any], _: Tensor) -> None:
         """A forward hook of a layer in training mode with momentum 1: its running statistics are those of this call.
 
         A layer that does not update them in its forward, as one that is frozen by a class of its own, is not measured.
@@ -56,7 +57,8 @@ class _Pooled:
         if m.num_batches_tracked == self.calls and not m.running_mean.any() and (m.running_var == 1).all():
             return
         is_shared = "forward" in vars(m) or isinstance(m, nn.SyncBatchNorm)  # each process has a slice of the batch
-        num = inputs[0].numel() // inputs[0].shape[1] * (num_processes() if is_shared else 1)
+        x = first_input(inputs, named)
+        num = x.numel() // x.shape[1] * (num_processes() if is_shared else 1)
         dtype = torch.float32 if m.running_mean.device.type == "mps" else torch.float64
         mean, variance = m.running_mean.to(dtype), m.running_var.to(dtype)
         total, shift = self.num + num, mean - self.mean.to(mean)
@@ -101,7 +103,7 @@ def recalibrate(model: nn.Module, batches: Iterable[ImageBatch]) -> int:
     momentum = [m.momentum for m in norms]
     saved = [copy.deepcopy(m.state_dict()) for m in norms]
     pooled = [_Pooled() for _ in norms]
-    hooks = [m.register_forward_hook(p.add) for m, p in zip(norms, pooled, strict=True)]
+    hooks = [m.register_forward_hook(p.add, with_kwargs=True) for m, p in zip(norms, pooled, strict=True)]
     num_batches = 0
     try:
         with eval_mode(model):

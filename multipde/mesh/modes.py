@@ -58,6 +58,11 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
         yield
 
 
+def first_input(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """What a hook sees as the input of a layer, which may be called by ``layer(x)`` or ``layer(input=x)``."""
+    return inputs[0] if inputs else next(iter(named.values()))
+
+
 def copied(
     module: M, *, hooks: bool = True, shapes_only: bool = False, given: Mapping[nn.Module, nn.Module] | None = None
 ) -> M:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multipde.mesh.modes import copied, eval_mode, hooked, ordinary_tensors
+from multipde.mesh.modes import copied, eval_mode, first_input, hooked, ordinary_tensors
 from multipde.mesh.parametrization import StencilParametrization
 from multipde.mesh.reparametrize import (
     bake,
@@ -126,15 +127,15 @@ def _readers_of(model: nn.Module, example: Tensor) -> tuple[list[str], list[str]
     example = example.to(next(model.parameters(), example).dtype)
     watch, layers = _Watch(example), {m: name for name, m in model.named_modules() if isinstance(m, _ConvNd)}
 
-    def enter(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not isinstance(layer, _ConvTransposeNd) and inputs and inputs[0] is example:
+    def enter(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not isinstance(layer, _ConvTransposeNd) and first_input(inputs, named) is example:
             readers.append(layers[layer])  # pyright: ignore[reportArgumentType]
             watch.is_inside = True
 
     def leave(layer: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
         watch.is_inside = False
 
-    before = (layer.register_forward_pre_hook(enter) for layer in layers)
+    before = (layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers)
     after = (layer.register_forward_hook(leave) for layer in layers)
     with hooked(before), hooked(after), eval_mode(model), torch.no_grad(), watch:
         model(example)

@@ -19,6 +19,7 @@ from multipde import (
     export,
     load,
     predict,
+    recalibrate,
     reparametrize,
     save,
     set_mesh_size,
@@ -258,3 +259,44 @@ def test_a_composed_opening_moves_as_the_plain_one_does_with_its_reaction():
         first = with_detail(convert(net, factor=2, method="rediscretize"), 2)
         second = convert(with_detail(net, 2), factor=2, method="rediscretize")
         torch.testing.assert_close(second.opening[0].weight, first.opening[0].weight)
+
+
+class ByName(Net):
+    """The same network, whose layers are called by the names of their arguments."""
+
+    def forward(self, x):
+        y = functional.relu(self.bn(input=self.conv1(input=x)))
+        return self.fc(input=self.drop(functional.relu(self.conv2(input=y)).mean((2, 3))))
+
+
+def test_layers_may_be_called_by_the_names_of_their_arguments():
+    nets = [described(), describe(ByName(), size=16, classes=4)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    images = torch.rand(40, 3, 32, 32)
+    moved = [convert(net, size=32, calibration=images) for net in nets]
+    for net in moved:
+        recalibrate(net, [images])
+    first, second = (net.state_dict() for net in moved)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["conv2.weight"], nets[0].state_dict()["conv2.weight"])
+    assert torch.equal(*(with_detail(net, 2).conv1.weight for net in nets))
+
+
+class KeepsGradients(torch.optim.SGD):
+    """Keeps a list of the gradients of every parameter."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            self.state[p].setdefault("history", []).append(p.grad.clone())
+        return super().step(closure)
+
+
+def test_a_list_in_the_state_of_an_optimizer_is_told_and_begins_anew():
+    net = described()
+    optimizer = KeepsGradients(net.parameters(), lr=0.1)
+    net(IMAGES).sum().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="begin without the state of KeepsGradients, of which no rule maps history"):
+        convert_(net, size=32, optimizer=optimizer, method="rediscretize")
+    assert "history" not in optimizer.state[net.conv1.weight]
+    assert len(optimizer.state[net.fc.weight]["history"]) == 1
