@@ -1,6 +1,6 @@
 """``multipde convert``: converts a network from disk to another size, and writes it with its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
 from multipde.storage.records import brief, json_bytes
+from multipde.storage.run_directory import training_files
 from multipde.storage.stored_network import network_files
 from multipde.storage.tensors import tensor_bytes
 from multipde.training.level import size_text
@@ -110,7 +111,7 @@ def convert_to_directory(
     if evaluator is not None and given.finish != "none":
         finish = ConversionFinish(evaluator, given.settings(budget), other, rivals)
         converted, report = finish(net, converted, report, log)
-    _write(converted.cpu(), report, out, log)
+    _write(converted.cpu(), report, out, training_files(source), log)
     _tell(report, converted, log)
     log.say(f"written to {out}")
     return report
@@ -126,11 +127,11 @@ def _convert_file(
     log.say(f"nothing is measured without a network; type --arch NAME --weights FILE for a report. Written to {out}")
 
 
-def _write(net: nn.Module, report: ConversionReport, out: Path, log: Log) -> None:
+def _write(net: nn.Module, report: ConversionReport, out: Path, others: Mapping[str, bytes], log: Log) -> None:
     """Write the network with its report, and with the figure, unless drawing fails."""
     from multipde.reports.plots import conversion_figure
 
-    files = network_files(net) | {REPORT: json_bytes(report.record())}
+    files = network_files(net) | others | {REPORT: json_bytes(report.record())}
     try:
         files[FIGURE] = conversion_figure(report)
     except Exception as error:  # the network is what was wanted, and matplotlib can fail in any way

@@ -18,6 +18,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.storage.files import write_directory
 from multipde.storage.records import json_bytes
+from multipde.storage.run_directory import training_files
 from multipde.storage.schema import FORMAT
 from multipde.storage.stored_network import network_files
 from multipde.training.finish import finest_side
@@ -62,7 +63,8 @@ def convert_to_sizes(given: ConversionInput, sizes: Sequence[int], *, log: Log |
         wanted = None if given.finish == "none" else ConversionFinish(evaluator, settings, other)
         new, rows = _finished(evaluator, wanted, old, new, log)
     record = {"format": FORMAT, "size": own, "sizes": list(new.sizes), "candidates": [row.record() for row in rows]}
-    write_directory(out.resolve(), network_files(new.cpu()) | {REPORT: json_bytes(record)})
+    others = training_files(source) | {REPORT: json_bytes(record)}
+    write_directory(out.resolve(), network_files(new.cpu()) | others)
     if rows:
         log.table(candidate_rows(rows), f"Accuracy and cost on {len(evaluator.tested):,} test images")
     log.say(f"written to {out}")

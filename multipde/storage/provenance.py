@@ -19,7 +19,7 @@ from multipde.data.datasets import ImageData, load_data
 from multipde.runtime.processes import is_rank_zero, num_processes, on_rank_zero
 from multipde.storage.files import write_file
 from multipde.storage.records import json_bytes, read_record
-from multipde.storage.run_directory import RECORD, read_run_record, resolved
+from multipde.storage.run_directory import resolved, training_record
 from multipde.storage.schema import RUN
 
 COMMAND = 10_000
@@ -140,8 +140,8 @@ def tested_images(data: tuple[Any, Mapping[str, Any]], size: int, *runs: Path | 
     """
     images = load_data(data[0], size=size, **data[1])
     for run in runs:
-        if run is not None and (run / RECORD).exists():
-            _check_split(read_run_record(run), data, images, size)
+        if run is not None and (record := training_record(run)) is not None:
+            _check_split(record, data, images, size)
     return images
 
 

@@ -19,8 +19,12 @@ from multipde.storage.records import check_kind, json_bytes, read_record
 
 CSV = "metrics.csv"
 RECORD, RESULT, METRICS, PAGE, TRAINER = "run.json", "result.json", "metrics.jsonl", "report.html", "trainer.json"
+TRAINED = "trained.json"
+"""Beside a converted network: what of the record of its training says on which images it was trained."""
 PAGE_MARK = b": multipde report</title>"
 """The bytes by which a report is known to be ours."""
+
+KEPT, KEPT_IF_THERE = ("format", "network", "levels", "settings", "num_train"), ("data", "data_options")
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{4,9})")
 PARTIAL = re.compile(
@@ -100,6 +104,27 @@ def read_run_record(run: Path) -> dict[str, Any]:
     return read_record(run / RECORD, schema.RUN)
 
 
+def training_record(directory: Path) -> dict[str, Any] | None:
+    """The record of the training of a network: that of its run, or of the run from which it was converted; None if
+    there is none. ValueError if it is damaged."""
+    if (directory / RECORD).exists():
+        return read_run_record(directory)
+    if not (directory / TRAINED).exists():
+        return None
+    check_sums(directory, TRAINED)
+    return read_record(directory / TRAINED, schema.RUN)
+
+
+def training_files(directory: Path | None) -> dict[str, bytes]:
+    """The file by name that keeps the record of a training beside a network that was converted from this one."""
+    record = None if directory is None else training_record(directory)
+    if record is None:
+        return {}
+    kept = {key: record[key] for key in (*KEPT, *KEPT_IF_THERE) if key in record}
+    data = record.get("provenance", {}).get("data", {})
+    return {TRAINED: json_bytes(kept | {"provenance": {"data": data}})}
+
+
 def read_result(run: Path) -> dict[str, Any]:
     """The contents of result.json; ValueError if any file of the finished run is damaged or missing."""
     check_recorded(run)
@@ -113,11 +138,11 @@ def check_recorded(run: Path, *names: str) -> None:
 
 
 def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
-    """Name and options of the data of a run; None for a directory that is no run or data that were given in Python."""
-    file = directory / RECORD
-    if not file.exists():
+    """Name and options of the data on which the network of a directory was trained; None where there is no record, and
+    for data that were given in Python."""
+    record = training_record(directory)
+    if record is None:
         return None
-    record = read_run_record(directory)
     name, options = record.get("data"), record.get("data_options", {})
     if name is None:
         return None
@@ -128,7 +153,7 @@ def recorded_data(directory: Path) -> tuple[str, dict[str, Any]] | None:
                 raise TypeError(f"an unknown option {key[:80]!r}")
             check_kind(key, value, parameters[key].annotation)
     except TypeError as error:
-        raise ValueError(f"{file} must name the data of a run, got {error}") from None
+        raise ValueError(f"record in {directory} must name the data of a run, got {error}") from None
     return name, {
         key: value for key, value in options.items() if key != "download"
     }  # only what the user types may start a download

@@ -7,7 +7,7 @@ from typing import Any
 
 from multipde.data.batches import images_per_epoch
 from multipde.storage.records import brief, from_record, json_bytes, record_of
-from multipde.storage.run_directory import RECORD, read_run_record
+from multipde.storage.run_directory import training_record
 from multipde.storage.schema import RUN
 from multipde.storage.stored_network import Given, spec_from_record
 from multipde.training.budget import parse_budget
@@ -43,10 +43,10 @@ def check_record(record: Mapping[str, Any], file: Path) -> None:
 
 
 def recorded_split(directory: Path | None) -> tuple[int, float]:
-    """Seed and share of the validation split of a run; the defaults for a directory that is no run."""
-    file = directory / RECORD if directory else None
-    recorded = read_run_record(file.parent)["settings"] if file is not None and file.exists() else {}
-    settings = from_record(TrainSettings, recorded, file or Path(RECORD), "the settings of a run")
+    """Seed and share of the validation split of a training; the defaults where there is no record of it."""
+    record = None if directory is None else training_record(directory)
+    recorded = {} if record is None else record["settings"]
+    settings = from_record(TrainSettings, recorded, directory or Path(), "the settings of a run")
     return settings.seed, settings.validation
 
 

@@ -24,7 +24,7 @@ from multipde.runtime.processes import (
     rank_zero_first,
 )
 from multipde.runtime.signals import SAVE, pending_signals
-from multipde.storage.provenance import check_data, data_record, differences, provenance, record_moved
+from multipde.storage.provenance import check_data, data_record, differences, provenance, record_moved, tested_images
 from multipde.storage.records import read_record
 from multipde.storage.rows import read_metrics
 from multipde.storage.run_directory import (
@@ -129,7 +129,7 @@ def train(
     options, objective = dict(data_options or {}), Objective(loss, metric, optimizer, function)
     given: Any = model if isinstance(model, str) or callable(model) else None
     (spec, start), side = network_for(model, schedule, read_start(init, given)), schedule.image_size
-    images = rank_zero_first(lambda: load_data(data, size=side, **options))
+    images = rank_zero_first(lambda: tested_images((data, options), side, start.path if start else None))
     if len(images.class_names) < 2:
         got = f"one, {', '.join(images.class_names)!r}; folders of classes may lie one level deeper"
         raise ValueError(f"data must have at least two classes, got {got}")

@@ -1,8 +1,10 @@
 """Data as people have them: without test images, as a CSV file, as an ImageFolder, as a DatasetDict."""
 
+import json
 import re
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from multipde import load_data
 from multipde.cli.main import main
 from multipde.data.held_back import split_by_class
+from multipde.training.plan import recorded_split
 from tests.fixtures import write_folder
 
 CLASSES = ("disc", "ring", "square")
@@ -258,6 +261,34 @@ def test_a_run_whose_images_have_changed_is_not_tested_on_those_it_was_trained_o
     assert "training images, got" in (run / "report.html").read_text()
     main(["convert", str(run), "--size", "8", "--out", str(tmp_path / "new"), "--device", "cpu"])
     assert why in capsys.readouterr().out
+
+
+def test_a_converted_network_knows_the_images_of_its_training(place, tmp_path, monkeypatch, capsys):
+    run, new, several = (str(tmp_path / name) for name in ("run", "new", "several"))
+    data = f"--data folder --root {place}/train"
+    monkeypatch.setattr("multipde.reports.page.report_at_end", lambda *args: None)
+    how = "--preset shapes-parabolic --sizes 4 --epochs 1 --batch 30 --steps 1 --quiet --device cpu --seed 3"
+    main(f"train {data} --test-share 0.25 {how} --validation 0.3 --run {run}".split())
+    main(["convert", run, "--size", "8", "--out", new, "--finish", "none", "--device", "cpu"])
+    main(["convert", new, "--sizes", "4", "8", "--out", several, "--finish", "none", "--device", "cpu"])
+    for checkpoint in (new, several):
+        capsys.readouterr()
+        main(["evaluate", checkpoint, "--json"])
+        assert json.loads(capsys.readouterr().out)["data"] == "train"
+        assert recorded_split(Path(checkpoint)) == (3, 0.3)
+        for words in (f"evaluate {checkpoint} --test-share 0.5", f"evaluate {checkpoint} {data} --test-share 0.5"):
+            with pytest.raises(SystemExit, match="2"):
+                main(words.split())
+            assert "got 0.5; the network was trained on some of these test images" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(f"train --init {new} {data} --test-share 0.5 --sizes 8 --epochs 1 --run {tmp_path}/more".split())
+    assert "data must be divided as those of the run, by test_share 0.25, got 0.5" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+    assert "command" not in (tmp_path / "new/trained.json").read_text()
+    (tmp_path / "new/trained.json").write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", new])
+    assert "trained.json must have its checksum in SHA256SUMS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["valid", "Test", "VALIDATION"])
