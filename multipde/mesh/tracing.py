@@ -133,7 +133,7 @@ class _Trace(TorchDispatchMode):
         own = [Factor(s, axis) for axis, s in enumerate(self.example.shape[2:])]
         label(self.example, [(Factor(s),) for s in self.example.shape[:2]] + [(f,) for f in own])
         self.known.update({(f.axis, f.size): 1.0 for f in own})
-        names = {m: name for name, m in self.modules.items()}
+        names: dict[nn.Module, str] = {m: name for name, m in self.modules.items()}
         handles = (m.register_forward_pre_hook(lambda m, _: self.called.add(names[m])) for m in names)
         with hooked(handles), torch.no_grad(), self:
             self.model(self.example)

@@ -201,12 +201,13 @@ def describe(model: Model, *, size: int | tuple[int, ...], classes: int, **descr
     """Copy a classifier and attach its description, an `ExternalModel`, so that `save` and `convert` can be used on it.
 
     Args:
-        model: any classifier; if it carries a description already, the copy keeps that one.
+        model: any classifier; of a compiled one, or one on several devices, the network inside is copied. If it carries
+            a description already, the copy keeps that one.
         size: side in pixels of the mesh for which the classifier was trained, that of the images at detail 1.
         classes: number of classes.
         described: other fields of `ExternalModel`: in_channels, class_names, mean, std, ...
     """
-    net = copied(unwrapped(model))
+    net: Any = copied(unwrapped(model))
     if find_spec(net) is None:
         net.multipde_spec = given_model(net, size=size, classes=classes, **described)  # pyright: ignore
     return net

@@ -1,6 +1,6 @@
 """``multipde convert``: converts a network from disk to another size, and writes it with its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def _convert_file(
     log.say(f"nothing is measured without a network; type --arch NAME --weights FILE for a report. Written to {out}")
 
 
-def _write(net: nn.Module, report: ConversionReport, out: Path, others: Mapping[str, bytes], log: Log) -> None:
+def _write(net: nn.Module, report: ConversionReport, out: Path, others: dict[str, bytes], log: Log) -> None:
     """Write the network with its report, and with the figure, unless drawing fails."""
     from multipde.reports.plots import conversion_figure
 
