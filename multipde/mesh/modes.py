@@ -59,8 +59,9 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 def first_input(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """What a hook sees as the input of a layer, which may be called by ``layer(x)`` or ``layer(input=x)``."""
-    return inputs[0] if inputs else next(iter(named.values()))
+    """What a hook sees as the input of a layer, which may be called by ``layer(x)`` or ``layer(input=x)``; None if
+    there is none."""
+    return inputs[0] if inputs else next(iter(named.values()), None)
 
 
 def copied(

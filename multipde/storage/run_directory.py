@@ -24,7 +24,8 @@ TRAINED = "trained.json"
 PAGE_MARK = b": multipde report</title>"
 """The bytes by which a report is known to be ours."""
 
-KEPT, KEPT_IF_THERE = ("format", "network", "levels", "settings", "num_train"), ("data", "data_options")
+KEPT = ("format", "network", "levels", "settings", "num_train", "data", "data_options")
+"""What of it is kept there, besides the checksum of the images."""
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{4,9})")
 PARTIAL = re.compile(
@@ -120,7 +121,7 @@ def training_files(directory: Path | None) -> dict[str, bytes]:
     record = None if directory is None else training_record(directory)
     if record is None:
         return {}
-    kept = {key: record[key] for key in (*KEPT, *KEPT_IF_THERE) if key in record}
+    kept = {key: record[key] for key in KEPT if key in record}
     data = record.get("provenance", {}).get("data", {})
     return {TRAINED: json_bytes(kept | {"provenance": {"data": data}})}
 
