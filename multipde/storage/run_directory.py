@@ -19,11 +19,10 @@ from multipde.storage.records import check_kind, json_bytes, read_record
 
 CSV = "metrics.csv"
 RECORD, RESULT, METRICS, PAGE, TRAINER = "run.json", "result.json", "metrics.jsonl", "report.html", "trainer.json"
-TRAINED = "trained.json"
-"""Beside a converted network: what of the record of its training says on which images it was trained."""
 PAGE_MARK = b": multipde report</title>"
 """The bytes by which a report is known to be ours."""
-
+TRAINED = "trained.json"
+"""Beside a converted network: what of the record of its training says on which images it was trained."""
 KEPT = ("format", "network", "levels", "settings", "num_train", "data", "data_options")
 """What of it is kept there, besides the checksum of the images."""
 
