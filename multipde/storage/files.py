@@ -25,13 +25,19 @@ from multipde.storage.schema import NETWORK
 SUMS, CONFIG = "SHA256SUMS", "config.json"
 
 
-def write_file(file: Path, data: bytes) -> None:
-    """Write a file under another name, sync it to disk and rename it; on an OSError the previous file remains."""
+def write_file(file: Path, data: bytes, keep_time: bool = False) -> None:
+    """Write a file under another name, sync it to disk and rename it; on an OSError the previous file remains.
+
+    With ``keep_time`` the new file has the time of the previous one: that of the record of a run says when it began.
+    """
     partial = partial_of(file)
     check_lock(file)
     with writing(file):
+        before = os.stat(file) if keep_time else None
         try:
             write_new(partial, data)
+            if before is not None:
+                os.utime(partial, ns=(before.st_atime_ns, before.st_mtime_ns))
             check_lock(file)
             os.replace(partial, file)
         except BaseException:

@@ -98,7 +98,7 @@ class ChecksumWriter:
         recorded = data.get("files_sha256")
         if data and recorded is None:
             data["files_sha256"] = found
-            write_file(self.file, json_bytes(record))
+            write_file(self.file, json_bytes(record), keep_time=True)
         elif data and recorded != found:
             raise ValueError(_changed_data(recorded, found))
 
@@ -116,7 +116,7 @@ def record_moved(images: ImageData, file: Path, root: str) -> str:
     options = record.get("data_options", {})
     note = f"note: the images are read from {root}, no longer from {options.get('root')}"
     options["root"] = root
-    on_rank_zero(lambda: write_file(file, json_bytes(record)))
+    on_rank_zero(lambda: write_file(file, json_bytes(record), keep_time=True))
     return note
 
 

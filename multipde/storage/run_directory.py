@@ -205,7 +205,7 @@ def write_extended(run_dir: Path, record: Mapping[str, Any]) -> None:
     with suppress(FileExistsError):
         check_own(run_dir / PAGE, PAGE_MARK, "a report")
         (run_dir / PAGE).unlink(missing_ok=True)
-    write_file(run_dir / RECORD, json_bytes(record))
+    write_file(run_dir / RECORD, json_bytes(record), keep_time=True)
 
 
 def resume_command(run: Path, network: Any, loss: Any = None) -> str:

@@ -3,6 +3,7 @@
 # pyright: reportOptionalMemberAccess=false
 
 import json
+import os
 import re
 import signal
 
@@ -315,8 +316,10 @@ def test_a_scripted_module_is_refused(tmp_path):
 def test_gradients_may_be_switched_off_around_a_training(mode, tmp_path):
     with mode():
         found = run(Small, tmp_path / "a", Schedule([Level(8, 1, batch=30)]))
+        os.utime(tmp_path / "a/run.json", (1e9, 1e9))  # when the run began
         more = resume(tmp_path / "a", extend=[(16, 1)], model=Small, quiet=True)
     assert more.metrics[: len(found.metrics)] == found.metrics
+    assert os.stat(tmp_path / "a/run.json").st_mtime == 1e9
 
 
 def test_images_that_are_enlarged_are_told(tmp_path, capsys):

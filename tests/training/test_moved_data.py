@@ -1,6 +1,7 @@
 """A run whose images have moved goes on where they are now, if they are the same."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def test_data_that_have_moved_are_named_by_root(stopped, tmp_path, capsys, monke
     with pytest.raises(ValueError, match="^root must be a directory, got .*old/d; type --root DIR$"):
         resume(stopped, quiet=True)
     monkeypatch.setenv("HOME", str(tmp_path))
+    os.utime(stopped / "run.json", (1e9, 1e9))  # when the run began
     main(["train", "--run", str(stopped), "--resume", "--root=~/new"])
+    assert os.stat(stopped / "run.json").st_mtime == 1e9
     told = " ".join(capsys.readouterr().out.split())
     assert f"note: the images are read from {tmp_path}/new, no longer from {tmp_path}/old/d" in told
     assert recorded(stopped) == str(tmp_path / "new")
