@@ -44,8 +44,7 @@ class Predict:
             check_figure_file(self.plot)
         log, notes = Log(needed=True), Log(stream="stderr")
         how = {"fit": self.fit, "device": self.device, "amp": self.amp, "views": self.views, "log": notes}
-        how |= {"skip_bad": self.skip_bad}
-        found = predict(self.checkpoint, self.images, model=self.arch, **how)
+        found = predict(self.checkpoint, self.images, model=self.arch, skip_bad=self.skip_bad, **how)
         tell_predictions(found, log, as_json=self.json)
         if self.plot is not None:
             prediction_figure(found, self.plot)

@@ -158,7 +158,7 @@ class TrainSettings:
             object.__setattr__(self, "augment", ",".join(map(str, self.augment)) or "off")
         recipe_values(self.recipe)
         if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed must be a whole number below 2^63, got {self.seed}")
+            raise ValueError(f"seed must be one of the whole numbers below 2^63, got {self.seed}")
         check_method(self.transfer, "transfer")
         check_rule(self.momentum_rule, "momentum_rule")
         if self.coordinates not in COORDINATES:

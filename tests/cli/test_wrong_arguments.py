@@ -54,7 +54,7 @@ WRONG = [
     ("train --validation 1.5", "validation must lie in (0, 1), got 1.5"),
     ("train --alpha1 -1", "alpha1 must not be negative, got -1.0"),
     ("train --box -1", "box must not be negative"),
-    (f"train --seed {2**63}", f"seed must be a whole number below 2^63, got {2**63}"),
+    (f"train --seed {2**63}", f"seed must be one of the whole numbers below 2^63, got {2**63}"),
     ("evaluate {place}/net", "data must be given for {place}/net, which does not name its own"),
     ("evaluate {place}/nothing", "checkpoint must be a directory"),
     ("evaluate {place}/run --root {place}", "root must hold train/CLASS/* and test/CLASS/*"),

@@ -53,10 +53,10 @@ def test_networks_are_given_back_for_evaluation(data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "level", "message"),
     [
-        ({"seed": 10**23}, {}, "whole number"),
+        ({"seed": 10**23}, {}, "whole numbers"),
         ({"seed": 1e3}, {}, "seed of the wrong kind, '1000.0'"),
         ({"compile": 0}, {}, "compile of the wrong kind, '0'"),
-        ({"keep": 10**30}, {}, "whole number"),
+        ({"keep": 10**30}, {}, "whole numbers"),
         ({}, {"batch": 10.0}, "batch"),
     ],
 )
