@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from multipde.networks.controls import combine, interpolation_matrix
 from multipde.networks.kernels.dispatch import with_layout_of
-from multipde.networks.kernels.fused_layer import Terms
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
+from multipde.networks.recurrence import Force, Recurrence
 from multipde.networks.reversible import (
     Reverse,
     State,
@@ -22,9 +22,6 @@ from multipde.networks.reversible import (
 
 MEMORY = ("store", "reversible", "checkpoint")
 
-Force = Callable[[Tensor, float], Tensor]
-"""Maps (y, factor) to factor · F(y)."""
-
 
 @dataclass(frozen=True)
 class Dynamics:
@@ -33,7 +30,7 @@ class Dynamics:
     Args:
         layer, num_layers: type and number of the layers F of a step, which the functions below get as ``forces``.
         start: maps features to the state.
-        step: maps (state, forces, dt) to the next state.
+        recurrence: the time steps as a recurrence over the layers F.
         inverse: maps (state, forces, dt) to the previous state; None where the dynamics is not reversible.
         finish: maps the state to features.
         reverse: computes the previous state and the gradient with respect to it.
@@ -45,34 +42,19 @@ class Dynamics:
     num_layers: int
     num_parts: int
     start: Callable[[Tensor], State]
-    step: Callable[[State, tuple[Force, ...], float], State]
+    recurrence: Recurrence
     inverse: Callable[[State, tuple[Force, ...], float], State] | None
     finish: Callable[[State], Tensor]
     reverse: Reverse | None = None
 
-
-def _added(f: Force, y: Tensor, factor: float, terms: Terms) -> tuple[Tensor, Tensor]:
-    """α a + β y + factor · F(y), and y, which is to be used from there on."""
-    return f.added(y, factor, terms) if isinstance(f, StepForce) else (terms.added_to(f(y, factor), y), y)
-
-
-def _euler_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
-    """Forward Euler: y' = y + dt F(y)."""
-    (y,), (f,) = state, forces
-    return _added(f, y, dt, Terms(beta=1))[:1]
+    def step(self, state: State, forces: tuple[Force, ...], dt: float) -> State:
+        """The next state."""
+        return self.recurrence.advance(state, [forces], dt)
 
 
 def _halves(y: Tensor) -> State:
     """The channels in two parts (y, z), each contiguous in memory, because layers are faster on such tensors."""
     return tuple(with_layout_of(part, y) for part in y.chunk(2, dim=1))
-
-
-def _verlet_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
-    """Symplectic Verlet, eq. (10): y' = y + dt F1(z), z' = z - dt F2(y')."""
-    (y, z), (f1, f2) = state, forces
-    y, z = _added(f1, z, dt, Terms(y))
-    z, y = _added(f2, y, -dt, Terms(z))
-    return y, z
 
 
 def _verlet_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
@@ -82,21 +64,27 @@ def _verlet_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State
     return y + f1(z, -dt), z
 
 
-def _leapfrog_step(state: State, forces: tuple[Force, ...], dt: float) -> State:
-    """Leapfrog for eq. (11), state (y, y_prev): y_next = 2y - y_prev + dt² F(y)."""
-    (y, y_prev), (f,) = state, forces
-    return _added(f, y, dt**2, Terms(y_prev, -1, 2))
-
-
 def _leapfrog_inverse(state: State, forces: tuple[Force, ...], dt: float) -> State:
     """The inverse of a leapfrog step, which is the same step with the roles of y_next and y_prev exchanged."""
     (y_next, y), (f,) = state, forces
     return y, torch.add(f(y, dt**2) - y_next, y, alpha=2)
 
 
-_EULER = (lambda y: (y,), _euler_step, None, lambda state: state[0])
-_VERLET = (_halves, _verlet_step, _verlet_inverse, lambda state: torch.cat(state, dim=1), reverse_verlet)
-_LEAPFROG = (lambda y: (y, y), _leapfrog_step, _leapfrog_inverse, lambda state: state[0], reverse_leapfrog)
+_EULER = (lambda y: (y,), Recurrence(0, 1, lambda dt: (dt,)), None, lambda state: state[0])
+_VERLET = (
+    _halves,
+    Recurrence(1, 0, lambda dt: (dt, -dt), newest=1),
+    _verlet_inverse,
+    lambda state: torch.cat(state, dim=1),
+    reverse_verlet,
+)
+_LEAPFROG = (
+    lambda y: (y, y),
+    Recurrence(-1, 2, lambda dt: (dt**2,)),
+    _leapfrog_inverse,
+    lambda state: state[0],
+    reverse_leapfrog,
+)
 
 DYNAMICS = {
     "parabolic": Dynamics("y' = y + dt F(y)", SymmetricLayer, 1, 1, *_EULER),
@@ -188,11 +176,10 @@ class Block(nn.Module):
         scheme, forces = self.scheme, self.forces()
         if self.memory == "reversible" and scheme.reverse is not None:
             return propagate_reversibly(state, forces, self.dt, scheme.step, scheme.reverse)
+        if self.memory != "checkpoint" or not torch.is_grad_enabled():
+            return scheme.recurrence.advance(state, forces, self.dt)
         for present in forces:
-            if self.memory == "checkpoint" and torch.is_grad_enabled():
-                state = checkpoint(scheme.step, state, present, self.dt, use_reentrant=False, preserve_rng_state=False)
-            else:
-                state = scheme.step(state, present, self.dt)
+            state = checkpoint(scheme.step, state, present, self.dt, use_reentrant=False, preserve_rng_state=False)
         return state
 
     def inverse(self, state: State) -> State:

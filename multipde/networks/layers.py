@@ -9,7 +9,7 @@ from torch.nn import functional
 from multipde.networks.kernels import tiny_mesh
 from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
 from multipde.networks.kernels.dispatch import with_layout_of
-from multipde.networks.kernels.fused_layer import Norm, Terms, fused_layer, is_worthwhile
+from multipde.networks.kernels.fused_layer import is_worthwhile
 from multipde.networks.kernels.native.layers_bf16 import transposed_stencil
 from multipde.networks.kernels.tv_norm import tv_norm
 from multipde.networks.plain import ACTIVATIONS, CONV, POOL
@@ -105,15 +105,8 @@ class ControlledLayer(nn.Module):
         """The stencils of K₂ in F(y) = K₂ σ(N(K₁ y)), times a factor."""
         raise NotImplementedError
 
-    def added(self, y: Tensor, controls: tuple[Tensor, ...], factor: float, terms: Terms) -> tuple[Tensor, Tensor]:
-        """α a + β y + factor · F(θ, y), and y, which is to be used from there on."""
-        if self._is_fused(y, controls[0]):
-            norm = Norm(controls[1], controls[2], self.eps, self.activation == "relu")
-            return fused_layer(y, controls[0], norm, self.second(controls, factor), terms)
-        return terms.added_to(self.force(y, controls, factor), y), y
-
-    def _is_fused(self, y: Tensor, stencil: Tensor) -> bool:
-        """Whether the layer is one pass over the images with what it is added to."""
+    def is_fused(self, y: Tensor, stencil: Tensor) -> bool:
+        """Whether the layer is one pass over the images y with what it is added to, see `kernels.fused_layer`."""
         if not (self.compiled and self.training) or self.watch is not None or self.norm is None or self.dim != 2:
             return False
         known = self.activation in ("relu", "identity") and not tiny_mesh.is_worthwhile(y, stencil)

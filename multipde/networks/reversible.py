@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipde.networks.kernels.fused_layer import Terms
+from multipde.networks.kernels.fused_layer import Layer as FusedLayer
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
 
 State = tuple[Tensor, ...]
@@ -26,9 +26,14 @@ class StepForce:
     def __call__(self, y: Tensor, factor: float = 1.0) -> Tensor:
         return self.layer.force(y, self.controls, factor)
 
-    def added(self, y: Tensor, factor: float, terms: Terms) -> tuple[Tensor, Tensor]:
-        """α a + β y + factor · F(y), and y, which is to be used from there on."""
-        return self.layer.added(y, self.controls, factor, terms)
+    def is_fused(self, y: Tensor) -> bool:
+        """Whether `kernels.fused_layer` computes the step from y."""
+        return self.layer.is_fused(y, self.controls[0])
+
+    def for_kernels(self, factor: float) -> FusedLayer:
+        """The controls of factor · F as `kernels.fused_layer` takes them."""
+        stencil, scale, bias = self.controls[:3]
+        return FusedLayer(stencil, scale, bias, self.layer.second(self.controls, factor))
 
 
 @dataclass

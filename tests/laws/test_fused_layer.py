@@ -9,6 +9,7 @@ from multipde.networks.compilation import compile_layers
 from multipde.networks.dynamics import DYNAMICS, Block
 from multipde.networks.kernels import fused_layer
 from multipde.networks.kernels.native import layers_bf16
+from multipde.networks.recurrence import Recurrence
 
 needs_tiles = pytest.mark.skipif(not layers_bf16.is_available(), reason="needs a processor with AMX and a C++ compiler")
 SHAPES = [(16, 8, 8), (24, 6, 6), (12, 1, 1), (40, 3, 5), (64, 5, 9), (112, 4, 4), (6, 2, 37)]
@@ -54,8 +55,8 @@ def own_share():
 @pytest.fixture
 def used(monkeypatch):
     """A list of the shapes of the features for which layers were fused."""
-    shapes, own = [], layers_bf16.layer
-    monkeypatch.setattr(layers_bf16, "layer", lambda x, *rest: shapes.append(tuple(x.shape)) or own(x, *rest))
+    shapes, own = [], layers_bf16.layers
+    monkeypatch.setattr(layers_bf16, "layers", lambda a, x, *rest: shapes.append(tuple(x.shape)) or own(a, x, *rest))
     return shapes
 
 
@@ -169,5 +170,10 @@ def test_layers_in_single_precision_out_of_training_or_without_compilation_keep_
 
 def test_sums_without_kernels():
     change, a, x = (torch.full((2,), v) for v in (1.0, 10.0, 100.0))
-    assert fused_layer.Terms(a, -1, 2).added_to(change.clone(), x).tolist() == [191, 191]
-    assert fused_layer.Terms(beta=1).added_to(change, x).tolist() == [101, 101]
+    steps = Recurrence(-1, 2, lambda dt: (dt,)), Recurrence(0, 1, lambda dt: (dt,))
+    (found, _), (single,) = (
+        step.advance(state, [(lambda y, factor: factor * change,)], 1)
+        for step, state in zip(steps, ((x, a), (x,)), strict=True)
+    )
+    assert found.tolist() == [191, 191]
+    assert single.tolist() == [101, 101]

@@ -2,9 +2,9 @@
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,16 @@ SIDE = 3
 """Taps per axis of the stencils."""
 
 P, F, N = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
-CONTROLS = P, P, P, F, N, P
-"""Types of `Controls.arguments`."""
+
+
+class _Block(ctypes.Structure):
+    """``Block`` of ``layers_bf16.cpp``."""
+
+    _fields_: ClassVar = [
+        *((name, N) for name in ("layers", "images", "height", "width", "channels", "threads", "relu")),
+        *((name, F) for name in ("alpha", "beta", "eps")),
+        *((name, P) for name in ("first", "second", "scale", "bias")),
+    ]
 
 
 @cache
@@ -37,12 +45,16 @@ class Controls(NamedTuple):
     second: Tensor
     scale: Tensor
     bias: Tensor
+
+
+class Scheme(NamedTuple):
+    """What layers have in common: α and β of s_{k+1} = α s_{k-1} + β s_k + F(s_k), ε of the norm N, and whether σ is
+    ReLU or the identity."""
+
+    alpha: float
+    beta: float
     eps: float
     relu: bool
-
-    def arguments(self) -> tuple[int | float, ...]:
-        first, second, scale, bias = (t.data_ptr() for t in self[:4])
-        return first, scale, bias, self.eps, self.relu, second
 
 
 def filled(values: Tensor) -> Tensor:
@@ -65,6 +77,9 @@ def _order(channels: int, transposed: bool) -> Tensor:
         places = torch.arange(last).view(channels, channels, SIDE, SIDE)
         places = transposed_stencil(places) if transposed else places
         rows = functional.pad(places.permute(2, 3, 1, 0), (0, more, 0, more), value=last).flatten(1, 2)
+        if channels + more == 16:  # the pairs of ``convolve_pairs``
+            taps = functional.pad(rows.view(SIDE, SIDE, 16, 16), (0, 0, 0, 0, 1, 1), value=last)
+            rows = taps[:, [0, 1, 2, 3, 1, 2, 3, 4]].flatten(1, 2)
         rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % 32), value=last)
         chunks = rows.view(SIDE, -1, 16, 2, (channels + more) // 16, 16)
         return chunks.permute(4, 0, 1, 2, 5, 3).flatten()
@@ -75,46 +90,79 @@ def transposed_stencil(stencil: Tensor) -> Tensor:
     return stencil.transpose(0, 1).flip(*range(2, stencil.dim()))
 
 
-def layer(x: Tensor, a: Tensor, alpha: float, beta: float, controls: Controls) -> tuple[Tensor, Tensor]:
-    """α a + β x + K2 σ(N(K1 x)), and K1 x as `layer_backward` takes it.
+def layers(
+    before: Tensor | None, x: Tensor, block: Sequence[Controls], scheme: Scheme
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The states s_{k+1} = α s_{k-1} + β s_k + K2 σ(N(K1 s_k)) after s_0, which is ``before``, and s_1, which is x.
 
     Args:
-        x, a: (N, C, H, W) in bfloat16, channels innermost in memory.
-    """
-    num, channels, height, width = x.shape
-    out, kept = torch.empty_like(x), x.new_empty(num, height, width, len(controls.scale))
-    images = x.data_ptr(), a.data_ptr(), alpha, beta, out.data_ptr(), kept.data_ptr()
-    _layer()(*images, *controls.arguments(), num, height, width, channels, torch.get_num_threads())
-    return out, kept
-
-
-def layer_backward(
-    x: Tensor, g: Tensor, kept: Tensor, a: Tensor, alpha: float, beta: float, transposed: Controls
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `layer`, where g is that at its result, for its controls with the transpose of each stencil.
+        before, x: (N, C, H, W) in bfloat16, channels innermost in memory; None where α is zero.
 
     Returns:
-        α a + β g + K1ᵀ dz, where dz is the gradient at K1 x; those of K1, scale, bias and K2, in float32
+        all states from x on, and K1 s_k for every layer, as `layers_backward` takes both
     """
-    (num, channels, height, width), wide = x.shape, kept.shape[-1]
-    dx, taps = torch.empty_like(x), (SIDE, SIDE, wide, wide)
-    totals = x.new_empty(2 * (wide + math.prod(taps)), dtype=torch.float32)
-    images = x.data_ptr(), g.data_ptr(), kept.data_ptr(), a.data_ptr(), alpha, beta, dx.data_ptr(), totals.data_ptr()
-    _layer_backward()(*images, *transposed.arguments(), num, height, width, channels, torch.get_num_threads())
-    scale, bias, *stencils = totals.split((wide, wide, math.prod(taps), math.prod(taps)))
-    first, second = (t.view(taps).permute(3, 2, 0, 1)[:channels, :channels] for t in stencils)
-    return dx, first, scale[:channels], bias[:channels], second
+    num, _, height, width = x.shape
+    states = [x, *(torch.empty_like(x) for _ in block)]
+    positions = height * (width + 2)  # with the margin of ``matrix_tiles.h``
+    kept = [x.new_empty(num, positions + -positions % 16, len(block[0].scale)) for _ in block]
+    common, _arrays = _common(x, block, scheme)
+    _function("layers", 3)(
+        ctypes.byref(common), _pointers([before if before is not None else x, *states]), _pointers(kept)
+    )
+    return states, kept
+
+
+def layers_backward(
+    states: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    gradients: tuple[Tensor, Tensor | None],
+    transposed: Sequence[Controls],
+    scheme: Scheme,
+    with_second: bool,
+) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    """The gradients of `layers`, for its controls with the transpose of each stencil.
+
+    Args:
+        states, kept: what `layers` gave; the last state is not needed.
+        gradients: those at the last state and at the one before, or None for zeros.
+        with_second: whether the gradient at the second state is wanted, too; not for a single layer.
+
+    Returns:
+        those at the first state, at the second or None, and of first stencil, scale, bias and second stencil of every
+        layer, in float32
+    """
+    x, wide = states[0], kept[0].shape[-1]
+    taps, channels = (SIDE, SIDE, wide, wide), x.shape[1]
+    dx, second = torch.empty_like(x), torch.empty_like(x) if with_second else None
+    totals = x.new_empty(len(kept), 2 * (wide + math.prod(taps)), dtype=torch.float32)
+    common, _arrays = _common(x, transposed, scheme)
+    # the states begin with the one before x, whose gradient does not need it
+    given = _pointers([x, *states[: len(kept)]]), _pointers(kept), _pointers(gradients)
+    _function("layers_backward", 6)(ctypes.byref(common), *given, _pointers([dx, second]), totals.data_ptr())
+    found = []
+    for of_layer in totals:
+        scale, bias, *stencils = of_layer.split((wide, wide, math.prod(taps), math.prod(taps)))
+        first, last = (t.view(taps).permute(3, 2, 0, 1)[:channels, :channels] for t in stencils)
+        found.append((first, scale[:channels], bias[:channels], last))
+    return dx, second, found
+
+
+def _common(x: Tensor, block: Sequence[Controls], scheme: Scheme) -> tuple[_Block, list[Any]]:
+    """A block of the kernels for images like x, and the arrays that it points to, to be kept as long."""
+    num, channels, height, width = x.shape
+    first, second, scale, bias = (_pointers(tensors) for tensors in zip(*block, strict=True))
+    sizes = len(block), num, height, width, channels, torch.get_num_threads(), scheme.relu
+    arrays = [first, second, scale, bias]
+    return _Block(*sizes, scheme.alpha, scheme.beta, scheme.eps, *map(ctypes.addressof, arrays)), arrays
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[Any]:
+    return (P * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
 
 
 @cache
-def _layer() -> Callable[..., None]:
-    function = library("layers_bf16").layer
-    function.argtypes, function.restype = (P, P, F, F, P, P, *CONTROLS, *(N,) * 5), None
-    return function
-
-
-@cache
-def _layer_backward() -> Callable[..., None]:
-    function = library("layers_bf16").layer_backward
-    function.argtypes, function.restype = (P, P, P, P, F, F, P, P, *CONTROLS, *(N,) * 5), None
+def _function(name: str, num: int) -> Callable[..., None]:
+    """A function of the library with so many pointers as arguments."""
+    function = getattr(library("layers_bf16"), name)
+    function.argtypes, function.restype = (P,) * num, None
     return function

@@ -55,14 +55,33 @@ class Image {
     Buffer<bfloat16> memory;
 
   public:
-    const int64_t height, width, channels, line;
+    const int64_t height, width, channels, line, lead;
 
     Image(int64_t height, int64_t width, int64_t channels)
-        : memory(((height + 2) * (width + 2) + AT_ONCE + 3) * channels), height(height), width(width), channels(channels),
-          line(width + 2) {}
+        : memory(((height + 2) * (width + 2) + AT_ONCE + 6) * channels), height(height), width(width), channels(channels),
+          line(width + 2), lead(2 + line % 2) {}
 
-    // From -line - 1, the first of the margin.
-    bfloat16* at(int64_t position) { return memory.data() + (position + line + 1) * channels; }
+    // Positions with all pixels, a multiple of 16.
+    int64_t positions() const { return up_to(16, height * line); }
+
+    // Calls at(k) for those of 16 neighbouring positions from p on, which is in a column, that are no pixels.
+    template <class At>
+    void margin_of(int64_t p, int64_t column, At at) const {
+        for (int64_t k = width - column; k < 16; k += line) {
+            if (k >= 0) at(k);
+            if (k < 15) at(k + 1);
+        }
+        for (int64_t k = std::max<int64_t>(0, height * line - p); k < 16; k++) at(k);
+    }
+
+    // Zeros where there are no pixels.
+    void clear_margin() {
+        for (int64_t p = width; p < height * line; p += line) std::memset(at(p), 0, 2 * channels * sizeof(bfloat16));
+        std::memset(at(height * line), 0, (positions() - height * line) * channels * sizeof(bfloat16));
+    }
+
+    // From -line - 2, the first of the margin; an even position begins a line of the cache.
+    bfloat16* at(int64_t position) { return memory.data() + (position + line + lead) * channels; }
 
     // Takes an image of num channels.
     void fill(const bfloat16* image, int64_t num) {
@@ -124,11 +143,48 @@ void convolve_blocks(Image& x, int64_t p, const bfloat16* taps, float* sums, int
     }
 }
 
+// The same for 16 channels, where two pixels fill a line of the cache. For even positions p three neighbouring taps are in the
+// pairs of pixels (p - 2, p - 1) and (p, p + 1), for p + 1 in (p, p + 1) and (p + 2, p + 3); the first and the last tap of these
+// four pairs are zero. So the rows of a tile are pairs that begin at even positions, and their products even or odd positions.
+inline void convolve_pairs(Image& x, int64_t p, const bfloat16* taps, float* sums) {
+    constexpr int64_t NEXT = 32 * 16;  // to the next 32 positions
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t down = -1; down < 2; down++, taps += 4 * 512) {
+        const bfloat16* a = x.at(p + down * x.line);
+        _tile_loadd(4, a, 64);
+        _tile_loadd(5, a + NEXT, 64);
+        _tile_loadd(6, taps + 512, 64);
+        _tile_loadd(7, taps + 2 * 512, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        _tile_loadd(6, taps, 64);
+        _tile_loadd(4, a - 32, 64);
+        _tile_loadd(5, a - 32 + NEXT, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, taps + 3 * 512, 64);
+        _tile_loadd(4, a + 32, 64);
+        _tile_loadd(5, a + 32 + NEXT, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, 128);
+    _tile_stored(1, sums + 16, 128);
+    _tile_stored(2, sums + NEXT, 128);
+    _tile_stored(3, sums + NEXT + 16, 128);
+}
+
 // sums = K x at AT_ONCE positions from p on, for `wide` output channels.
 inline void convolve(Image& x, int64_t p, const bfloat16* taps, float* sums, int64_t wide) {
     const int64_t block = 3 * chunks_of(x.channels) * 512;
     int64_t o = 0;
     all_written();
+    if (wide == 16) return convolve_pairs(x, p, taps, sums);
     for (; o + 32 <= wide; o += 32, taps += 2 * block) convolve_blocks<2>(x, p, taps, sums + o, wide);
     if (o < wide) convolve_blocks<1>(x, p, taps, sums + o, wide);
 }
@@ -136,80 +192,114 @@ inline void convolve(Image& x, int64_t p, const bfloat16* taps, float* sums, int
 // The gradient of the stencils of a convolution K, from the features x and the gradient g at K x, both images of one shape.
 //
 // Places count the pixels and the margin from its first one on. In a product of tiles x stands with one channel after the other
-// and g in pairs of neighbouring places, once from the even ones on and once from the odd ones, so that every tap begins at
-// a line of the cache.
+// and g in pairs of neighbouring places, once from the even ones on and once from the odd ones. What an instruction reads is
+// contiguous, 16 channels by 32 places.
 class StencilGradient {
-    const int64_t channels, line, first, last, length, before;
+    const int64_t channels, line, first, last, length, before, num_pairs;
     Buffer<bfloat16> across, pairs[2];
 
   public:
     explicit StencilGradient(const Image& x)
         : channels(x.channels), line(x.line), first((line + 1) / 32 * 32), last(up_to(32, line + 1 + x.height * line)),
-          length(last - first), before(up_to(2, line + 2)), across(length * channels) {
-        for (auto& p : pairs) p.resize((before + last + line + 2) / 2 * 2 * channels);
+          length(last - first), before(up_to(2, line + 2)), num_pairs((before + last + line + 2) / 2), across(length * channels) {
+        for (auto& p : pairs) p.resize(num_pairs * 2 * channels);
     }
 
     void take_features(Image& x) {
-        const __m512i index = _mm512_mullo_epi32(
-            _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(channels / 2)));
-        for (int64_t p = 0; p < length; p += 16) {
-            const bfloat16* from = x.at(first + p - line - 1);
-            for (int64_t c = 0; c < channels; c += 2) {
-                const __m512i both = _mm512_i32gather_epi32(index, reinterpret_cast<const int*>(from + c), 4);
-                const __m256i even = _mm512_cvtepi32_epi16(both), odd = _mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16));
-                std::memcpy(&across[c * length + p], &even, 32);
-                std::memcpy(&across[(c + 1) * length + p], &odd, 32);
-            }
-        }
+        for (int64_t c = 0; c < channels; c += 16)
+            for (int64_t p = 0; p < length; p += 32)
+                transpose(x.at(first + p - line - 1) + c, channels, &across[c * length + p * 16]);
     }
 
     void take_gradient(Image& g) {
-        const int64_t step = 2 * channels;
         for (int64_t c = 0; c < channels; c += 16) {
+            bfloat16* to[2] = {from(0, c), from(1, c)};
             __m512i held = {};
             for (int64_t p = -2; p < g.height * line; p += 2) {
                 // the place of position p is p + line + 1; both numbers and `before` decide which pairs begin with it
                 const __m512i a = spread_out(g.at(p) + c), b = spread_out(g.at(p + 1) + c);
                 const int64_t place = p + line + 1 + before;
-                put(pairs[place % 2], place / 2 * step + 2 * c, a, b);
-                put(pairs[1 - place % 2], (place - 1) / 2 * step + 2 * c, held, a);
+                put(to[place % 2] + place / 2 * 32, a, b);
+                put(to[1 - place % 2] + (place - 1) / 2 * 32, held, a);
                 held = b;
             }
         }
     }
 
     // Adds to `taps`, in the order row, column, input channel, output channel.
-    void add_to(float* taps) const {
+    void add_to(float* taps) {
         const int64_t next = channels * channels, bytes = 4 * channels;
         all_written();
-        for (int64_t o = 0; o < channels; o += 16) {
-            for (int64_t i = 0; i < channels; i += 16) {
-                for (int64_t down = -1; down < 2; down++) {
-                    float* to = taps + 3 * (down + 1) * next + i * channels + o;
-                    const int64_t place = first - down * line + before;
-                    const bfloat16 *a = &across[i * length], *left = from(place + 1, o), *middle = from(place, o),
-                                   *right = from(place - 1, o);
-                    _tile_loadd(0, to, bytes);
-                    _tile_loadd(1, to + next, bytes);
-                    _tile_loadd(2, to + 2 * next, bytes);
-                    for (int64_t p = 0; p < length; p += 32) {
-                        _tile_loadd(3, a + p, 2 * length);
-                        _tile_loadd(4, left + p * channels, bytes);
-                        _tile_loadd(5, middle + p * channels, bytes);
-                        _tile_loadd(6, right + p * channels, bytes);
-                        _tile_dpbf16ps(0, 3, 4);
-                        _tile_dpbf16ps(1, 3, 5);
-                        _tile_dpbf16ps(2, 3, 6);
+        for (int64_t start = 0; start < length; start += AT_A_TIME) {
+            const int64_t end = std::min(start + AT_A_TIME, length);
+            for (int64_t o = 0; o < channels; o += 16) {
+                for (int64_t i = 0; i < channels; i += 16) {
+                    for (int64_t down = -1; down < 2; down++) {
+                        float* to = taps + 3 * (down + 1) * next + i * channels + o;
+                        const int64_t place = first - down * line + before;
+                        const bfloat16 *a = &across[i * length], *left = from(place + 1, o), *middle = from(place, o),
+                                       *right = from(place - 1, o);
+                        _tile_loadd(0, to, bytes);
+                        _tile_loadd(1, to + next, bytes);
+                        _tile_loadd(2, to + 2 * next, bytes);
+                        for (int64_t p = start * 16; p < end * 16; p += 32 * 16) {
+                            _tile_loadd(3, a + p, 64);
+                            _tile_loadd(4, left + p, 64);
+                            _tile_loadd(5, middle + p, 64);
+                            _tile_loadd(6, right + p, 64);
+                            _tile_dpbf16ps(0, 3, 4);
+                            _tile_dpbf16ps(1, 3, 5);
+                            _tile_dpbf16ps(2, 3, 6);
+                        }
+                        _tile_stored(0, to, bytes);
+                        _tile_stored(1, to + next, bytes);
+                        _tile_stored(2, to + 2 * next, bytes);
                     }
-                    _tile_stored(0, to, bytes);
-                    _tile_stored(1, to + next, bytes);
-                    _tile_stored(2, to + 2 * next, bytes);
                 }
             }
         }
     }
 
   private:
+    static constexpr int64_t AT_A_TIME = 512;  // places of 16 channels that stay in the first cache
+
+    // 16 channels of 32 neighbouring places, one channel after the other.
+    static void transpose(const bfloat16* x, int64_t channels, bfloat16* to) {
+        __m512i a[16], b[16];
+#pragma GCC unroll 16
+        for (int k = 0; k < 16; k++) {
+            __m256i low, high;
+            std::memcpy(&low, x + k * channels, 32);
+            std::memcpy(&high, x + (k + 16) * channels, 32);
+            a[k] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        }
+        // of every row k, in every quarter of a vector: first 2, then 4, then 8 places of a channel stand side by side
+#pragma GCC unroll 8
+        for (int k = 0; k < 16; k += 2) {
+            b[k] = _mm512_unpacklo_epi16(a[k], a[k + 1]);
+            b[k + 1] = _mm512_unpackhi_epi16(a[k], a[k + 1]);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < 16; k += 4)
+            for (int h = 0; h < 2; h++) {
+                a[k + 2 * h] = _mm512_unpacklo_epi32(b[k + h], b[k + h + 2]);
+                a[k + 2 * h + 1] = _mm512_unpackhi_epi32(b[k + h], b[k + h + 2]);
+            }
+#pragma GCC unroll 2
+        for (int k = 0; k < 16; k += 8)
+            for (int h = 0; h < 4; h++) {
+                b[k + 2 * h] = _mm512_unpacklo_epi64(a[k + h], a[k + h + 4]);
+                b[k + 2 * h + 1] = _mm512_unpackhi_epi64(a[k + h], a[k + h + 4]);
+            }
+        const __m512i even = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), odd = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
+#pragma GCC unroll 8
+        for (int c = 0; c < 8; c++) {
+            const __m512i low = _mm512_permutex2var_epi64(b[c], even, b[c + 8]), high = _mm512_permutex2var_epi64(b[c], odd, b[c + 8]);
+            std::memcpy(to + c * 32, &low, 64);
+            std::memcpy(to + (c + 8) * 32, &high, 64);
+        }
+    }
+
     // 16 numbers with zeros between them.
     static __m512i spread_out(const bfloat16* p) {
         __m256i v;
@@ -217,13 +307,13 @@ class StencilGradient {
         return _mm512_cvtepu16_epi32(v);
     }
 
-    static void put(Buffer<bfloat16>& to, int64_t at, __m512i first, __m512i second) {
+    static void put(bfloat16* to, __m512i first, __m512i second) {
         const __m512i both = _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
-        std::memcpy(&to[at], &both, 64);
+        std::memcpy(to, &both, 64);
     }
 
-    // The pairs from a place on, for the output channels from o on.
-    const bfloat16* from(int64_t place, int64_t o) const { return &pairs[place % 2][place / 2 * 2 * channels + 2 * o]; }
+    // The pairs from a place on, for the 16 output channels from o on.
+    bfloat16* from(int64_t place, int64_t o) { return &pairs[place % 2][o / 16 * num_pairs * 32 + place / 2 * 32]; }
 };
 
 }  // namespace

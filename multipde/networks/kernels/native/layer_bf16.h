@@ -1,0 +1,198 @@
+// A layer of a network in training, image by image, in bfloat16, and its gradients. An image stays in the processor's cache
+// through all of it. Sums are in float32.
+#pragma once
+
+#include "matrix_tiles.h"
+
+namespace {
+
+using Vector = Floats<LANES>;
+
+// What a thread needs for an image.
+struct Memory {
+    const int64_t wide;
+    Image x, g, n, dz;
+    Buffer<float> sums;
+
+    Memory(int64_t height, int64_t width, int64_t channels)
+        : wide(up_to(16, channels)), x(height, width, wide), g(x), n(x), dz(x), sums(AT_ONCE * wide) {}
+};
+
+// The channels from c on of a pixel with `channels` of them, as a whole vector, whatever is in the channels that do not exist.
+inline Vector load_some(const bfloat16* p, int64_t c, int64_t channels) {
+    if (c + LANES <= channels) return load<LANES>(p + c);
+    bfloat16 found[LANES] = {};
+    std::memcpy(found, p + c, (channels - c) * sizeof(bfloat16));
+    return load<LANES>(found);
+}
+
+inline void store_some(bfloat16* p, int64_t c, int64_t channels, Vector v) {
+    if (c + LANES <= channels) return store<LANES>(p + c, v);
+    bfloat16 found[LANES];
+    store<LANES>(found, v);
+    std::memcpy(p + c, found, (channels - c) * sizeof(bfloat16));
+}
+
+// Half of every part of H + H lanes, of a and then of b; `from` is 0 for the first half and H for the second.
+template <int H>
+inline Vector halves(Vector a, Vector b, int from) {
+    alignas(64) int lanes[LANES];
+    for (int k = 0; k < LANES; k++) lanes[k] = k / H * 2 * H + k % H + from;
+    return (Vector)_mm512_permutex2var_ps((__m512)a, _mm512_load_si512(lanes), (__m512)b);
+}
+
+// For N vectors the sums of their lanes, so many neighbouring ones that all fill a vector.
+template <int N>
+inline Vector sums_of(const Vector* v) {
+    if constexpr (N == 1) {
+        return *v;
+    } else {
+        const Vector a = sums_of<N / 2>(v), b = sums_of<N / 2>(v + N / 2);
+        return halves<LANES / N>(a, b, 0) + halves<LANES / N>(a, b, LANES / N);
+    }
+}
+
+// Calls with(B, RELU), both known to the compiler: B blocks of LANES channels are `wide` channels, 0 where that number is not known.
+template <class With>
+inline void for_layer(int64_t wide, bool relu, With with) {
+    const auto both = [&](auto blocks) { relu ? with(blocks, std::true_type()) : with(blocks, std::false_type()); };
+    switch (wide / LANES) {
+        case 1: return both(std::integral_constant<int, 1>());
+        case 2: return both(std::integral_constant<int, 2>());
+        case 4: return both(std::integral_constant<int, 4>());
+        default: return both(std::integral_constant<int, 0>());
+    }
+}
+
+// max(0, v), NaN where v is.
+inline Vector positive(Vector v) { return (Vector)_mm512_max_ps(__m512{}, (__m512)v); }
+
+// 1 / sqrt(v), to the last bit or two.
+inline Vector inverse_root(Vector v) {
+    const Vector first = (Vector)_mm512_rsqrt14_ps((__m512)v);
+    return first * (1.5f - 0.5f * v * first * first);
+}
+
+// 1 / sqrt(sum of z*z + eps) over the channels, for LANES neighbouring positions; B as in `for_layer`.
+template <int B>
+inline Vector inverse_norms(const bfloat16* z, int64_t wide, float eps) {
+    constexpr int NUM = B == 1 ? LANES / 2 : LANES;  // two positions of LANES channels fill a vector
+    const int64_t step = B == 1 ? 2 * LANES : wide;
+    __m512 squares[NUM];
+#pragma GCC unroll 16
+    for (int k = 0; k < NUM; k++) {
+        squares[k] = __m512{};
+        for (int64_t c = 0; c < step; c += 2 * LANES) {
+            const auto pairs = (__m512bh)_mm512_maskz_loadu_epi16(step - c < 2 * LANES ? 0xffff : ~0u, z + k * step + c);
+            squares[k] = _mm512_dpbf16_ps(squares[k], pairs, pairs);
+        }
+    }
+    return inverse_root(sums_of<NUM>(reinterpret_cast<const Vector*>(squares)) + eps);
+}
+
+// Calls at(sums, position, column) for LANES neighbouring positions after another until all of an image are done; sums are those of K x.
+template <class At>
+inline void by_positions(Memory& m, Image& x, const bfloat16* taps, At at) {
+    for (int64_t p = 0, column = 0; p < x.positions(); p += AT_ONCE) {
+        convolve(x, p, taps, m.sums.data(), m.wide);
+        for (int64_t q = p; q < std::min(p + AT_ONCE, x.positions()); q += LANES) {
+            at(m.sums.data() + (q - p) * m.wide, q, column);
+            for (column += LANES; column >= x.line; column -= x.line) {}
+        }
+    }
+}
+
+// n = max(0, scale z / sqrt(sum of z*z + eps) + bias), where z = K1 x in lower precision, which is kept at all positions.
+template <int B, bool RELU>
+void normalise(Memory& m, const bfloat16* taps, const float* scale, const float* bias, float eps, bfloat16* kept) {
+    const int64_t wide = B ? B * LANES : m.wide;
+    by_positions(m, m.x, taps, [&](const float* sums, int64_t position, int64_t) {
+        bfloat16 *z = kept + position * wide, *to = m.n.at(position);
+        for (int64_t c = 0; c < LANES * wide; c += LANES) store<LANES>(z + c, load<LANES>(sums + c));
+        const Vector inverse = inverse_norms<B>(z, wide, eps);
+        for (int64_t c = 0; c < wide; c += LANES) {
+            const auto a = load<LANES>(scale + c), b = load<LANES>(bias + c);
+#pragma GCC unroll 16
+            for (int64_t k = 0; k < LANES; k++) {
+                const auto v = load<LANES>(z + k * wide + c) * inverse[k] * a + b;
+                store<LANES>(to + k * wide + c, RELU ? positive(v) : v);
+            }
+        }
+    });
+    m.n.clear_margin();
+}
+
+// n as `normalise` computes it from the z that it has kept, and dz, the gradient at z, where K2' g is that at n. Adds to two
+// sums over pixels per channel, the gradients of scale and bias.
+template <int B, bool RELU>
+void normalise_backward(Memory& m, const bfloat16* taps, const bfloat16* kept, const float* scale, const float* bias, float eps,
+                        Sums<LANES, 0>& totals) {
+    const int64_t wide = B ? B * LANES : m.wide;
+    by_positions(m, m.g, taps, [&](float* g, int64_t position, int64_t column) {
+        const bfloat16* z = kept + position * wide;
+        bfloat16 *n_to = m.n.at(position), *dz_to = m.dz.at(position);
+        m.n.margin_of(position, column, [&](int64_t k) {
+            for (int64_t c = 0; c < wide; c += LANES) store<LANES>(g + k * wide + c, Vector{});
+        });
+        const Vector inverse = inverse_norms<B>(z, wide, eps);
+        Vector dots[LANES] = {};
+        for (int64_t c = 0; c < wide; c += LANES) {
+            const auto a = load<LANES>(scale + c), b = load<LANES>(bias + c);
+            Vector first = {}, second = {};
+#pragma GCC unroll 16
+            for (int64_t k = 0; k < LANES; k++) {
+                const int64_t at = k * wide + c;
+                const auto n = load<LANES>(z + at) * inverse[k], v = n * a + b, found = load<LANES>(g + at);
+                const auto h = RELU ? where<LANES>(!(v <= 0), found) : found, scaled = a * h;
+                first += h * n;
+                second += h;
+                dots[k] += scaled * n;
+                store<LANES>(g + at, scaled);
+                store<LANES>(n_to + at, RELU ? positive(v) : v);
+            }
+            totals.add(c / LANES, first, second);
+        }
+        const Vector along = sums_of<LANES>(dots) * inverse;
+#pragma GCC unroll 16
+        for (int64_t k = 0; k < LANES; k++)
+            for (int64_t c = 0; c < wide; c += LANES) {
+                const int64_t at = k * wide + c;
+                store<LANES>(dz_to + at, (load<LANES>(g + at) - load<LANES>(z + at) * along[k]) * inverse[k]);
+            }
+    });
+    m.n.clear_margin();
+}
+
+// out = sums + alpha a + beta b
+template <bool A, bool B>
+inline void add_terms(const float* sums, float alpha, const bfloat16* a, float beta, const bfloat16* b, bfloat16* out, int64_t num) {
+    for (int64_t c = 0; c < num; c += LANES) {
+        auto v = load<LANES>(sums + c);
+        if (A) v += alpha * load_some(a, c, num);
+        if (B) v += beta * load_some(b, c, num);
+        store_some(out, c, num, v);
+    }
+}
+
+// out = alpha a + beta b + K x
+void add(Memory& m, Image& x, const bfloat16* taps, float alpha, const bfloat16* a, float beta, const bfloat16* b,
+         bfloat16* out, int64_t channels) {
+    const auto terms = alpha ? beta ? add_terms<true, true> : add_terms<true, false> : beta ? add_terms<false, true> : add_terms<false, false>;
+    for (int64_t p = 0; p < x.height * x.line; p += AT_ONCE) {
+        convolve(x, p, taps, m.sums.data(), m.wide);
+        for (int64_t from = p; from < std::min(p + AT_ONCE, x.height * x.line);) {
+            const int64_t row = from / x.line, column = from % x.line, end = std::min((row + 1) * x.line, p + AT_ONCE);
+            const int64_t num = std::max<int64_t>(0, std::min(x.width - column, end - from)), at = (row * x.width + column) * channels;
+            const float* sums = m.sums.data() + (from - p) * m.wide;
+            if (channels == m.wide) {
+                terms(sums, alpha, a + at, beta, b + at, out + at, num * channels);
+            } else {
+                for (int64_t k = 0; k < num * channels; k += channels, sums += m.wide)
+                    terms(sums, alpha, a + at + k, beta, b + at + k, out + at + k, channels);
+            }
+            from = end;
+        }
+    }
+}
+
+}  // namespace
