@@ -41,13 +41,13 @@ inline Vector halves(Vector a, Vector b, int from) {
     return (Vector)_mm512_permutex2var_ps((__m512)a, _mm512_load_si512(lanes), (__m512)b);
 }
 
-// For N vectors the sums of their lanes, so many neighbouring ones that all fill a vector.
-template <int N>
-inline Vector sums_of(const Vector* v) {
-    if constexpr (N == 1) {
-        return *v;
+// The sums of N rows of numbers, PER of which are a vector, in neighbouring lanes; so many for each as all fill a vector.
+template <int N, int PER = 1>
+inline Vector sums_of(const Vector* rows) {
+    if constexpr (N == PER) {
+        return *rows;
     } else {
-        const Vector a = sums_of<N / 2>(v), b = sums_of<N / 2>(v + N / 2);
+        const Vector a = sums_of<N / 2, PER>(rows), b = sums_of<N / 2, PER>(rows + N / 2 / PER);
         return halves<LANES / N>(a, b, 0) + halves<LANES / N>(a, b, LANES / N);
     }
 }
@@ -76,8 +76,8 @@ inline Vector inverse_root(Vector v) {
 // 1 / sqrt(sum of z*z + eps) over the channels, for LANES neighbouring positions; B as in `for_layer`.
 template <int B>
 inline Vector inverse_norms(const bfloat16* z, int64_t wide, float eps) {
-    constexpr int NUM = B == 1 ? LANES / 2 : LANES;  // two positions of LANES channels fill a vector
-    const int64_t step = B == 1 ? 2 * LANES : wide;
+    constexpr int PER = B == 1 ? 2 : 1, NUM = LANES / PER;  // positions in a vector
+    const int64_t step = PER * wide;
     __m512 squares[NUM];
 #pragma GCC unroll 16
     for (int k = 0; k < NUM; k++) {
@@ -87,7 +87,7 @@ inline Vector inverse_norms(const bfloat16* z, int64_t wide, float eps) {
             squares[k] = _mm512_dpbf16_ps(squares[k], pairs, pairs);
         }
     }
-    return inverse_root(sums_of<NUM>(reinterpret_cast<const Vector*>(squares)) + eps);
+    return inverse_root(sums_of<LANES, PER>(reinterpret_cast<const Vector*>(squares)) + eps);
 }
 
 // Calls at(sums, position, column) for LANES neighbouring positions after another until all of an image are done; sums are those of K x.
