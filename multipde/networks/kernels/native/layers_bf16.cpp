@@ -33,14 +33,14 @@ struct States : Memory {
 
 // And for its gradients.
 struct Gradients : States {
-    StencilGradient stencil;
+    StencilGradient first, second;
     Sums<LANES, 0> own;
     std::vector<double> totals;
     Buffer<float> taps;
     std::vector<bfloat16> states[3];
 
     explicit Gradients(const Block& b)
-        : States(b), stencil(x), own(wide), totals(b.layers * 2 * wide), taps(b.layers * 2 * b.taps()) {
+        : States(b), first(x), second(x), own(wide), totals(b.layers * 2 * wide), taps(b.layers * 2 * b.taps()) {
         for (auto& s : states) s.resize(b.group() * b.size());
     }
 };
@@ -108,13 +108,13 @@ extern "C" void layers_backward(const Block* block, const bfloat16* const* state
                 m.g.fill(g + at, b.channels);
                 normalise_backward<B, RELU>(m, b.second[k], kept[k] + i * b.kept_size(), b.scale[k], b.bias[k], b.eps, m.own);
                 m.own.move_to(&m.totals[k * 2 * wide]);
-                m.stencil.take_features(m.n);
-                m.stencil.take_gradient(m.g);
-                m.stencil.add_to(taps + b.taps());
+                m.second.take(m.n, m.g);
                 m.x.fill(states[k + 1] + i * size, b.channels);
-                m.stencil.take_features(m.x);
-                m.stencil.take_gradient(m.dz);
-                m.stencil.add_to(taps);
+                m.first.take(m.x, m.dz);
+                if (m.first.is_full() || i == last - 1) {
+                    m.first.add_to(taps);
+                    m.second.add_to(taps + b.taps());
+                }
                 add(m, m.dz, b.first[k], alpha, later + at, b.beta, g + at, found + at, b.channels);
             }
             later = g;

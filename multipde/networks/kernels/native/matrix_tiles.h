@@ -95,13 +95,13 @@ class Image {
 // Pairs of a row of taps and channels come in chunks of one tile.
 inline int64_t chunks_of(int64_t channels) { return (3 * channels + 31) / 32; }
 
-// sums = K x at AT_ONCE positions from p on, for two blocks of 16 output channels of `wide` or for one. The taps are in the
-// order block, row, chunk, pair, output channel, one of the pair.
+// sums = K x at positions from p to the end, at most AT_ONCE, for two blocks of 16 output channels of `wide` or for one. The taps
+// are in the order block, row, chunk, pair, output channel, one of the pair.
 template <int BLOCKS>
-void convolve_blocks(Image& x, int64_t p, const bfloat16* taps, float* sums, int64_t wide) {
+void convolve_blocks(Image& x, int64_t p, int64_t end, const bfloat16* taps, float* sums, int64_t wide) {
     const int64_t chunks = chunks_of(x.channels), step = 2 * x.channels, block = 3 * chunks * 512, out = 4 * wide;
     constexpr int64_t NUM = BLOCKS == 2 ? 32 : 64;
-    for (int64_t end = p + AT_ONCE; p < end; p += NUM, sums += NUM * wide) {
+    for (; p < end; p += NUM, sums += NUM * wide) {
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
@@ -185,35 +185,39 @@ inline void convolve(Image& x, int64_t p, const bfloat16* taps, float* sums, int
     int64_t o = 0;
     all_written();
     if (wide == 16) return convolve_pairs(x, p, taps, sums);
-    for (; o + 32 <= wide; o += 32, taps += 2 * block) convolve_blocks<2>(x, p, taps, sums + o, wide);
-    if (o < wide) convolve_blocks<1>(x, p, taps, sums + o, wide);
+    const int64_t end = std::min(p + AT_ONCE, x.positions());
+    for (; o + 32 <= wide; o += 32, taps += 2 * block) convolve_blocks<2>(x, p, end, taps, sums + o, wide);
+    if (o < wide) convolve_blocks<1>(x, p, end, taps, sums + o, wide);
 }
 
-// The gradient of the stencils of a convolution K, from the features x and the gradient g at K x, both images of one shape.
+// The gradient of the stencils of a convolution K, from the features x and the gradient g at K x, for a few images of one shape.
 //
 // Places count the pixels and the margin from its first one on. In a product of tiles x stands with one channel after the other
 // and g in pairs of neighbouring places, once from the even ones on and once from the odd ones. What an instruction reads is
 // contiguous, 16 channels by 32 places.
 class StencilGradient {
-    const int64_t channels, line, first, last, length, before, num_pairs;
+    static constexpr int64_t AT_A_TIME = 512;  // places of 16 channels that stay in the first cache
+
+    const int64_t channels, line, first, last, length, before, num_pairs, most;
+    int64_t images = 0;
     Buffer<bfloat16> across, pairs[2];
 
   public:
     explicit StencilGradient(const Image& x)
         : channels(x.channels), line(x.line), first((line + 1) / 32 * 32), last(up_to(32, line + 1 + x.height * line)),
-          length(last - first), before(up_to(2, line + 2)), num_pairs((before + last + line + 2) / 2), across(length * channels) {
-        for (auto& p : pairs) p.resize(num_pairs * 2 * channels);
+          length(last - first), before(up_to(2, line + 2)), num_pairs((before + last + line + 2) / 2),
+          most(std::max<int64_t>(1, AT_A_TIME / length)), across(most * length * channels) {
+        for (auto& p : pairs) p.resize(most * num_pairs * 2 * channels);
     }
 
-    void take_features(Image& x) {
-        for (int64_t c = 0; c < channels; c += 16)
-            for (int64_t p = 0; p < length; p += 32)
-                transpose(x.at(first + p - line - 1) + c, channels, &across[c * length + p * 16]);
-    }
-
-    void take_gradient(Image& g) {
+    // Takes an image.
+    void take(Image& x, Image& g) {
         for (int64_t c = 0; c < channels; c += 16) {
-            bfloat16* to[2] = {from(0, c), from(1, c)};
+            bfloat16* to = features(c) + images * length * 16;
+            for (int64_t p = 0; p < length; p += 32) transpose(x.at(first + p - line - 1) + c, channels, to + p * 16);
+        }
+        for (int64_t c = 0; c < channels; c += 16) {
+            bfloat16* to[2] = {gradients(0, c, images), gradients(1, c, images)};
             __m512i held = {};
             for (int64_t p = -2; p < g.height * line; p += 2) {
                 // the place of position p is p + line + 1; both numbers and `before` decide which pairs begin with it
@@ -224,9 +228,12 @@ class StencilGradient {
                 held = b;
             }
         }
+        images++;
     }
 
-    // Adds to `taps`, in the order row, column, input channel, output channel.
+    bool is_full() const { return images == most; }
+
+    // Adds the gradient for the images that were taken to `taps`, in the order row, column, input channel, output channel.
     void add_to(float* taps) {
         const int64_t next = channels * channels, bytes = 4 * channels;
         all_written();
@@ -236,20 +243,22 @@ class StencilGradient {
                 for (int64_t i = 0; i < channels; i += 16) {
                     for (int64_t down = -1; down < 2; down++) {
                         float* to = taps + 3 * (down + 1) * next + i * channels + o;
-                        const int64_t place = first - down * line + before;
-                        const bfloat16 *a = &across[i * length], *left = from(place + 1, o), *middle = from(place, o),
-                                       *right = from(place - 1, o);
                         _tile_loadd(0, to, bytes);
                         _tile_loadd(1, to + next, bytes);
                         _tile_loadd(2, to + 2 * next, bytes);
-                        for (int64_t p = start * 16; p < end * 16; p += 32 * 16) {
-                            _tile_loadd(3, a + p, 64);
-                            _tile_loadd(4, left + p, 64);
-                            _tile_loadd(5, middle + p, 64);
-                            _tile_loadd(6, right + p, 64);
-                            _tile_dpbf16ps(0, 3, 4);
-                            _tile_dpbf16ps(1, 3, 5);
-                            _tile_dpbf16ps(2, 3, 6);
+                        for (int64_t image = 0; image < images; image++) {
+                            const int64_t place = first - down * line + before;
+                            const bfloat16 *a = features(i) + image * length * 16, *left = gradients(place + 1, o, image),
+                                           *middle = gradients(place, o, image), *right = gradients(place - 1, o, image);
+                            for (int64_t p = start * 16; p < end * 16; p += 32 * 16) {
+                                _tile_loadd(3, a + p, 64);
+                                _tile_loadd(4, left + p, 64);
+                                _tile_loadd(5, middle + p, 64);
+                                _tile_loadd(6, right + p, 64);
+                                _tile_dpbf16ps(0, 3, 4);
+                                _tile_dpbf16ps(1, 3, 5);
+                                _tile_dpbf16ps(2, 3, 6);
+                            }
                         }
                         _tile_stored(0, to, bytes);
                         _tile_stored(1, to + next, bytes);
@@ -258,10 +267,17 @@ class StencilGradient {
                 }
             }
         }
+        images = 0;
     }
 
   private:
-    static constexpr int64_t AT_A_TIME = 512;  // places of 16 channels that stay in the first cache
+    // The 16 input channels from c on.
+    bfloat16* features(int64_t c) { return &across[c * most * length]; }
+
+    // The pairs of an image from a place on, for the 16 output channels from c on.
+    bfloat16* gradients(int64_t place, int64_t c, int64_t image) {
+        return &pairs[place % 2][((c / 16 * most + image) * num_pairs + place / 2) * 32];
+    }
 
     // 16 channels of 32 neighbouring places, one channel after the other.
     static void transpose(const bfloat16* x, int64_t channels, bfloat16* to) {
@@ -311,9 +327,6 @@ class StencilGradient {
         const __m512i both = _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
         std::memcpy(to, &both, 64);
     }
-
-    // The pairs from a place on, for the 16 output channels from o on.
-    bfloat16* from(int64_t place, int64_t o) { return &pairs[place % 2][o / 16 * num_pairs * 32 + place / 2 * 32]; }
 };
 
 }  // namespace
