@@ -108,6 +108,29 @@ def test_results_repeat_bit_for_bit_and_do_not_depend_on_the_threads_beyond_roun
 
 
 @needs_tiles
+@pytest.mark.parametrize(("num", "size"), [(40, (8, 8)), (3, (40, 33)), (11, (16, 5))], ids=str)
+def test_images_do_not_depend_on_those_beside_them(num, size):
+    """However many go through the layers together; gradients of controls are sums over the images."""
+    block, x = block_and_images("hamiltonian", 32, *size)
+    compile_layers(block)
+    x = x[:1].repeat(num, 1, 1, 1) * torch.linspace(0.5, 2, num).bfloat16().view(-1, 1, 1, 1)
+    y, dx, *grads = outputs(block, x.contiguous(memory_format=torch.channels_last))
+    alone = []
+    for i in range(num):
+        x = x.detach().clone().requires_grad_()
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            own = block(x[i : i + 1].contiguous(memory_format=torch.channels_last))
+        weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)[i : i + 1].to(own.dtype)
+        (own * weights + own.square()).sum().backward()
+        assert torch.equal(own[0], y[i])
+        assert torch.equal(x.grad[i], dx[i])
+        alone.append([p.grad for p in block.parameters()])
+    for found, single in zip(grads, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(single).sum(0), rtol=1e-4, atol=1e-3 * found.abs().max().item())
+
+
+@needs_tiles
 def test_frozen_stencils_and_second_derivatives(monkeypatch):
     block, x = block_and_images("second_order", 16, 4, 4)
     compile_layers(block)

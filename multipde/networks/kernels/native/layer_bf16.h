@@ -2,7 +2,7 @@
 // through all of it. Sums are in float32.
 #pragma once
 
-#include "matrix_tiles.h"
+#include "stencil_gradient.h"
 
 namespace {
 
@@ -52,7 +52,8 @@ inline Vector sums_of(const Vector* rows) {
     }
 }
 
-// Calls with(B, RELU), both known to the compiler: B blocks of LANES channels are `wide` channels, 0 where that number is not known.
+// Calls with(B, RELU), both known to the compiler: B blocks of LANES channels are `wide` channels; B is 0 where there is no code
+// for their number.
 template <class With>
 inline void for_layer(int64_t wide, bool relu, With with) {
     const auto both = [&](auto blocks) { relu ? with(blocks, std::true_type()) : with(blocks, std::false_type()); };
@@ -90,7 +91,8 @@ inline Vector inverse_norms(const bfloat16* z, int64_t wide, float eps) {
     return inverse_root(sums_of<LANES, PER>(reinterpret_cast<const Vector*>(squares)) + eps);
 }
 
-// Calls at(sums, position, column) for LANES neighbouring positions after another until all of an image are done; sums are those of K x.
+// Calls at(sums, position, column) for LANES neighbouring positions after another until all of an image are done; sums are those of
+// K x.
 template <class At>
 inline void by_positions(Memory& m, Image& x, const bfloat16* taps, At at) {
     for (int64_t p = 0, column = 0; p < x.positions(); p += AT_ONCE) {
@@ -120,6 +122,11 @@ void normalise(Memory& m, const bfloat16* taps, const float* scale, const float*
         }
     });
     m.n.clear_margin();
+}
+
+inline void normalise(Memory& m, const bfloat16* taps, const float* scale, const float* bias, float eps, bool is_relu,
+                      bfloat16* kept) {
+    for_layer(m.wide, is_relu, [&](auto b, auto relu) { normalise<b(), relu()>(m, taps, scale, bias, eps, kept); });
 }
 
 // n as `normalise` computes it from the z that it has kept, and dz, the gradient at z, where K2' g is that at n. Adds to two
@@ -163,9 +170,17 @@ void normalise_backward(Memory& m, const bfloat16* taps, const bfloat16* kept, c
     m.n.clear_margin();
 }
 
+inline void normalise_backward(Memory& m, const bfloat16* taps, const bfloat16* kept, const float* scale, const float* bias,
+                               float eps, bool is_relu, Sums<LANES, 0>& totals) {
+    for_layer(m.wide, is_relu, [&](auto b, auto relu) {
+        normalise_backward<b(), relu()>(m, taps, kept, scale, bias, eps, totals);
+    });
+}
+
 // out = sums + alpha a + beta b
 template <bool A, bool B>
-inline void add_terms(const float* sums, float alpha, const bfloat16* a, float beta, const bfloat16* b, bfloat16* out, int64_t num) {
+inline void add_terms(const float* sums, float alpha, const bfloat16* a, float beta, const bfloat16* b, bfloat16* out,
+                      int64_t num) {
     for (int64_t c = 0; c < num; c += LANES) {
         auto v = load<LANES>(sums + c);
         if (A) v += alpha * load_some(a, c, num);
@@ -177,12 +192,14 @@ inline void add_terms(const float* sums, float alpha, const bfloat16* a, float b
 // out = alpha a + beta b + K x
 void add(Memory& m, Image& x, const bfloat16* taps, float alpha, const bfloat16* a, float beta, const bfloat16* b,
          bfloat16* out, int64_t channels) {
-    const auto terms = alpha ? beta ? add_terms<true, true> : add_terms<true, false> : beta ? add_terms<false, true> : add_terms<false, false>;
+    const auto terms = alpha && beta ? add_terms<true, true> : alpha ? add_terms<true, false>
+                     : beta ? add_terms<false, true> : add_terms<false, false>;
     for (int64_t p = 0; p < x.height * x.line; p += AT_ONCE) {
         convolve(x, p, taps, m.sums.data(), m.wide);
         for (int64_t from = p; from < std::min(p + AT_ONCE, x.height * x.line);) {
             const int64_t row = from / x.line, column = from % x.line, end = std::min((row + 1) * x.line, p + AT_ONCE);
-            const int64_t num = std::max<int64_t>(0, std::min(x.width - column, end - from)), at = (row * x.width + column) * channels;
+            const int64_t num = std::max<int64_t>(0, std::min(x.width - column, end - from));
+            const int64_t at = (row * x.width + column) * channels;
             const float* sums = m.sums.data() + (from - p) * m.wide;
             if (channels == m.wide) {
                 terms(sums, alpha, a + at, beta, b + at, out + at, num * channels);

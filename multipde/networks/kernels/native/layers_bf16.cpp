@@ -67,18 +67,14 @@ extern "C" int64_t available() { return may_use_tiles(); }
 // The states from s_2 on. K1 x of every layer is kept, with channels up to a multiple of 16; scale and bias are as long.
 extern "C" void layers(const Block* block, bfloat16* const* states, bfloat16* const* kept) {
     const Block& b = *block;
-    for_layer(b.wide(), b.relu, [&](auto blocks, auto relu) {
-    constexpr int B = decltype(blocks)::value;
-    constexpr bool RELU = decltype(relu)::value;
     by_groups<States>(b, [&](States& m, int64_t first, int64_t last) {
         for (int64_t k = 0; k < b.layers; k++)
             for (int64_t i = first; i < last; i++) {
                 const int64_t at = i * b.size();
                 m.x.fill(states[k + 1] + at, b.channels);
-                normalise<B, RELU>(m, b.first[k], b.scale[k], b.bias[k], b.eps, kept[k] + i * b.kept_size());
+                normalise(m, b.first[k], b.scale[k], b.bias[k], b.eps, b.relu, kept[k] + i * b.kept_size());
                 add(m, m.n, b.second[k], b.alpha, states[k] + at, b.beta, states[k + 1] + at, states[k + 2] + at, b.channels);
             }
-    });
     });
 }
 
@@ -93,11 +89,7 @@ extern "C" void layers_backward(const Block* block, const bfloat16* const* state
                                 const bfloat16* const* given, bfloat16* const* grads, float* totals) {
     const Block& b = *block;
     const int64_t wide = b.wide(), size = b.size();
-    std::vector<std::unique_ptr<Gradients>> threads;
-    for_layer(b.wide(), b.relu, [&](auto blocks, auto relu) {
-    constexpr int B = decltype(blocks)::value;
-    constexpr bool RELU = decltype(relu)::value;
-    threads = by_groups<Gradients>(b, [&](Gradients& m, int64_t first, int64_t last) {
+    const auto threads = by_groups<Gradients>(b, [&](Gradients& m, int64_t first, int64_t last) {
         const bfloat16 *g = given[0] + first * size, *later = given[1] ? given[1] + first * size : nullptr;
         for (int64_t k = b.layers - 1; k >= 0; k--) {
             const float alpha = k < b.layers - 1 ? b.alpha : later ? 1 : 0;
@@ -106,7 +98,7 @@ extern "C" void layers_backward(const Block* block, const bfloat16* const* state
             for (int64_t i = first; i < last; i++) {
                 const int64_t at = (i - first) * size;
                 m.g.fill(g + at, b.channels);
-                normalise_backward<B, RELU>(m, b.second[k], kept[k] + i * b.kept_size(), b.scale[k], b.bias[k], b.eps, m.own);
+                normalise_backward(m, b.second[k], kept[k] + i * b.kept_size(), b.scale[k], b.bias[k], b.eps, b.relu, m.own);
                 m.own.move_to(&m.totals[k * 2 * wide]);
                 m.second.take(m.n, m.g);
                 m.x.fill(states[k + 1] + i * size, b.channels);
@@ -120,7 +112,6 @@ extern "C" void layers_backward(const Block* block, const bfloat16* const* state
             later = g;
             g = found;
         }
-    });
     });
     for (int64_t k = 0; k < b.layers; k++) {
         std::fill(totals, totals + 2 * (wide + b.taps()), 0.0f);
