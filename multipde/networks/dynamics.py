@@ -70,6 +70,7 @@ def _leapfrog_inverse(state: State, forces: tuple[Force, ...], dt: float) -> Sta
     return y, torch.add(f(y, dt**2) - y_next, y, alpha=2)
 
 
+# forward Euler, symplectic Verlet (10), and leapfrog for (11) with the state (y, y_prev)
 _EULER = (lambda y: (y,), Recurrence(0, 1, lambda dt: (dt,)), None, lambda state: state[0])
 _VERLET = (
     _halves,

@@ -39,7 +39,7 @@ class Recurrence:
             else:
                 force, factor = rest[0]
                 before, y = y, self._added(force(y, factor), before, y)
-            rest = rest[num:]
+            before, rest = before if self.alpha else None, rest[num:]
         return (y,) if len(state) == 1 else (y, before) if self.newest == 0 else (before, y)  # pyright: ignore
 
     def _fused(self, y: Tensor, rest: Sequence[tuple[Force, float]]) -> tuple[int, Scheme | None]:
