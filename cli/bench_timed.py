@@ -19,6 +19,8 @@ class Timed(Precise):
 class Step(Timed):
     """Measure the speed of a training step, and that of the bare convolutions of the same network."""
 
+    sizes: tuple[int, ...] = (8, 16, 32)
+    """Sizes of the images in pixels."""
     batch: int | Literal["auto"] = 125
     """Images per step; auto: 125 at the largest size, and as many pixels at the others."""
     optimizer: OptimizerName = "sgd"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from multipde import NetworkConfig, PDENet
+from multipde.cli.main import main
 from multipde.networks.dynamics import Block
 from multipde.runtime.device import Compute
 from multipde.studies.bench import scaling, step_speed
@@ -103,6 +104,13 @@ def test_steps_with_as_many_pixels_at_every_size(monkeypatch):
     rows = step_study(dynamics=("hamiltonian",), sizes=(4, 8), batch="auto", repeats=1, device="cpu")
     assert [(row["size"], row["batch"]) for row in rows] == [(4, 8), (8, 2)]
     assert rows[0]["images_per_second"] == pytest.approx(8 / rows[0]["step_seconds"], abs=0.1)
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_the_command_takes_sizes(capsys):
+    arguments = ["--dynamics", "hamiltonian", "--sizes", "4", "8", "--batch", "2", "--device", "cpu", "--json"]
+    main(["bench", "step", *arguments])
+    assert [row["size"] for row in json.loads(capsys.readouterr().out)] == [4, 8]
 
 
 def test_scaling_compares_with_the_first_number_of_processes_in_turn(monkeypatch, tmp_path):
