@@ -110,7 +110,7 @@ def test_steps_with_as_many_pixels_at_every_size(monkeypatch):
 def test_the_command_takes_sizes(capsys):
     arguments = ["--dynamics", "hamiltonian", "--sizes", "4", "8", "--batch", "2", "--device", "cpu", "--json"]
     main(["bench", "step", *arguments])
-    assert [row["size"] for row in json.loads(capsys.readouterr().out)] == [4, 8]
+    assert [row["size"] for row in json.loads(capsys.readouterr().out)["rows"]] == [4, 8]
 
 
 def test_scaling_compares_with_the_first_number_of_processes_in_turn(monkeypatch, tmp_path):
