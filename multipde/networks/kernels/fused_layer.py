@@ -83,9 +83,8 @@ class _FusedLayers(torch.autograd.Function):
         packed, wants_second = _packed(controls, transposed=True), wants_before and num > 1
         dx, second, found = layers_bf16.layers_backward(states, kept, (g, later), packed, ctx.scheme, wants_second)
         of_controls = [d.to(t) for d, t in zip((d for of_layer in found for d in of_layer), controls, strict=True)]
-        second = g if num == 1 else second
-        d_before = None if second is None or not wants_before else ctx.scheme.alpha * second
-        return d_before, dx, None, *of_controls
+        d_before, alpha = g if wants_before and num == 1 else second, ctx.scheme.alpha
+        return d_before if d_before is None or alpha == 1 else alpha * d_before, dx, None, *of_controls
 
 
 def _by_layer(controls: Sequence[Tensor]) -> list[Layer]:

@@ -179,7 +179,7 @@ inline void convolve_pairs(Image& x, int64_t p, const bfloat16* taps, float* sum
     _tile_stored(3, sums + NEXT + 16, 128);
 }
 
-// sums = K x at AT_ONCE positions from p on, for `wide` output channels.
+// sums = K x at positions from p on, AT_ONCE or those that there are, for `wide` output channels.
 inline void convolve(Image& x, int64_t p, const bfloat16* taps, float* sums, int64_t wide) {
     const int64_t block = 3 * chunks_of(x.channels) * 512;
     int64_t o = 0;
