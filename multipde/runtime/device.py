@@ -122,10 +122,15 @@ def _is_faster_with_bf16() -> bool:
     return seconds[torch.float32] > 1.2 * seconds[torch.bfloat16]
 
 
+def cpu_has(instructions: str) -> bool:
+    """Whether the processor has instructions, by torch's name of them."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
+    return bool(known.get(instructions, False))
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
-        return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        return any(cpu_has(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return device.type == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)

@@ -126,7 +126,7 @@ WRONG = [
     ("bench step --dynamics", "dynamics must name at least one, got none"),
     ("bench scaling --processes", "processes must name at least one, got none"),
     ("bench step --compile --batch 0", "batch must be positive, got 0"),
-    ("bench step --device cpu --vectors avx3", "vectors must be one of widest, avx2, got 'avx3'"),
+    ("bench step --device cpu --vectors avx3", "vectors must be one of widest, avx512, avx2, got 'avx3'"),
     ("bench step --device cpu --vectors avx2 --amp bf16", "amp must be off with vectors avx2, which have no bf16"),
     ("bench scaling --batch -4", "batch must be positive, got -4"),
     ("bench step --batch 2147483648", "batch must be at most 1,000,000, got 2147483648"),

@@ -8,10 +8,14 @@ import torch
 from multipde.networks.compilation import compile_layers
 from multipde.networks.dynamics import DYNAMICS, Block
 from multipde.networks.kernels import fused_layer
-from multipde.networks.kernels.native import layers_bf16
+from multipde.networks.kernels.native import build, layers_bf16
 from multipde.networks.recurrence import Recurrence
+from multipde.runtime.device import cpu_has
+from multipde.studies.bench.vectors import VECTORS
 
-needs_tiles = pytest.mark.skipif(not layers_bf16.is_available(), reason="needs a processor with AMX and a C++ compiler")
+needs_bf16 = pytest.mark.skipif(
+    not layers_bf16.is_available(), reason="needs a processor with bf16 (AVX-512 or AMX) and a C++ compiler"
+)
 SHAPES = [(16, 8, 8), (24, 6, 6), (12, 1, 1), (40, 3, 5), (64, 5, 9), (112, 4, 4), (6, 2, 37)]
 
 
@@ -41,6 +45,28 @@ def errors(found, exact):
     return [((a.double() - b).norm() / b.norm().clamp_min(1e-9)).item() for a, b in zip(found, exact, strict=True)]
 
 
+def forget_library():
+    """Makes the next use of the kernels take a library that is compiled as the environment says."""
+    for known in (build._built, layers_bf16._function, layers_bf16._order, layers_bf16.is_available):
+        known.cache_clear()
+
+
+@pytest.fixture(autouse=True, params=["widest", "avx512"])
+def _with_and_without_tiles(request, monkeypatch):
+    """On a processor with AMX everything holds with its tiles and without them."""
+    if request.param == "widest":
+        yield
+        return
+    if not cpu_has("amx_bf16"):
+        pytest.skip("a processor without AMX has nothing else")
+    for name, value in VECTORS["avx512"].items():
+        monkeypatch.setenv(name, value)
+    forget_library()
+    yield
+    monkeypatch.undo()
+    forget_library()
+
+
 @pytest.fixture(autouse=True)
 def _any_channels(request, monkeypatch):
     if "own_share" not in request.fixturenames:
@@ -60,7 +86,7 @@ def used(monkeypatch):
     return shapes
 
 
-@needs_tiles
+@needs_bf16
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dynamics", DYNAMICS)
 def test_results_and_gradients_are_as_precise_as_those_of_the_parts(dynamics, shape, used, monkeypatch):
@@ -80,7 +106,7 @@ def test_results_and_gradients_are_as_precise_as_those_of_the_parts(dynamics, sh
         assert fused[0] < 0.01
 
 
-@needs_tiles
+@needs_bf16
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 @pytest.mark.parametrize("memory", ["store", "checkpoint"])
 def test_other_settings_are_fused_too(activation, memory, used):
@@ -91,7 +117,7 @@ def test_other_settings_are_fused_too(activation, memory, used):
     assert used
 
 
-@needs_tiles
+@needs_bf16
 def test_results_repeat_bit_for_bit_and_do_not_depend_on_the_threads_beyond_rounding():
     block, x = block_and_images("parabolic", 32, 7, 7)
     compile_layers(block)
@@ -107,7 +133,7 @@ def test_results_repeat_bit_for_bit_and_do_not_depend_on_the_threads_beyond_roun
     torch.testing.assert_close(own[2:], several[2:], rtol=1e-4, atol=1e-4)
 
 
-@needs_tiles
+@needs_bf16
 @pytest.mark.parametrize(("num", "size"), [(40, (8, 8)), (3, (40, 33)), (11, (16, 5))], ids=str)
 def test_images_do_not_depend_on_those_beside_them(num, size):
     """However many go through the layers together; gradients of controls are sums over the images."""
@@ -131,7 +157,7 @@ def test_images_do_not_depend_on_those_beside_them(num, size):
         torch.testing.assert_close(found, torch.stack(single).sum(0), rtol=1e-4, atol=1e-3 * found.abs().max().item())
 
 
-@needs_tiles
+@needs_bf16
 def test_frozen_stencils_and_second_derivatives(monkeypatch):
     block, x = block_and_images("second_order", 16, 4, 4)
     compile_layers(block)
@@ -149,7 +175,7 @@ def test_frozen_stencils_and_second_derivatives(monkeypatch):
     assert errors([found], [second(x).double()])[0] < 0.05
 
 
-@needs_tiles
+@needs_bf16
 @pytest.mark.usefixtures("own_share")
 def test_layers_that_would_fill_little_of_a_tile_keep_their_parts(used):
     for channels, is_fused in ((8, False), (12, True), (16, True), (20, False), (24, True)):
@@ -160,7 +186,7 @@ def test_layers_that_would_fill_little_of_a_tile_keep_their_parts(used):
         assert bool(used) == is_fused
 
 
-@needs_tiles
+@needs_bf16
 def test_a_network_in_bfloat16_is_fused_without_autocast(used):
     block, x = block_and_images("parabolic", 16, 5, 5)
     compile_layers(block.bfloat16())
@@ -169,7 +195,7 @@ def test_a_network_in_bfloat16_is_fused_without_autocast(used):
     assert {g.dtype for g in found} == {torch.bfloat16}
 
 
-@needs_tiles
+@needs_bf16
 @pytest.mark.parametrize(
     "changed", [{"width": 5}, {"activation": "tanh"}, {"norm": "none"}, {"memory": "reversible"}], ids=str
 )

@@ -45,6 +45,15 @@ def test_the_step_is_measured_with_the_vectors_that_it_is_held_to(tmp_path, monk
     assert not vectors.are_held("avx2")
 
 
+def test_a_measurement_without_tiles_is_named_so(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert [vectors.name_of(name) for name in vectors.VECTORS] == ["AVX512", "AVX512 without AMX", "AVX512"]
+    assert not vectors.are_held("avx512")
+    for name, value in vectors.VECTORS["avx512"].items():
+        monkeypatch.setenv(name, value)
+    assert vectors.are_held("avx512")
+
+
 def test_an_error_comes_back_as_one_line(monkeypatch):
     def run(command, env):  # in this process
         vectors._measure(json.loads(command[-2]), Path(command[-1]))
@@ -58,19 +67,24 @@ def test_an_error_comes_back_as_one_line(monkeypatch):
 
 def test_a_processor_without_wider_vectors_is_told(monkeypatch, capsys):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     monkeypatch.setattr(vectors.subprocess, "run", lambda *args, **options: vectors.subprocess.CompletedProcess([], 1))
-    with pytest.raises(ValueError, match="got exit status 1"):
-        vectors.held_to("avx2", "a:b", {"out": None}, Log())
-    assert "note: torch has no vectors wider than those of AVX2 here" in capsys.readouterr().out
+    notes = {"avx2": "torch has no vectors wider than those of AVX2 here", "avx512": "this processor has no AMX"}
+    for name, note in notes.items():
+        with pytest.raises(ValueError, match="got exit status 1"):
+            vectors.held_to(name, "a:b", {"out": None}, Log())
+        assert f"note: {note}; --vectors {name} changes nothing" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
     ("name", "device", "amp", "capability", "message"),
     [
-        ("avx3", "cpu", "off", "AVX512", "vectors must be one of widest, avx2, got 'avx3'"),
+        ("avx3", "cpu", "off", "AVX512", "vectors must be one of widest, avx512, avx2, got 'avx3'"),
         ("avx2", "cpu", "bf16", "AVX512", "amp must be off with vectors avx2, which have no bf16; type --amp off"),
         ("avx2", "cuda", "off", "AVX512", "vectors must be widest on cuda, got 'avx2'; type --device cpu"),
         ("avx2", "cpu", "off", "DEFAULT", "vectors must be widest on a processor without AVX2, got 'avx2'"),
+        ("avx512", "cuda", "bf16", "AVX512", "vectors must be widest on cuda, got 'avx512'; type --device cpu"),
+        ("avx512", "cpu", "bf16", "AVX2", "vectors must be widest on a processor without AVX512, got 'avx512'"),
     ],
 )
 def test_what_cannot_be_held_is_refused(name, device, amp, capability, message, monkeypatch):
@@ -86,7 +100,9 @@ def test_narrower_vectors_have_a_library_of_their_own(monkeypatch, compiler):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)  # noqa: B023
         keys.add(build._key(path, "norms"))
         flags.append("-mno-avx512f" in build._flags())
-    assert len(keys) == 2
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    keys.add(build._key(path, "norms"))
+    assert len(keys) == 3
     assert flags == [False, True]
 
 

@@ -1,8 +1,8 @@
 """Layers s_{k+1} = α s_{k-1} + β s_k + K2 σ(N(K1 s_k)) in bfloat16 in one pass over the images and one back.
 
-On processors with tiles for products of matrices (AMX) the convolutions take less time than the memory between them: an
-image stays in the processor's cache through both convolutions, the norm, the sum and all gradients, and the states of a
-group of images through all layers.
+An image stays in the processor's cache through both convolutions, the norm, the sum and all gradients, and the states of
+a group of images through all layers. This is for processors with tiles for products of matrices (AMX), where the
+convolutions take less time than the memory between them, and for those with the bfloat16 vectors of AVX-512.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from multipde.networks.kernels.native.layers_bf16 import Scheme
 from multipde.networks.kernels.tv_norm import tv_norm
 
 SHARE_OF_TILES = 0.75
-"""The kernels compute whole tiles of 16 channels; where fewer of them are used, the parts of a layer are faster."""
+"""The kernels compute 16 channels at a time; where fewer of them are used, the parts of a layer are faster."""
 
 
 class Layer(NamedTuple):

@@ -1,4 +1,4 @@
-"""Measurements in which a processor with wider vectors is held to those of AVX2, in a process of their own."""
+"""Measurements in which a processor is held to less than it can, narrower vectors or no tiles, in a process of their own."""
 
 import importlib
 import json
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from multipde.runtime.console import Log
-from multipde.runtime.device import Compute
+from multipde.runtime.device import Compute, cpu_has
 from multipde.runtime.spawning import SAFE_PATH
 
 VECTORS = {
     "widest": {},
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -26,7 +27,11 @@ VECTORS = {
     },
 }
 """What holds torch and our kernels, oneDNN and MKL to vectors of these names; each reads it once, when it starts. What
-torch.compile has kept for wider vectors is not taken: torch 2.14 would, and compute something wrong."""
+torch.compile has kept for wider vectors is not taken: torch 2.14 would, and compute something wrong. Those of AVX-512 are
+without tiles for products of matrices (AMX), which only oneDNN and our kernels use."""
+
+CAPABLE = {"avx512": ("AVX512",), "avx2": ("AVX512", "AVX2")}
+"""The processors, by torch's name of their vectors, that can be held to those of a name."""
 
 
 def check_vectors(vectors: str, compute: Compute) -> None:
@@ -37,10 +42,15 @@ def check_vectors(vectors: str, compute: Compute) -> None:
         return
     if compute.device.type != "cpu":
         raise ValueError(f"vectors must be widest on {compute.device}, got {vectors!r}; type --device cpu")
-    if compute.amp != "off":
+    if vectors == "avx2" and compute.amp != "off":
         raise ValueError(f"amp must be off with vectors {vectors}, which have no {compute.amp}; type --amp off")
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        raise ValueError(f"vectors must be widest on a processor without AVX2, got {vectors!r}")
+    if torch.backends.cpu.get_cpu_capability() not in CAPABLE[vectors]:
+        raise ValueError(f"vectors must be widest on a processor without {CAPABLE[vectors][-1]}, got {vectors!r}")
+
+
+def name_of(vectors: str) -> str:
+    """What a table calls the vectors of a process that is held to these."""
+    return torch.backends.cpu.get_cpu_capability() + (" without AMX" if vectors == "avx512" else "")
 
 
 def are_held(vectors: str) -> bool:
@@ -58,8 +68,10 @@ def held_to(vectors: str, study: str, options: Mapping[str, Any], log: Log) -> l
     Raises:
         ValueError: what the study raised, or that the process ended otherwise.
     """
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+    if vectors == "avx2" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         log.say("note: torch has no vectors wider than those of AVX2 here; --vectors avx2 changes nothing")
+    if vectors == "avx512" and not cpu_has("amx_bf16"):
+        log.say("note: this processor has no AMX; --vectors avx512 changes nothing")
     out = options["out"] and str(options["out"])
     shown = {"quiet": log.quiet, "needed": log.out.needed, "stream": log.out.name}
     task = {"study": study, "options": {**options, "out": out, "vectors": vectors}, "log": shown}

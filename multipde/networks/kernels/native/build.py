@@ -29,6 +29,9 @@ NARROWER = {"AVX2": ("-mno-avx512f",)}
 """Options that keep the kernels to the vectors that torch takes, by its name of them, on a processor with wider ones:
 ATEN_CPU_CAPABILITY=avx2 is for both."""
 
+WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-bf16")
+"""Options that keep the kernels from the tiles that oneDNN is kept from: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 is for both."""
+
 SPACE = 32 * 2**20
 """Bytes that must be free for temporary files."""
 
@@ -114,7 +117,8 @@ def _processor() -> str:
 
 def _flags() -> tuple[str, ...]:
     """The options of the compiler, apart from those for the present processor."""
-    return (*FLAGS, *NARROWER.get(torch.backends.cpu.get_cpu_capability(), ()))
+    without = WITHOUT_TILES if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() == "AVX512_CORE_BF16" else ()
+    return (*FLAGS, *NARROWER.get(torch.backends.cpu.get_cpu_capability(), ()), *without)
 
 
 def _compile_to(compiler: str, target: Path, source: str) -> None:

@@ -2,7 +2,11 @@
 // through all of it. Sums are in float32.
 #pragma once
 
-#include "stencil_gradient.h"
+#ifdef __AMX_BF16__
+#include "tile_gradient.h"
+#else
+#include "dot_gradient.h"
+#endif
 
 namespace {
 
@@ -15,7 +19,7 @@ struct Memory {
     Buffer<float> sums;
 
     Memory(int64_t height, int64_t width, int64_t channels)
-        : wide(up_to(16, channels)), x(height, width, wide), g(x), n(x), dz(x), sums(AT_ONCE * wide) {}
+        : wide(up_to(16, channels)), x(height, width, channels), g(x), n(x), dz(x), sums(at_once(x) * wide) {}
 };
 
 // The channels from c on of a pixel with `channels` of them, as a whole vector, whatever is in the channels that do not exist.
@@ -95,9 +99,10 @@ inline Vector inverse_norms(const bfloat16* z, int64_t wide, float eps) {
 // K x.
 template <class At>
 inline void by_positions(Memory& m, Image& x, const bfloat16* taps, At at) {
-    for (int64_t p = 0, column = 0; p < x.positions(); p += AT_ONCE) {
+    const int64_t num = at_once(x);
+    for (int64_t p = 0, column = 0; p < x.positions(); p += num) {
         convolve(x, p, taps, m.sums.data(), m.wide);
-        for (int64_t q = p; q < std::min(p + AT_ONCE, x.positions()); q += LANES) {
+        for (int64_t q = p; q < std::min(p + num, x.positions()); q += LANES) {
             at(m.sums.data() + (q - p) * m.wide, q, column);
             for (column += LANES; column >= x.line; column -= x.line) {}
         }
@@ -194,10 +199,11 @@ void add(Memory& m, Image& x, const bfloat16* taps, float alpha, const bfloat16*
          bfloat16* out, int64_t channels) {
     const auto terms = alpha && beta ? add_terms<true, true> : alpha ? add_terms<true, false>
                      : beta ? add_terms<false, true> : add_terms<false, false>;
-    for (int64_t p = 0; p < x.height * x.line; p += AT_ONCE) {
+    const int64_t all = at_once(x);
+    for (int64_t p = 0; p < x.height * x.line; p += all) {
         convolve(x, p, taps, m.sums.data(), m.wide);
-        for (int64_t from = p; from < std::min(p + AT_ONCE, x.height * x.line);) {
-            const int64_t row = from / x.line, column = from % x.line, end = std::min((row + 1) * x.line, p + AT_ONCE);
+        for (int64_t from = p; from < std::min(p + all, x.height * x.line);) {
+            const int64_t row = from / x.line, column = from % x.line, end = std::min((row + 1) * x.line, p + all);
             const int64_t num = std::max<int64_t>(0, std::min(x.width - column, end - from));
             const int64_t at = (row * x.width + column) * channels;
             const float* sums = m.sums.data() + (from - p) * m.wide;

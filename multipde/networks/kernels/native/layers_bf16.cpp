@@ -1,7 +1,7 @@
 // The layers of a block in training in bfloat16: the functions that Python calls. An image stays in the processor's cache through
 // a whole layer and through all of its gradients, and the states of a group of images through all layers. Sums are in float32.
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#ifdef __AVX512BF16__
 #include <memory>
 
 #include "layer_bf16.h"
@@ -53,7 +53,7 @@ std::vector<std::unique_ptr<M>> by_groups(const Block& b, At at) {
     {
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads(), end = b.images * (me + 1) / all;
         memories[me] = std::make_unique<M>(b);
-        const Tiles tiles;
+        const Multiplier multiplier;
         for (int64_t i = b.images * me / all; i < end; i += b.group()) at(*memories[me], i, std::min(i + b.group(), end));
     }
     memories.erase(std::remove(memories.begin(), memories.end(), nullptr), memories.end());
@@ -62,7 +62,9 @@ std::vector<std::unique_ptr<M>> by_groups(const Block& b, At at) {
 
 }  // namespace
 
-extern "C" int64_t available() { return may_use_tiles(); }
+extern "C" int64_t available() { return may_multiply(); }
+
+extern "C" int64_t packs_pairs() { return PAIRS_OF_PIXELS; }
 
 // The states from s_2 on. K1 x of every layer is kept, with channels up to a multiple of 16; scale and bias are as long.
 extern "C" void layers(const Block* block, bfloat16* const* states, bfloat16* const* kept) {
@@ -71,7 +73,7 @@ extern "C" void layers(const Block* block, bfloat16* const* states, bfloat16* co
         for (int64_t k = 0; k < b.layers; k++)
             for (int64_t i = first; i < last; i++) {
                 const int64_t at = i * b.size();
-                m.x.fill(states[k + 1] + at, b.channels);
+                m.x.fill(states[k + 1] + at);
                 normalise(m, b.first[k], b.scale[k], b.bias[k], b.eps, b.relu, kept[k] + i * b.kept_size());
                 add(m, m.n, b.second[k], b.alpha, states[k] + at, b.beta, states[k + 1] + at, states[k + 2] + at, b.channels);
             }
@@ -97,11 +99,11 @@ extern "C" void layers_backward(const Block* block, const bfloat16* const* state
             float* taps = &m.taps[k * 2 * b.taps()];
             for (int64_t i = first; i < last; i++) {
                 const int64_t at = (i - first) * size;
-                m.g.fill(g + at, b.channels);
+                m.g.fill(g + at);
                 normalise_backward(m, b.second[k], kept[k] + i * b.kept_size(), b.scale[k], b.bias[k], b.eps, b.relu, m.own);
                 m.own.move_to(&m.totals[k * 2 * wide]);
                 m.second.take(m.n, m.g);
-                m.x.fill(states[k + 1] + i * size, b.channels);
+                m.x.fill(states[k + 1] + i * size);
                 m.first.take(m.x, m.dz);
                 if (m.first.is_full() || i == last - 1) {
                     m.first.add_to(taps);

@@ -1,4 +1,4 @@
-"""The layers of a network in training in C++, in bfloat16, on processors with tiles for products of matrices (AMX)."""
+"""The layers of a network in training in C++, in bfloat16, on processors with AMX or the bfloat16 vectors of AVX-512."""
 
 import ctypes
 import math
@@ -31,7 +31,7 @@ class _Block(ctypes.Structure):
 
 @cache
 def is_available() -> bool:
-    """Whether this processor and system have such tiles, and the kernels are or can be compiled."""
+    """Whether this processor and system have such instructions, and the kernels are or can be compiled."""
     try:
         return bool(library("layers_bf16").available())
     except NoCompilerError:
@@ -63,7 +63,8 @@ def filled(values: Tensor) -> Tensor:
 
 
 def packed(stencils: Tensor, transposed: bool = False) -> Tensor:
-    """Stencils (C, C, 3, 3), or those of the transposed convolution, in bfloat16 in the order of ``matrix_tiles.h``."""
+    """Stencils (C, C, 3, 3), or those of the transposed convolution, in bfloat16 in the order of ``matrix_tiles.h``
+    and ``dot_products.h``."""
     with_zero = functional.pad(stencils.detach().to(torch.bfloat16).flatten(), (0, 1))
     return with_zero.index_select(0, _order(len(stencils), transposed))
 
@@ -77,7 +78,7 @@ def _order(channels: int, transposed: bool) -> Tensor:
         places = torch.arange(last).view(channels, channels, SIDE, SIDE)
         places = transposed_stencil(places) if transposed else places
         rows = functional.pad(places.permute(2, 3, 1, 0), (0, more, 0, more), value=last).flatten(1, 2)
-        if channels + more == 16:  # the pairs of ``convolve_pairs``
+        if channels + more == 16 and _function("packs_pairs", 0)():  # the pairs of ``convolve_pairs``
             taps = functional.pad(rows.view(SIDE, SIDE, 16, 16), (0, 0, 0, 0, 1, 1), value=last)
             rows = taps[:, [0, 1, 2, 3, 1, 2, 3, 4]].flatten(1, 2)
         rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % 32), value=last)
@@ -103,7 +104,7 @@ def layers(
     """
     num, _, height, width = x.shape
     states = [x, *(torch.empty_like(x) for _ in block)]
-    positions = height * (width + 2)  # with the margin of ``matrix_tiles.h``
+    positions = height * (width + 2)  # with the margin of ``image_bf16.h``
     kept = [x.new_empty(num, positions + -positions % 16, len(block[0].scale)) for _ in block]
     common, _arrays = _common(x, block, scheme)
     _function("layers", 3)(
@@ -164,5 +165,5 @@ def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[Any]:
 def _function(name: str, num: int) -> Callable[..., None]:
     """A function of the library with so many pointers as arguments."""
     function = getattr(library("layers_bf16"), name)
-    function.argtypes, function.restype = (P,) * num, None
+    function.argtypes, function.restype = (P,) * num, (N if not num else None)
     return function

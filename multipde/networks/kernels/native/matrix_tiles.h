@@ -3,21 +3,20 @@
 #pragma once
 
 #include <immintrin.h>
-#include <new>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "vectors.h"
+#include "image_bf16.h"
 
 namespace {
 
-constexpr int64_t AT_ONCE = 64;  // positions whose sums are computed together, and then used while they are in the cache
+constexpr bool PAIRS_OF_PIXELS = true;  // whether stencils of 16 channels are packed for `convolve_pairs`
 
-// Whether this process may use tiles: the system wants to be asked once.
-inline bool may_use_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+// Whether this process may use these instructions: the system wants to be asked once.
+inline bool may_multiply() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-// Prepares the tiles of a thread for as long as this object lives.
-class Tiles {
+// What a thread needs for its products, prepared for as long as this object lives.
+class Multiplier {
     struct alignas(64) Shape {
         uint8_t palette = 1, start = 0, reserved[14] = {};
         uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -25,77 +24,17 @@ class Tiles {
     };
 
   public:
-    Tiles() {
+    Multiplier() {
         const Shape shape;
         _tile_loadconfig(&shape);
     }
-    ~Tiles() { _tile_release(); }
+    ~Multiplier() { _tile_release(); }
 };
 
 // Tile instructions read memory behind the compiler's back.
 inline void all_written() { asm volatile("" ::: "memory"); }
 
-// Memory that begins at a line of the cache: a row of a tile that crosses one takes six times as long.
-template <class T>
-struct Aligned {
-    using value_type = T;
-    T* allocate(size_t num) { return static_cast<T*>(::operator new(num * sizeof(T), std::align_val_t(64))); }
-    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
-    bool operator==(const Aligned&) const { return true; }
-    bool operator!=(const Aligned&) const { return false; }
-};
-template <class T>
-using Buffer = std::vector<T, Aligned<T>>;
-
-inline int64_t up_to(int64_t step, int64_t number) { return (number + step - 1) / step * step; }
-
-// An image, channels innermost and a multiple of 16, with a margin of one pixel of zeros. The positions of its pixels count
-// from the first one on through the lines and their margins, so that neighbouring taps are neighbours in memory.
-class Image {
-    Buffer<bfloat16> memory;
-
-  public:
-    const int64_t height, width, channels, line, lead;
-
-    Image(int64_t height, int64_t width, int64_t channels)
-        : memory(((height + 2) * (width + 2) + AT_ONCE + 6) * channels), height(height), width(width), channels(channels),
-          line(width + 2), lead(2 + line % 2) {}
-
-    // Positions with all pixels, a multiple of 16.
-    int64_t positions() const { return up_to(16, height * line); }
-
-    // Calls at(k) for those of 16 neighbouring positions from p on, which is in a column, that are no pixels.
-    template <class At>
-    void margin_of(int64_t p, int64_t column, At at) const {
-        for (int64_t k = width - column; k < 16; k += line) {
-            if (k >= 0) at(k);
-            if (k < 15) at(k + 1);
-        }
-        for (int64_t k = std::max<int64_t>(0, height * line - p); k < 16; k++) at(k);
-    }
-
-    // Zeros where there are no pixels.
-    void clear_margin() {
-        for (int64_t p = width; p < height * line; p += line) std::memset(at(p), 0, 2 * channels * sizeof(bfloat16));
-        std::memset(at(height * line), 0, (positions() - height * line) * channels * sizeof(bfloat16));
-    }
-
-    // From -line - 2, the first of the margin; an even position begins a line of the cache.
-    bfloat16* at(int64_t position) { return memory.data() + (position + line + lead) * channels; }
-
-    // Takes an image of num channels.
-    void fill(const bfloat16* image, int64_t num) {
-        const int64_t count = num == channels ? 1 : width, length = num == channels ? width * channels : num;
-        for (int64_t row = 0; row < height; row++)
-            for (int64_t column = 0; column < count; column++)
-                std::memcpy(at(row * line + column), image + (row * width + column) * num, length * sizeof(bfloat16));
-    }
-};
-
-// Pairs of a row of taps and channels come in chunks of one tile.
-inline int64_t chunks_of(int64_t channels) { return (3 * channels + 31) / 32; }
-
-// sums = K x at positions from p to the end, at most AT_ONCE, for two blocks of 16 output channels of `wide` or for one. The taps
+// sums = K x at positions from p to the end for two blocks of 16 output channels of `wide` or for one. The taps
 // are in the order block, row, chunk, pair, output channel, one of the pair.
 template <int BLOCKS>
 void convolve_blocks(Image& x, int64_t p, int64_t end, const bfloat16* taps, float* sums, int64_t wide) {
@@ -179,13 +118,15 @@ inline void convolve_pairs(Image& x, int64_t p, const bfloat16* taps, float* sum
     _tile_stored(3, sums + NEXT + 16, 128);
 }
 
-// sums = K x at positions from p on, AT_ONCE or those that there are, for `wide` output channels.
+// Positions whose sums are computed together.
+inline int64_t at_once(const Image&) { return 64; }
+
+// sums = K x at positions from p on, `at_once` or those that there are, for `wide` output channels.
 inline void convolve(Image& x, int64_t p, const bfloat16* taps, float* sums, int64_t wide) {
-    const int64_t block = 3 * chunks_of(x.channels) * 512;
-    int64_t o = 0;
+    const int64_t block = 3 * chunks_of(x.channels) * 512, end = std::min(p + at_once(x), x.positions());
     all_written();
     if (wide == 16) return convolve_pairs(x, p, taps, sums);
-    const int64_t end = std::min(p + AT_ONCE, x.positions());
+    int64_t o = 0;
     for (; o + 32 <= wide; o += 32, taps += 2 * block) convolve_blocks<2>(x, p, end, taps, sums + o, wide);
     if (o < wide) convolve_blocks<1>(x, p, end, taps, sums + o, wide);
 }

@@ -29,7 +29,7 @@ class StencilGradient {
     void take(Image& x, Image& g) {
         for (int64_t c = 0; c < channels; c += 16) {
             bfloat16* to = features(c) + images * length * 16;
-            for (int64_t p = 0; p < length; p += 32) transpose(x.at(first + p - line - 1) + c, channels, to + p * 16);
+            for (int64_t p = 0; p < length; p += 32) transpose(x.at(first + p - line - 1) + c, channels, to + p * 16, 32);
         }
         for (int64_t c = 0; c < channels; c += 16) {
             bfloat16* to[2] = {gradients(0, c, images), gradients(1, c, images)};
@@ -38,8 +38,8 @@ class StencilGradient {
                 // the place of position p is p + line + 1; both numbers and `before` decide which pairs begin with it
                 const __m512i a = spread_out(g.at(p) + c), b = spread_out(g.at(p + 1) + c);
                 const int64_t place = p + line + 1 + before;
-                put(to[place % 2] + place / 2 * 32, a, b);
-                put(to[1 - place % 2] + (place - 1) / 2 * 32, held, a);
+                put_pairs(to[place % 2] + place / 2 * 32, a, b);
+                put_pairs(to[1 - place % 2] + (place - 1) / 2 * 32, held, a);
                 held = b;
             }
         }
@@ -92,56 +92,6 @@ class StencilGradient {
     // The pairs of an image from a place on, for the 16 output channels from c on.
     bfloat16* gradients(int64_t place, int64_t c, int64_t image) {
         return &pairs[place % 2][((c / 16 * most + image) * num_pairs + place / 2) * 32];
-    }
-
-    // 16 channels of 32 neighbouring places, one channel after the other.
-    static void transpose(const bfloat16* x, int64_t channels, bfloat16* to) {
-        __m512i a[16], b[16];
-#pragma GCC unroll 16
-        for (int k = 0; k < 16; k++) {
-            __m256i low, high;
-            std::memcpy(&low, x + k * channels, 32);
-            std::memcpy(&high, x + (k + 16) * channels, 32);
-            a[k] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-        }
-        // in every quarter of a vector first 2, then 4, then 8 places of a channel stand side by side
-#pragma GCC unroll 8
-        for (int k = 0; k < 16; k += 2) {
-            b[k] = _mm512_unpacklo_epi16(a[k], a[k + 1]);
-            b[k + 1] = _mm512_unpackhi_epi16(a[k], a[k + 1]);
-        }
-#pragma GCC unroll 4
-        for (int k = 0; k < 16; k += 4)
-            for (int h = 0; h < 2; h++) {
-                a[k + 2 * h] = _mm512_unpacklo_epi32(b[k + h], b[k + h + 2]);
-                a[k + 2 * h + 1] = _mm512_unpackhi_epi32(b[k + h], b[k + h + 2]);
-            }
-#pragma GCC unroll 2
-        for (int k = 0; k < 16; k += 8)
-            for (int h = 0; h < 4; h++) {
-                b[k + 2 * h] = _mm512_unpacklo_epi64(a[k + h], a[k + h + 4]);
-                b[k + 2 * h + 1] = _mm512_unpackhi_epi64(a[k + h], a[k + h + 4]);
-            }
-        const __m512i even = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), odd = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
-#pragma GCC unroll 8
-        for (int c = 0; c < 8; c++) {
-            const __m512i low = _mm512_permutex2var_epi64(b[c], even, b[c + 8]);
-            const __m512i high = _mm512_permutex2var_epi64(b[c], odd, b[c + 8]);
-            std::memcpy(to + c * 32, &low, 64);
-            std::memcpy(to + (c + 8) * 32, &high, 64);
-        }
-    }
-
-    // 16 numbers with zeros between them.
-    static __m512i spread_out(const bfloat16* p) {
-        __m256i v;
-        std::memcpy(&v, p, 32);
-        return _mm512_cvtepu16_epi32(v);
-    }
-
-    static void put(bfloat16* to, __m512i first, __m512i second) {
-        const __m512i both = _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
-        std::memcpy(to, &both, 64);
     }
 };
 
