@@ -1,7 +1,7 @@
 """Layers s_{k+1} = α s_{k-1} + β s_k + K2 σ(N(K1 s_k)) in bfloat16 in one pass over the images and one back.
 
-An image stays in the processor's cache through both convolutions, the norm, the sum and all gradients, and the states of
-a group of images through all layers. This is for processors with tiles for products of matrices (AMX), where the
+An image stays in the processor's cache through both convolutions, the norm, the sum and all gradients, and the states
+of a group of images through all layers. This is for processors with tiles for products of matrices (AMX), where the
 convolutions take less time than the memory between them, and for those with the bfloat16 vectors of AVX-512.
 """
 

@@ -1,4 +1,4 @@
-"""Measurements in which a processor is held to less than it can, narrower vectors or no tiles, in a process of their own."""
+"""Measurements in which a processor is held to narrower vectors or to no tiles, in a process of their own."""
 
 import importlib
 import json
@@ -27,8 +27,8 @@ VECTORS = {
     },
 }
 """What holds torch and our kernels, oneDNN and MKL to vectors of these names; each reads it once, when it starts. What
-torch.compile has kept for wider vectors is not taken: torch 2.14 would, and compute something wrong. Those of AVX-512 are
-without tiles for products of matrices (AMX), which only oneDNN and our kernels use."""
+torch.compile has kept for wider vectors is not taken: torch 2.14 would, and compute something wrong. AVX-512 is without
+tiles for products of matrices (AMX), which only oneDNN and our kernels use."""
 
 CAPABLE = {"avx512": ("AVX512",), "avx2": ("AVX512", "AVX2")}
 """The processors, by torch's name of their vectors, that can be held to those of a name."""

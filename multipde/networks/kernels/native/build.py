@@ -30,7 +30,7 @@ NARROWER = {"AVX2": ("-mno-avx512f",)}
 ATEN_CPU_CAPABILITY=avx2 is for both."""
 
 WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-bf16")
-"""Options that keep the kernels from the tiles that oneDNN is kept from: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 is for both."""
+"""Options that keep the kernels from tiles (AMX), as oneDNN is: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 is for both."""
 
 SPACE = 32 * 2**20
 """Bytes that must be free for temporary files."""

@@ -1,4 +1,4 @@
-"""The layers of a network in training in C++, in bfloat16, on processors with AMX or the bfloat16 vectors of AVX-512."""
+"""The layers of a network in training in bfloat16 in C++, for processors with AMX or bfloat16 vectors (AVX-512)."""
 
 import ctypes
 import math
