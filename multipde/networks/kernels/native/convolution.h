@@ -59,11 +59,17 @@ struct To {
     const float* bias = nullptr;
 };
 
-// The sums of V vectors of output channels, for all pixels of a tile of ROWS rows of N pixels.
+// Rows of an image or of taps, from the first to one before the end.
+struct Rows {
+    int64_t first, end;
+};
+
+// The sums of V vectors of output channels, for all pixels of a tile of ROWS rows of N pixels, over some rows of taps.
 template <int V, int ROWS, int N>
 __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64_t channels, int64_t num, int side,
-                                    const float* taps, To to) {
+                                    Rows used, const float* taps, To to) {
     const int64_t panel = side * side * num * LANES;
+    taps += used.first * side * num * LANES;
     Floats<LANES> sums[ROWS * N][V] = {};
     const auto place = [&](int p, int v) { return to.first + p / N * to.next_row + p % N * to.step + v * LANES; };
     if (to.adds || to.bias) {
@@ -73,7 +79,7 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
             for (int v = 0; v < V; v++) sums[p][v] = load<LANES>(to.adds ? place(p, v) : to.bias + v * LANES);
     }
     if (V == 1 && side == 3) {  // then values are loaded more often than taps: each serves its three neighbours
-        for (int down = 0; down < 3; down++) {
+        for (int64_t down = used.first; down < used.end; down++) {
             const float* at = from + down * row_length;
             for (int64_t c = 0; c < num; c++, taps += LANES) {
                 Floats<LANES> w[3];
@@ -95,7 +101,7 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
             taps += 2 * num * LANES;
         }
     } else
-    for (int down = 0; down < side; down++) {
+    for (int64_t down = used.first; down < used.end; down++) {
         const float* at = from + down * row_length;
         for (int right = 0; right < side; right++, at += channels) {
             for (int64_t c = 0; c < num; c++, taps += LANES) {
@@ -122,7 +128,7 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
         }
 }
 
-using Tile = void (*)(const float*, int64_t, int64_t, int64_t, int, const float*, To);
+using Tile = void (*)(const float*, int64_t, int64_t, int64_t, int, Rows, const float*, To);
 
 // `tile` for a number of pixels that is known when it runs, from 1 to N.
 template <int V, int ROWS, int N>
@@ -131,13 +137,8 @@ Tile tile_of(int64_t pixels) {
     else return pixels == N ? tile<V, ROWS, N> : tile_of<V, ROWS, N - 1>(pixels);
 }
 
-// Rows of an image, from the first to one before the end.
-struct Rows {
-    int64_t first, end;
-};
-
 // Calls at(row, column, rows, n, sums) for tiles of V vectors of output channels that cover some rows, where sums(to) computes
-// those of the tile. Tiles have two rows where fewer of them are needed.
+// those of the tile. Tiles have two rows where fewer of them are needed. Rows of taps above and below the image are left out.
 template <int V, class At>
 void tiles(Padded& x, Rows some, int64_t num, int side, const float* taps, At at) {
     constexpr int most = LARGEST[V];
@@ -149,7 +150,8 @@ void tiles(Padded& x, Rows some, int64_t num, int side, const float* taps, At at
             const int64_t n = std::min(length, x.width - column);
             const Tile sums = rows == 2 ? tile_of<V, 2, most / 2>(n) : tile_of<V, 1, most>(n);
             const float* from = x.at(row - x.half, column - x.half);
-            at(row, column, rows, n, [&](To to) { sums(from, x.row_length, x.channels, num, side, taps, to); });
+            const Rows used = {std::max<int64_t>(0, x.half - row - rows + 1), std::min<int64_t>(side, x.height + x.half - row)};
+            at(row, column, rows, n, [&](To to) { sums(from, x.row_length, x.channels, num, side, used, taps, to); });
         }
     }
 }
