@@ -14,7 +14,9 @@ from multipde.networks.kernels.native import build
 def compiled(tmp_path, monkeypatch, compiler):
     """An empty cache; a list of the libraries that were compiled into it, which are copies of one."""
     build.library()
-    (ready,) = user_cache.cache_directory().glob("norms-*.so")
+    _, path = next(build._compilers())
+    ready = user_cache.kept(f"norms-{build._key(path, 'norms')}", ".so")
+    assert ready is not None
     found = []
 
     def compile_to(name, target, source):
