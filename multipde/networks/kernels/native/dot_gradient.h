@@ -42,8 +42,8 @@ class StencilGradient {
 
     bool is_full() const { return images == most; }
 
-    // Adds the gradient for the images that were taken to `taps`, in the order row, column, input channel, output channel; those of channels that
-    // are not present are left out.
+    // Adds the gradient for the images that were taken to `taps`, in the order row, column, input channel, output channel. It may
+    // leave out input channels that are not present.
     void add_to(float* taps) {
         for (int64_t o = 0; o < channels; o += 16)
             for (int64_t i = 0; i < present; i += H)

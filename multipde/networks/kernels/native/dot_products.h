@@ -96,8 +96,8 @@ Tile tile_of(int64_t pixels) {
     else return pixels == N ? tile<V, ROWS, N> : tile_of<V, ROWS, N - 1>(pixels);
 }
 
-// `tile` for a number of blocks that is known when it runs, from 1 to V, at the pixels of some rows. Tiles have two rows where one
-// has too few sums.
+// sums = K x for a number of blocks that is known when it runs, from 1 to V, at the pixels of some rows. Tiles have two rows where
+// one has too few sums.
 template <int V>
 void tiles(int64_t blocks, Image& x, Rows some, const bfloat16* taps, float* sums, int64_t wide) {
     if constexpr (V > 1)

@@ -34,7 +34,7 @@ class Multiplier {
 // Tile instructions read memory behind the compiler's back.
 inline void all_written() { asm volatile("" ::: "memory"); }
 
-// sums = K x at positions from p to the end for two blocks of 16 output channels of `wide` or for one. The taps
+// sums = K x at positions from p to the end, for two blocks of 16 output channels of `wide` or for one. The taps
 // are in the order block, row, chunk, pair, output channel, one of the pair.
 template <int BLOCKS>
 void convolve_blocks(Image& x, int64_t p, int64_t end, const bfloat16* taps, float* sums, int64_t wide) {
