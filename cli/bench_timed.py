@@ -28,7 +28,7 @@ class Step(Timed):
     compile: bool = False
     """Compile the normalisation layers, and measure the step with and without them."""
     vectors: str = "widest"
-    """What convolutions and kernels use: widest, avx512 for no AMX, or avx2, which most processors have."""
+    """What convolutions and kernels use: widest, avx512 (no AMX), or avx2, which most processors have."""
 
     def run_command(self) -> Rows:
         from multipde.studies.bench.step_speed import step_study

@@ -18,7 +18,7 @@ from multipde.runtime.console import Log
 from multipde.runtime.device import Compute
 from multipde.runtime.table import table_of
 from multipde.studies.bench.timing import alternated, flops_of, matrix_product, random_images, step_of
-from multipde.studies.bench.vectors import are_held, check_vectors, held_to, name_of
+from multipde.studies.bench.vectors import are_held, check_vectors, held_to, name_of_own
 from multipde.studies.study import Study, matching
 from multipde.training import precise
 from multipde.training.level import Level
@@ -74,7 +74,7 @@ def step_study(
         options = {"out": out, "dynamics": list(dynamics), "sizes": list(sizes), "batch": batch, "repeats": repeats}
         options |= {"optimizer": optimizer, "compile": compile, "device": device, "amp": amp}
         return held_to(vectors, f"{step_study.__module__}:step_study", options, log or Log(quiet=True))
-    width = name_of(vectors) if compute.device.type == "cpu" else None
+    width = name_of_own() if compute.device.type == "cpu" else None
     product = matrix_product(compute)
     study = Study(out, {"study": "step"}, ("dynamics", "size"), anew=True, log=log)
     for name in dynamics:

@@ -27,11 +27,11 @@ VECTORS = {
     },
 }
 """What holds torch and our kernels, oneDNN and MKL to vectors of these names; each reads it once, when it starts. What
-torch.compile has kept for wider vectors is not taken: torch 2.14 would, and compute something wrong. AVX-512 is without
-tiles for products of matrices (AMX), which only oneDNN and our kernels use."""
+torch.compile has kept for wider vectors is not taken: torch 2.14 would, and compute something wrong. The name
+avx512 means AVX-512 without AMX, the tiles for products of matrices, which only oneDNN and our kernels use."""
 
 CAPABLE = {"avx512": ("AVX512",), "avx2": ("AVX512", "AVX2")}
-"""The processors, by torch's name of their vectors, that can be held to those of a name."""
+"""For each name, torch's names of the vectors of processors that can be held to it."""
 
 
 def check_vectors(vectors: str, compute: Compute) -> None:
@@ -48,9 +48,9 @@ def check_vectors(vectors: str, compute: Compute) -> None:
         raise ValueError(f"vectors must be widest on a processor without {CAPABLE[vectors][-1]}, got {vectors!r}")
 
 
-def name_of(vectors: str) -> str:
-    """What a table calls the vectors of a process that is held to these."""
-    return torch.backends.cpu.get_cpu_capability() + (" without AMX" if vectors == "avx512" else "")
+def name_of_own() -> str:
+    """What a table calls the vectors of this process."""
+    return torch.backends.cpu.get_cpu_capability() + (" without AMX" if are_held("avx512") else "")
 
 
 def are_held(vectors: str) -> bool:

@@ -29,8 +29,9 @@ NARROWER = {"AVX2": ("-mno-avx512f",)}
 """Options that keep the kernels to the vectors that torch takes, by its name of them, on a processor with wider ones:
 ATEN_CPU_CAPABILITY=avx2 is for both."""
 
-WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-bf16")
-"""Options that keep the kernels from tiles (AMX), as oneDNN is: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 is for both."""
+WITHOUT_TILES = ("-DWITHOUT_TILES",)
+"""Options for kernels without tiles (AMX). ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 chooses them, and keeps oneDNN from
+tiles too."""
 
 SPACE = 32 * 2**20
 """Bytes that must be free for temporary files."""

@@ -42,8 +42,8 @@ class StencilGradient {
 
     bool is_full() const { return images == most; }
 
-    // Adds the gradient for the images that were taken to `taps`, in the order row, column, input channel, output channel. It may
-    // leave out input channels that are not present.
+    // Adds the gradient for the images that were taken to `taps`, in the order row, column, input channel, output channel. The
+    // gradients of input channels that are not present may be left as they are.
     void add_to(float* taps) {
         for (int64_t o = 0; o < channels; o += 16)
             for (int64_t i = 0; i < present; i += H)
@@ -81,14 +81,14 @@ class StencilGradient {
 #pragma GCC unroll 8
                 for (int h = 0; h < H; h++) add(0, h, 0, g);
                 for (; k + 2 < last; k += 2) {
-                    const Pairs next = load_pairs(b += 32);
+                    const Pairs following = load_pairs(b += 32);
 #pragma GCC unroll 8
                     for (int h = 0; h < H; h++) {
                         add(1, h, k + 1, g);
                         add(2, h, k + 2, g);
-                        add(0, h, k + 2, next);
+                        add(0, h, k + 2, following);
                     }
-                    g = next;
+                    g = following;
                 }
 #pragma GCC unroll 8
                 for (int h = 0; h < H; h++) {

@@ -1,5 +1,6 @@
 // Convolutions of 3x3 taps in bfloat16 for processors without tiles, by the instruction that adds the products of 16 pairs of
-// numbers to 16 sums (AVX-512 BF16). As many sums as there are registers grow together, and nothing is computed in the margin.
+// numbers to 16 sums (AVX-512 BF16). A tile keeps as many sums as fit into the
+// registers. Nothing is computed in the margin.
 #pragma once
 
 #include <immintrin.h>
@@ -10,8 +11,10 @@ namespace {
 
 constexpr bool PAIRS_OF_PIXELS = false;
 
-// Whether this process may use these instructions, and what a thread needs for them: nothing.
+// Every process may use these instructions.
 inline bool may_multiply() { return true; }
+
+// A thread needs no preparation for them.
 struct Multiplier {
     Multiplier() {}
 };
@@ -96,8 +99,8 @@ Tile tile_of(int64_t pixels) {
     else return pixels == N ? tile<V, ROWS, N> : tile_of<V, ROWS, N - 1>(pixels);
 }
 
-// sums = K x for a number of blocks that is known when it runs, from 1 to V, at the pixels of some rows. Tiles have two rows where
-// one has too few sums.
+// sums = K x for a number of blocks that is known when it runs, from 1 to V, at the pixels of some rows. A tile has two rows where
+// one row would give too few sums.
 template <int V>
 void tiles(int64_t blocks, Image& x, Rows some, const bfloat16* taps, float* sums, int64_t wide) {
     if constexpr (V > 1)
@@ -120,7 +123,8 @@ void tiles(int64_t blocks, Image& x, Rows some, const bfloat16* taps, float* sum
 // Positions whose sums are computed together: those of whole rows, and a multiple of 16.
 inline int64_t at_once(const Image& x) { return (x.line % 2 ? 16 : 8) * x.line; }
 
-// sums = K x at positions from p on, `at_once` or those that there are, for `wide` output channels; zeros in the margin.
+// sums = K x at positions from p on, a multiple of `at_once`, as many as that or those that there are, for `wide` output channels;
+// zeros in the margin.
 inline void convolve(Image& x, int64_t p, const bfloat16* taps, float* sums, int64_t wide) {
     const int64_t block = 3 * chunks_of(x.channels) * 512, all = wide / 16;
     const int64_t first = p / x.line, end = std::min((p + at_once(x)) / x.line, x.height), done = (end - first) * x.line;

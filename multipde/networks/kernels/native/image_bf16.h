@@ -70,43 +70,44 @@ class Image {
 // Pairs of a row of taps and channels come in chunks of 16.
 inline int64_t chunks_of(int64_t channels) { return (3 * channels + 31) / 32; }
 
-    // 16 channels of 32 neighbouring places: those of a channel side by side, those of the next one `step` numbers later.
-    inline void transpose(const bfloat16* x, int64_t channels, bfloat16* to, int64_t step) {
-        __m512i a[16], b[16];
+// Writes 16 channels of 32 neighbouring places: the places of a channel side by side, those of the next channel `step` numbers
+// later.
+inline void transpose(const bfloat16* x, int64_t channels, bfloat16* to, int64_t step) {
+    __m512i a[16], b[16];
 #pragma GCC unroll 16
-        for (int k = 0; k < 16; k++) {
-            __m256i low, high;
-            std::memcpy(&low, x + k * channels, 32);
-            std::memcpy(&high, x + (k + 16) * channels, 32);
-            a[k] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-        }
-        // in every quarter of a vector first 2, then 4, then 8 places of a channel stand side by side
-#pragma GCC unroll 8
-        for (int k = 0; k < 16; k += 2) {
-            b[k] = _mm512_unpacklo_epi16(a[k], a[k + 1]);
-            b[k + 1] = _mm512_unpackhi_epi16(a[k], a[k + 1]);
-        }
-#pragma GCC unroll 4
-        for (int k = 0; k < 16; k += 4)
-            for (int h = 0; h < 2; h++) {
-                a[k + 2 * h] = _mm512_unpacklo_epi32(b[k + h], b[k + h + 2]);
-                a[k + 2 * h + 1] = _mm512_unpackhi_epi32(b[k + h], b[k + h + 2]);
-            }
-#pragma GCC unroll 2
-        for (int k = 0; k < 16; k += 8)
-            for (int h = 0; h < 4; h++) {
-                b[k + 2 * h] = _mm512_unpacklo_epi64(a[k + h], a[k + h + 4]);
-                b[k + 2 * h + 1] = _mm512_unpackhi_epi64(a[k + h], a[k + h + 4]);
-            }
-        const __m512i even = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), odd = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
-#pragma GCC unroll 8
-        for (int c = 0; c < 8; c++) {
-            const __m512i low = _mm512_permutex2var_epi64(b[c], even, b[c + 8]);
-            const __m512i high = _mm512_permutex2var_epi64(b[c], odd, b[c + 8]);
-            std::memcpy(to + c * step, &low, 64);
-            std::memcpy(to + (c + 8) * step, &high, 64);
-        }
+    for (int k = 0; k < 16; k++) {
+        __m256i low, high;
+        std::memcpy(&low, x + k * channels, 32);
+        std::memcpy(&high, x + (k + 16) * channels, 32);
+        a[k] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
+    // in every quarter of a vector first 2, then 4, then 8 places of a channel stand side by side
+#pragma GCC unroll 8
+    for (int k = 0; k < 16; k += 2) {
+        b[k] = _mm512_unpacklo_epi16(a[k], a[k + 1]);
+        b[k + 1] = _mm512_unpackhi_epi16(a[k], a[k + 1]);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < 16; k += 4)
+        for (int h = 0; h < 2; h++) {
+            a[k + 2 * h] = _mm512_unpacklo_epi32(b[k + h], b[k + h + 2]);
+            a[k + 2 * h + 1] = _mm512_unpackhi_epi32(b[k + h], b[k + h + 2]);
+        }
+#pragma GCC unroll 2
+    for (int k = 0; k < 16; k += 8)
+        for (int h = 0; h < 4; h++) {
+            b[k + 2 * h] = _mm512_unpacklo_epi64(a[k + h], a[k + h + 4]);
+            b[k + 2 * h + 1] = _mm512_unpackhi_epi64(a[k + h], a[k + h + 4]);
+        }
+    const __m512i even = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), odd = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
+#pragma GCC unroll 8
+    for (int c = 0; c < 8; c++) {
+        const __m512i low = _mm512_permutex2var_epi64(b[c], even, b[c + 8]);
+        const __m512i high = _mm512_permutex2var_epi64(b[c], odd, b[c + 8]);
+        std::memcpy(to + c * step, &low, 64);
+        std::memcpy(to + (c + 8) * step, &high, 64);
+    }
+}
 
 // 16 numbers with zeros between them.
 inline __m512i spread_out(const bfloat16* p) {

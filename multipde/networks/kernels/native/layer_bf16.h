@@ -2,7 +2,7 @@
 // through all of it. Sums are in float32.
 #pragma once
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && !defined(WITHOUT_TILES)
 #include "tile_gradient.h"
 #else
 #include "dot_gradient.h"
