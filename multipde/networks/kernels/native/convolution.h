@@ -6,6 +6,7 @@
 // multiplies them by the value of each pixel.
 #pragma once
 
+#include "tiling.h"
 #include "vectors.h"
 
 namespace {
@@ -57,11 +58,6 @@ struct To {
     int64_t next_row, step;
     bool adds = false;
     const float* bias = nullptr;
-};
-
-// Rows of an image or of taps, from the first to one before the end.
-struct Rows {
-    int64_t first, end;
 };
 
 // The sums of V vectors of output channels, for all pixels of a tile of ROWS rows of N pixels, over some rows of taps.
@@ -142,18 +138,13 @@ Tile tile_of(int64_t pixels) {
 template <int V, class At>
 void tiles(Padded& x, Rows some, int64_t num, int side, const float* taps, At at) {
     constexpr int most = LARGEST[V];
-    const int64_t single = (x.width + most - 1) / most, pair = (x.width + most / 2 - 1) / (most / 2);
-    for (int64_t row = some.first, rows; row < some.end; row += rows) {
-        rows = pair < 2 * single && row + 1 < some.end ? 2 : 1;
-        const int64_t count = rows == 2 ? pair : single, length = (x.width + count - 1) / count;
-        for (int64_t column = 0; column < x.width; column += length) {
-            const int64_t n = std::min(length, x.width - column);
-            const Tile sums = rows == 2 ? tile_of<V, 2, most / 2>(n) : tile_of<V, 1, most>(n);
-            const float* from = x.at(row - x.half, column - x.half);
-            const Rows used = {std::max<int64_t>(0, x.half - row - rows + 1), std::min<int64_t>(side, x.height + x.half - row)};
-            at(row, column, rows, n, [&](To to) { sums(from, x.row_length, x.channels, num, side, used, taps, to); });
-        }
-    }
+    const bool by_two = tiles_in(x.width, most / 2) < 2 * tiles_in(x.width, most);
+    cover(some, x.width, most, by_two, [&](int64_t row, int64_t column, int64_t rows, int64_t n) {
+        const Tile sums = rows == 2 ? tile_of<V, 2, most / 2>(n) : tile_of<V, 1, most>(n);
+        const float* from = x.at(row - x.half, column - x.half);
+        const Rows used = meeting({row, row + rows}, side, x.height);
+        at(row, column, rows, n, [&](To to) { sums(from, x.row_length, x.channels, num, side, used, taps, to); });
+    });
 }
 
 // `tiles` for a number of vectors that is known when it runs, from 1 to V.
@@ -169,11 +160,9 @@ void tiles_of(int64_t vectors, Padded& x, Rows some, int64_t num, int side, cons
 template <class At>
 void by_tiles(Padded& x, Rows some, int64_t num, int64_t num_out, int side, const float* taps, At at) {
     const int64_t panel = side * side * num * LANES, all = (num_out + LANES - 1) / LANES;
-    for (int64_t k = 0, n, left = (all + MOST - 1) / MOST; k < all; k += n, left--) {
-        n = (all - k + left - 1) / left;
-        tiles_of<MOST>(n, x, some, num, side, taps + k * panel,
-                       [&](auto... tile) { at(k * LANES, n * LANES, tile...); });
-    }
+    by_blocks(all, MOST, [&](int64_t k, int64_t n) {
+        tiles_of<MOST>(n, x, some, num, side, taps + k * panel, [&](auto... tile) { at(k * LANES, n * LANES, tile...); });
+    });
 }
 
 // z = K x, for whole vectors of channels of z.

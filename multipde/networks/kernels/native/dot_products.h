@@ -1,11 +1,11 @@
-// Convolutions of 3x3 taps in bfloat16 for processors without tiles, by the instruction that adds the products of 16 pairs of
-// numbers to 16 sums (AVX-512 BF16). A tile keeps as many sums as fit into the
-// registers. Nothing is computed in the margin.
+// Convolutions of 3x3 taps in bfloat16 for processors without AMX, by the instruction that adds the products of 16 pairs of
+// numbers to 16 sums (AVX-512 BF16). As many sums are computed together as fit into the registers, and none in the margin.
 #pragma once
 
 #include <immintrin.h>
 
 #include "image_bf16.h"
+#include "tiling.h"
 
 namespace {
 
@@ -35,14 +35,6 @@ inline Pairs spread_pair(const bfloat16* p) {
     return (Pairs)_mm512_set1_epi32(pair);
 }
 
-// Rows, from the first to one before the end.
-struct Rows {
-    int64_t first, end;
-};
-
-// The rows of taps, from -1 to 1, that meet one of `height` rows from a row of them.
-inline Rows around(int64_t row, int64_t height) { return {std::max<int64_t>(-1, -row), std::min<int64_t>(2, height - row)}; }
-
 // sums = K x for V blocks of 16 output channels of `wide`, at N neighbouring positions from p on and, for two rows, at those
 // below, with the rows `down` of taps. The taps are in the order block, row, chunk, pair, output channel, one of the pair.
 template <int V, int ROWS, int N>
@@ -51,7 +43,7 @@ __attribute__((noinline)) void tile(Image& x, int64_t p, Rows down, const bfloat
     const int64_t num = (x.present + 1) / 2;
     __m512 own[ROWS][N][V] = {};
     for (int64_t d = down.first; d < down.end; d++) {
-        const bfloat16 *a = x.at(p + d * x.line - 1), *b = taps + (d + 1) * row;
+        const bfloat16 *a = x.at(p + (d - 1) * x.line - 1), *b = taps + d * row;
         if constexpr (V == 1) {  // every pair of features serves its three taps
             for (int64_t k = 0; k < num; k++, a += 2, b += 32) {
                 const Pairs w[3] = {load_pairs(b), load_pairs(b + right), load_pairs(b + 2 * right)};
@@ -106,18 +98,12 @@ void tiles(int64_t blocks, Image& x, Rows some, const bfloat16* taps, float* sum
     if constexpr (V > 1)
         if (blocks < V) return tiles<V - 1>(blocks, x, some, taps, sums, wide);
     constexpr int most = LARGEST[V];
-    const int64_t single = (x.width + most - 1) / most, pair = (x.width + most / 2 - 1) / (most / 2);
-    const bool by_two = V * (x.width / single) < FEWEST;
-    for (int64_t row = some.first, rows; row < some.end; row += rows) {
-        rows = by_two && row + 1 < some.end ? 2 : 1;
-        const Rows down = {around(row + rows - 1, x.height).first, around(row, x.height).end};
-        const int64_t count = rows == 2 ? pair : single, length = (x.width + count - 1) / count;
-        for (int64_t column = 0; column < x.width; column += length) {
-            const int64_t n = std::min(length, x.width - column);
-            const Tile own = rows == 2 ? tile_of<V, 2, most / 2>(n) : tile_of<V, 1, most>(n);
-            own(x, row * x.line + column, down, taps, sums + ((row - some.first) * x.line + column) * wide, wide);
-        }
-    }
+    const bool by_two = V * (x.width / tiles_in(x.width, most)) < FEWEST;
+    cover(some, x.width, most, by_two, [&](int64_t row, int64_t column, int64_t rows, int64_t n) {
+        const Tile own = rows == 2 ? tile_of<V, 2, most / 2>(n) : tile_of<V, 1, most>(n);
+        float* to = sums + ((row - some.first) * x.line + column) * wide;
+        own(x, row * x.line + column, meeting({row, row + rows}, 3, x.height), taps, to, wide);
+    });
 }
 
 // Positions whose sums are computed together: those of whole rows, and a multiple of 16.
@@ -126,12 +112,11 @@ inline int64_t at_once(const Image& x) { return (x.line % 2 ? 16 : 8) * x.line; 
 // sums = K x at positions from p on, a multiple of `at_once`, as many as that or those that there are, for `wide` output channels;
 // zeros in the margin.
 inline void convolve(Image& x, int64_t p, const bfloat16* taps, float* sums, int64_t wide) {
-    const int64_t block = 3 * chunks_of(x.channels) * 512, all = wide / 16;
+    const int64_t block = 3 * chunks_of(x.channels) * 512;
     const int64_t first = p / x.line, end = std::min((p + at_once(x)) / x.line, x.height), done = (end - first) * x.line;
-    for (int64_t k = 0, n, left = (all + MOST - 1) / MOST; k < all; k += n, left--) {
-        n = (all - k + left - 1) / left;
+    by_blocks(wide / 16, MOST, [&](int64_t k, int64_t n) {
         tiles<MOST>(n, x, {first, end}, taps + k * block, sums + 16 * k, wide);
-    }
+    });
     for (int64_t q = x.width; q < done; q += x.line) std::memset(sums + q * wide, 0, 2 * wide * sizeof(float));
     std::memset(sums + done * wide, 0, (up_to(16, done) - done) * wide * sizeof(float));
 }

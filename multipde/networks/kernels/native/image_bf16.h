@@ -22,8 +22,9 @@ using Buffer = std::vector<T, Aligned<T>>;
 
 inline int64_t up_to(int64_t step, int64_t number) { return (number + step - 1) / step * step; }
 
-// An image, channels innermost and with zeros up to a multiple of 16, and a margin of one pixel of zeros. The positions of its pixels count
-// from the first one on through the lines and their margins, so that neighbouring taps are neighbours in memory.
+// An image with its channels innermost. Channels that only fill up a multiple of 16 are zeros, and so is a margin of one pixel.
+// The positions of its pixels count from the first one on through the lines and their margins, so that neighbouring taps are
+// neighbours in memory.
 class Image {
     Buffer<bfloat16> memory;
 

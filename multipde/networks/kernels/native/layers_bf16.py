@@ -78,7 +78,7 @@ def _order(channels: int, transposed: bool) -> Tensor:
         places = torch.arange(last).view(channels, channels, SIDE, SIDE)
         places = transposed_stencil(places) if transposed else places
         rows = functional.pad(places.permute(2, 3, 1, 0), (0, more, 0, more), value=last).flatten(1, 2)
-        if channels + more == 16 and _function("packs_pairs", 0)():  # the pairs of ``convolve_pairs``
+        if channels + more == 16 and library("layers_bf16").packs_pairs():  # the pairs of ``convolve_pairs``
             taps = functional.pad(rows.view(SIDE, SIDE, 16, 16), (0, 0, 0, 0, 1, 1), value=last)
             rows = taps[:, [0, 1, 2, 3, 1, 2, 3, 4]].flatten(1, 2)
         rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % 32), value=last)
@@ -165,5 +165,5 @@ def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[Any]:
 def _function(name: str, num: int) -> Callable[..., None]:
     """A function of the library with so many pointers as arguments."""
     function = getattr(library("layers_bf16"), name)
-    function.argtypes, function.restype = (P,) * num, (N if not num else None)
+    function.argtypes, function.restype = (P,) * num, None
     return function
