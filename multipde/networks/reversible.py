@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multipde.networks.kernels.fused_layer import Layer as FusedLayer
+from multipde.networks.kernels.fused_layer import Scheme, fused_layers
 from multipde.networks.layers import ResidualLayer, SymmetricLayer
 
 State = tuple[Tensor, ...]
@@ -52,10 +53,18 @@ class StepVJP:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             controls = tuple(c.detach().requires_grad_() for c in self.controls)
-            f = self.layer.force(y, controls, factor)
+            f = self._force(y, controls, factor)
         dy, *grads = torch.autograd.grad(f, (y, *controls), g.to(f.dtype))
         self.grads = tuple(grads)
         return f.detach().to(g.dtype), dy
+
+    def _force(self, y: Tensor, controls: Controls, factor: float) -> Tensor:
+        """factor · F(y), by the kernel that the time step took."""
+        force = StepForce(self.layer, controls)
+        if not force.is_fused(y):
+            return force(y, factor)
+        alone = Scheme(0, 0, self.layer.eps, self.layer.activation == "relu")
+        return fused_layers(None, y, [force.for_kernels(factor)], alone)[1]
 
 
 Reverse = Callable[[list[Tensor], list[Tensor], tuple[StepVJP, ...], float], None]

@@ -1,8 +1,8 @@
-"""Layers s_{k+1} = α s_{k-1} + β s_k + K2 σ(N(K1 s_k)) in bfloat16 in one pass over the images and one back.
+"""Layers s_{k+1} = α s_{k-1} + β s_k + K2 σ(N(K1 s_k)) in one pass over the images and one back.
 
 An image stays in the processor's cache through both convolutions, the norm, the sum and all gradients, and the states
-of a group of images through all layers. This is for processors with tiles for products of matrices (AMX), where the
-convolutions take less time than the memory between them, and for those with the bfloat16 vectors of AVX-512.
+of a group of images through all layers. This is for features in float32, and for those in bfloat16 where a processor
+has tiles for products of matrices (AMX) or the bfloat16 vectors of AVX-512.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from multipde.networks.kernels import native
 from multipde.networks.kernels.dispatch import with_layout_of
-from multipde.networks.kernels.native import layers_bf16
-from multipde.networks.kernels.native.layers_bf16 import Scheme
+from multipde.networks.kernels.native import layers as native_layers
+from multipde.networks.kernels.native.layers import Scheme
 from multipde.networks.kernels.tv_norm import tv_norm
 
-SHARE_OF_TILES = 0.75
-"""The kernels compute 16 channels at a time; where fewer of them are used, the parts of a layer are faster."""
+SHARE_USED = 0.75
+"""The kernels compute a multiple of channels; where less of it is used, the parts of a layer are faster."""
 
 
 class Layer(NamedTuple):
@@ -33,14 +33,13 @@ class Layer(NamedTuple):
 
 def is_worthwhile(x: Tensor, stencil: Tensor) -> bool:
     """Whether `fused_layers` computes layers of features x with such stencils, faster than their parts."""
-    if x.dtype != torch.bfloat16 or torch.compiler.is_compiling() or stencil.shape[2:] != (layers_bf16.SIDE,) * 2:
+    if torch.compiler.is_compiling() or stencil.shape[2:] != (native_layers.SIDE,) * 2:
         return False
-    is_reduced = stencil.dtype == torch.bfloat16 or (
-        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    )
+    precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else stencil.dtype
+    if x.dtype != precision or not native.handles(x, 1) or not native_layers.is_available(precision):
+        return False
     num = x.shape[1]
-    is_full = num >= SHARE_OF_TILES * (num + -num % 16)
-    return is_reduced and is_full and native.handles(x, 1) and layers_bf16.is_available()
+    return num >= SHARE_USED * (num + -num % native_layers.multiple(precision))
 
 
 def fused_layers(before: Tensor | None, x: Tensor, layers: Sequence[Layer], scheme: Scheme) -> tuple[Tensor, Tensor]:
@@ -62,7 +61,7 @@ class _FusedLayers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, before: Tensor | None, x: Tensor, scheme: Scheme, *controls: Tensor) -> tuple[Tensor, Tensor]:
         given = None if before is None else with_layout_of(before.to(x), x)
-        states, kept = layers_bf16.layers(given, x, _packed(controls), scheme)
+        states, kept = native_layers.layers(given, x, _packed(controls, x.dtype), scheme)
         ctx.save_for_backward(before, *states[:-1], *kept, *controls)
         ctx.scheme = scheme
         ctx.set_materialize_grads(False)
@@ -80,8 +79,8 @@ class _FusedLayers(torch.autograd.Function):
         x, wants_before = states[0], before is not None and ctx.needs_input_grad[0]
         g = torch.zeros_like(x) if g is None else with_layout_of(g, x)
         later = None if later is None else with_layout_of(later, x)
-        packed, wants_second = _packed(controls, transposed=True), wants_before and num > 1
-        dx, second, found = layers_bf16.layers_backward(states, kept, (g, later), packed, ctx.scheme, wants_second)
+        packed, wants_second = _packed(controls, x.dtype, transposed=True), wants_before and num > 1
+        dx, second, found = native_layers.layers_backward(states, kept, (g, later), packed, ctx.scheme, wants_second)
         of_controls = [d.to(t) for d, t in zip((d for of_layer in found for d in of_layer), controls, strict=True)]
         d_before, alpha = g if wants_before and num == 1 else second, ctx.scheme.alpha
         return d_before if d_before is None or alpha == 1 else alpha * d_before, dx, None, *of_controls
@@ -92,10 +91,17 @@ def _by_layer(controls: Sequence[Tensor]) -> list[Layer]:
     return [Layer(*controls[i : i + num]) for i in range(0, len(controls), num)]
 
 
-def _packed(controls: Sequence[Tensor], transposed: bool = False) -> list[layers_bf16.Controls]:
-    packed, filled = layers_bf16.packed, layers_bf16.filled
+def _packed(controls: Sequence[Tensor], dtype: torch.dtype, transposed: bool = False) -> list[native_layers.Controls]:
+    """The controls as the kernels for features of a type take them."""
+
+    def stencils(own: Tensor) -> Tensor:
+        return native_layers.packed(own, dtype, transposed)
+
+    def numbers(own: Tensor) -> Tensor:
+        return native_layers.filled(own, dtype)
+
     return [
-        layers_bf16.Controls(packed(c.first, transposed), packed(c.second, transposed), filled(c.scale), filled(c.bias))
+        native_layers.Controls(stencils(c.first), stencils(c.second), numbers(c.scale), numbers(c.bias))
         for c in _by_layer(controls)
     ]
 

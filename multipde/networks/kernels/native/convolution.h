@@ -22,15 +22,21 @@ constexpr int MOST = sizeof LARGEST / sizeof *LARGEST - 1;  // vectors of a tile
 
 // One image, channels innermost, with the margin of zeros that a convolution of `side` taps per axis needs.
 class Padded {
-    std::vector<float> memory;
+    Buffer<float> memory;
     float* data;
 
   public:
     const int64_t height, width, channels, half, row_length;
 
+    // Behind the margin are as many numbers as may be read with its last pixel.
     Padded(int64_t height, int64_t width, int64_t channels, int64_t side)
-        : memory((height + side - 1) * (width + side - 1) * channels), data(memory.data()), height(height), width(width),
-          channels(channels), half(side / 2), row_length((width + side - 1) * channels) {}
+        : memory((height + side - 1) * (width + side - 1) * channels + LANES), data(memory.data()), height(height),
+          width(width), channels(channels), half(side / 2), row_length((width + side - 1) * channels) {}
+
+    void swap(Padded& other) {
+        memory.swap(other.memory);
+        std::swap(data, other.data);
+    }
 
     // The pixel of the image; rows and columns from -half on belong to the margin.
     float* at(int64_t row, int64_t column) { return data + (row + half) * row_length + (column + half) * channels; }
@@ -51,12 +57,12 @@ class Padded {
 };
 
 // Where the sums of a tile go: those of its neighbouring pixels are `step` numbers apart, and those of its second row begin
-// `next_row` numbers after those of the first. They are added to what is there, or take its place; with a bias, one number
-// per channel, max(0, sum + bias) does.
+// `next_row` numbers after those of the first. What stands at `start` in the same order is added to them, if it is given; with a
+// bias, one number per channel, max(0, sum + bias) is stored.
 struct To {
     float* first;
     int64_t next_row, step;
-    bool adds = false;
+    const float* start = nullptr;
     const float* bias = nullptr;
 };
 
@@ -67,13 +73,7 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
     const int64_t panel = side * side * num * LANES;
     taps += used.first * side * num * LANES;
     Floats<LANES> sums[ROWS * N][V] = {};
-    const auto place = [&](int p, int v) { return to.first + p / N * to.next_row + p % N * to.step + v * LANES; };
-    if (to.adds || to.bias) {
-#pragma GCC unroll 16
-        for (int p = 0; p < ROWS * N; p++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sums[p][v] = load<LANES>(to.adds ? place(p, v) : to.bias + v * LANES);
-    }
+    const auto place = [&](int p, int v) { return p / N * to.next_row + p % N * to.step + v * LANES; };
     if (V == 1 && side == 3) {  // then values are loaded more often than taps: each serves its three neighbours
         for (int64_t down = used.first; down < used.end; down++) {
             const float* at = from + down * row_length;
@@ -119,8 +119,10 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
     for (int p = 0; p < ROWS * N; p++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
-            const auto found = sums[p][v];
-            store<LANES>(place(p, v), to.bias ? where<LANES>(!(found < 0), found) : found);
+            auto found = sums[p][v];
+            if (to.start) found += load<LANES>(to.start + place(p, v));  // at the end, which is one rounding of its size
+            if (to.bias) found = positive(found + load<LANES>(to.bias + v * LANES));
+            store<LANES>(to.first + place(p, v), found);
         }
 }
 
@@ -166,28 +168,28 @@ void by_tiles(Padded& x, Rows some, int64_t num, int64_t num_out, int side, cons
 }
 
 // z = K x, for whole vectors of channels of z.
-inline void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, Padded& z) {
+inline void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, float* z) {
     by_tiles(x, {0, x.height}, num, num_out, side, taps,
              [&](int64_t channel, int64_t, int64_t row, int64_t column, int64_t, int64_t, auto sums) {
-                 sums(To{z.at(row, column) + channel, z.row_length, z.channels});
+                 sums(To{z + (row * x.width + column) * num_out + channel, x.width * num_out, num_out});
              });
 }
 
-// out = K x + out, or with a bias max(0, K x + bias), for some rows of x and the first num_out of the `distance` channels of
-// an image of these rows.
+// out = K x + start, or with a bias max(0, K x + bias), for some rows of x and the first num_out of the `distance` channels of
+// images of these rows.
 inline void convolve(Padded& x, Rows some, int64_t num, int64_t num_out, int side, const float* taps, float* out,
-                     int64_t distance, const float* bias) {
+                     int64_t distance, const float* start, const float* bias) {
     by_tiles(x, some, num, num_out, side, taps,
              [&](int64_t channel, int64_t n, int64_t row, int64_t column, int64_t rows, int64_t columns, auto sums) {
                  const int64_t present = std::min(n, num_out - channel), next_row = x.width * distance;
-                 float* first = out + ((row - some.first) * x.width + column) * distance + channel;
-                 const float* added = bias ? bias + channel : nullptr;
-                 if (present == n) return sums(To{first, next_row, distance, !bias, added});
+                 const int64_t first = ((row - some.first) * x.width + column) * distance + channel;
+                 const float *from = start ? start + first : nullptr, *added = bias ? bias + channel : nullptr;
+                 if (present == n) return sums(To{out + first, next_row, distance, from, added});
                  float found[LARGEST[1] * MOST * LANES];  // the last vector has numbers of the next pixel
-                 sums(To{found, columns * n, n, false, added});
+                 sums(To{found, columns * n, n, nullptr, added});
                  for (int64_t p = 0; p < rows * columns; p++) {
-                     float* to = first + p / columns * next_row + p % columns * distance;
-                     for (int64_t c = 0; c < present; c++) to[c] = found[p * n + c] + (bias ? 0 : to[c]);
+                     const int64_t at = p / columns * next_row + p % columns * distance;
+                     for (int64_t c = 0; c < present; c++) out[first + at + c] = found[p * n + c] + (from ? from[at + c] : 0);
                  }
              });
 }

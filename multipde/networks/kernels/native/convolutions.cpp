@@ -1,31 +1,9 @@
 // The layers of a network for use alone, forwards, image by image: the functions that Python calls, for features in
 // float32 with the channels innermost in memory. An image stays in the processor's cache through a whole layer.
 
-#include "convolution.h"
+#include "layer_float32.h"
 
 namespace {
-
-// z = max(0, scale z / sqrt(sum of z*z + eps) + bias) for all pixels; without norm, and without relu, these parts are left out.
-void normalise(Padded& z, const float* scale, const float* bias, float eps, bool norm, bool relu) {
-    for (int64_t row = 0; row < z.height; row++) {
-        for (int64_t column = 0; column < z.width; column++) {
-            float* pixel = z.at(row, column);
-            float inverse = 1;
-            if (norm) {
-                Floats<LANES> squares = {};
-                for (int64_t c = 0; c < z.channels; c += LANES) {
-                    const auto v = load<LANES>(pixel + c);
-                    squares += v * v;
-                }
-                inverse = 1 / std::sqrt(sum<LANES>(squares) + eps);
-            }
-            for (int64_t c = 0; c < z.channels; c += LANES) {
-                auto v = load<LANES>(pixel + c) * inverse * load<LANES>(scale + c) + load<LANES>(bias + c);
-                store<LANES>(pixel + c, relu ? where<LANES>(!(v < 0), v) : v);
-            }
-        }
-    }
-}
 
 // The means over cells of cell x cell pixels, of as many rows.
 void means(const float* from, float* to, int64_t cell, int64_t width, int64_t channels) {
@@ -50,20 +28,19 @@ extern "C" void layer(const float* x, const float* a, float alpha, const float* 
                       const float* first, const float* scale, const float* bias, float eps, int64_t norm, int64_t relu,
                       const float* second, int64_t side, int64_t images, int64_t height, int64_t width,
                       int64_t channels, int64_t distance, int64_t threads) {
-    const int64_t size = height * width * distance, wide = (channels + LANES - 1) / LANES * LANES;
+    const int64_t size = height * width * distance;
 #pragma omp parallel num_threads(threads)
     {
-        Padded y(height, width, channels, side), z(height, width, wide, side);
+        Forwards m(height, width, channels, side);
+        Buffer<float> z(m.size());
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < images; i++) {
-            y.fill(x + i * size, distance);
-            convolve(y, channels, channels, side, first, z);
-            normalise(z, scale, bias, eps, norm, relu);
-            if (out != a || alpha != 1 || beta != 0) {  // otherwise out has the first sum already
-                for (int64_t at = i * size; at < (i + 1) * size; at += distance)
-                    for (int64_t c = 0; c < channels; c++) out[at + c] = alpha * a[at + c] + beta * b[at + c];
-            }
-            convolve(z, {0, height}, channels, channels, side, second, out + i * size, distance, nullptr);
+            const int64_t at = i * size;
+            m.x.fill(x + at, distance);
+            convolve(m.x, channels, m.wide, side, first, z.data());
+            normalise(m, z.data(), scale, bias, eps, norm, relu);
+            const float* start = sum_of(alpha, a + at, beta, b + at, out + at, height * width, channels, distance);
+            convolve(m.n, {0, height}, channels, channels, side, second, out + at, distance, start, nullptr);
         }
     }
 }
@@ -81,9 +58,9 @@ extern "C" void convolution_relu(const float* x, float* out, const float* taps, 
         for (int64_t i = 0; i < images; i++) {
             y.fill(x + i * size, channels);
             float* to = out + i * out_size;
-            if (cell == 1) convolve(y, {0, height}, channels, out_channels, side, taps, to, out_channels, bias);
+            if (cell == 1) convolve(y, {0, height}, channels, out_channels, side, taps, to, out_channels, nullptr, bias);
             for (int64_t row = 0; cell > 1 && row + cell <= height; row += cell, to += width / cell * out_channels) {
-                convolve(y, {row, row + cell}, channels, out_channels, side, taps, rows.data(), out_channels, bias);
+                convolve(y, {row, row + cell}, channels, out_channels, side, taps, rows.data(), out_channels, nullptr, bias);
                 means(rows.data(), to, cell, width, out_channels);
             }
         }

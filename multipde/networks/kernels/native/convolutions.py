@@ -14,9 +14,13 @@ P, F, N = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
 
 def packed(taps: Tensor) -> Tensor:
     """Stencils (O, I, w, w) in the order of ``convolution.h``, a vector; missing channels of the last panel are 0."""
+    return in_order(taps).float()
+
+
+def in_order(taps: Tensor) -> Tensor:
+    """The numbers of `packed` in their own type."""
     num_in, side = taps.shape[1:3]
-    full = _in_panels(taps)
-    return full.view(-1, _panel(), num_in, side, side).permute(0, 3, 4, 2, 1).flatten().float()
+    return _in_panels(taps).view(-1, _panel(), num_in, side, side).permute(0, 3, 4, 2, 1).flatten()
 
 
 def per_panel(values: Tensor) -> Tensor:

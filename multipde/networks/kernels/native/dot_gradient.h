@@ -18,7 +18,8 @@ class StencilGradient {
     Buffer<bfloat16> across, pairs;
 
   public:
-    explicit StencilGradient(const Image& x)
+    // For images of one shape.
+    explicit StencilGradient(const Image& x, const Image&, int64_t)
         : present(x.present), channels(x.channels), height(x.height), line(x.line), num_pairs((x.width + 1) / 2),
           length(up_to(32, (height + 2) * line + 1)), most(std::max<int64_t>(1, AT_A_TIME / length)),
           across(most * length * channels), pairs(most * height * num_pairs * 2 * channels) {}

@@ -2,29 +2,14 @@
 #pragma once
 
 #include <immintrin.h>
-#include <new>
 
 #include "vectors.h"
 
 namespace {
 
-// Memory that begins at a line of the cache: a row of a tile that crosses one takes six times as long.
-template <class T>
-struct Aligned {
-    using value_type = T;
-    T* allocate(size_t num) { return static_cast<T*>(::operator new(num * sizeof(T), std::align_val_t(64))); }
-    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
-    bool operator==(const Aligned&) const { return true; }
-    bool operator!=(const Aligned&) const { return false; }
-};
-template <class T>
-using Buffer = std::vector<T, Aligned<T>>;
-
-inline int64_t up_to(int64_t step, int64_t number) { return (number + step - 1) / step * step; }
-
-// An image with its channels innermost. Channels that only fill up a multiple of 16 are zeros, and so is a margin of one pixel.
-// The positions of its pixels count from the first one on through the lines and their margins, so that neighbouring taps are
-// neighbours in memory.
+// An image with its channels innermost. It begins at a line of the cache, because a row of a tile that crosses one takes six times
+// as long. Channels that only fill up a multiple of 16 are zeros, and so is a margin of one pixel. The positions of its pixels count
+// from the first one on through the lines and their margins, so that neighbouring taps are neighbours in memory.
 class Image {
     Buffer<bfloat16> memory;
 

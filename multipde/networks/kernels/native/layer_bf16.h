@@ -10,7 +10,9 @@
 
 namespace {
 
+using Number = bfloat16;
 using Vector = Floats<LANES>;
+constexpr int64_t FULL = 16;  // channels are computed in multiples of so many
 
 // What a thread needs for an image.
 struct Memory {
@@ -21,6 +23,12 @@ struct Memory {
     Memory(int64_t height, int64_t width, int64_t channels)
         : wide(up_to(16, channels)), x(height, width, channels), g(x), n(x), dz(x), sums(at_once(x) * wide) {}
 };
+
+inline void fill(Image& to, const bfloat16* image) { to.fill(image); }
+
+inline int64_t numbers_kept(int64_t height, int64_t width, int64_t channels) {
+    return up_to(16, height * (width + 2)) * up_to(16, channels);
+}
 
 // The channels from c on of a pixel with `channels` of them, as a whole vector, whatever is in the channels that do not exist.
 inline Vector load_some(const bfloat16* p, int64_t c, int64_t channels) {
@@ -37,25 +45,6 @@ inline void store_some(bfloat16* p, int64_t c, int64_t channels, Vector v) {
     std::memcpy(p + c, found, (channels - c) * sizeof(bfloat16));
 }
 
-// Half of every part of H + H lanes, of a and then of b; `from` is 0 for the first half and H for the second.
-template <int H>
-inline Vector halves(Vector a, Vector b, int from) {
-    alignas(64) int lanes[LANES];
-    for (int k = 0; k < LANES; k++) lanes[k] = k / H * 2 * H + k % H + from;
-    return (Vector)_mm512_permutex2var_ps((__m512)a, _mm512_load_si512(lanes), (__m512)b);
-}
-
-// The sums of N rows of numbers, PER of which are a vector, in neighbouring lanes; so many for each as all fill a vector.
-template <int N, int PER = 1>
-inline Vector sums_of(const Vector* rows) {
-    if constexpr (N == PER) {
-        return *rows;
-    } else {
-        const Vector a = sums_of<N / 2, PER>(rows), b = sums_of<N / 2, PER>(rows + N / 2 / PER);
-        return halves<LANES / N>(a, b, 0) + halves<LANES / N>(a, b, LANES / N);
-    }
-}
-
 // Calls with(B, RELU), both known to the compiler: B blocks of LANES channels are `wide` channels; B is 0 where there is no code
 // for their number.
 template <class With>
@@ -68,9 +57,6 @@ inline void for_layer(int64_t wide, bool relu, With with) {
         default: return both(std::integral_constant<int, 0>());
     }
 }
-
-// max(0, v), NaN where v is.
-inline Vector positive(Vector v) { return (Vector)_mm512_max_ps(__m512{}, (__m512)v); }
 
 // 1 / sqrt(v), to the last bit or two.
 inline Vector inverse_root(Vector v) {

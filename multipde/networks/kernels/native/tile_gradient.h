@@ -18,7 +18,8 @@ class StencilGradient {
     Buffer<bfloat16> across, pairs[2];
 
   public:
-    explicit StencilGradient(const Image& x)
+    // For images of one shape.
+    explicit StencilGradient(const Image& x, const Image&, int64_t)
         : channels(x.channels), line(x.line), first((line + 1) / 32 * 32), last(up_to(32, line + 1 + x.height * line)),
           length(last - first), before(up_to(2, line + 2)), num_pairs((before + last + line + 2) / 2),
           most(std::max<int64_t>(1, AT_A_TIME / length)), across(most * length * channels) {

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <utility>
 #include <vector>
 
 #include <omp.h>
@@ -105,10 +107,50 @@ float sum(Floats<L> v) {
     }
 }
 
+// Half of every part of H + H lanes, of a and then of b: the first half where FROM is 0, and the second where it is H.
+template <int H, int FROM, size_t... K>
+Floats<LANES> halves(Floats<LANES> a, Floats<LANES> b, std::index_sequence<K...>) {
+#if __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(a, b, int(K / H * 2 * H + K % H + FROM)...);
+#else
+    return __builtin_shuffle(a, b, typename Lanes<LANES>::words{uint32_t(K / H * 2 * H + K % H + FROM)...});
+#endif
+}
+
+// The sums of N rows of numbers, PER of which are a vector, in neighbouring lanes; so many for each as all fill a vector.
+template <int N, int PER = 1>
+Floats<LANES> sums_of(const Floats<LANES>* rows) {
+    if constexpr (N == PER) {
+        return *rows;
+    } else {
+        constexpr int H = LANES / N;
+        constexpr auto all = std::make_index_sequence<LANES>();
+        const auto a = sums_of<N / 2, PER>(rows), b = sums_of<N / 2, PER>(rows + N / 2 / PER);
+        return halves<H, 0>(a, b, all) + halves<H, H>(a, b, all);
+    }
+}
+
 template <int L>
 Floats<L> where(decltype(Floats<L>{} > Floats<L>{}) mask, Floats<L> v) {
     return mask ? v : Floats<L>{};
 }
+
+// max(0, v), NaN where v is.
+inline Floats<LANES> positive(Floats<LANES> v) { return where<LANES>(!(v < 0), v); }
+
+// Memory that begins at a line of the cache.
+template <class T>
+struct Aligned {
+    using value_type = T;
+    T* allocate(size_t num) { return static_cast<T*>(::operator new(num * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const Aligned&) const { return true; }
+    bool operator!=(const Aligned&) const { return false; }
+};
+template <class T>
+using Buffer = std::vector<T, Aligned<T>>;
+
+inline int64_t up_to(int64_t step, int64_t number) { return (number + step - 1) / step * step; }
 
 // Two sums per channel over a run, in registers where the number B of blocks is known.
 template <int L, int B>

@@ -1,4 +1,4 @@
-"""The layers of a network in training in bfloat16 in C++, for processors with AMX or bfloat16 vectors (AVX-512)."""
+"""The layers of a network in training in C++: in float32, and in bfloat16 where processors have AMX or its vectors."""
 
 import ctypes
 import math
@@ -11,7 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from multipde.mesh.modes import ordinary_tensors
+from multipde.networks.kernels.native import convolutions
 from multipde.networks.kernels.native.build import NoCompilerError, library
+
+LIBRARIES = {torch.float32: "layers_float32", torch.bfloat16: "layers_bf16"}
+"""Name of the library for features of each type."""
 
 SIDE = 3
 """Taps per axis of the stencils."""
@@ -20,7 +24,7 @@ P, F, N = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
 
 
 class _Block(ctypes.Structure):
-    """``Block`` of ``layers_bf16.cpp``."""
+    """``Block`` of ``block.h``."""
 
     _fields_: ClassVar = [
         *((name, N) for name in ("layers", "images", "height", "width", "channels", "threads", "relu")),
@@ -30,12 +34,18 @@ class _Block(ctypes.Structure):
 
 
 @cache
-def is_available() -> bool:
-    """Whether this processor and system have such instructions, and the kernels are or can be compiled."""
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether there are kernels for features of this type that this processor and system can run."""
     try:
-        return bool(library("layers_bf16").available())
+        return dtype in LIBRARIES and bool(library(LIBRARIES[dtype]).available())
     except NoCompilerError:
         return False
+
+
+@cache
+def multiple(dtype: torch.dtype) -> int:
+    """The number of channels that are computed together; where fewer are left, the others are zeros."""
+    return library(LIBRARIES[dtype]).multiple()
 
 
 class Controls(NamedTuple):
@@ -57,33 +67,42 @@ class Scheme(NamedTuple):
     relu: bool
 
 
-def filled(values: Tensor) -> Tensor:
-    """One number per channel in float32, with zeros up to a multiple of 16."""
-    return functional.pad(values.float(), (0, -len(values) % 16))
+def filled(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """One number per channel in float32, with zeros up to the `multiple` for features of a type."""
+    return functional.pad(values.float(), (0, -len(values) % multiple(dtype)))
 
 
-def packed(stencils: Tensor, transposed: bool = False) -> Tensor:
-    """Stencils (C, C, 3, 3), or those of the transposed convolution, in bfloat16 in the order of ``matrix_tiles.h``
-    and ``dot_products.h``."""
-    with_zero = functional.pad(stencils.detach().to(torch.bfloat16).flatten(), (0, 1))
-    return with_zero.index_select(0, _order(len(stencils), transposed))
+def packed(stencils: Tensor, dtype: torch.dtype, transposed: bool = False) -> Tensor:
+    """Stencils (C, C, 3, 3), or those of the transposed convolution, in the type of the features and in the order of
+    its kernels: that of ``convolution.h``, or of ``matrix_tiles.h`` and ``dot_products.h``."""
+    with_zero = functional.pad(stencils.detach().to(dtype).flatten(), (0, 1))
+    return with_zero.index_select(0, _order(len(stencils), dtype, transposed))
 
 
 @cache
-def _order(channels: int, transposed: bool) -> Tensor:
-    """Where the numbers of `packed` stencils stand among the stencils; those that do not exist, for channels up to a
-    multiple of 16, after the last."""
+def _order(channels: int, dtype: torch.dtype, transposed: bool) -> Tensor:
+    """Where the numbers of `packed` stencils stand among the stencils; those that do not exist, for channels up to the
+    `multiple`, after the last."""
     with ordinary_tensors():
-        last, more = SIDE**2 * channels**2, -channels % 16
+        last = SIDE**2 * channels**2
         places = torch.arange(last).view(channels, channels, SIDE, SIDE)
         places = transposed_stencil(places) if transposed else places
-        rows = functional.pad(places.permute(2, 3, 1, 0), (0, more, 0, more), value=last).flatten(1, 2)
-        if channels + more == 16 and library("layers_bf16").packs_pairs():  # the pairs of ``convolve_pairs``
-            taps = functional.pad(rows.view(SIDE, SIDE, 16, 16), (0, 0, 0, 0, 1, 1), value=last)
-            rows = taps[:, [0, 1, 2, 3, 1, 2, 3, 4]].flatten(1, 2)
-        rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % 32), value=last)
-        chunks = rows.view(SIDE, -1, 16, 2, (channels + more) // 16, 16)
-        return chunks.permute(4, 0, 1, 2, 5, 3).flatten()
+        if dtype == torch.float32:
+            return (convolutions.in_order(places + 1) - 1) % (last + 1)
+        return _order_of_pairs(places, last)
+
+
+def _order_of_pairs(places: Tensor, last: int) -> Tensor:
+    """The order of ``matrix_tiles.h`` and ``dot_products.h``."""
+    channels = len(places)
+    more = -channels % 16
+    rows = functional.pad(places.permute(2, 3, 1, 0), (0, more, 0, more), value=last).flatten(1, 2)
+    if channels + more == 16 and library("layers_bf16").packs_pairs():  # the pairs of ``convolve_pairs``
+        taps = functional.pad(rows.view(SIDE, SIDE, 16, 16), (0, 0, 0, 0, 1, 1), value=last)
+        rows = taps[:, [0, 1, 2, 3, 1, 2, 3, 4]].flatten(1, 2)
+    rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % 32), value=last)
+    chunks = rows.view(SIDE, -1, 16, 2, (channels + more) // 16, 16)
+    return chunks.permute(4, 0, 1, 2, 5, 3).flatten()
 
 
 def transposed_stencil(stencil: Tensor) -> Tensor:
@@ -97,19 +116,17 @@ def layers(
     """The states s_{k+1} = α s_{k-1} + β s_k + K2 σ(N(K1 s_k)) after s_0, which is ``before``, and s_1, which is x.
 
     Args:
-        before, x: (N, C, H, W) in bfloat16, channels innermost in memory; None where α is zero.
+        before, x: (N, C, H, W) in float32 or bfloat16, channels innermost in memory; None where α is zero.
 
     Returns:
         all states from x on, and K1 s_k for every layer, as `layers_backward` takes both
     """
-    num, _, height, width = x.shape
     states = [x, *(torch.empty_like(x) for _ in block)]
-    positions = height * (width + 2)  # with the margin of ``image_bf16.h``
-    kept = [x.new_empty(num, positions + -positions % 16, len(block[0].scale)) for _ in block]
     common, _arrays = _common(x, block, scheme)
-    _function("layers", 3)(
-        ctypes.byref(common), _pointers([before if before is not None else x, *states]), _pointers(kept)
-    )
+    size = _function(x.dtype, "kept_size", 1)(ctypes.byref(common))
+    kept = [x.new_empty(len(x), size) for _ in block]
+    before = before if before is not None else x
+    _function(x.dtype, "layers", 3)(ctypes.byref(common), _pointers([before, *states]), _pointers(kept))
     return states, kept
 
 
@@ -132,14 +149,14 @@ def layers_backward(
         those at the first state, at the second or None, and of first stencil, scale, bias and second stencil of every
         layer, in float32
     """
-    x, wide = states[0], kept[0].shape[-1]
+    x, wide = states[0], len(transposed[0].scale)
     taps, channels = (SIDE, SIDE, wide, wide), x.shape[1]
     dx, second = torch.empty_like(x), torch.empty_like(x) if with_second else None
     totals = x.new_empty(len(kept), 2 * (wide + math.prod(taps)), dtype=torch.float32)
     common, _arrays = _common(x, transposed, scheme)
     # the states begin with the one before x, whose gradient does not need it
     given = _pointers([x, *states[: len(kept)]]), _pointers(kept), _pointers(gradients)
-    _function("layers_backward", 6)(ctypes.byref(common), *given, _pointers([dx, second]), totals.data_ptr())
+    _function(x.dtype, "layers_backward", 6)(ctypes.byref(common), *given, _pointers([dx, second]), totals.data_ptr())
     found = []
     for of_layer in totals:
         scale, bias, *stencils = of_layer.split((wide, wide, math.prod(taps), math.prod(taps)))
@@ -162,8 +179,8 @@ def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[Any]:
 
 
 @cache
-def _function(name: str, num: int) -> Callable[..., None]:
-    """A function of the library with so many pointers as arguments."""
-    function = getattr(library("layers_bf16"), name)
-    function.argtypes, function.restype = (P,) * num, None
+def _function(dtype: torch.dtype, name: str, num: int) -> Callable[..., int]:
+    """A function of the library for features of a type, with so many pointers as arguments."""
+    function = getattr(library(LIBRARIES[dtype]), name)
+    function.argtypes, function.restype = (P,) * num, N
     return function
