@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t GROUP = 1 << 16;  // bytes of a state of the images that go through all layers together
+constexpr int64_t GROUP = 1 << 15;  // numbers of a state of the images that go through all layers together
 
 // States s_0, s_1, ... of images of one shape: s_(k+2) = alpha s_k + beta s_(k+1) + K2 s(N(K1 s_(k+1))), k < layers. Every layer
 // has stencils, scale and bias of its own; on the way back both stencils are the transposed ones.
@@ -23,7 +23,7 @@ struct Block {
     int64_t kept_size() const { return numbers_kept(height, width, channels); }
     int64_t taps() const { return 9 * wide() * wide(); }
     // Images that go through all layers together, so that their states stay in the cache; the stencils of a layer stay meanwhile.
-    int64_t group() const { return std::clamp<int64_t>(GROUP / (size() * sizeof(Number)), 1, images); }
+    int64_t group() const { return std::clamp<int64_t>(GROUP / size(), 1, images); }
 };
 
 // What a thread needs for a block.
@@ -103,10 +103,11 @@ extern "C" void layers_backward(const Block* block, const Number* const* states,
             for (int64_t i = first; i < last; i++) {
                 const int64_t at = (i - first) * size;
                 fill(m.g, g + at);
-                normalise_backward(m, b.second[k], kept[k] + i * b.kept_size(), b.scale[k], b.bias[k], b.eps, b.relu, m.own);
+                const Number* x = states[k + 1] + i * size;
+                normalise_backward(m, b.second[k], kept[k] + i * b.kept_size(), b.scale[k], b.bias[k], b.eps, b.relu, m.own, x);
                 m.own.move_to(&m.totals[k * 2 * wide]);
                 m.second.take(m.n, m.g);
-                fill(m.x, states[k + 1] + i * size);
+                fill(m.x, x);
                 add(m, m.dz, b.first[k], alpha, later + at, b.beta, g + at, found + at, b.channels);
                 m.first.take(m.x, m.dz);
                 if (m.first.is_full() || i == last - 1) {

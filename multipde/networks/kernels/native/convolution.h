@@ -56,14 +56,20 @@ class Padded {
     }
 };
 
+// Two images that will be needed soon, or none.
+struct Soon {
+    const float *one = nullptr, *other = nullptr;
+    Soon from(int64_t at) const { return one ? Soon{one + at, other + at} : Soon{}; }
+};
+
 // Where the sums of a tile go: those of its neighbouring pixels are `step` numbers apart, and those of its second row begin
-// `next_row` numbers after those of the first. What stands at `start` in the same order is added to them, if it is given; with a
-// bias, one number per channel, max(0, sum + bias) is stored.
+// `next_row` numbers after those of the first. Either what stands at `start` in the same order is added to them, at the end, which
+// is a single rounding of its size; or with a bias, one number per channel, max(0, sum + bias) is stored; or neither.
 struct To {
     float* first;
     int64_t next_row, step;
-    const float* start = nullptr;
-    const float* bias = nullptr;
+    const float *start = nullptr, *bias = nullptr;
+    Soon soon = {};  // what stands there in the same order is prefetched; otherwise the memory of the tile below
 };
 
 // The sums of V vectors of output channels, for all pixels of a tile of ROWS rows of N pixels, over some rows of taps.
@@ -115,15 +121,28 @@ __attribute__((noinline)) void tile(const float* from, int64_t row_length, int64
             }
         }
     }
+    const auto store_each = [&](auto value) {
 #pragma GCC unroll 16
-    for (int p = 0; p < ROWS * N; p++)
+        for (int p = 0; p < ROWS * N; p++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) {
-            auto found = sums[p][v];
-            if (to.start) found += load<LANES>(to.start + place(p, v));  // at the end, which is one rounding of its size
-            if (to.bias) found = positive(found + load<LANES>(to.bias + v * LANES));
-            store<LANES>(to.first + place(p, v), found);
-        }
+            for (int v = 0; v < V; v++) {
+                const int64_t at = place(p, v);
+                if (to.soon.one) {
+                    __builtin_prefetch(to.soon.one + at);
+                    __builtin_prefetch(to.soon.other + at);
+                } else {
+                    __builtin_prefetch(to.first + at + ROWS * to.next_row);
+                }
+                store<LANES>(to.first + at, value(sums[p][v], at, v * LANES));
+            }
+    };
+    using Sum = Floats<LANES>;
+    if (to.bias)
+        store_each([&](Sum sum, int64_t, int c) { return positive(sum + load<LANES>(to.bias + c)); });
+    else if (to.start)
+        store_each([&](Sum sum, int64_t at, int) { return sum + load<LANES>(to.start + at); });
+    else
+        store_each([](Sum sum, int64_t, int) { return sum; });
 }
 
 using Tile = void (*)(const float*, int64_t, int64_t, int64_t, int, Rows, const float*, To);
@@ -135,8 +154,13 @@ Tile tile_of(int64_t pixels) {
     else return pixels == N ? tile<V, ROWS, N> : tile_of<V, ROWS, N - 1>(pixels);
 }
 
-// Calls at(row, column, rows, n, sums) for tiles of V vectors of output channels that cover some rows, where sums(to) computes
-// those of the tile. Tiles have two rows where fewer of them are needed. Rows of taps above and below the image are left out.
+// The pixels of a tile.
+struct Place {
+    int64_t row, column, rows, columns;
+};
+
+// Calls at(place, sums) for tiles of V vectors of output channels that cover some rows, where sums(to) computes those of the tile.
+// Tiles have two rows where fewer of them are needed. Rows of taps above and below the image are left out.
 template <int V, class At>
 void tiles(Padded& x, Rows some, int64_t num, int side, const float* taps, At at) {
     constexpr int most = LARGEST[V];
@@ -145,7 +169,7 @@ void tiles(Padded& x, Rows some, int64_t num, int side, const float* taps, At at
         const Tile sums = rows == 2 ? tile_of<V, 2, most / 2>(n) : tile_of<V, 1, most>(n);
         const float* from = x.at(row - x.half, column - x.half);
         const Rows used = meeting({row, row + rows}, side, x.height);
-        at(row, column, rows, n, [&](To to) { sums(from, x.row_length, x.channels, num, side, used, taps, to); });
+        at(Place{row, column, rows, n}, [&](To to) { sums(from, x.row_length, x.channels, num, side, used, taps, to); });
     });
 }
 
@@ -157,41 +181,42 @@ void tiles_of(int64_t vectors, Padded& x, Rows some, int64_t num, int side, cons
     tiles<V>(x, some, num, side, taps, at);
 }
 
-// Calls at(channel, n, row, column, rows, columns, sums) for tiles that cover some rows and all channels: n channels from
-// `channel` on, in whole vectors.
+// Calls at(channel, n, place, sums) for tiles that cover some rows and all channels: n channels from `channel` on, in whole vectors.
 template <class At>
 void by_tiles(Padded& x, Rows some, int64_t num, int64_t num_out, int side, const float* taps, At at) {
     const int64_t panel = side * side * num * LANES, all = (num_out + LANES - 1) / LANES;
     by_blocks(all, MOST, [&](int64_t k, int64_t n) {
-        tiles_of<MOST>(n, x, some, num, side, taps + k * panel, [&](auto... tile) { at(k * LANES, n * LANES, tile...); });
+        tiles_of<MOST>(n, x, some, num, side, taps + k * panel, [&](Place tile, auto sums) { at(k * LANES, n * LANES, tile, sums); });
     });
 }
 
-// z = K x, for whole vectors of channels of z.
-inline void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, float* z) {
-    by_tiles(x, {0, x.height}, num, num_out, side, taps,
-             [&](int64_t channel, int64_t, int64_t row, int64_t column, int64_t, int64_t, auto sums) {
-                 sums(To{z + (row * x.width + column) * num_out + channel, x.width * num_out, num_out});
-             });
+// z = K x, for whole vectors of channels of z, in whose order two images may be prefetched.
+inline void convolve(Padded& x, int64_t num, int64_t num_out, int side, const float* taps, float* z, Soon soon = {}) {
+    by_tiles(x, {0, x.height}, num, num_out, side, taps, [&](int64_t channel, int64_t, Place tile, auto sums) {
+        const int64_t at = (tile.row * x.width + tile.column) * num_out + channel;
+        sums(To{z + at, x.width * num_out, num_out, nullptr, nullptr, soon.from(at)});
+    });
 }
 
 // out = K x + start, or with a bias max(0, K x + bias), for some rows of x and the first num_out of the `distance` channels of
 // images of these rows.
 inline void convolve(Padded& x, Rows some, int64_t num, int64_t num_out, int side, const float* taps, float* out,
                      int64_t distance, const float* start, const float* bias) {
-    by_tiles(x, some, num, num_out, side, taps,
-             [&](int64_t channel, int64_t n, int64_t row, int64_t column, int64_t rows, int64_t columns, auto sums) {
-                 const int64_t present = std::min(n, num_out - channel), next_row = x.width * distance;
-                 const int64_t first = ((row - some.first) * x.width + column) * distance + channel;
-                 const float *from = start ? start + first : nullptr, *added = bias ? bias + channel : nullptr;
-                 if (present == n) return sums(To{out + first, next_row, distance, from, added});
-                 float found[LARGEST[1] * MOST * LANES];  // the last vector has numbers of the next pixel
-                 sums(To{found, columns * n, n, nullptr, added});
-                 for (int64_t p = 0; p < rows * columns; p++) {
-                     const int64_t at = p / columns * next_row + p % columns * distance;
-                     for (int64_t c = 0; c < present; c++) out[first + at + c] = found[p * n + c] + (from ? from[at + c] : 0);
-                 }
-             });
+    by_tiles(x, some, num, num_out, side, taps, [&](int64_t channel, int64_t n, Place tile, auto sums) {
+        const int64_t at = ((tile.row - some.first) * x.width + tile.column) * distance + channel, next_row = x.width * distance;
+        const float *from = start ? start + at : nullptr, *added = bias ? bias + channel : nullptr;
+        if (channel + n <= num_out) return sums(To{out + at, next_row, distance, from, added});
+        float found[LARGEST[1] * MOST * LANES];  // the last vector has numbers of the next pixel
+        sums(To{found, tile.columns * n, n, nullptr, added});
+        for (int64_t p = 0; p < tile.rows * tile.columns; p++) {
+            const int64_t first = p / tile.columns * next_row + p % tile.columns * distance;
+            for (int64_t c = 0; c < n; c += LANES) {
+                const int64_t present = num_out - channel - c;
+                const auto sum = load<LANES>(found + p * n + c);
+                store_some(out + at + first + c, present, from ? sum + load_some(from + first + c, present) : sum);
+            }
+        }
+    });
 }
 
 }  // namespace

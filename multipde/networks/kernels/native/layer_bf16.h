@@ -30,21 +30,6 @@ inline int64_t numbers_kept(int64_t height, int64_t width, int64_t channels) {
     return up_to(16, height * (width + 2)) * up_to(16, channels);
 }
 
-// The channels from c on of a pixel with `channels` of them, as a whole vector, whatever is in the channels that do not exist.
-inline Vector load_some(const bfloat16* p, int64_t c, int64_t channels) {
-    if (c + LANES <= channels) return load<LANES>(p + c);
-    bfloat16 found[LANES] = {};
-    std::memcpy(found, p + c, (channels - c) * sizeof(bfloat16));
-    return load<LANES>(found);
-}
-
-inline void store_some(bfloat16* p, int64_t c, int64_t channels, Vector v) {
-    if (c + LANES <= channels) return store<LANES>(p + c, v);
-    bfloat16 found[LANES];
-    store<LANES>(found, v);
-    std::memcpy(p + c, found, (channels - c) * sizeof(bfloat16));
-}
-
 // Calls with(B, RELU), both known to the compiler: B blocks of LANES channels are `wide` channels; B is 0 where there is no code
 // for their number.
 template <class With>
@@ -162,7 +147,7 @@ void normalise_backward(Memory& m, const bfloat16* taps, const bfloat16* kept, c
 }
 
 inline void normalise_backward(Memory& m, const bfloat16* taps, const bfloat16* kept, const float* scale, const float* bias,
-                               float eps, bool is_relu, Sums<LANES, 0>& totals) {
+                               float eps, bool is_relu, Sums<LANES, 0>& totals, const bfloat16*) {
     for_layer(m.wide, is_relu, [&](auto b, auto relu) {
         normalise_backward<b(), relu()>(m, taps, kept, scale, bias, eps, totals);
     });
@@ -174,9 +159,9 @@ inline void add_terms(const float* sums, float alpha, const bfloat16* a, float b
                       int64_t num) {
     for (int64_t c = 0; c < num; c += LANES) {
         auto v = load<LANES>(sums + c);
-        if (A) v += alpha * load_some(a, c, num);
-        if (B) v += beta * load_some(b, c, num);
-        store_some(out, c, num, v);
+        if (A) v += alpha * load_some(a + c, num - c);
+        if (B) v += beta * load_some(b + c, num - c);
+        store_some(out + c, num - c, v);
     }
 }
 

@@ -36,10 +36,10 @@ inline void normalise(Memory& m, const float* taps, const float* scale, const fl
 }
 
 // n as `normalise` computes it from the z that it has kept, and dz, where K2' g is the gradient at n. Adds to two sums over pixels
-// per channel, the gradients of scale and bias.
+// per channel, the gradients of scale and bias. z, and x, which is needed afterwards, are prefetched.
 inline void normalise_backward(Memory& m, const float* taps, const float* kept, const float* scale, const float* bias, float eps,
-                               bool relu, Sums<LANES, 0>& totals) {
-    convolve(m.g, m.g.channels, m.wide, 3, taps, m.sums.data());
+                               bool relu, Sums<LANES, 0>& totals, const float* x) {
+    convolve(m.g, m.g.channels, m.wide, 3, taps, m.sums.data(), {kept, x});
     for_vectors(m.wide, [&](auto vectors) {
         const int64_t wide = vectors() ? vectors() * LANES : m.wide;
         by_pixels(m.pixels(), [&](int64_t pixel, auto known) {

@@ -76,6 +76,23 @@ void store(bfloat16* p, Floats<L> v) {
     std::memcpy(p, &half, sizeof half);
 }
 
+// The first `present` lanes from memory, the others zero, or all where there are so many.
+template <class T>
+Floats<LANES> load_some(const T* p, int64_t present) {
+    if (present >= LANES) return load<LANES>(p);
+    T found[LANES] = {};
+    std::memcpy(found, p, present * sizeof(T));
+    return load<LANES>(found);
+}
+
+template <class T>
+void store_some(T* p, int64_t present, Floats<LANES> v) {
+    if (present >= LANES) return store<LANES>(p, v);
+    T found[LANES];
+    store<LANES>(found, v);
+    std::memcpy(p, found, present * sizeof(T));
+}
+
 // Keeps a vector in its register; the compiler may load it anew for every product otherwise.
 template <class V>
 void keep(V& v) {
