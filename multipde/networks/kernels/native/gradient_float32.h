@@ -14,22 +14,31 @@ class StencilGradient {
     static constexpr int H = LANES > 4 ? LANES / 2 : 4;    // input channels whose sums are in registers together
 
     const int64_t present, wide;
-    std::vector<Padded> x, g;
+    std::vector<Padded> kept_x, kept_g;
+    std::vector<Padded*> x, g;
     size_t images = 0;
 
   public:
     // For images of the shapes of x and g, of which so many channels are present.
-    StencilGradient(const Padded& x, const Padded& g, int64_t channels) : present(channels), wide(up_to(LANES, channels)) {
-        for (int64_t pixels = 0; pixels < PIXELS; pixels += x.height * x.width) {
-            this->x.emplace_back(x.height, x.width, x.channels, 3);
-            this->g.emplace_back(g.height, g.width, g.channels, 3);
+    StencilGradient(const Padded& x, const Padded& g, int64_t channels)
+        : present(channels), wide(up_to(LANES, channels)), x(up_to(x.height * x.width, PIXELS) / (x.height * x.width)),
+          g(this->x.size()) {
+        if (is_one()) return;
+        for (size_t k = 0; k < this->x.size(); k++) {
+            kept_x.emplace_back(x.height, x.width, x.channels, 3);
+            kept_g.emplace_back(g.height, g.width, g.channels, 3);
         }
     }
 
-    // Takes an image; afterwards there is another one in its place.
+    // Takes an image. Afterwards there is another one in its place, unless it alone is enough; then it is still needed.
     void take(Padded& x, Padded& g) {
-        this->x[images].swap(x);
-        this->g[images++].swap(g);
+        if (!is_one()) {
+            kept_x[images].swap(x);
+            kept_g[images].swap(g);
+        }
+        this->x[images] = is_one() ? &x : &kept_x[images];
+        this->g[images] = is_one() ? &g : &kept_g[images];
+        images++;
     }
 
     bool is_full() const { return images == x.size(); }
@@ -44,13 +53,15 @@ class StencilGradient {
     }
 
   private:
+    bool is_one() const { return x.size() == 1; }
+
     // Adds the gradient of a row of taps, for the H input channels from i on and the output channels of the vector from o on.
     void add_row(int64_t down, int64_t i, int64_t o, float* to) {
         Floats<LANES> own[3][H] = {};
-        const int64_t height = x[0].height, width = x[0].width, step = x[0].channels, step_g = g[0].channels;
+        const int64_t height = x[0]->height, width = x[0]->width, step = x[0]->channels, step_g = g[0]->channels;
         for (size_t image = 0; image < images; image++)
             for (int64_t row = std::max<int64_t>(0, 1 - down); row < std::min(height, height + 1 - down); row++) {
-                const float *from = x[image].at(row + down - 1, 0) + i, *at = g[image].at(row, 0) + o;
+                const float *from = x[image]->at(row + down - 1, 0) + i, *at = g[image]->at(row, 0) + o;
                 auto before = load<LANES>(at - step_g), here = load<LANES>(at);
                 for (int64_t column = 0; column < width; column++, from += step) {
                     auto after = load<LANES>(at += step_g);
