@@ -20,6 +20,7 @@ import torch
 from multipde.networks.compilation import check_compiler
 from multipde.networks.kernels import native
 native.is_available("convolutions")
+native.is_available("layers_float32")
 check_compiler(torch.device("cpu"), by_torch=True)
 """
 """What takes a compiler ten seconds and more at its first use."""

@@ -15,11 +15,11 @@ def compile_layers(net: nn.Module, on: bool = True) -> None:
     reduction. There is one for the TV norm with its ReLU, and one for BatchNorm with its ReLU; the latter is used for
     images in channels_last layout and batches of one process, and it has no second derivatives. On the CPU, for
     channels_last images in float32 or bfloat16, the kernels are in C++, and this call compiles them for all shapes.
-    Otherwise torch.compile generates them in the first step of a level, once for every shape. The convolutions stay
-    those of torch, except on the CPU for features of at most two pixels per axis and at least 32 images, where each is
-    a product with one matrix, and on processors with AMX or the bfloat16 vectors of AVX-512 for features in bfloat16,
-    where all layers of 3x3 stencils with a TV norm are one kernel, see `kernels.fused_layer`. Only training uses all
-    this; measurements and evaluations, which have other shapes, run without.
+    Otherwise torch.compile generates them in the first step of a level, once for every shape. On the CPU all layers of
+    3x3 stencils with a TV norm are one kernel, with its own convolutions: in float32, and in bfloat16 on processors
+    with AMX or the bfloat16 vectors of AVX-512, see `kernels.fused_layer`. Other convolutions stay those of torch,
+    except for features of at most two pixels per axis and at least 32 images, where each is a product with one matrix.
+    Only training uses all this; measurements and evaluations, which have other shapes, run without.
 
     Args:
         net: the network, which is changed in place. Layers other than those of `PDENet` are left as they are.

@@ -40,7 +40,8 @@ struct Gradients : States {
     std::vector<Number> states[3];
 
     explicit Gradients(const Block& b)
-        : States(b), first(x, dz, b.channels), second(n, g, b.channels), own(wide), totals(b.layers * 2 * wide), taps(b.layers * 2 * b.taps()) {
+        : States(b), first(x, dz, b.channels), second(n, g, b.channels), own(wide), totals(b.layers * 2 * wide),
+          taps(b.layers * 2 * b.taps()) {
         for (auto& s : states) s.resize(b.group() * b.size());
     }
 };

@@ -33,6 +33,8 @@ class Padded {
         : memory((height + side - 1) * (width + side - 1) * channels + LANES), data(memory.data()), height(height),
           width(width), channels(channels), half(side / 2), row_length((width + side - 1) * channels) {}
 
+    Padded(Padded&&) = default;
+
     void swap(Padded& other) {
         memory.swap(other.memory);
         std::swap(data, other.data);

@@ -10,8 +10,8 @@ namespace {
 // The sums of one row of taps, of some input channels and one vector of output channels, are in registers together. Every value of
 // x is loaded once for its three taps, and so is every vector of g.
 class StencilGradient {
-    static constexpr int64_t PIXELS = 256;                 // of all images, at least, so that sums stay in registers long enough
-    static constexpr int H = LANES > 4 ? LANES / 2 : 4;    // input channels whose sums are in registers together
+    static constexpr int64_t PIXELS = 256;               // of all images, at least, so that sums stay in registers long enough
+    static constexpr int H = LANES > 4 ? LANES / 2 : 4;  // input channels whose sums are in registers together
 
     const int64_t present, wide;
     std::vector<Padded> kept_x, kept_g;

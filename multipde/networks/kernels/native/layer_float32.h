@@ -1,5 +1,5 @@
-// A layer of a network in float32, image by image, for use and for training, and its gradients. An image stays in the
-// processor's cache through all of it.
+// A layer of a network in float32, image by image, for use and for training. An image stays in the processor's cache through all
+// of it.
 #pragma once
 
 #include "convolution.h"
