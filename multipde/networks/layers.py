@@ -10,7 +10,7 @@ from multipde.networks.kernels import tiny_mesh
 from multipde.networks.kernels.batch_norm import is_fused, pooled_batch_norm
 from multipde.networks.kernels.dispatch import with_layout_of
 from multipde.networks.kernels.fused_layer import is_worthwhile
-from multipde.networks.kernels.native.layers import transposed_stencil
+from multipde.networks.kernels.native.blocks import transposed_stencil
 from multipde.networks.kernels.tv_norm import tv_norm
 from multipde.networks.plain import ACTIVATIONS, CONV, POOL
 

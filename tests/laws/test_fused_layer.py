@@ -9,8 +9,7 @@ import torch
 from multipde.networks.compilation import compile_layers
 from multipde.networks.dynamics import DYNAMICS, Block
 from multipde.networks.kernels import fused_layer
-from multipde.networks.kernels.native import build, convolutions
-from multipde.networks.kernels.native import layers as native_layers
+from multipde.networks.kernels.native import blocks, build, convolutions
 from multipde.networks.recurrence import Recurrence
 from multipde.runtime.device import cpu_has
 from multipde.studies.bench.vectors import VECTORS
@@ -53,7 +52,7 @@ def errors(found, exact):
 
 def forget_library():
     """Makes the next use of the kernels take a library that is compiled as the environment says."""
-    own = native_layers._function, native_layers._order, native_layers.is_available, native_layers.multiple
+    own = blocks._function, blocks._order, blocks.is_available, blocks.multiple
     for known in (build._built, convolutions._panel, convolutions._layer, convolutions._convolution_relu, *own):
         known.cache_clear()
 
@@ -62,7 +61,7 @@ def forget_library():
 def way(request, monkeypatch):
     """Each way that this processor has, with AMX also without its tiles, and with AVX-512 also without that."""
     if request.param in ("float32", "bf16"):
-        if not native_layers.is_available(torch.bfloat16 if request.param == "bf16" else torch.float32):
+        if not blocks.is_available(torch.bfloat16 if request.param == "bf16" else torch.float32):
             pytest.skip("needs a C++ compiler, and for bf16 a processor with AVX-512 or AMX for it")
         yield request.param
         return
@@ -93,8 +92,8 @@ def own_share():
 @pytest.fixture
 def used(monkeypatch):
     """A list of the shapes of the features for which layers were fused."""
-    shapes, own = [], native_layers.layers
-    monkeypatch.setattr(native_layers, "layers", lambda a, x, *rest: shapes.append(tuple(x.shape)) or own(a, x, *rest))
+    shapes, own = [], blocks.layers
+    monkeypatch.setattr(blocks, "layers", lambda a, x, *rest: shapes.append(tuple(x.shape)) or own(a, x, *rest))
     return shapes
 
 
@@ -197,7 +196,7 @@ def test_frozen_stencils_and_second_derivatives(way, monkeypatch):
 
 @pytest.mark.usefixtures("own_share")
 def test_layers_that_would_fill_little_of_a_tile_keep_their_parts(way, used):
-    quarter = native_layers.multiple(torch.bfloat16 if way.startswith("bf16") else torch.float32) // 4
+    quarter = blocks.multiple(torch.bfloat16 if way.startswith("bf16") else torch.float32) // 4
     for quarters, is_fused in ((2, False), (3, True), (4, True), (5, False), (6, True)):
         channels = quarters * quarter
         block, x = block_and_images(way, "parabolic", channels, 5, 5)

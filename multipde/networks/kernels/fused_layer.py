@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from multipde.networks.kernels import native
 from multipde.networks.kernels.dispatch import with_layout_of
-from multipde.networks.kernels.native import layers as native_layers
-from multipde.networks.kernels.native.layers import Scheme
+from multipde.networks.kernels.native import blocks
+from multipde.networks.kernels.native.blocks import Scheme
 from multipde.networks.kernels.tv_norm import tv_norm
 
 SHARE_USED = 0.75
@@ -33,13 +33,13 @@ class Layer(NamedTuple):
 
 def is_worthwhile(x: Tensor, stencil: Tensor) -> bool:
     """Whether `fused_layers` computes layers of features x with such stencils, faster than their parts."""
-    if torch.compiler.is_compiling() or stencil.shape[2:] != (native_layers.SIDE,) * 2:
+    if torch.compiler.is_compiling() or stencil.shape[2:] != (blocks.SIDE,) * 2:
         return False
     precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else stencil.dtype
-    if x.dtype != precision or not native.handles(x, 1) or not native_layers.is_available(precision):
+    if x.dtype != precision or not native.handles(x, 1) or not blocks.is_available(precision):
         return False
     num = x.shape[1]
-    return num >= SHARE_USED * (num + -num % native_layers.multiple(precision))
+    return num >= SHARE_USED * (num + -num % blocks.multiple(precision))
 
 
 def fused_layers(before: Tensor | None, x: Tensor, layers: Sequence[Layer], scheme: Scheme) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class _FusedLayers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, before: Tensor | None, x: Tensor, scheme: Scheme, *controls: Tensor) -> tuple[Tensor, Tensor]:
         given = None if before is None else with_layout_of(before.to(x), x)
-        states, kept = native_layers.layers(given, x, _packed(controls, x.dtype), scheme)
+        states, kept = blocks.layers(given, x, _packed(controls, x.dtype), scheme)
         ctx.save_for_backward(before, *states[:-1], *kept, *controls)
         ctx.scheme = scheme
         ctx.set_materialize_grads(False)
@@ -80,7 +80,7 @@ class _FusedLayers(torch.autograd.Function):
         g = torch.zeros_like(x) if g is None else with_layout_of(g, x)
         later = None if later is None else with_layout_of(later, x)
         packed, wants_second = _packed(controls, x.dtype, transposed=True), wants_before and num > 1
-        dx, second, found = native_layers.layers_backward(states, kept, (g, later), packed, ctx.scheme, wants_second)
+        dx, second, found = blocks.layers_backward(states, kept, (g, later), packed, ctx.scheme, wants_second)
         of_controls = [d.to(t) for d, t in zip((d for of_layer in found for d in of_layer), controls, strict=True)]
         d_before, alpha = g if wants_before and num == 1 else second, ctx.scheme.alpha
         return d_before if d_before is None or alpha == 1 else alpha * d_before, dx, None, *of_controls
@@ -91,17 +91,17 @@ def _by_layer(controls: Sequence[Tensor]) -> list[Layer]:
     return [Layer(*controls[i : i + num]) for i in range(0, len(controls), num)]
 
 
-def _packed(controls: Sequence[Tensor], dtype: torch.dtype, transposed: bool = False) -> list[native_layers.Controls]:
+def _packed(controls: Sequence[Tensor], dtype: torch.dtype, transposed: bool = False) -> list[blocks.Controls]:
     """The controls as the kernels for features of a type take them."""
 
     def stencils(own: Tensor) -> Tensor:
-        return native_layers.packed(own, dtype, transposed)
+        return blocks.packed(own, dtype, transposed)
 
     def numbers(own: Tensor) -> Tensor:
-        return native_layers.filled(own, dtype)
+        return blocks.filled(own, dtype)
 
     return [
-        native_layers.Controls(stencils(c.first), stencils(c.second), numbers(c.scale), numbers(c.bias))
+        blocks.Controls(stencils(c.first), stencils(c.second), numbers(c.scale), numbers(c.bias))
         for c in _by_layer(controls)
     ]
 
