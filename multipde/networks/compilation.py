@@ -16,10 +16,11 @@ def compile_layers(net: nn.Module, on: bool = True) -> None:
     images in channels_last layout and batches of one process, and it has no second derivatives. On the CPU, for
     channels_last images in float32 or bfloat16, the kernels are in C++, and this call compiles them for all shapes.
     Otherwise torch.compile generates them in the first step of a level, once for every shape. On the CPU all layers of
-    3x3 stencils with a TV norm are one kernel, with its own convolutions: in float32, and in bfloat16 on processors
-    with AMX or the bfloat16 vectors of AVX-512, see `kernels.fused_layer`. Other convolutions stay those of torch,
-    except for features of at most two pixels per axis and at least 32 images, where each is a product with one matrix.
-    Only training uses all this; measurements and evaluations, which have other shapes, run without.
+    3x3 stencils with a TV norm are one kernel, which the first step compiles, with its own convolutions: in float32,
+    and in bfloat16 on processors with AMX or the bfloat16 vectors of AVX-512, see `kernels.fused_layer`. Where less
+    than three quarters of the channels that it computes are used, layers keep their parts. Other convolutions stay
+    those of torch, except for features of at most two pixels per axis and at least 32 images, where each is a product
+    with one matrix. Only training uses all this; measurements and evaluations, which have other shapes, run without.
 
     Args:
         net: the network, which is changed in place. Layers other than those of `PDENet` are left as they are.

@@ -2,6 +2,7 @@
 // through all of it. Sums are in float32.
 #pragma once
 
+#include "norm.h"
 #if defined(__AMX_BF16__) && !defined(WITHOUT_TILES)
 #include "tile_gradient.h"
 #else
@@ -11,7 +12,6 @@
 namespace {
 
 using Number = bfloat16;
-using Vector = Floats<LANES>;
 constexpr int64_t FULL = 16;  // channels are computed in multiples of so many
 
 // What a thread needs for an image.
@@ -28,19 +28,6 @@ inline void fill(Image& to, const bfloat16* image) { to.fill(image); }
 
 inline int64_t numbers_kept(int64_t height, int64_t width, int64_t channels) {
     return up_to(16, height * (width + 2)) * up_to(16, channels);
-}
-
-// Calls with(B, RELU), both known to the compiler: B blocks of LANES channels are `wide` channels; B is 0 where there is no code
-// for their number.
-template <class With>
-inline void for_layer(int64_t wide, bool relu, With with) {
-    const auto both = [&](auto blocks) { relu ? with(blocks, std::true_type()) : with(blocks, std::false_type()); };
-    switch (wide / LANES) {
-        case 1: return both(std::integral_constant<int, 1>());
-        case 2: return both(std::integral_constant<int, 2>());
-        case 4: return both(std::integral_constant<int, 4>());
-        default: return both(std::integral_constant<int, 0>());
-    }
 }
 
 // 1 / sqrt(v), to the last bit or two.
@@ -88,14 +75,7 @@ void normalise(Memory& m, const bfloat16* taps, const float* scale, const float*
         bfloat16 *z = kept + position * wide, *to = m.n.at(position);
         for (int64_t c = 0; c < LANES * wide; c += LANES) store<LANES>(z + c, load<LANES>(sums + c));
         const Vector inverse = inverse_norms<B>(z, wide, eps);
-        for (int64_t c = 0; c < wide; c += LANES) {
-            const auto a = load<LANES>(scale + c), b = load<LANES>(bias + c);
-#pragma GCC unroll 16
-            for (int64_t k = 0; k < LANES; k++) {
-                const auto v = load<LANES>(z + k * wide + c) * inverse[k] * a + b;
-                store<LANES>(to + k * wide + c, RELU ? positive(v) : v);
-            }
-        }
+        norm<RELU>(z, wide, LANES, inverse, scale, bias, [&](int k) { return to + k * wide; });
     });
     m.n.clear_margin();
 }
@@ -118,30 +98,8 @@ void normalise_backward(Memory& m, const bfloat16* taps, const bfloat16* kept, c
             for (int64_t c = 0; c < wide; c += LANES) store<LANES>(g + k * wide + c, Vector{});
         });
         const Vector inverse = inverse_norms<B>(z, wide, eps);
-        Vector dots[LANES] = {};
-        for (int64_t c = 0; c < wide; c += LANES) {
-            const auto a = load<LANES>(scale + c), b = load<LANES>(bias + c);
-            Vector first = {}, second = {};
-#pragma GCC unroll 16
-            for (int64_t k = 0; k < LANES; k++) {
-                const int64_t at = k * wide + c;
-                const auto n = load<LANES>(z + at) * inverse[k], v = n * a + b, found = load<LANES>(g + at);
-                const auto h = RELU ? where<LANES>(!(v <= 0), found) : found, scaled = a * h;
-                first += h * n;
-                second += h;
-                dots[k] += scaled * n;
-                store<LANES>(g + at, scaled);
-                store<LANES>(n_to + at, RELU ? positive(v) : v);
-            }
-            totals.add(c / LANES, first, second);
-        }
-        const Vector along = sums_of<LANES>(dots) * inverse;
-#pragma GCC unroll 16
-        for (int64_t k = 0; k < LANES; k++)
-            for (int64_t c = 0; c < wide; c += LANES) {
-                const int64_t at = k * wide + c;
-                store<LANES>(dz_to + at, (load<LANES>(g + at) - load<LANES>(z + at) * along[k]) * inverse[k]);
-            }
+        const auto n_at = [&](int k) { return n_to + k * wide; };
+        norm_backward<RELU>(z, g, wide, LANES, inverse, scale, bias, totals, n_at, [&](int k) { return dz_to + k * wide; });
     });
     m.n.clear_margin();
 }

@@ -3,10 +3,9 @@
 #pragma once
 
 #include "convolution.h"
+#include "norm.h"
 
 namespace {
-
-using Vector = Floats<LANES>;
 
 // What a thread needs for an image: its features x, K1 x at all pixels, and n between the convolutions.
 struct Forwards {
@@ -16,6 +15,7 @@ struct Forwards {
 
     Forwards(int64_t height, int64_t width, int64_t channels, int64_t side)
         : wide(up_to(LANES, channels)), x(height, width, channels, side), n(height, width, wide, side) {
+        places.reserve(height * width);
         for (int64_t row = 0; row < height; row++)
             for (int64_t column = 0; column < width; column++) places.push_back(n.at(row, column) - n.at(0, 0));
     }
@@ -24,17 +24,6 @@ struct Forwards {
     // Numbers of K1 x.
     int64_t size() const { return up_to(LANES, pixels()) * wide; }
 };
-
-// Calls with(B), known to the compiler, where `wide` channels are B vectors; B is 0 where there is no code for their number.
-template <class With>
-void for_vectors(int64_t wide, With with) {
-    switch (wide / LANES) {
-        case 1: return with(std::integral_constant<int, 1>());
-        case 2: return with(std::integral_constant<int, 2>());
-        case 4: return with(std::integral_constant<int, 4>());
-        default: return with(std::integral_constant<int, 0>());
-    }
-}
 
 // Calls at(first, num) for LANES neighbouring pixels after another, with a num that the compiler knows, and for the rest.
 template <class At>
@@ -45,7 +34,7 @@ void by_pixels(int64_t pixels, At at) {
 }
 
 // 1 / sqrt(sum of z*z + eps) over the channels, for the first `num` of LANES neighbouring pixels.
-inline __attribute__((always_inline)) void inverse_norms(const float* z, int64_t wide, int num, float eps, float* inverse) {
+inline __attribute__((always_inline)) Vector inverse_norms(const float* z, int64_t wide, int num, float eps) {
     Vector squares[LANES] = {};
 #pragma GCC unroll 16
     for (int k = 0; k < num; k++)
@@ -53,27 +42,21 @@ inline __attribute__((always_inline)) void inverse_norms(const float* z, int64_t
             const auto v = load<LANES>(z + k * wide + c);
             squares[k] += v * v;
         }
+    float inverse[LANES];
     store<LANES>(inverse, sums_of<LANES>(squares) + eps);
     for (int k = 0; k < LANES; k++) inverse[k] = 1 / std::sqrt(inverse[k]);
+    return load<LANES>(inverse);
 }
 
 // n = max(0, scale z / sqrt(sum of z*z + eps) + bias); without norm, and without relu, these parts are left out.
-inline void normalise(Forwards& m, const float* z, const float* scale, const float* bias, float eps, bool norm, bool relu) {
-    for_vectors(m.wide, [&](auto vectors) {
+inline void normalise(Forwards& m, const float* z, const float* scale, const float* bias, float eps, bool has_norm, bool is_relu) {
+    for_layer(m.wide, is_relu, [&](auto vectors, auto relu) {
         const int64_t wide = vectors() ? vectors() * LANES : m.wide;
         by_pixels(m.pixels(), [&](int64_t first, auto known) {
             const int num = known;
             const float* from = z + first * wide;
-            float inverse[LANES];
-            if (norm) inverse_norms(from, wide, num, eps, inverse);
-            for (int64_t c = 0; c < wide; c += LANES) {
-                const auto a = load<LANES>(scale + c), b = load<LANES>(bias + c);
-#pragma GCC unroll 16
-                for (int k = 0; k < num; k++) {
-                    const auto v = load<LANES>(from + k * wide + c) * (norm ? inverse[k] : 1) * a + b;
-                    store<LANES>(m.n.at(0, 0) + m.places[first + k] + c, relu ? positive(v) : v);
-                }
-            }
+            const Vector inverse = has_norm ? inverse_norms(from, wide, num, eps) : 1 - Vector{};
+            norm<relu()>(from, wide, num, inverse, scale, bias, [&](int k) { return m.n.at(0, 0) + m.places[first + k]; });
         });
     });
 }

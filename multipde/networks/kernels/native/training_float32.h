@@ -38,41 +38,17 @@ inline void normalise(Memory& m, const float* taps, const float* scale, const fl
 // n as `normalise` computes it from the z that it has kept, and dz, where K2' g is the gradient at n. Adds to two sums over pixels
 // per channel, the gradients of scale and bias. z, and x, which is needed afterwards, are prefetched.
 inline void normalise_backward(Memory& m, const float* taps, const float* kept, const float* scale, const float* bias, float eps,
-                               bool relu, Sums<LANES, 0>& totals, const float* x) {
+                               bool is_relu, Sums<LANES, 0>& totals, const float* x) {
     convolve(m.g, m.g.channels, m.wide, 3, taps, m.sums.data(), {kept, x});
-    for_vectors(m.wide, [&](auto vectors) {
+    for_layer(m.wide, is_relu, [&](auto vectors, auto relu) {
         const int64_t wide = vectors() ? vectors() * LANES : m.wide;
-        by_pixels(m.pixels(), [&](int64_t pixel, auto known) {
+        by_pixels(m.pixels(), [&](int64_t first, auto known) {
             const int num = known;
-            const float* z = kept + pixel * wide;
-            float* g = m.sums.data() + pixel * wide;
-            float *n_to = m.n.at(0, 0), *dz_to = m.dz.at(0, 0), inverse[LANES], along[LANES];
-            const int64_t* places = m.places.data() + pixel;
-            inverse_norms(z, wide, num, eps, inverse);
-            Vector dots[LANES] = {};
-            for (int64_t c = 0; c < wide; c += LANES) {
-                const auto a = load<LANES>(scale + c), b = load<LANES>(bias + c);
-                Vector first = {}, second = {};
-#pragma GCC unroll 16
-                for (int k = 0; k < num; k++) {
-                    const int64_t at = k * wide + c;
-                    const auto n = load<LANES>(z + at) * inverse[k], v = n * a + b, found = load<LANES>(g + at);
-                    const auto h = relu ? where<LANES>(!(v <= 0), found) : found, scaled = a * h;
-                    first += h * n;
-                    second += h;
-                    dots[k] += scaled * n;
-                    store<LANES>(g + at, scaled);
-                    store<LANES>(n_to + places[k] + c, relu ? positive(v) : v);
-                }
-                totals.add(c / LANES, first, second);
-            }
-            store<LANES>(along, sums_of<LANES>(dots) * load<LANES>(inverse));
-#pragma GCC unroll 16
-            for (int k = 0; k < num; k++)
-                for (int64_t c = 0; c < wide; c += LANES) {
-                    const int64_t at = k * wide + c;
-                    store<LANES>(dz_to + places[k] + c, (load<LANES>(g + at) - load<LANES>(z + at) * along[k]) * inverse[k]);
-                }
+            const float* z = kept + first * wide;
+            const auto n_at = [&](int k) { return m.n.at(0, 0) + m.places[first + k]; };
+            const auto dz_at = [&](int k) { return m.dz.at(0, 0) + m.places[first + k]; };
+            const Vector inverse = inverse_norms(z, wide, num, eps);
+            norm_backward<relu()>(z, m.sums.data() + first * wide, wide, num, inverse, scale, bias, totals, n_at, dz_at);
         });
     });
 }
